@@ -1,0 +1,83 @@
+"""The errors a user of ecoserve can meet.
+
+::
+
+    EcoServeError
+    ├── InputError        what was given cannot be used       exit code 2, HTTP 400
+    │   ├── TraceError        a trace file or row
+    │   ├── CheckpointError   a predictor checkpoint
+    │   ├── PredictionError   a length distribution that is not one
+    │   └── ConfigError       a setting, or a combination that is not supported
+    ├── RunError          it failed while running             exit code 1
+    └── ThresholdError    it ran, but a stated bound was missed   exit code 3
+
+Each message is one line: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class EcoServeError(Exception):
+    """Base of every error ecoserve raises on purpose.
+
+    Args:
+        what: what is wrong, in a few words.
+        where: the file, row, flag or field it is about, if there is one.
+        fix: what the user can do about it, if anything.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        super().__init__(what, where, fix)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{line}; {self.fix}" if self.fix else line
+        return " ".join(line.split())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
+
+
+def _rebuild(
+    kind: type[EcoServeError], what: str, where: str | None, fix: str | None
+) -> EcoServeError:
+    return kind(what, where=where, fix=fix)
+
+
+class InputError(EcoServeError):
+    """What was given cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class TraceError(InputError):
+    """A trace file, or a row of it, cannot be read."""
+
+
+class CheckpointError(InputError):
+    """A predictor checkpoint is missing, damaged, or of another version."""
+
+
+class PredictionError(InputError):
+    """A length distribution, or its flat list, is not a valid one."""
+
+
+class ConfigError(InputError):
+    """A setting is wrong, or a combination of settings is not supported."""
+
+
+class RunError(EcoServeError):
+    """Something failed while running (exit code 1)."""
+
+    exit_code = 1
+
+
+class ThresholdError(EcoServeError):
+    """The work was done, but a stated SLO or threshold was not met (exit code 3)."""
+
+    exit_code = 3

@@ -1,0 +1,308 @@
+"""The length distribution: P(RL = n | request), the one thing that predictor and serving share.
+
+RL (response length) is counted in generated tokens of the served model, EOS included, so RL >= 1.
+A distribution is a list of bins. Bin ``k`` covers the integers ``edges[k] + 1 .. edges[k + 1]`` with
+probability ``probs[k]``, spread evenly over them. Length predictors leave their last bin open ("more than
+n tokens"); a distribution that serving can use is closed, and ``closed_by`` says what closed it.
+
+NumPy only: this module is imported by the scheduler's hot path, by the HTTP middleware and by training.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.errors import PredictionError
+
+ClosedBy = Literal["support", "max_tokens", "max_model_len"]
+
+#: What closed the last bin, in the order in which the flat list codes it.
+CLOSERS: Final[tuple[ClosedBy, ...]] = ("support", "max_tokens", "max_model_len")
+#: No distribution has more bins than this: the flat list travels with every request.
+MAX_BINS: Final = 256
+#: No response is longer than this many tokens.
+MAX_LENGTH: Final = 2**24
+#: First number of the flat list; another number means another layout.
+WIRE_VERSION: Final = 1
+_SUM_TOLERANCE: Final = 1e-6
+
+
+class LengthDistribution:
+    """An immutable distribution over response lengths in tokens.
+
+    Args:
+        edges: ``K + 1`` strictly ascending integers, ``edges[0] >= 0``; bin ``k`` is ``(edges[k], edges[k + 1]]``.
+        probs: ``K`` probabilities, not negative, adding up to 1 within 1e-6. They are kept as given; use
+            :meth:`from_weights` for numbers that are not normalised yet.
+        closed_by: what the last edge is: the largest length seen or set (``"support"``), the request's
+            ``max_tokens``, or the model's ``max_model_len``.
+
+    Raises:
+        PredictionError: if it is not a distribution (NaN, negative, unnormalised, edges not ascending, too long).
+    """
+
+    __slots__ = ("_cdf", "_mean", "closed_by", "edges", "probs")
+
+    edges: tuple[int, ...]
+    probs: tuple[float, ...]
+    closed_by: ClosedBy
+
+    def __init__(
+        self, edges: Sequence[int], probs: Sequence[float], closed_by: ClosedBy = "support"
+    ) -> None:
+        if closed_by not in CLOSERS:
+            raise PredictionError(f"closed_by {closed_by!r} is none of {', '.join(CLOSERS)}")
+        if not 1 <= len(probs) <= MAX_BINS:
+            raise PredictionError(f"{len(probs)} bins, must be 1 to {MAX_BINS}")
+        if len(edges) != len(probs) + 1:
+            raise PredictionError(f"{len(probs)} bins need {len(probs) + 1} edges, got {len(edges)}")
+        whole = tuple(int(e) for e in edges)
+        if any(w != e for w, e in zip(whole, edges, strict=True)):
+            raise PredictionError("bin edges must be whole numbers of tokens")
+        if whole[0] < 0 or whole[-1] > MAX_LENGTH:
+            raise PredictionError(f"bin edges must lie within 0 and {MAX_LENGTH} tokens")
+        if any(b <= a for a, b in zip(whole, whole[1:], strict=False)):
+            raise PredictionError("bin edges must ascend")
+        values = tuple(float(p) for p in probs)
+        if not all(math.isfinite(p) and p >= 0.0 for p in values):
+            raise PredictionError("probabilities must be finite and not negative")
+        total = math.fsum(values)
+        if abs(total - 1.0) > _SUM_TOLERANCE:
+            raise PredictionError(f"probabilities add up to {total:.6g}, must be 1")
+        cdf = [0.0]
+        for p in values:
+            cdf.append(cdf[-1] + p)
+        cdf[-1] = 1.0
+        put = object.__setattr__
+        put(self, "edges", whole)
+        put(self, "probs", values)
+        put(self, "closed_by", closed_by)
+        put(self, "_cdf", tuple(min(c, 1.0) for c in cdf))
+        put(self, "_mean", None)
+
+    # -- making one --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_weights(
+        cls, edges: Sequence[int], weights: Iterable[float], closed_by: ClosedBy = "support"
+    ) -> LengthDistribution:
+        """Normalise non-negative ``weights`` (shape ``[K]``) over the bins of ``edges`` (shape ``[K + 1]``)."""
+        w = np.asarray(list(weights) if not isinstance(weights, np.ndarray) else weights, dtype=np.float64)
+        if w.ndim != 1 or not np.all(np.isfinite(w)) or np.any(w < 0.0):
+            raise PredictionError("weights must be a flat list of finite numbers that are not negative")
+        total = float(w.sum())
+        if total <= 0.0:
+            raise PredictionError("weights add up to nothing")
+        return cls(edges, (w / total).tolist(), closed_by)
+
+    @classmethod
+    def point(cls, length: int, closed_by: ClosedBy = "support") -> LengthDistribution:
+        """All probability on one length (>= 1 token): what an oracle says."""
+        if length < 1:
+            raise PredictionError(f"a response has at least 1 token, got {length}")
+        return cls((length - 1, length), (1.0,), closed_by)
+
+    @classmethod
+    def lognormal(
+        cls, median: float, sigma: float, upper: int, bins: int = 40, closed_by: ClosedBy = "max_model_len"
+    ) -> LengthDistribution:
+        """Log-normal with the given ``median`` (tokens) and log-sd ``sigma``, mass above ``upper`` put at it."""
+        if not (median > 0 and sigma >= 0 and upper >= 1 and 2 <= bins <= MAX_BINS):
+            raise PredictionError("log-normal needs median > 0, sigma >= 0, upper >= 1 and 2 to 256 bins")
+        if sigma == 0.0:
+            return cls.point(min(max(1, round(median)), upper), closed_by)
+        spread = np.linspace(-3.2, 3.2, bins - 1) * sigma
+        cuts = np.unique(np.clip(np.rint(median * np.exp(spread)), 1, upper)).astype(int)
+        edges = [0, *(int(c) for c in cuts if 0 < c < upper), upper]
+        z = np.log(np.maximum(np.asarray(edges[1:-1], dtype=float), 1e-9) / median) / sigma
+        cdf = np.concatenate([[0.0], [0.5 * math.erfc(-v / math.sqrt(2.0)) for v in z], [1.0]])
+        return cls.from_weights(edges, np.maximum(np.diff(cdf), 0.0), closed_by)
+
+    @classmethod
+    def from_samples(
+        cls, samples: Sequence[int], upper: int, bins: int = 40, closed_by: ClosedBy = "max_model_len"
+    ) -> LengthDistribution:
+        """Histogram of observed lengths (tokens) on at most ``bins`` quantile bins, smoothed by one pseudo-count."""
+        if len(samples) == 0:
+            raise PredictionError("no samples to make a distribution from")
+        x = np.clip(np.asarray(samples, dtype=np.int64), 1, upper)
+        cuts = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf")).astype(int)
+        # The last sample closes the last populated bin; what lies above it keeps a share of one pseudo-count.
+        top = int(x.max())
+        edges = sorted({0, *(int(c) for c in cuts if 0 < c < top), top, upper})
+        counts = np.histogram(x, bins=np.asarray(edges) + 0.5)[0].astype(float)
+        widths = np.diff(np.asarray(edges, dtype=float))
+        return cls.from_weights(edges, counts + widths / widths.sum(), closed_by)
+
+    # -- asking it -----------------------------------------------------------------------------------
+
+    @property
+    def upper(self) -> int:
+        """The largest length with room in the last bin, in tokens."""
+        return self.edges[-1]
+
+    def quantile(self, q: float) -> int:
+        """The smallest length n (tokens) with P(RL <= n) >= q, for 0 <= q <= 1."""
+        if not 0.0 <= q <= 1.0:
+            raise PredictionError(f"quantile {q} is not between 0 and 1")
+        cdf = self._cdf
+        k = bisect_left(cdf, q, 1) - 1
+        probs = self.probs
+        last = len(probs) - 1
+        k = min(k, last)
+        p = probs[k]
+        low, high = self.edges[k], self.edges[k + 1]
+        if p <= 0.0:
+            return low + 1
+        n = low + math.ceil((q - cdf[k]) / p * (high - low) - 1e-9)
+        return min(max(n, low + 1), high)
+
+    def mean(self) -> float:
+        """The expected length in tokens."""
+        if self._mean is None:
+            e = self.edges
+            value = math.fsum(
+                p * (a + 1 + b) * 0.5 for p, a, b in zip(self.probs, e, e[1:], strict=False)
+            )
+            object.__setattr__(self, "_mean", value)
+        return float(self._mean)  # type: ignore[arg-type]
+
+    def survival(self, n: float) -> float:
+        """P(RL > n): the probability that token n + 1 will be generated."""
+        e = self.edges
+        if n <= e[0]:
+            return 1.0
+        if n >= e[-1]:
+            return 0.0
+        k = bisect_left(e, n) - 1
+        low = e[k]
+        return max(0.0, 1.0 - self._cdf[k] - self.probs[k] * (n - low) / (e[k + 1] - low))
+
+    def survival_at(self, n: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """:meth:`survival` of an array of lengths, same shape."""
+        x = np.asarray(n, dtype=np.float64)
+        out = 1.0 - np.interp(x, np.asarray(self.edges, dtype=np.float64), np.asarray(self._cdf))
+        return np.asarray(out, dtype=np.float64)
+
+    # -- making another from it ------------------------------------------------------------------------
+
+    def given_longer_than(self, n: int) -> LengthDistribution:
+        """The distribution of RL once ``n`` tokens are out and none of them was the last: P(RL | RL > n).
+
+        Past the end of its own support the prediction was simply wrong. What is left is the age of the
+        request: as for other things of unknown scale, the expected rest is taken to be of the order of
+        what has passed, here half of it in the median, never more than all of it.
+        """
+        if n <= self.edges[0]:
+            return self
+        if self.survival(n) <= 1e-12:
+            rest = max(4, n)
+            cuts = sorted({n, n + max(1, rest // 4), n + max(2, rest // 2), n + rest})
+            cuts = [c for c in cuts if c <= MAX_LENGTH]
+            weights = [1.0] * (len(cuts) - 1)
+            return LengthDistribution.from_weights(cuts, weights, self.closed_by)
+        k = max(0, bisect_left(self.edges, n + 1) - 1)
+        low, high = self.edges[k], self.edges[k + 1]
+        first = self.probs[k] * (high - n) / (high - low)
+        return LengthDistribution.from_weights(
+            (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
+        )
+
+    def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
+        """The distribution of min(RL, limit): generation stops at ``limit`` tokens whatever the answer wanted."""
+        if limit < 1:
+            raise PredictionError(f"a limit of {limit} tokens leaves no room for a response")
+        if limit >= self.edges[-1]:
+            return self
+        if limit <= self.edges[0] + 1:
+            return LengthDistribution.point(limit, by)
+        rest = self.survival(limit - 1)
+        below = bisect_left(self.edges, limit - 1)
+        edges = [*self.edges[:below], limit - 1, limit]
+        cdf = [1.0 - self.survival(e) for e in edges[:-1]]
+        weights = [max(0.0, b - a) for a, b in zip(cdf, cdf[1:], strict=False)]
+        return LengthDistribution.from_weights(edges, [*weights, rest], by)
+
+    def scaled(self, factor: float) -> LengthDistribution:
+        """The distribution of ``factor * RL``, for a correction of everything by the same factor."""
+        if not (math.isfinite(factor) and factor > 0):
+            raise PredictionError(f"a length cannot be scaled by {factor}")
+        edges = [min(MAX_LENGTH, round(self.edges[0] * factor))]
+        probs: list[float] = []
+        carry = 0.0
+        for e, p in zip(self.edges[1:], self.probs, strict=True):
+            new = min(MAX_LENGTH, round(e * factor))
+            carry += p
+            if new > edges[-1]:
+                edges.append(new)
+                probs.append(carry)
+                carry = 0.0
+        if carry or not probs:
+            if probs:
+                probs[-1] += carry
+            else:
+                edges.append(edges[-1] + 1)
+                probs.append(carry)
+        return LengthDistribution.from_weights(edges, probs, self.closed_by)
+
+    # -- travelling ------------------------------------------------------------------------------------
+
+    def to_wire(self) -> list[float]:
+        """A flat list of floats: version, code of ``closed_by``, K + 1 edges, K probabilities."""
+        head = [float(WIRE_VERSION), float(CLOSERS.index(self.closed_by))]
+        return [*head, *(float(e) for e in self.edges), *self.probs]
+
+    @classmethod
+    def from_wire(cls, values: object) -> LengthDistribution:
+        """Read what :meth:`to_wire` wrote, refusing anything else.
+
+        Raises:
+            PredictionError: if ``values`` is not such a list.
+        """
+        if not isinstance(values, (list, tuple)):
+            raise PredictionError(f"a length distribution travels as a flat list, got {type(values).__name__}")
+        if not 5 <= len(values) <= 2 * MAX_BINS + 3 or len(values) % 2 == 0:
+            raise PredictionError(f"a flat list of {len(values)} numbers is not a length distribution")
+        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            raise PredictionError("a length distribution travels as numbers only")
+        numbers = [float(v) for v in values]
+        if not all(math.isfinite(v) for v in numbers):
+            raise PredictionError("a length distribution has finite numbers only")
+        if numbers[0] != WIRE_VERSION:
+            raise PredictionError(f"layout {numbers[0]:g} of a length distribution is not known")
+        if numbers[1] not in range(len(CLOSERS)):
+            raise PredictionError(f"code {numbers[1]:g} says nothing about what closes the last bin")
+        bins = (len(numbers) - 3) // 2
+        edges, probs = numbers[2 : 3 + bins], numbers[3 + bins :]
+        if any(e != int(e) for e in edges):
+            raise PredictionError("bin edges must be whole numbers of tokens")
+        return cls([int(e) for e in edges], probs, CLOSERS[int(numbers[1])])
+
+    # -- being a value ---------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"LengthDistribution is immutable, cannot set {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"LengthDistribution is immutable, cannot delete {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LengthDistribution):
+            return NotImplemented
+        return (self.edges, self.probs, self.closed_by) == (other.edges, other.probs, other.closed_by)
+
+    def __hash__(self) -> int:
+        return hash((self.edges, self.probs, self.closed_by))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (LengthDistribution, (self.edges, self.probs, self.closed_by))
+
+    def __repr__(self) -> str:
+        q = "/".join(str(self.quantile(v)) for v in (0.1, 0.5, 0.9))
+        return f"LengthDistribution({len(self.probs)} bins, 10/50/90 % at {q} of {self.upper} tokens)"

@@ -1,0 +1,154 @@
+"""One run (one policy, one rate, one seed) and its metrics: the only place where they are defined.
+
+Times are seconds on the clock of the run (virtual or wall), lengths are tokens. The summary's keys are those of
+``docs/results-schema.md``: flat and stable. Used by the virtual loop, by replay at an engine or a URL, and by sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Status = Literal["completed", "rejected", "failed"]
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """What happened to one request."""
+
+    request_id: str
+    arrival_s: float
+    prompt_tokens: int
+    status: Status = "completed"
+    output_tokens: int = 0
+    first_token_s: float | None = None
+    finish_s: float | None = None
+    predicted_tokens: float | None = None
+    preemptions: int = 0
+    pauses: int = 0
+    #: the deadline for the last token on the run's clock, if the request has one
+    deadline_s: float | None = None
+    error: str | None = None
+
+    @property
+    def e2el_s(self) -> float | None:
+        """End-to-end latency (JCT): arrival to last token."""
+        return None if self.finish_s is None else self.finish_s - self.arrival_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token, from arrival."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; None for answers of one token."""
+        if self.first_token_s is None or self.finish_s is None or self.output_tokens < 2:
+            return None
+        return (self.finish_s - self.first_token_s) / (self.output_tokens - 1)
+
+    @property
+    def normalized_latency_s(self) -> float | None:
+        """E2EL divided by the generated tokens."""
+        e2el = self.e2el_s
+        return None if e2el is None or self.output_tokens < 1 else e2el / self.output_tokens
+
+    @property
+    def met_deadline(self) -> bool | None:
+        """Whether the last token came by the deadline; None where there is no deadline."""
+        if self.deadline_s is None:
+            return None
+        return self.finish_s is not None and self.finish_s <= self.deadline_s
+
+
+@dataclass(slots=True)
+class EngineTotals:
+    """What the engine counted over the run (see :class:`ecoserve.serving.core.counters.Counters`)."""
+
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    pauses: int = 0
+    re_reservations: int = 0
+    steps: int = 0
+    #: shares of the usable KVC, averaged over the run's time
+    kvc_used_mean: float | None = None
+    kvc_reserved_mean: float | None = None
+    kvc_lent_mean: float | None = None
+    schedule_s: Sequence[float] = ()
+    update_s: Sequence[float] = ()
+
+
+@dataclass(slots=True)
+class RunResult:
+    """One run: what was asked, what happened to each request, and the engine's totals."""
+
+    policy: str
+    lengths: str
+    rate_rps: float | None
+    seed: int
+    rows: list[RequestRow]
+    totals: EngineTotals
+    #: anything else that identifies the run: depth, slo_scale, blocks, trace, ...
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The run's flat summary; figures that cannot be given are None, never NaN."""
+        done = [r for r in self.rows if r.status == "completed"]
+        start = min((r.arrival_s for r in self.rows), default=0.0)
+        end = max((r.finish_s for r in done if r.finish_s is not None), default=start)
+        duration = end - start
+        tokens = sum(r.output_tokens for r in done)
+        verdicts = [r.met_deadline for r in self.rows if r.deadline_s is not None and r.status != "rejected"]
+        out: dict[str, Any] = {
+            "policy": self.policy,
+            "lengths": self.lengths,
+            "rate_rps": self.rate_rps,
+            "seed": self.seed,
+            **self.labels,
+            "requests": len(self.rows),
+            "completed": len(done),
+            "rejected": sum(r.status == "rejected" for r in self.rows),
+            "failed": sum(r.status == "failed" for r in self.rows),
+            "duration_s": duration,
+            "throughput_rps": _ratio(len(done), duration),
+            "output_tokens_per_s": _ratio(tokens, duration),
+            "goodput_rps": _ratio(sum(v is True for v in verdicts), duration) if verdicts else None,
+            "slo_attainment": _ratio(sum(v is True for v in verdicts), len(verdicts)),
+        }
+        series: Mapping[str, list[float | None]] = {
+            "ttft": [r.ttft_s for r in done],
+            "tpot": [r.tpot_s for r in done],
+            "e2el": [r.e2el_s for r in done],
+            "normalized_latency": [r.normalized_latency_s for r in done],
+        }
+        for name, values in series.items():
+            known = [v for v in values if v is not None]
+            out[f"{name}_mean_ms"] = float(np.mean(known)) * 1e3 if known else None
+            for q in (50, 90, 99):
+                out[f"{name}_p{q}_ms"] = float(np.percentile(known, q)) * 1e3 if known else None
+        t = self.totals
+        out |= {
+            "preemptions": t.preemptions,
+            "recomputed_tokens": t.recomputed_tokens,
+            "pauses": t.pauses,
+            "re_reservations": t.re_reservations,
+            "kvc_used_mean": t.kvc_used_mean,
+            "kvc_reserved_mean": t.kvc_reserved_mean,
+            "kvc_lent_mean": t.kvc_lent_mean,
+            "schedule_p50_ms": _percentile_ms(t.schedule_s, 50),
+            "schedule_p99_ms": _percentile_ms(t.schedule_s, 99),
+            "update_p50_ms": _percentile_ms(t.update_s, 50),
+            "steps": t.steps,
+        }
+        return out
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b > 0 else None
+
+
+def _percentile_ms(seconds: Sequence[float], q: float) -> float | None:
+    return float(np.percentile(seconds, q)) * 1e3 if len(seconds) else None
