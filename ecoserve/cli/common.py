@@ -1,0 +1,175 @@
+"""What every command shares: options, the JSON it writes, its console, its progress bar, and how an error ends it.
+
+Rules: results go to files or to stdout, everything for the eyes goes to stderr; a summary appears whole or not at all;
+an error is one line, and the exit code says whose fault it was (0 done, 1 failed while running, 2 bad input, 3 done but
+a stated bound was missed, 130 interrupted).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from ecoserve.errors import EcoServeError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+#: set to anything but 0 or nothing, this prints the traceback of whatever ended the command
+DEBUG_VARIABLE = "ECOSERVE_DEBUG"
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+OutputOption = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.", show_default=True)
+]
+JsonOption = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE|-", help="Write the summary as JSON to FILE, or to stdout with '-'."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no tables on stderr.")]
+
+
+def stderr_console(quiet: bool = False) -> Console:
+    """A rich console on stderr; silent with ``quiet``."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def progress_bar(quiet: bool = False) -> Progress:
+    """A progress bar on stderr, to be used as a context manager.
+
+    Nothing is drawn with ``quiet`` or where stderr is not a terminal; it vanishes when done.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = stderr_console(quiet)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+    )
+
+
+def emit_json(summary: Any, target: str | Path | None) -> None:
+    """Write a summary as JSON to a file or to stdout.
+
+    Args:
+        summary: anything made of mappings, sequences, dataclasses, NumPy values, paths and plain values. NaN and
+            infinities, which JSON has no word for, become null.
+        target: a path, ``"-"`` for stdout, or None for nowhere. Missing folders are made; an existing file is replaced
+            in one step, so a reader never sees half of it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(_plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if str(target) == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        write_atomically(Path(target), text)
+    except OSError as error:
+        raise RunError(f"cannot be written ({error.strerror or error})", where=str(target)) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all; makes missing folders. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private; a result is for everybody the umask allows
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def guard(action: Callable[[], Any]) -> int:
+    """Do a command's work; turn however it ends into an exit code and at most one line on stderr.
+
+    The action's own result is the exit code if it is an integer, else 0.
+    """
+    try:
+        result = action()
+    except EcoServeError as error:
+        return _stop(str(error), error.exit_code)
+    except TyperException as error:  # wrong usage: an unknown option, a missing argument, a bad value
+        context = getattr(error, "ctx", None)
+        hint = f"see: {context.command_path} --help" if context is not None else None
+        message = " ".join(getattr(error, "format_message", error.__str__)().split()).rstrip(".")
+        return _stop(f"{message}; {hint}" if hint else message, getattr(error, "exit_code", EXIT_BAD_INPUT))
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _stop("interrupted", EXIT_INTERRUPTED, label="ecoserve")
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`). Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a user gets a line, not a traceback
+        first = " ".join(str(error).split())[:300]
+        what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        return _stop(f"unexpected {what}; {DEBUG_VARIABLE}=1 shows the traceback", EXIT_FAILED)
+    return result if isinstance(result, int) else 0
+
+
+def _stop(message: str, code: int, *, label: str = "error") -> int:
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exc()
+    sys.stdout.flush()
+    print(f"{label}: {message}", file=sys.stderr)
+    return code
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, without importing NumPy for it
+        return _plain(value.tolist())
+    raise TypeError(f"no JSON for {type(value).__name__}")

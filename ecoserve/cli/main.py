@@ -1,0 +1,99 @@
+"""``ecoserve``: one command per file of this package, and nothing heavy imported before it is needed.
+
+Each command lives in ``ecoserve/cli/<name>.py`` as a function ``command``. Only the module of the command that is
+called is imported; for all others the table below is enough, so ``ecoserve --help`` costs what Typer costs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from ecoserve.cli.common import EXIT_BAD_INPUT, guard
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command: its name, its line in ``--help``, and whether options it does not know are passed on (to vLLM)."""
+
+    name: str
+    summary: str
+    passes_options_on: bool = False
+
+    @property
+    def module(self) -> str:
+        """Where its function ``command`` lives."""
+        return f"ecoserve.cli.{self.name.replace('-', '_')}"
+
+    def load(self) -> Callable[..., Any]:
+        """Import it."""
+        function: Callable[..., Any] = import_module(self.module).command
+        return function
+
+    @property
+    def context_settings(self) -> dict[str, Any]:
+        """How its options are parsed."""
+        if not self.passes_options_on:
+            return {}
+        return {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}
+
+
+COMMANDS: tuple[Entry, ...] = (Entry("doctor", "What is installed, what is missing, does it fit."),)
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"ecoserve {version('ecoserve')}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Cheaper LLM serving from predicted response lengths: a length predictor, and a vLLM scheduler that uses it."""
+
+
+def build_app(called: str | None) -> typer.Typer:
+    """The command line with one command really loaded (if it is one of ours) and the others by their summary only."""
+    app = typer.Typer(name="ecoserve", add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_top)
+    for entry in COMMANDS:
+        if entry.name == called:
+            app.command(entry.name, context_settings=entry.context_settings)(entry.load())
+        else:
+            app.command(entry.name, help=entry.summary)(_never_called)
+    return app
+
+
+def _never_called() -> None:
+    raise AssertionError("a command that was not loaded was called")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name); returns the exit code."""
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+
+    def call() -> Any:
+        app = build_app(called)
+        return app(list(arguments) or ["--help"], prog_name="ecoserve", standalone_mode=False)
+
+    code = guard(call)
+    return code if arguments else EXIT_BAD_INPUT
+
+
+def run() -> None:
+    """The entry point of the installed ``ecoserve`` script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()
