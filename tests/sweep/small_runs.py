@@ -1,0 +1,130 @@
+"""Run functions for tests: a real, tiny model of serving (a queue before a few slots), and ways to fail.
+
+``vllm`` serves first come, first served; ``ecoserve`` serves the shortest told length first. Better lengths therefore
+give lower normalized latency under load, and nothing without load: the shape that the report has to tell.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ecoserve.errors import InputError
+from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+
+TOKEN_S = 0.02
+
+
+class QueueSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str
+    lengths: str
+    rate_rps: float | None
+    seed: int
+    requests: int = 100
+    trace: str = "synthetic"
+    depth: int = 1
+    blocks: int = 8
+    mark: str | None = None
+    sleep_s: float = 0.0
+    die: bool = False
+
+
+def queue(settings: QueueSettings) -> RunResult:
+    """Serve lognormal answers on ``blocks`` slots."""
+    if settings.mark:
+        with open(settings.mark, "a", encoding="utf-8") as marks:
+            marks.write(f"{settings.policy} {settings.lengths} {settings.rate_rps} {settings.seed}\n")
+    time.sleep(settings.sleep_s)
+    if settings.die:
+        os._exit(9)
+    rng = np.random.default_rng(settings.seed)
+    arrivals = np.cumsum(rng.exponential(1 / (settings.rate_rps or 1.0), settings.requests))
+    true = np.clip(rng.lognormal(4.5, 0.9, settings.requests).round(), 1, 2000)
+    told = _told(settings.lengths, true, rng)
+    slots = [0.0] * settings.blocks
+    heapq.heapify(slots)
+    waiting: list[tuple[float, int]] = []
+    rows: list[RequestRow | None] = [None] * settings.requests
+    upcoming = 0
+    while upcoming < settings.requests or waiting:
+        now = max(heapq.heappop(slots), arrivals[upcoming] if not waiting else 0.0)
+        while upcoming < settings.requests and arrivals[upcoming] <= now:
+            length = told[upcoming] if settings.policy == "ecoserve" and told is not None else float(upcoming)
+            heapq.heappush(waiting, (float(length), upcoming))
+            upcoming += 1
+        _, i = heapq.heappop(waiting)
+        end = now + float(true[i]) * TOKEN_S
+        heapq.heappush(slots, end)
+        rows[i] = RequestRow(
+            request_id=f"r{i}",
+            arrival_s=float(arrivals[i]),
+            prompt_tokens=20,
+            output_tokens=int(true[i]),
+            first_token_s=now + TOKEN_S,
+            finish_s=end,
+            predicted_tokens=None if told is None else float(told[i]),
+        )
+    done = [row for row in rows if row is not None]
+    waited = int(sum(row.first_token_s - row.arrival_s > 1 for row in done if row.first_token_s is not None))
+    totals = EngineTotals(
+        preemptions=waited if settings.policy == "vllm" else 0,
+        recomputed_tokens=40 * waited if settings.policy == "vllm" else 0,
+        pauses=waited // 3 if settings.policy == "ecoserve" else 0,
+        steps=int(true.sum()),
+        kvc_used_mean=0.5,
+        schedule_s=[time.perf_counter() % 1 for _ in range(3)],
+    )
+    labels = {"blocks": settings.blocks, "depth": settings.depth}
+    return RunResult(settings.policy, settings.lengths, settings.rate_rps, settings.seed, done, totals, labels)
+
+
+def _told(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    kind, _, detail = lengths.partition(":")
+    if kind == "true":
+        return true
+    sigma = {"noise": lambda: float(detail), "predicted": lambda: 0.5}.get(kind)
+    return None if sigma is None else true * np.exp(sigma() * rng.standard_normal(len(true)))
+
+
+def untyped(settings: dict[str, object]) -> RunResult:
+    """Takes the plain mapping."""
+    return queue(QueueSettings.model_validate(settings))
+
+
+def fails_on_seed_one(settings: QueueSettings) -> RunResult:
+    if settings.seed == 1:
+        raise ZeroDivisionError("one seed\nfails")
+    return queue(settings)
+
+
+def refuses(settings: QueueSettings) -> RunResult:
+    raise InputError("no such trace", where=settings.trace)
+
+
+def dies_on_seed_one(settings: QueueSettings) -> RunResult:
+    """The process is gone at once, as after the kernel's out-of-memory killer."""
+    return queue(settings.model_copy(update={"die": settings.seed == 1}))
+
+
+def interrupts_on_seed_one(settings: QueueSettings) -> RunResult:
+    if settings.seed == 1:
+        raise KeyboardInterrupt
+    return queue(settings)
+
+
+def fails_once(settings: QueueSettings) -> RunResult:
+    """Fails as long as the file named as trace does not exist."""
+    if not Path(settings.trace).exists():
+        raise RuntimeError("not yet")
+    return queue(settings)
+
+
+def returns_nonsense(settings: QueueSettings) -> RunResult:
+    return {"policy": settings.policy}  # type: ignore[return-value]
