@@ -1,0 +1,137 @@
+"""Our own format: one :class:`~ecoserve.data.records.Record` a line (JSONL), lengths and arrivals included.
+
+Rule: what :func:`save_trace` writes, :func:`~ecoserve.data.load_trace` reads back equal. The first line says what
+the file is and where its lengths came from; without it (lines picked out by hand) the records still load. The
+whole context stands in every line, so that lines can be picked, sorted and joined with any tool.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
+from ecoserve.data.records import Message, Record, Trace
+from ecoserve.errors import TraceError
+
+#: Key of the first line, and the version of the layout it stands for.
+HEADER: Final = "ecoserve_trace"
+VERSION: Final = 1
+
+
+class Records:
+    """The format of :func:`save_trace`."""
+
+    name = "records"
+    looks_like = "conversation, turn, response_tokens (written by ecoserve)"
+    own_ids = True
+
+    def matches(self, row: Row) -> bool:
+        """Whether the row is a header or one of our records."""
+        return row.get(HEADER) is not None or ("conversation" in row and "turn" in row)
+
+    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
+        """The record of one line; nothing for a header."""
+        if row.get(HEADER) is not None:
+            if row[HEADER] != VERSION:
+                raise TraceError(f"layout {row[HEADER]!r} of an ecoserve trace is not known", fix="update ecoserve")
+            return
+        problem = _problem(row)
+        if problem is not None:
+            yield Reject(problem)
+            return
+        messages = tuple(Message(m["role"], m["content"]) for m in row.get("messages") or ())
+        arrival = row.get("arrival_s")
+        record = Record(
+            conversation=str(row["conversation"]),
+            turn=whole(row.get("turn")) or 0,
+            prompt=row.get("prompt"),
+            messages=messages,
+            response_tokens=whole(row.get("response_tokens")),
+            prompt_tokens=whole(row.get("prompt_tokens")),
+            sample_tokens=tuple(whole(n) or 0 for n in row.get("sample_tokens") or ()),
+            model=text_or_none(row.get("model")),
+            arrival_s=None if arrival is None else float(arrival),
+            split=text_or_none(row.get("split")),
+            censored=row.get("censored") is True,
+        )
+        yield Exchange(record, row.get("response"), row)
+
+
+def _problem(row: Row) -> str | None:
+    if row.get("conversation") in (None, ""):
+        return "no conversation id"
+    if row.get("prompt") is not None and (problem := unusable_text(row["prompt"], "prompt")):
+        return problem
+    messages = row.get("messages") or ()
+    if not isinstance(messages, (list, tuple)) or not all(_is_message(m) for m in messages):
+        return "messages are not role and content"
+    arrival = row.get("arrival_s")
+    if arrival is not None and (isinstance(arrival, bool) or not isinstance(arrival, (int, float))):
+        return "arrival is not a number"
+    if arrival is not None and not (math.isfinite(arrival) and arrival >= 0):
+        return "arrival is not a number"
+    samples = row.get("sample_tokens") or ()
+    if not isinstance(samples, (list, tuple)) or not all((whole(n) or 0) >= 1 for n in samples):
+        return "sample_tokens are not lengths"
+    return None
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def header(trace: Trace) -> dict[str, Any]:
+    """The first line of the file of ``trace``."""
+    return {
+        HEADER: VERSION,
+        "source": trace.source,
+        "format": trace.format,
+        "sha256": trace.sha256,
+        "length_source": trace.length_source,
+        "prompt_length_source": trace.prompt_length_source,
+    }
+
+
+def save_trace(trace: Trace, path: str | Path) -> Path:
+    """Write ``trace`` as JSONL (gzip-compressed if ``path`` ends in ``.gz``); nothing half-written stays behind.
+
+    Args:
+        trace: what to write.
+        path: ends in ``.jsonl`` or ``.jsonl.gz``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        TraceError: if the name has another suffix, or the file cannot be written.
+    """
+    target = Path(path)
+    if not target.name.endswith((".jsonl", ".jsonl.gz")):
+        raise TraceError("a trace is saved as .jsonl or .jsonl.gz", where=str(target), fix="change the file name")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as raw:
+                # mtime 0: the same trace gives the same bytes.
+                out = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else raw
+                with out:
+                    out.write(_line(header(trace)))
+                    for record in trace.records:
+                        out.write(_line(record.as_row()))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as e:
+        raise TraceError(f"cannot be written ({e.strerror or e})", where=str(target)) from e
+    return target
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

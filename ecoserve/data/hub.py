@@ -1,0 +1,83 @@
+"""Data sets and tokenizers on the Hugging Face hub.
+
+Rule: whether the hub can be reached is known within :data:`PATIENCE_S` seconds, before anything is asked of it, and
+``HF_HUB_OFFLINE`` is obeyed; then rows are streamed, so that nothing is kept in the home directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ecoserve.data.reading import quiet_datasets, table_rows
+from ecoserve.errors import TraceError
+
+#: Longest wait for a first answer of the hub, in seconds, name look-up included.
+PATIENCE_S: Final = 4.0
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".csv", ".txt")
+_FALSE: Final = ("", "0", "false", "no", "off")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether ``source`` means a data set on the hub: ``owner/name``, no such local path, no file's suffix."""
+    if isinstance(source, Path) or not HUB_ID.fullmatch(source):
+        return False
+    return not source.lower().endswith(_FILE_SUFFIXES) and not Path(source).exists()
+
+
+def require_hub(where: str, fix: str) -> None:
+    """Return if the hub can be reached.
+
+    Args:
+        where: what is wanted from it, for the message.
+        fix: what the user can do without a hub.
+
+    Raises:
+        TraceError: if it cannot be reached within :data:`PATIENCE_S`, or ``HF_HUB_OFFLINE`` is set.
+    """
+    if any(os.environ.get(name, "").lower() not in _FALSE for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
+        raise TraceError("is not on this machine, and HF_HUB_OFFLINE is set", where=where, fix=f"unset it, or {fix}")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    answer: list[str | None] = []
+    # A thread, because a name look-up knows no time-out.
+    probe = threading.Thread(target=lambda: answer.append(_unreachable(endpoint)), daemon=True)
+    probe.start()
+    probe.join(PATIENCE_S)
+    problem = answer[0] if answer else f"no answer within {PATIENCE_S:g} s"
+    if problem is not None:
+        raise TraceError(f"the hub at {endpoint} cannot be reached ({problem})", where=where, fix=fix)
+
+
+def _unreachable(endpoint: str) -> str | None:
+    import httpx
+
+    try:
+        status = httpx.head(endpoint, timeout=PATIENCE_S - 1).status_code
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
+        return " ".join(str(e).split()) or type(e).__name__
+    return f"status {status}" if status >= 500 else None
+
+
+def hub_rows(name: str) -> Iterator[object]:
+    """The rows of every split of the data set ``name``, each with its split's name if there are several.
+
+    Raises:
+        TraceError: if the hub cannot be reached, or the data set cannot be read.
+    """
+    require_hub(name, fix="there is no such file either: give the path of a file, or download the data set elsewhere")
+    with quiet_datasets() as datasets:
+        try:
+            splits: dict[str, Any] = datasets.load_dataset(name, streaming=True)
+            for split, rows in splits.items():
+                for row in table_rows(rows):
+                    if len(splits) > 1 and isinstance(row, dict):
+                        row.setdefault("split", split)
+                    yield row
+        except (OSError, ValueError, LookupError, RuntimeError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise TraceError(f"the hub's data set cannot be read ({reason})", where=name, fix="give a file") from e

@@ -1,0 +1,175 @@
+"""What a trace is, once it is loaded: one record per request, whatever the file looked like.
+
+Rule: everything behind the loader works on these classes only. They are plain values; nothing here reads a
+file, counts a token, or knows a format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+#: Roles in use; formats map their own names for them to these. Others (``tool``, ...) may appear in a context.
+USER: Final = "user"
+ASSISTANT: Final = "assistant"
+SYSTEM: Final = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat: who said it (``user``, ``assistant``, ``system``, ...), and what."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request and what is known of its answer.
+
+    Attributes:
+        conversation: id of the conversation, unique within the trace.
+        turn: 0-based index of this exchange in its conversation. Exchanges that were dropped keep their index.
+        prompt: the text asked now (the last user message); ``None`` in a trace of lengths only.
+        messages: the whole context, system message and earlier turns included, the prompt last; ``()`` if no
+            more than the prompt's text is known (see :meth:`chat`).
+        response: the answer's text as the trace has it, or ``None``. Where lengths were taken from a field they
+            may be another model's than this text; it is never a feature.
+        response_tokens: RL, the answer's length in tokens, EOS included where that is known.
+        prompt_tokens: length of the whole context in tokens.
+        sample_tokens: RLs of *other* answers sampled for the same prompt. Never a feature.
+        model: the model that gave the answer.
+        arrival_s: arrival, in seconds on the trace's own clock.
+        split: what the trace itself calls this row (``"train"``, ``"dev"``), else ``None``.
+        censored: the answer was cut off, so that RL is only a lower bound of what it wanted to be.
+    """
+
+    conversation: str
+    turn: int = 0
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    response: str | None = None
+    response_tokens: int | None = None
+    prompt_tokens: int | None = None
+    sample_tokens: tuple[int, ...] = ()
+    model: str | None = None
+    arrival_s: float | None = None
+    split: str | None = None
+    censored: bool = False
+
+    def chat(self) -> tuple[Message, ...]:
+        """The context as chat messages: :attr:`messages`, else the prompt as one user message, else ``()``."""
+        if self.messages or self.prompt is None:
+            return self.messages
+        return (Message(USER, self.prompt),)
+
+    def as_row(self) -> dict[str, Any]:
+        """The record as one JSON object; fields that hold their default are left out."""
+        row: dict[str, Any] = {}
+        for name, default in _DEFAULTS:
+            value = getattr(self, name)
+            if value != default or name == "turn":
+                row[name] = value
+        if self.messages:
+            row["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
+        if self.sample_tokens:
+            row["sample_tokens"] = list(self.sample_tokens)
+        return row
+
+
+_DEFAULTS: Final = tuple((f.name, f.default) for f in fields(Record))
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What became of a file's rows.
+
+    Attributes:
+        rows_in: rows read from the file.
+        kept: records made of them.
+        dropped: reason -> how many exchanges were dropped for it.
+        noted: peculiarity -> how often it was met in what was kept.
+
+    A row of a chat file holds several exchanges, a row without any counts as one dropped:
+    :attr:`exchanges` ``= kept + sum(dropped)`` is what was looked at.
+    """
+
+    rows_in: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def exchanges(self) -> int:
+        """Exchanges looked at: kept and dropped."""
+        return self.kept + sum(self.dropped.values())
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count ``count`` exchanges as dropped for ``reason``."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Count ``count`` cases of a peculiarity that is no reason to drop anything."""
+        if count:
+            self.noted[what] = self.noted.get(what, 0) + count
+
+    def __str__(self) -> str:
+        def listed(counts: dict[str, int]) -> str:
+            return ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+
+        line = f"{self.rows_in:,} rows in, {self.kept:,} records kept, {sum(self.dropped.values()):,} dropped"
+        line += f" ({listed(self.dropped)})" if self.dropped else ""
+        return line + (f"; of those kept: {listed(self.noted)}" if self.noted else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Records and where they come from.
+
+    Attributes:
+        records: the records, in the order of the file.
+        source: the path or hub id it was read from.
+        format: name of the format it was read as.
+        sha256: fingerprint of the records themselves (:func:`fingerprint`): the same for a file and its
+            compressed copy, another one for a part of it.
+        length_source: where ``response_tokens`` come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"``
+            (the file's own counts), ``"characters/4.0"`` or ``"synthetic"``.
+        report: what was kept and dropped when the file was loaded.
+        prompt_length_source: the same for ``prompt_tokens``.
+    """
+
+    records: tuple[Record, ...]
+    source: str
+    format: str
+    sha256: str
+    length_source: str
+    report: LoadReport
+    prompt_length_source: str = "trace"
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def with_records(self, records: Iterable[Record]) -> Trace:
+        """The same trace with other records, and their fingerprint."""
+        chosen = tuple(records)
+        return Trace(
+            chosen,
+            self.source,
+            self.format,
+            fingerprint(chosen),
+            self.length_source,
+            self.report,
+            self.prompt_length_source,
+        )
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256 (hex) of the records' contents in their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.as_row(), ensure_ascii=True, separators=(",", ":")).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
