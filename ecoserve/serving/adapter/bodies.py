@@ -1,0 +1,212 @@
+"""What a request body asks, and how our values are put into it: bytes in, bytes out, no I/O.
+
+Rules: a body that vLLM would not read as a JSON object is handed on byte for byte. vLLM's server does not look at
+``content-encoding``, it reads the bytes as they are, so do we: compressed bytes are no JSON and pass untouched.
+Where a body has no ``vllm_xargs`` yet, they are spliced in before its last brace: all other bytes stay as they were.
+Clients' own values under our keys go out, unless the operator allows them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ecoserve.data import Message
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core import keys
+
+#: Name of the object that carries ``extra_args`` in vLLM's HTTP bodies.
+XARGS: Final = "vllm_xargs"
+#: vLLM's own default where a completion does not say ``max_tokens``.
+COMPLETION_MAX_TOKENS: Final = 16
+#: Numbers that the predictions of one batch of prompts may take: each of its prompts carries all of them to the engine.
+BATCH_NUMBERS: Final = 8192
+#: A batch of more prompts than this is served without predictions.
+BATCH_PROMPTS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a body asks for.
+
+    Attributes:
+        chats: one context per response wanted, each a sequence of messages.
+        batch: whether they are the prompts of one batch (predictions then travel as a list).
+        limit: the body's own limit on generated tokens, if it has one.
+    """
+
+    chats: tuple[tuple[Message, ...], ...]
+    batch: bool = False
+    limit: int | None = None
+
+
+def parse(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in ``body`` as vLLM would read it (UTF-8, -16 or -32), or None."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def ask_chat(body: Mapping[str, Any]) -> Ask | None:
+    """What ``/v1/chat/completions`` asks."""
+    chat = _messages(body.get("messages"))
+    limit = body.get("max_completion_tokens")
+    return Ask((chat,), limit=_limit(body.get("max_tokens") if limit is None else limit)) if chat else None
+
+
+def ask_completion(body: Mapping[str, Any]) -> Ask | None:
+    """What ``/v1/completions`` asks; None for prompts of token ids."""
+    prompt = body.get("prompt")
+    limit = body.get("max_tokens")
+    limit = COMPLETION_MAX_TOKENS if limit is None else _limit(limit)
+    if body.get("prompt_embeds") is not None or body.get("use_beam_search"):
+        return None
+    if isinstance(prompt, str):
+        return Ask((_user(prompt),), limit=limit)
+    if isinstance(prompt, list) and 0 < len(prompt) <= BATCH_PROMPTS and all(isinstance(p, str) for p in prompt):
+        return Ask(tuple(_user(p) for p in prompt), batch=True, limit=limit)
+    return None
+
+
+def ask_responses(body: Mapping[str, Any]) -> Ask | None:
+    """What ``/v1/responses`` asks; turns that the server stores are not seen."""
+    asked = body.get("input")
+    chat = _user(asked) if isinstance(asked, str) else _messages(asked)
+    if not chat:
+        return None
+    instructions = body.get("instructions")
+    if isinstance(instructions, str) and instructions:
+        chat = (Message("system", instructions), *chat)
+    return Ask((chat,), limit=_limit(body.get("max_output_tokens")))
+
+
+def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
+    """What ``/v1/messages`` asks."""
+    chat = _messages(body.get("messages"))
+    system = _text(body.get("system"))
+    if chat and system:
+        chat = (Message("system", system), *chat)
+    return Ask((chat,), limit=_limit(body.get("max_tokens"))) if chat else None
+
+
+#: Paths whose requests are predicted, and how to read them.
+ASKS: Final = {
+    "/v1/chat/completions": ask_chat,
+    "/v1/completions": ask_completion,
+    "/v1/responses": ask_responses,
+    "/v1/messages": ask_anthropic,
+}
+
+
+def may_carry_keys(body: bytes) -> bool:
+    """Whether ``body`` could name one of our keys, in any encoding and escaped or not: False is certain."""
+    return b"ecoserve_" in body or b"\\u" in body or b"\0" in body
+
+
+def foreign_keys(body: Mapping[str, Any], allowed: Collection[str]) -> list[tuple[str, ...]]:
+    """Where ``body`` carries keys of ours that are not ``allowed``, as paths into it."""
+    found: list[tuple[str, ...]] = []
+    for path in ((XARGS,), ("extra_args",), ("sampling_params", "extra_args")):
+        holder: Any = body
+        for name in path:
+            holder = holder.get(name) if isinstance(holder, Mapping) else None
+        if isinstance(holder, Mapping):
+            found += [(*path, key) for key in keys.ALL if key in holder and key not in allowed]
+    return found
+
+
+def rewrite(
+    raw: bytes, body: Mapping[str, Any], drop: Sequence[tuple[str, ...]], add: Mapping[str, Any]
+) -> bytes | None:
+    """``raw`` (whose parsed form is ``body``) without the paths ``drop`` and with ``add`` in its ``vllm_xargs``.
+
+    Returns:
+        The new body as UTF-8; None if nothing changes. Nothing is added to ``vllm_xargs`` that are not an object.
+    """
+    given = body.get(XARGS)
+    if given is not None and not isinstance(given, Mapping):
+        add = {}
+    if not drop and not add:
+        return None
+    if not drop and XARGS not in body and json.detect_encoding(raw).startswith("utf-8"):
+        end = raw.rindex(b"}")
+        extra = json.dumps({XARGS: add}, separators=(",", ":")).encode()
+        return raw[:end] + (b"," if body else b"") + extra[1:-1] + raw[end:]
+    new: dict[str, Any] = dict(body)
+    for path in drop:
+        holder = new
+        for name in path[:-1]:
+            holder[name] = dict(holder[name])
+            holder = holder[name]
+        del holder[path[-1]]
+    if add:
+        new[XARGS] = {**(new.get(XARGS) or {}), **add}
+    # Lone surrogates that came as escapes go out as escapes: the result is always valid UTF-8.
+    return json.dumps(new, separators=(",", ":")).encode()
+
+
+def wire_args(ask: Ask, lengths: Sequence[LengthDistribution]) -> dict[str, list[float]]:
+    """The ``vllm_xargs`` that carry ``lengths`` (one per context of ``ask``), closed at the body's own limit."""
+    if ask.limit is not None:
+        lengths = [d.closed_at(ask.limit) for d in lengths]
+    if not ask.batch:
+        return {keys.LENGTHS: lengths[0].to_wire()}
+    bins = max(1, (BATCH_NUMBERS // len(lengths) - 4) // 2)
+    flat = [float(len(lengths))]
+    for distribution in lengths:
+        wire = coarser(distribution, bins).to_wire()
+        flat += [float(len(wire)), *wire]
+    return {keys.LENGTHS_BATCH: flat}
+
+
+def coarser(distribution: LengthDistribution, bins: int) -> LengthDistribution:
+    """The same distribution on at most ``bins`` (>= 1) bins: again and again, the two neighbours whose union moves the
+    mean least are joined, so that a long thin tail stays apart from the body."""
+    edges, probs = list(distribution.edges), list(distribution.probs)
+    if len(probs) <= bins:
+        return distribution
+    while len(probs) > bins:
+        moved = [
+            abs(probs[k + 1] * (edges[k + 1] - edges[k]) - probs[k] * (edges[k + 2] - edges[k + 1]))
+            for k in range(len(probs) - 1)
+        ]
+        k = moved.index(min(moved))
+        probs[k : k + 2] = [probs[k] + probs[k + 1]]
+        del edges[k + 1]
+    return LengthDistribution.from_weights(edges, probs, distribution.closed_by)
+
+
+# -- reading JSON that anybody may have written ------------------------------------------------------------
+
+
+def _limit(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
+
+
+def _user(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    """Chat messages in OpenAI's or Anthropic's form; what is neither is left out."""
+    if not isinstance(value, list):
+        return ()
+    out = []
+    for item in value:
+        if isinstance(item, Mapping) and isinstance(role := item.get("role"), str):
+            out.append(Message(role, _text(item.get("content"))))
+    return tuple(out)
+
+
+def _text(content: Any) -> str:
+    """A message's text: the string, or the text parts of a list of parts (images and the like have none)."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [p if isinstance(p, str) else p.get("text") if isinstance(p, Mapping) else None for p in content]
+    return "\n".join(t for t in texts if isinstance(t, str))

@@ -1,0 +1,228 @@
+"""PredictionMiddleware: every request to vLLM's server gets its length distribution on the way in.
+
+Pure ASGI, given to vLLM by ``--middleware ecoserve.serving.adapter.middleware.PredictionMiddleware`` and configured
+by environment (:mod:`~ecoserve.serving.adapter.front_settings`). Rules:
+
+- vLLM puts it before its own key check, so it checks the key by the same rule first; who has none is handed on
+  untouched, and vLLM says 401.
+- It reads the body, then hands on one whole ``http.request`` message and after it the server's own ``receive``, so
+  that vLLM still learns of disconnects. Content-length is set right. Bodies that are too long, or no JSON object,
+  pass as they came.
+- What is not predicted (time-out, error, overload, prompts of token ids) is served all the same, by the scheduler's
+  history.
+- Responses are not touched at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from ecoserve.errors import EcoServeError
+from ecoserve.serving.adapter import bodies
+from ecoserve.serving.adapter.front_settings import FrontSettings
+from ecoserve.serving.adapter.metrics import front_families
+from ecoserve.serving.adapter.prediction_service import PredictionService, Predicts, logger, shared_predictor
+from ecoserve.serving.core import keys
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Path prefixes that vLLM guards with its API key; ours are all among them.
+_GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+
+
+class PredictionMiddleware:
+    """ASGI middleware that adds ``ecoserve_lengths`` to the ``vllm_xargs`` of generation requests.
+
+    Args:
+        app: the application behind it.
+        settings: instead of the environment's (tests).
+        predictor: instead of the checkpoint's (tests).
+    """
+
+    def __init__(self, app: App, settings: FrontSettings | None = None, predictor: Predicts | None = None) -> None:
+        self.app = app
+        self._settings = settings
+        self._predictor = predictor
+        self._ready: asyncio.Future[None] | None = None
+        self._service: PredictionService | None = None
+        self._allowed: frozenset[str] = frozenset()
+        self._keys: list[bytes] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http" and scope.get("method") == "POST":
+            await self._post(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    # -- starting and stopping -----------------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def first() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self._start()
+                except Exception as error:
+                    raise _StartFailed(str(error) or type(error).__name__) from error
+            return message
+
+        try:
+            await self.app(scope, first, send)
+        except _StartFailed as failed:
+            # Servers take an error raised before start-up is answered for "no lifespan here", and go on without us.
+            logger.error("ecoserve: %s", failed, exc_info=not isinstance(failed.__cause__, EcoServeError))
+            await send({"type": "lifespan.startup.failed", "message": f"ecoserve: {failed}"})
+        finally:
+            if self._service is not None:
+                self._service.close()
+
+    async def _start(self) -> None:
+        """Load the predictor, once, off the event loop; whoever comes meanwhile waits for the same."""
+        if self._ready is None:
+            self._ready = asyncio.ensure_future(self._load())
+        await asyncio.shield(self._ready)
+
+    async def _load(self) -> None:
+        settings = self._settings or FrontSettings.from_environment()
+        predictor = self._predictor
+        if predictor is None and settings.predictor is not None:
+            predictor = await asyncio.to_thread(shared_predictor, settings.predictor)
+        allowed = set(keys.ALL) if settings.trust_client else set()
+        self._allowed = frozenset(allowed - {keys.REPLAY_TOKENS} | ({keys.REPLAY_TOKENS} if settings.replay else set()))
+        self._settings = settings
+        if predictor is not None:
+            self._service = PredictionService(
+                predictor,
+                timeout_s=settings.predict_timeout_ms / 1e3,
+                window_s=settings.predict_window_ms / 1e3,
+                max_batch=settings.predict_batch,
+                max_waiting=settings.predict_waiting,
+            )
+
+    # -- one request -----------------------------------------------------------------------------------------
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._start()
+        path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if not self._may_enter(scope, path, headers) or not _is_json(headers.get(b"content-type", b"")):
+            await self.app(scope, receive, send)
+            return
+        raw, rest = await self._read(headers, receive)
+        if raw is None and path in bodies.ASKS:
+            self._count("bypassed")
+        if raw is not None and (new := await self._rewritten(path, raw)) is not None:
+            raw = new
+            fixed = [(n, v) for n, v in scope["headers"] if n.lower() != b"content-length"]
+            if b"content-length" in headers:
+                fixed.append((b"content-length", str(len(raw)).encode()))
+            scope = {**scope, "headers": fixed}
+        if raw is not None:
+            rest = [{"type": "http.request", "body": raw, "more_body": False}]
+
+        async def replay() -> Message:
+            return rest.pop(0) if rest else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[bytes | None, list[Message]]:
+        """The whole body, or None and the messages read so far if it is too long or breaks off."""
+        assert self._settings is not None
+        limit = self._settings.max_body_bytes
+        try:
+            if int(headers.get(b"content-length", b"0")) > limit:
+                return None, []
+        except ValueError:
+            return None, []
+        seen: list[Message] = []
+        size = 0
+        while True:
+            message = await receive()
+            seen.append(message)
+            if message["type"] != "http.request":
+                return None, seen
+            size += len(message.get("body", b""))
+            if size > limit:
+                return None, seen
+            if not message.get("more_body", False):
+                return b"".join(m.get("body", b"") for m in seen), []
+
+    async def _rewritten(self, path: str, raw: bytes) -> bytes | None:
+        """The body with our values in it, or None to leave it as it is."""
+        read_ask = bodies.ASKS.get(path)
+        if read_ask is None and not bodies.may_carry_keys(raw):
+            return None
+        body = bodies.parse(raw)
+        if body is None:
+            if read_ask is not None:
+                self._count("bypassed")
+            return None
+        drop = bodies.foreign_keys(body, self._allowed)
+        add: dict[str, Any] = {}
+        if drop:
+            front_families().dropped_keys.inc(len(drop))
+        if read_ask is not None and self._service is not None and not self._told(body):
+            ask = read_ask(body)
+            if ask is None:
+                self._count("bypassed")
+            else:
+                add = await self._predict(ask)
+        return bodies.rewrite(raw, body, drop, add)
+
+    async def _predict(self, ask: bodies.Ask) -> dict[str, Any]:
+        assert self._service is not None
+        begun = time.perf_counter()
+        lengths, outcome = await self._service.predict(ask.chats)
+        front_families().seconds.observe(time.perf_counter() - begun)
+        self._count(outcome)
+        return bodies.wire_args(ask, lengths) if lengths else {}
+
+    def _count(self, outcome: str) -> None:
+        if self._service is not None:
+            front_families().predictions.labels(outcome).inc()
+
+    def _told(self, body: dict[str, Any]) -> bool:
+        """Whether the client was allowed to, and did, say the lengths itself."""
+        given = body.get(bodies.XARGS)
+        return isinstance(given, dict) and any(
+            k in given and k in self._allowed for k in (keys.LENGTHS, keys.LENGTHS_BATCH)
+        )
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _may_enter(self, scope: Scope, path: str, headers: dict[bytes, bytes]) -> bool:
+        if self._keys is None:
+            self._keys = self._api_keys(scope)
+        if not self._keys or not path.startswith(_GUARDED):
+            return True
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        # Every key is compared, so that the time taken says nothing about which one came close.
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+    def _api_keys(self, scope: Scope) -> list[bytes]:
+        """vLLM's keys by vLLM's rule: ``--api-key``, else ``VLLM_API_KEY``; else our own setting."""
+        assert self._settings is not None
+        args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+        given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY"), self._settings.api_key]
+        return [key.encode() for key in given if key]
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind = content_type.split(b";")[0].strip().lower()
+    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+
+
+class _StartFailed(Exception):
+    """The front door cannot be opened: said to the server in the words of its protocol."""

@@ -1,0 +1,152 @@
+"""Predictions for requests as they arrive: off the event loop, in small batches, never late.
+
+Rule: a request waits for its prediction until its deadline and no longer; without one it is served by the scheduler's
+history of lengths. One worker thread runs the predictor (it uses several cores by itself). The first request that
+finds the worker idle waits a few milliseconds for company; whoever comes while the worker is busy makes up the next
+batch. More waiting prompts than :attr:`PredictionService.max_waiting` are turned away at once, which bounds memory
+and work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from ecoserve.data import Message
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.metrics import Outcome
+
+logger = logging.getLogger("vllm.ecoserve")
+
+Chat = Sequence[Message]
+
+
+class Predicts(Protocol):
+    """What a predictor is to the front door."""
+
+    def predict(self, texts: Sequence[Chat], /) -> list[LengthDistribution]:
+        """One distribution per context, in order."""
+
+
+@cache
+def shared_predictor(path: str) -> Predicts:
+    """The predictor of a checkpoint, loaded once per process.
+
+    Raises:
+        CheckpointError: if it cannot be loaded.
+    """
+    from ecoserve.predictor import load_predictor
+
+    predictor: Predicts = load_predictor(path)
+    return predictor
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    chats: Sequence[Chat]
+    result: asyncio.Future[list[LengthDistribution]]
+    deadline: float
+
+
+class PredictionService:
+    """A predictor behind a queue, for one event loop.
+
+    Args:
+        predictor: called from one worker thread only, with at most ``max_batch`` contexts (more if one request has
+        more). timeout_s: the longest that one request may wait. window_s: how long the first request of a batch waits
+        for company. max_batch: contexts in one call. max_waiting: contexts that may wait at once.
+    """
+
+    def __init__(
+        self,
+        predictor: Predicts,
+        *,
+        timeout_s: float = 0.25,
+        window_s: float = 0.003,
+        max_batch: int = 32,
+        max_waiting: int = 1024,
+    ) -> None:
+        self.predictor = predictor
+        self.timeout_s = timeout_s
+        self.window_s = window_s
+        self.max_batch = max_batch
+        self.max_waiting = max_waiting
+        self._waiting: deque[_Job] = deque()
+        self._count = 0
+        self._collector: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecoserve-predict")
+        self._errors = 0
+
+    async def predict(self, chats: Sequence[Chat]) -> tuple[list[LengthDistribution] | None, Outcome]:
+        """Distributions for ``chats``, in order, or None and why there are none. A predictor's errors end here."""
+        if self._count + len(chats) > self.max_waiting:
+            return None, "overload"
+        loop = asyncio.get_running_loop()
+        job = _Job(chats, loop.create_future(), loop.time() + self.timeout_s)
+        self._waiting.append(job)
+        self._count += len(chats)
+        if self._collector is None or self._collector.done():
+            self._collector = loop.create_task(self._collect(loop))
+        try:
+            return await asyncio.wait_for(job.result, self.timeout_s), "made"
+        except TimeoutError:
+            return None, "timeout"
+        except _PredictorFailed:
+            return None, "error"
+
+    def close(self) -> None:
+        """Stop the worker; a prediction in progress is not waited for."""
+        if self._collector is not None:
+            self._collector.cancel()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def _collect(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._count < self.max_batch:
+            await asyncio.sleep(self.window_s)
+        while self._waiting:
+            batch = self._take(loop.time())
+            if not batch:
+                continue
+            chats = [chat for job in batch for chat in job.chats]
+            try:
+                found = await loop.run_in_executor(self._worker, self.predictor.predict, chats)
+                if len(found) != len(chats):
+                    raise ValueError(f"{len(found)} predictions for {len(chats)} prompts")
+            except Exception:  # noqa: BLE001 - whatever a predictor does wrong, requests are served
+                self._fail(batch)
+                continue
+            at = 0
+            for job in batch:
+                if not job.result.done():
+                    job.result.set_result(found[at : at + len(job.chats)])
+                at += len(job.chats)
+
+    def _take(self, now: float) -> list[_Job]:
+        """The jobs of the next batch; those that nobody waits for any more are left out."""
+        batch: list[_Job] = []
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self.max_batch):
+            job = self._waiting.popleft()
+            self._count -= len(job.chats)
+            if not job.result.done() and job.deadline > now:
+                batch.append(job)
+                size += len(job.chats)
+        return batch
+
+    def _fail(self, batch: list[_Job]) -> None:
+        self._errors += 1
+        if self._errors & (self._errors - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... time: seen, but no flood
+            logger.warning("ecoserve: the length predictor failed (%d times so far)", self._errors, exc_info=True)
+        for job in batch:
+            if not job.result.done():
+                job.result.set_exception(_PredictorFailed())
+
+
+class _PredictorFailed(Exception):
+    """The predictor raised; said to those that waited for it."""

@@ -1,0 +1,108 @@
+"""Metrics: every field has a name and a help text, and counters of two processes meet on one page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from ecoserve.serving.adapter import metrics
+from ecoserve.serving.core.counters import Counters, Gauges
+
+
+def sample(name: str, **labels: str) -> float | None:
+    from prometheus_client import REGISTRY
+
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def test_every_field_is_named_and_explained() -> None:
+    assert set(metrics._COUNTER_HELP) == {f.name for f in fields(Counters)}
+    assert set(metrics._GAUGE_HELP) == {f.name for f in fields(Gauges)}
+    assert metrics.counter_name("recomputed_tokens") == "ecoserve_recomputed_tokens_total"
+    assert [metrics.gauge_name(f) for f in ("held_blocks", "running", "waiting_prompts")] == [
+        "ecoserve_kv_held_blocks",
+        "ecoserve_running_requests",
+        "ecoserve_waiting_prompts",
+    ]
+
+
+def test_only_what_is_new_is_added() -> None:
+    publisher = metrics.MetricsPublisher(engine=71, interval_s=0.0)
+    counters, gauges = Counters(), Gauges(usable_blocks=47, running=1)
+    counters.pauses = 3
+    publisher.publish(counters, gauges)
+    publisher.publish(counters, gauges)
+    counters.pauses = 5
+    gauges.held_blocks = 12
+    publisher.publish(counters, gauges)
+    assert sample("ecoserve_pauses_total", engine="71") == 5
+    assert sample("ecoserve_kv_held_blocks", engine="71") == 12
+    assert sample("ecoserve_kv_usable_blocks", engine="71") == 47
+
+
+def test_two_schedulers_in_one_process_add_up() -> None:
+    for _ in range(2):
+        publisher = metrics.MetricsPublisher(engine=72, interval_s=0.0)
+        publisher.publish(Counters(steps=10), Gauges())
+    assert sample("ecoserve_steps_total", engine="72") == 20
+
+
+def test_a_busy_engine_publishes_now_and_then_and_an_idle_one_at_once() -> None:
+    publisher = metrics.MetricsPublisher(engine=73, interval_s=3600)
+    publisher.publish(Counters(steps=1), Gauges(running=1))
+    publisher.publish(Counters(steps=2), Gauges(running=1))
+    assert sample("ecoserve_steps_total", engine="73") == 1
+    publisher.publish(Counters(steps=3), Gauges())
+    assert sample("ecoserve_steps_total", engine="73") == 3
+
+
+def test_errors_of_predictions_are_ratios() -> None:
+    publisher = metrics.MetricsPublisher(engine=74)
+    publisher.observe_error(100.0, 150)
+    publisher.observe_error(0.0, 10)
+    assert sample("ecoserve_prediction_error_ratio_sum", engine="74") == pytest.approx(1.5)
+    assert sample("ecoserve_prediction_error_ratio_count", engine="74") == 1
+
+
+SERVER = """
+import os, subprocess, sys
+from ecoserve.serving.adapter.metrics import multiprocess_dir, front_families
+left = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+with multiprocess_dir() as path:
+    assert path.startswith(left) and path != left and not os.listdir(path)
+    engine = (
+        "from ecoserve.serving.adapter.metrics import MetricsPublisher\\n"
+        "from ecoserve.serving.core.counters import Counters, Gauges\\n"
+        "p = MetricsPublisher(engine=0); p.publish(Counters(pauses=4), Gauges(held_blocks=9)); p.observe_error(10, 20)"
+    )
+    subprocess.run([sys.executable, "-c", engine], check=True)
+    front_families().predictions.labels("made").inc(2)
+    front_families().seconds.observe(0.01)
+    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    print(generate_latest(registry).decode())
+assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == left
+assert not os.path.exists(path)
+"""
+
+
+def test_counters_of_the_engines_process_reach_the_servers_page(tmp_path: object) -> None:
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SERVER], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for line in (
+        'ecoserve_pauses_total{engine="0"} 4.0',
+        'ecoserve_kv_held_blocks{engine="0"} 9.0',
+        'ecoserve_prediction_error_ratio_sum{engine="0"} 2.0',
+        'ecoserve_predictions_total{outcome="made"} 2.0',
+        'ecoserve_predictions_total{outcome="timeout"} 0.0',
+        "ecoserve_prediction_seconds_count 1.0",
+        "ecoserve_client_keys_dropped_total 0.0",
+    ):
+        assert line in lines
