@@ -3,8 +3,27 @@
 Importing this package imports neither ``datasets`` nor ``transformers``; they are loaded where they are needed.
 """
 
+from ecoserve.data.arrivals import poisson_arrivals, with_arrivals
 from ecoserve.data.formats import save_trace
 from ecoserve.data.loading import load_trace
-from ecoserve.data.records import LoadReport, Message, Record, Trace
+from ecoserve.data.records import LoadReport, Message, Record, Trace, fingerprint
+from ecoserve.data.splitting import record_groups, split_trace
+from ecoserve.data.synthetic import SYNTHETIC_MODEL, bayes_optimal_mae, synthetic_trace, true_distribution
 
-__all__ = ["LoadReport", "Message", "Record", "Trace", "load_trace", "save_trace"]
+__all__ = [
+    "SYNTHETIC_MODEL",
+    "LoadReport",
+    "Message",
+    "Record",
+    "Trace",
+    "bayes_optimal_mae",
+    "fingerprint",
+    "load_trace",
+    "poisson_arrivals",
+    "record_groups",
+    "save_trace",
+    "split_trace",
+    "synthetic_trace",
+    "true_distribution",
+    "with_arrivals",
+]
