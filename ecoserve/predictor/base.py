@@ -1,0 +1,123 @@
+"""The length predictor: what every backend shares.
+
+Rule: a backend turns requests into logits over the length bins, and reads and writes its weights. Everything else (how
+a request is read, calibration, distributions, the checkpoint's common files) is here and the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor import checkpoint
+from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.config import Backend, PredictorConfig
+from ecoserve.predictor.text import Request, RequestView, read_request
+
+#: Where each backend's class lives. They are imported when asked for: torch and LightGBM take their time.
+_CLASSES: dict[Backend, tuple[str, str]] = {
+    "encoder": ("ecoserve.predictor.encoder.predictor", "EncoderPredictor"),
+    "lightgbm": ("ecoserve.predictor.boosting.predictor", "BoostingPredictor"),
+}
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """Anything that predicts: a trained predictor, a baseline, a test's stand-in."""
+
+    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
+        """One length distribution per request."""
+        ...
+
+
+class LengthPredictor(ABC):
+    """Predicts how many tokens the answer to a request will have.
+
+    Attributes:
+        config: what it was trained on and how (:class:`~ecoserve.predictor.config.PredictorConfig`).
+        calibration: how its logits become probabilities.
+
+    Safe to use from several threads at once. After loading it needs no network and no file.
+    """
+
+    backend: ClassVar[Backend]
+
+    def __init__(self, config: PredictorConfig, calibration: Calibration) -> None:
+        self.config = config
+        self.calibration = calibration
+
+    # -- predicting ------------------------------------------------------------------------------
+
+    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
+        """Predict the length distribution of each request's answer.
+
+        Args:
+            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture.
+
+        Returns:
+            ``n`` distributions over :attr:`config`'s bins, in the order of the requests.
+        """
+        if isinstance(requests, str):
+            raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
+        views = [read_request(r) for r in requests]
+        edges, closed_by = self.config.edges, self.config.closed_by
+        return [
+            LengthDistribution.from_weights(edges, row, closed_by)
+            for row in self.calibration.probabilities(self.logits(views))
+        ]
+
+    def logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
+        """Uncalibrated logits over the bins, shape ``[n, K]``."""
+        if not views:
+            return np.zeros((0, len(self.config.prior)))
+        return self._logits(views)
+
+    @abstractmethod
+    def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
+        """Logits of at least one request."""
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the checkpoint into ``directory``, which appears, or changes, only when everything is written.
+
+        Raises:
+            CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
+            RunError: if it cannot be written.
+        """
+        return checkpoint.save(self, Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> LengthPredictor:
+        """Load a checkpoint from a folder or, for an id ``owner/name`` that is no folder here, from the hub.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, edited, or of another version.
+        """
+        folder = checkpoint.locate(source)
+        config, calibration = checkpoint.read(folder)
+        module, name = _CLASSES[config.backend]
+        backend: type[LengthPredictor] = getattr(import_module(module), name)
+        with checkpoint.damage_of(folder):
+            return backend._load(folder, config, calibration)
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Write the backend's files (weights, tokenizer) into an empty folder."""
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> LengthPredictor:
+        """Read what :meth:`_write` wrote; the files' hashes have been checked."""
+
+
+def load_predictor(dir_or_hub_id: str | Path) -> LengthPredictor:
+    """Load a predictor's checkpoint: :meth:`LengthPredictor.from_pretrained`."""
+    return LengthPredictor.from_pretrained(dir_or_hub_id)

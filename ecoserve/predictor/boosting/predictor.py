@@ -1,0 +1,69 @@
+"""The LightGBM predictor: boosted trees over counts and word scores, to logits over the length bins.
+
+Rule: ``model.txt`` is LightGBM's own text format; the trees add to the logarithm of the prior, one tree per bin and
+round. Small batches run on one thread: handing them to several costs more than it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.errors import CheckpointError
+from ecoserve.predictor.base import LengthPredictor
+from ecoserve.predictor.boosting.request_features import NAMES, request_features
+from ecoserve.predictor.boosting.words import WordModel
+from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.config import Backend, PredictorConfig
+from ecoserve.predictor.text import RequestView
+
+MODEL = "model.txt"
+#: Rows from which prediction takes all threads.
+_MANY_ROWS = 256
+
+
+class BoostingPredictor(LengthPredictor):
+    """A trained LightGBM model with its word model."""
+
+    backend: ClassVar[Backend] = "lightgbm"
+
+    def __init__(self, config: PredictorConfig, calibration: Calibration, booster: Any, words: WordModel) -> None:
+        super().__init__(config, calibration)
+        self.booster = booster
+        self.words = words
+        self._prior = np.log(np.asarray(config.prior))
+
+    def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
+        x = feature_rows(views, self.words.scores(views))
+        raw = self.booster.predict(x, raw_score=True, num_threads=0 if len(x) >= _MANY_ROWS else 1)
+        logits: npt.NDArray[np.float64] = np.asarray(raw, dtype=np.float64).reshape(len(x), -1) + self._prior
+        return logits
+
+    def _write(self, folder: Path) -> None:
+        self.booster.save_model(str(folder / MODEL))
+        self.words.save(folder)
+
+    @classmethod
+    def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> BoostingPredictor:
+        import lightgbm
+
+        booster = lightgbm.Booster(model_file=str(folder / MODEL))
+        words = WordModel.load(folder)
+        features, bins = len(NAMES) + len(words.intercepts), len(config.prior)
+        if booster.num_feature() != features or booster.num_model_per_iteration() != bins:
+            raise CheckpointError(
+                f"has {booster.num_feature()} features and {booster.num_model_per_iteration()} bins, "
+                f"this ecoserve makes {features} features and the config says {bins} bins",
+                where=str(folder / MODEL),
+                fix="train it again",
+            )
+        return cls(config, calibration, booster, words)
+
+
+def feature_rows(views: Sequence[RequestView], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """All features of ``n`` requests: counts, then word scores, shape ``[n, F]``."""
+    return np.hstack([request_features(views), scores])

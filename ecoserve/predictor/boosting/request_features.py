@@ -1,0 +1,107 @@
+"""Features that are counted in a request, one row of numbers each.
+
+Rule: cheap counts of what tells long answers from short ones: how long the prompt is and how it is laid out, what kind
+of answer it asks for, numbers in it ("write 500 words"), and how this conversation has gone so far.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.predictor.text import RequestView
+
+#: What a prompt asks for, by words that are typical of it.
+_ASKS: Final[dict[str, str]] = {
+    "list": r"list|enumerate|bullet|name (?:\w+ )?(?:some|two|three|four|five|six|seven|eight|nine|ten|\d+)",
+    "long_text": r"essay|article|blog|story|stories|letter|speech|poem|lyrics|script|review|report|email",
+    "code": r"code|function|program|python|java|javascript|html|css|sql|c\+\+|regex|algorithm|query",
+    "sentence": r"sentences?|headline|title|slogan|tweet|caption|tagline|name for",
+    "word": r"words?|synonyms?|antonyms?|adjectives?|verbs?|nouns?",
+    "classify": r"classify|categori[sz]e|identify|detect|determine|label|true or false|yes or no|which of",
+    "explain": r"explain|describe|discuss|compare|contrast|analy[sz]e|elaborate",
+    "why_how": r"why|how",
+    "what_who": r"what|who|when|where|which",
+    "rewrite": r"rewrite|rephrase|reword|edit|convert|translate|correct|replace|transform|paraphrase|fix|change",
+    "summary": r"summari[sz]e|summary|tl;?dr|conclusion",
+    "paragraph": r"paragraphs?|passage",
+    "several": r"examples?|tips|ideas|ways|steps|reasons|benefits|advantages|recipes?|plan|questions",
+    "single": r"one|single|a sentence|short|brief|briefly|concise|concisely|quick",
+    "long": r"detailed|in detail|comprehensive|thorough|long|step[- ]by[- ]step|at least",
+    "calculate": r"calculate|compute|solve|evaluate|sum|convert|equation|percentage|area|average",
+    "extract": r"extract|find|select|pick|count|sort|fill in|complete",
+    "make": r"write|generate|create|compose|design|develop|construct|make|suggest|propose|come up",
+}
+_PATTERNS = [re.compile(rf"\b(?:{p})\b") for p in _ASKS.values()]
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\b\d{1,5}\b")
+
+NAMES: Final[tuple[str, ...]] = (
+    "characters",
+    "words",
+    "word_length",
+    "lines",
+    "first_line_characters",
+    "after_first_line_characters",
+    "question_marks",
+    "commas",
+    "colons",
+    "quotes",
+    "brackets",
+    "digits",
+    "uppercase_share",
+    "other_script_share",
+    "numbers",
+    "largest_number",
+    "ends_with_question",
+    "context_characters",
+    "turn",
+    "last_answer_words",
+    "mean_answer_words",
+    "system_characters",
+    *(f"asks_{name}" for name in _ASKS),
+)
+
+
+def request_features(views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
+    """Features of ``n`` requests, shape ``[n, len(NAMES)]``; -1 where there is no number or no earlier answer."""
+    return np.asarray([_row(v) for v in views], dtype=np.float64).reshape(len(views), len(NAMES))
+
+
+def _row(view: RequestView) -> list[float]:
+    prompt = view.prompt
+    lower = prompt.lower()
+    words = _WORD.findall(lower)
+    numbers = [int(n) for n in _NUMBER.findall(prompt)]
+    size = max(1, len(prompt))
+    first = prompt.find("\n") if "\n" in prompt else len(prompt)
+    answers = view.answer_words
+    return [
+        float(len(prompt)),
+        float(len(words)),
+        sum(map(len, words)) / max(1, len(words)),
+        float(prompt.count("\n")),
+        float(first),
+        float(len(prompt) - first),
+        float(prompt.count("?")),
+        float(prompt.count(",")),
+        float(prompt.count(":")),
+        float(prompt.count('"')),
+        float(sum(map(prompt.count, "{}[]()<>"))),
+        float(sum(map(str.isdigit, prompt))),
+        sum(map(str.isupper, prompt)) / size,
+        sum(ord(c) > 0x24F for c in prompt) / size,
+        float(len(numbers)),
+        float(max(numbers, default=-1)),
+        float(lower.rstrip().endswith("?")),
+        float(len(view.context)),
+        float(view.turn),
+        float(answers[0]) if answers else -1.0,
+        sum(answers) / len(answers) if answers else -1.0,
+        float(view.system_characters),
+        *(float(p.search(lower) is not None) for p in _PATTERNS),
+    ]

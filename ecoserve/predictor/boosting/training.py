@@ -1,0 +1,102 @@
+"""Training the LightGBM backend.
+
+Rule: one booster with one tree per bin and round, whose objective is the cross-entropy against soft targets
+(LightGBM's own multi-class objective takes only one class a row). The round with the best held-out loss is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.boosting.predictor import feature_rows
+from ecoserve.predictor.boosting.request_features import NAMES
+from ecoserve.predictor.boosting.words import WordModel
+from ecoserve.predictor.calibration import cross_entropy, softmax
+from ecoserve.predictor.config import BoostingSettings
+from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.progress import Progress
+
+Array = npt.NDArray[np.float64]
+#: Lengths at which the word model predicts survival, as quantiles of the training lengths.
+_SURVIVAL_LEVELS = np.linspace(0, 1, 13)[1:-1]
+
+
+def train_boosting(
+    fit: Examples, held: Examples, bins: Bins, settings: BoostingSettings, *, seed: int, progress: Progress
+) -> tuple[Any, WordModel]:
+    """Train on ``fit``; ``held`` chooses the round. Returns LightGBM's booster and the word model.
+
+    The booster's raw scores are added to the logarithm of ``bins.shares(fit.all_lengths())``.
+    """
+    import lightgbm
+
+    progress("reading words", 0, settings.rounds)
+    words, fit_scores = WordModel.fit(
+        fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed
+    )
+    names = [*NAMES, *(f"words_{i}" for i in range(fit_scores.shape[1]))]
+    targets = fit.targets(bins).astype(np.float64)
+    held_targets = held.targets(bins).astype(np.float64)
+    prior = np.log(bins.shares(fit.all_lengths()))
+    k = len(bins)
+
+    def objective(raw: Array, _: Any) -> tuple[Array, Array]:
+        p = softmax(raw.reshape(len(targets), k))
+        return p - targets, np.maximum(p * (1.0 - p), 1e-6)
+
+    def loss(raw: Array, _: Any) -> tuple[str, float, bool]:
+        return "cross_entropy", cross_entropy(raw.reshape(len(held_targets), k), held_targets), False
+
+    def show(env: Any) -> None:
+        progress("boosting", env.iteration + 1, settings.rounds)
+
+    def data(examples: Examples, scores: Array, reference: Any = None) -> Any:
+        return lightgbm.Dataset(
+            feature_rows(examples.views, scores),
+            np.zeros(len(examples)),
+            init_score=np.tile(prior, (len(examples), 1)),
+            feature_name=names,
+            reference=reference,
+            free_raw_data=False,
+        )
+
+    train = data(fit, fit_scores)
+    booster = lightgbm.train(
+        {
+            "objective": objective,
+            "num_class": k,
+            "learning_rate": settings.learning_rate,
+            "num_leaves": settings.leaves,
+            "min_data_in_leaf": min(settings.min_rows_in_leaf, max(2, len(fit) // 20)),
+            "feature_fraction": 0.5,
+            "bagging_fraction": 0.7,
+            "bagging_freq": 1,
+            "lambda_l2": 1.0,
+            "deterministic": True,
+            "force_row_wise": True,
+            "seed": seed,
+            "verbosity": -1,
+            "metric": "None",
+        },
+        train,
+        num_boost_round=settings.rounds,
+        valid_sets=[data(held, words.scores(held.views), train)],
+        feval=loss,
+        callbacks=[lightgbm.early_stopping(settings.patience, verbose=False), show],
+    )
+    progress("boosting", settings.rounds, settings.rounds)
+    return booster, words
+
+
+def _word_targets(examples: Examples) -> Array:
+    """Mean log length, and the share of answers longer than each of some lengths: shape ``[n, 1 + levels]``."""
+    cuts = np.unique(np.quantile(examples.all_lengths(), _SURVIVAL_LEVELS, method="inverted_cdf"))
+    rows = []
+    for own, more in zip(examples.lengths, examples.samples, strict=True):
+        x = np.asarray([own, *more], dtype=np.float64)
+        rows.append([np.log1p(x).mean(), *(x[:, None] > cuts).mean(axis=0)])
+    return np.asarray(rows, dtype=np.float64)

@@ -1,0 +1,92 @@
+"""The model card of a checkpoint: what it predicts, for which model, how well, and how to use it.
+
+Rule: every figure on it comes from the evaluation that training made; nothing is written by hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ecoserve.predictor.base import LengthPredictor
+
+_ROWS = (
+    ("mae_tokens", "mean absolute error (tokens)", "{:.1f}"),
+    ("within_50", "within 50 tokens", "{:.1%}"),
+    ("within_100", "within 100 tokens", "{:.1%}"),
+    ("kendall_tau", "Kendall's tau-b", "{:.3f}"),
+    ("bin_accuracy", "likeliest bin holds the length", "{:.1%}"),
+    ("pinball_loss", "pinball loss (tokens)", "{:.2f}"),
+    ("coverage_50", "covered by the 0.50 quantile", "{:.1%}"),
+    ("coverage_80", "covered by the 0.80 quantile", "{:.1%}"),
+    ("coverage_90", "covered by the 0.90 quantile", "{:.1%}"),
+    ("coverage_95", "covered by the 0.95 quantile", "{:.1%}"),
+    ("latency_p50_ms", "latency of one request, p50 (ms)", "{:.1f}"),
+    ("latency_p99_ms", "latency of one request, p99 (ms)", "{:.1f}"),
+)
+
+_TEMPLATE = """\
+---
+library_name: ecoserve
+tags:
+- response-length-prediction
+- llm-serving
+---
+
+# Response length predictor{% if c.served_model %} for {{ c.served_model }}{% endif %}
+
+Predicts how many tokens {{ c.served_model or "the served model" }} will generate for a request, as a distribution over
+{{ c.prior | length }} bins from 1 to {{ c.edges[-1] }} tokens (the last one closed by {{ closed }}).
+
+    from ecoserve.predictor import load_predictor
+
+    predictor = load_predictor("THIS_FOLDER")
+    [lengths] = predictor.predict(["Give three tips for staying healthy."])
+    lengths.quantile(0.5), lengths.quantile(0.9), lengths.mean()
+
+With vLLM: `ecoserve serve MODEL --predictor THIS_FOLDER`.
+
+## How well it predicts
+{% if parts %}
+|{% for p in parts %} | {{ p.name }}, {{ p.rows }} rows{% endfor %} |
+|---|{% for p in parts %}---:|{% endfor %}
+{% for row in rows -%}
+| {{ row.label }} |{% for value in row["values"] %} {{ value }} |{% endfor %}
+{% endfor %}
+The point prediction is the distribution's median. Held-out rows chose the training's best epoch or round and the
+temperature; `dev` rows, where there are any, were used for nothing else. Latencies are of the machine that trained it.
+{% else %}
+It was not evaluated.
+{% endif %}
+## How it was made
+- backend `{{ c.backend }}`, seed {{ c.seed }}, {{ "%.0f" | format(c.training_seconds) }} s of training
+- trace `{{ c.trace_name }}` ({{ c.trace_format }}), lengths from {{ c.length_source }}, SHA-256 of its records
+  `{{ c.trace_sha256 }}`
+- {{ c.rows_trained }} rows learned from, {{ c.rows_held_out }} held out
+- temperature {{ "%.3f" | format(k.temperature) }} from {{ k.rows }} held-out rows
+- {% for name, value in c.hyperparameters | dictsort %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
+
+- {% for name, value in c.versions | dictsort %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
+
+
+## Limits
+It knows answers of one model to requests like those of its trace. For another model, other sampling settings or another
+kind of request, measure it first: `ecoserve evaluate-predictor`.
+"""
+
+
+def model_card(predictor: LengthPredictor) -> str:
+    """The card in Markdown, with the metadata block that model hubs read."""
+    from jinja2 import Environment, StrictUndefined
+
+    config = predictor.config
+    names = {"support": "the largest length seen, or set, in training", "max_tokens": "max_tokens"}
+    parts = [{"name": name.replace("_", " "), "rows": int(m["rows"])} for name, m in config.metrics.items()]
+    rows = [
+        {"label": label, "values": [shape.format(m[key]) for m in config.metrics.values()]}
+        for key, label, shape in _ROWS
+    ]
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(_TEMPLATE)
+    return template.render(
+        c=config, k=predictor.calibration, parts=parts, rows=rows, closed=names.get(config.closed_by, config.closed_by)
+    )

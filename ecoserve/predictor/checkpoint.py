@@ -1,0 +1,195 @@
+"""Checkpoints on disk: config.json, calibration.json, the backend's files, and a model card in README.md.
+
+Rule: a checkpoint is there whole or not at all. It is written beside its place and renamed; config.json, which holds
+the SHA-256 of every other file and of itself, comes last. Reading checks all of them and answers whatever is wrong
+with one CheckpointError. JSON, safetensors and LightGBM's text only: nothing in a checkpoint is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ecoserve.errors import CheckpointError, EcoServeError, RunError
+from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.config import FORMAT, FORMAT_VERSION, PredictorConfig
+
+if TYPE_CHECKING:
+    from ecoserve.predictor.base import LengthPredictor
+
+CONFIG, CALIBRATION, CARD = "config.json", "calibration.json", "README.md"
+#: Keys of config.json that are about the files, not about the predictor.
+_FILES, _SELF = "files", "sha256"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_RETRAIN = "train it again, or fetch it again"
+
+
+def save(predictor: LengthPredictor, directory: Path) -> Path:
+    """Write ``predictor`` into ``directory`` (see :meth:`LengthPredictor.save_pretrained`)."""
+    from ecoserve.predictor.card import model_card
+
+    check_place(directory)
+    fresh = not directory.exists()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent if fresh else directory))
+    except OSError as error:
+        raise RunError(f"cannot write here: {error.strerror or error}", where=str(directory)) from error
+    try:
+        predictor._write(stage)
+        _write_text(stage / CALIBRATION, predictor.calibration.model_dump_json(indent=2) + "\n")
+        hashes = {p.name: _sha256(p) for p in sorted(stage.iterdir())}
+        content = {**predictor.config.model_dump(mode="json"), _FILES: hashes}
+        _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
+        # The card is for people, who may edit it: it carries no hash.
+        _write_text(stage / CARD, model_card(predictor))
+        for path in stage.iterdir():
+            _flush(path)
+        if fresh:
+            stage.chmod(0o777 & ~_umask())
+            stage.rename(directory)
+        else:
+            for path in sorted(stage.iterdir(), key=lambda p: p.name == CONFIG):
+                path.replace(directory / path.name)
+        return directory
+    except OSError as error:
+        raise RunError(f"cannot write the checkpoint: {error.strerror or error}", where=str(directory)) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_place(directory: Path) -> None:
+    """Refuse to write a checkpoint among files that are none of ours.
+
+    Raises:
+        CheckpointError: if ``directory`` is a file, or a folder with other things in it.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError("is a file", where=str(directory), fix="give a folder for the checkpoint")
+    if not directory.exists():
+        return
+    names = [p.name for p in directory.iterdir() if not p.name.startswith(".")]
+    if names and not _is_ours(directory / CONFIG):
+        raise CheckpointError(
+            f"holds other files ({', '.join(sorted(names)[:3])}) and no checkpoint of ecoserve",
+            where=str(directory),
+            fix="give an empty or a new folder",
+        )
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or a snapshot of the hub's repository of that id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError("is a file, not a checkpoint's folder", where=str(source))
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source) or folder.parent.is_dir():
+        raise CheckpointError("no such checkpoint", where=str(source), fix="train one with ecoserve train-predictor")
+    from ecoserve.predictor.hub import snapshot
+
+    return snapshot(source)
+
+
+def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
+    """Read and check everything in a checkpoint but the backend's files, whose hashes alone are checked.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    content = _json(folder / CONFIG)
+    if content.get("format") != FORMAT:
+        raise CheckpointError("is not the config of a length predictor", where=str(folder / CONFIG))
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint format {content.get('format_version')!r}, this ecoserve reads {FORMAT_VERSION}",
+            where=str(folder / CONFIG),
+            fix="use the ecoserve that wrote it, or train again",
+        )
+    stated = content.pop(_SELF, None)
+    if stated != _digest(content):
+        raise CheckpointError("was changed after it was written", where=str(folder / CONFIG), fix=_RETRAIN)
+    hashes = content.pop(_FILES, None)
+    if not isinstance(hashes, dict) or CALIBRATION not in hashes:
+        raise CheckpointError("names no files", where=str(folder / CONFIG), fix=_RETRAIN)
+    for name, expected in hashes.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError("is missing", where=str(path), fix=_RETRAIN)
+        if _sha256(path) != expected:
+            raise CheckpointError("is damaged or was changed (its SHA-256 differs)", where=str(path), fix=_RETRAIN)
+    try:
+        config = PredictorConfig.model_validate(content)
+        calibration = Calibration.model_validate(_json(folder / CALIBRATION))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"]) or "config"
+        raise CheckpointError(f"{place}: {first['msg']}", where=str(folder), fix=_RETRAIN) from error
+    return config, calibration
+
+
+@contextmanager
+def damage_of(folder: Path) -> Iterator[None]:
+    """Turn whatever a library says about a backend's files into one CheckpointError."""
+    try:
+        yield
+    except EcoServeError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"cannot be loaded: {line}", where=str(folder), fix=_RETRAIN) from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return _json(path).get("format") == FORMAT
+    except CheckpointError:
+        return False
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError("is missing: this is no checkpoint", where=str(path)) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:
+        raise CheckpointError("is not valid JSON", where=str(path), fix=_RETRAIN) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("is not a JSON object", where=str(path), fix=_RETRAIN)
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

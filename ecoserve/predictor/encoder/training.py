@@ -1,0 +1,211 @@
+"""Fine-tuning the encoder with the transformers Trainer.
+
+Rule: the whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. After each epoch
+the held-out loss is taken and the best epoch is kept. Every half minute a checkpoint of the training itself is written,
+so that an interrupted run goes on where it was and ends with the very weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from ecoserve.errors import ConfigError, RunError
+from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.config import EncoderSettings
+from ecoserve.predictor.encoder.model import LengthEncoder, pretrained
+from ecoserve.predictor.encoder.predictor import pad
+from ecoserve.predictor.encoder.source import find_encoder
+from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
+from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.progress import Progress
+from ecoserve.predictor.quiet import quiet_transformers
+
+#: Seconds between two checkpoints of the training.
+SAVE_EVERY_S = 30.0
+#: In a checkpoint of the training: it was written to its end.
+_COMPLETE = "complete"
+Row = dict[str, Any]
+
+
+def train_encoder(
+    fit: Examples,
+    held: Examples,
+    bins: Bins,
+    settings: EncoderSettings,
+    *,
+    seed: int,
+    work: Path,
+    resume: bool,
+    progress: Progress,
+) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
+    """Fine-tune on ``fit``; ``held`` chooses the epoch.
+
+    Args:
+        work: folder for the training's own checkpoints, ours alone.
+        resume: go on from the newest complete checkpoint in ``work``, if there is one.
+
+    Returns:
+        the network, its tokenizer, and what a config must say to build the network again.
+    """
+    progress("loading the encoder", 0, 1)
+    folder, origin = find_encoder(settings.encoder)
+    torch.manual_seed(seed)
+    prior = torch.tensor(bins.shares(fit.all_lengths()), dtype=torch.float32)
+    try:
+        model, encoder_config = pretrained(folder, prior)
+        tokenizer = RequestTokenizer.load(folder, settings.max_length)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the encoder cannot be loaded: {line}", where=settings.encoder) from error
+    positions = getattr(model.body.config, "max_position_embeddings", None)
+    if positions is not None and settings.max_length > positions:
+        raise ConfigError(
+            f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
+        )
+
+    rows = _rows(tokenizer(fit.views), fit.targets(bins, settings.smoothing))
+    held_rows = _rows(tokenizer(held.views), held.targets(bins))
+    with quiet_transformers():
+        trainer = _LengthTrainer(
+            model=model,
+            args=_arguments(settings, work, seed),
+            train_dataset=rows,
+            eval_dataset=held_rows,
+            data_collator=_collate,
+            callbacks=[_Watch(progress, SAVE_EVERY_S)],
+        )
+        trainer.rates = settings
+        trainer.remove_callback(PrinterCallback)
+        last = newest_checkpoint(work) if resume else None
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if not all(torch.isfinite(p).all() for p in model.parameters()):
+            raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
+    model.to("cpu")
+    return model, tokenizer, {"encoder": encoder_config, "max_length": settings.max_length, "encoder_from": origin}
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint of an interrupted training that was written to its end."""
+    found = [p for p in work.glob("checkpoint-*") if (p / _COMPLETE).exists()]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+class _LengthTrainer(Trainer):
+    """The Trainer with two learning rates, and batches of like lengths in an order that only the seed decides."""
+
+    rates: EncoderSettings
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if getattr(self, "optimizer", None) is None:
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            for name, value in self.model.named_parameters():
+                rate = self.rates.head_lr if name.startswith("head.") else self.rates.body_lr
+                decay = self.rates.weight_decay if value.ndim > 1 else 0.0
+                groups.setdefault((rate, decay), []).append(value)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": values, "lr": lr, "weight_decay": decay} for (lr, decay), values in groups.items()]
+            )
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return _LikeLengths([len(r["input_ids"]) for r in rows], self.args.train_batch_size, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return _Sorted([len(r["input_ids"]) for r in eval_dataset])
+
+
+class _LikeLengths(Sampler[int]):
+    """Random order, neighbours of like length; seed and epoch alone decide it, so a resumed run repeats it."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class _Sorted(Sampler[int]):
+    def __init__(self, lengths: list[int]) -> None:
+        self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
+class _Watch(TrainerCallback):
+    """Tells how far training is, asks for a checkpoint now and then, and marks those that were written to their end."""
+
+    def __init__(self, progress: Progress, save_every_s: float) -> None:
+        self.progress, self.save_every_s = progress, save_every_s
+        self.saved_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self.progress("fine-tuning", state.global_step, state.max_steps)
+        if time.monotonic() - self.saved_at >= self.save_every_s:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+        self.saved_at = time.monotonic()
+
+
+def _arguments(settings: EncoderSettings, work: Path, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.body_lr,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _rows(ids: list[list[int]], targets: npt.NDArray[np.float32]) -> list[Row]:
+    return [{"input_ids": tokens, "labels": target} for tokens, target in zip(ids, targets, strict=True)]
+
+
+def _collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+    inputs, mask = pad([r["input_ids"] for r in rows])
+    return {
+        "input_ids": inputs,
+        "attention_mask": mask,
+        "labels": torch.from_numpy(np.stack([r["labels"] for r in rows])),
+    }

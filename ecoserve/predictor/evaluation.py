@@ -1,0 +1,108 @@
+"""How good a predictor is: the one definition of the evaluation's keys.
+
+Rule: the point prediction that is scored is the distribution's median; ranking is Kendall's tau-b between it and the
+true length; a quantile q is covered when RL <= quantile(q), so its coverage should come out at q. Rows are answers that
+the predictor has not learned from.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data import Record
+from ecoserve.errors import TraceError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor.base import Predicts
+from ecoserve.predictor.text import Request, read_record
+
+#: Quantiles whose coverage is reported.
+COVERED = (0.5, 0.8, 0.9, 0.95)
+#: Quantiles over which the pinball loss is averaged.
+PINBALL_LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+#: Requests that are asked one by one for the latency, at most.
+LATENCY_REQUESTS = 200
+_BATCH = 512
+
+
+def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[str, float]:
+    """Measure a predictor on ``records``; those without a text or a length are left out.
+
+    Returns:
+        ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to RL);
+        ``kendall_tau`` (tau-b; 0 for a constant prediction, which ranks nothing); ``bin_accuracy`` (share of rows whose
+        likeliest bin holds RL); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
+        ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``, ``latency_p99_ms`` (one request at a time).
+
+    Raises:
+        TraceError: if no record has both a text and a length.
+    """
+    rows = [r for r in records if r.response_tokens is not None and read_record(r) is not None]
+    if not rows:
+        raise TraceError("no rows with a text and a length to evaluate on")
+    requests: list[Request] = [r.messages or (r.prompt or "") for r in rows]
+    predicted: list[LengthDistribution] = []
+    for start in range(0, len(requests), _BATCH):
+        predicted += predictor.predict(requests[start : start + _BATCH])
+    lengths = np.asarray([r.response_tokens for r in rows], dtype=np.float64)
+    return {**score(predicted, lengths), **measure_latency(predictor, requests)}
+
+
+def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> dict[str, float]:
+    """The keys of :func:`evaluate_predictor` about accuracy, for ``n`` predictions and true lengths (tokens)."""
+    y = np.asarray(lengths, dtype=np.float64)
+    quantiles = np.asarray([[d.quantile(q) for q in PINBALL_LEVELS] for d in predicted], dtype=np.float64)
+    medians = np.asarray([d.quantile(0.5) for d in predicted], dtype=np.float64)
+    error = np.abs(y - medians)
+    levels = np.asarray(PINBALL_LEVELS)
+    below = y[:, None] - quantiles
+    pinball = np.where(below >= 0, levels * below, (levels - 1.0) * below)
+    return {
+        "rows": len(y),
+        "mae_tokens": float(error.mean()),
+        "within_50": float((error <= 50).mean()),
+        "within_100": float((error <= 100).mean()),
+        "kendall_tau": _tau(medians, y),
+        "bin_accuracy": float(np.mean([_likeliest_bin_holds(d, n) for d, n in zip(predicted, y, strict=True)])),
+        "pinball_loss": float(pinball.mean()),
+        **{
+            f"coverage_{round(100 * q)}": float(
+                np.mean([n <= d.quantile(q) for d, n in zip(predicted, y, strict=True)])
+            )
+            for q in COVERED
+        },
+    }
+
+
+def measure_latency(predictor: Predicts, requests: Sequence[Request]) -> dict[str, float]:
+    """``latency_p50_ms`` and ``latency_p99_ms`` of one request at a time, over at most 200 requests spread evenly."""
+    step = max(1, len(requests) // LATENCY_REQUESTS)
+    chosen = list(requests)[::step][:LATENCY_REQUESTS]
+    for request in chosen[:5]:
+        predictor.predict([request])
+    taken = []
+    for request in chosen:
+        start = time.perf_counter()
+        predictor.predict([request])
+        taken.append(1000.0 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(taken, [50, 99])
+    return {"latency_p50_ms": float(p50), "latency_p99_ms": float(p99)}
+
+
+def _tau(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> float:
+    from scipy.stats import kendalltau
+
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return 0.0
+    return float(kendalltau(predicted, true).statistic)
+
+
+def _likeliest_bin_holds(distribution: LengthDistribution, length: float) -> bool:
+    last = len(distribution.probs) - 1
+    likeliest = max(range(last + 1), key=distribution.probs.__getitem__)
+    true = min(max(bisect_left(distribution.edges, length) - 1, 0), last)
+    return likeliest == true

@@ -1,0 +1,93 @@
+"""Training examples: what a predictor may see of each record, and what it shall say.
+
+Rule: features come from the request alone (:mod:`ecoserve.predictor.text`); the answer's own length and the lengths of
+other answers sampled for the same prompt are targets, never features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data import Record, Trace, split_trace
+from ecoserve.errors import TraceError
+from ecoserve.predictor.bins import Bins, soft_targets
+from ecoserve.predictor.text import RequestView, read_record
+
+#: Fewer rows than this teach nothing and leave nothing to calibrate on.
+MIN_ROWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Requests and their answers' lengths in tokens, all of the same number of rows."""
+
+    views: tuple[RequestView, ...]
+    lengths: tuple[int, ...]
+    samples: tuple[tuple[int, ...], ...]
+    censored: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Examples:
+        """The examples in ``records``; those without a text or a length are left out."""
+        rows: list[tuple[RequestView, int, tuple[int, ...], bool]] = []
+        for record in records:
+            view = read_record(record)
+            if view is not None and record.response_tokens is not None and record.response_tokens >= 1:
+                rows.append((view, record.response_tokens, record.sample_tokens, record.censored))
+        if not rows:
+            return cls((), (), (), ())
+        views, lengths, samples, censored = zip(*rows, strict=True)
+        return cls(views, lengths, samples, censored)
+
+    def all_lengths(self) -> npt.NDArray[np.int64]:
+        """Own lengths and those of other samples, flat."""
+        return np.asarray([*self.lengths, *(s for more in self.samples for s in more)], dtype=np.int64)
+
+    def targets(self, bins: Bins, smoothing: float = 0.0) -> npt.NDArray[np.float32]:
+        """What each row says about the bins, shape ``[n, K]`` (:func:`~ecoserve.predictor.bins.soft_targets`)."""
+        return soft_targets(bins, self.lengths, self.samples, self.censored, smoothing=smoothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Rows to learn from, rows to choose and calibrate on, and the records of ``dev``, which training never sees."""
+
+    fit: Examples
+    held: Examples
+    held_records: tuple[Record, ...]
+    dev_records: tuple[Record, ...]
+
+
+def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held_out: float = 0.1) -> Parts:
+    """Split a trace for training.
+
+    ``train`` and ``dev`` are those of the trace, or of :func:`~ecoserve.data.split_trace`; the held-out rows are a part
+    of ``train``, split the same way (conversations and near-duplicate prompts stay on one side).
+
+    Raises:
+        TraceError: if too few rows have a text and a length.
+    """
+    parts = split_trace(trace, seed=seed)
+    rows = [r for r in parts["train"].records if r.response_tokens is not None and read_record(r) is not None]
+    if max_rows is not None and len(rows) > max_rows:
+        chosen = np.random.default_rng(seed).choice(len(rows), size=max_rows, replace=False)
+        rows = [rows[i] for i in sorted(chosen)]
+    if len(rows) < MIN_ROWS:
+        raise TraceError(
+            f"{len(rows)} training rows with a text and a length, need at least {MIN_ROWS}",
+            where=trace.source,
+            fix="check --length-field, or give more rows",
+        )
+    # The rows' own split has done its work; what is held out of `train` is ours to choose.
+    inner = split_trace(trace.with_records(replace(r, split=None) for r in rows), dev=held_out, seed=seed)
+    fit, held = Examples.of(inner["train"].records), Examples.of(inner["dev"].records)
+    if not len(fit) or not len(held):
+        raise TraceError("the rows cannot be split: all belong to one conversation or prompt", where=trace.source)
+    return Parts(fit, held, inner["dev"].records, parts["dev"].records)
