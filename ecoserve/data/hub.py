@@ -40,7 +40,7 @@ def require_hub(where: str, fix: str) -> None:
     Raises:
         TraceError: if it cannot be reached within :data:`PATIENCE_S`, or ``HF_HUB_OFFLINE`` is set.
     """
-    if any(os.environ.get(name, "").lower() not in _FALSE for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
+    if offline():
         raise TraceError("is not on this machine, and HF_HUB_OFFLINE is set", where=where, fix=f"unset it, or {fix}")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answer: list[str | None] = []
@@ -66,18 +66,32 @@ def _unreachable(endpoint: str) -> str | None:
 def hub_rows(name: str) -> Iterator[object]:
     """The rows of every split of the data set ``name``, each with its split's name if there are several.
 
+    Rows are streamed. Under ``HF_HUB_OFFLINE`` they come from the cache of ``datasets``, if they are there.
+
     Raises:
         TraceError: if the hub cannot be reached, or the data set cannot be read.
     """
-    require_hub(name, fix="there is no such file either: give the path of a file, or download the data set elsewhere")
+    fix = "there is no such file either: give the path of a file, or download the data set elsewhere"
+    from_cache = offline()
+    if not from_cache:
+        require_hub(name, fix=fix)
     with quiet_datasets() as datasets:
         try:
-            splits: dict[str, Any] = datasets.load_dataset(name, streaming=True)
+            splits: dict[str, Any] = datasets.load_dataset(name, streaming=not from_cache)
             for split, rows in splits.items():
                 for row in table_rows(rows):
                     if len(splits) > 1 and isinstance(row, dict):
                         row.setdefault("split", split)
                     yield row
         except (OSError, ValueError, LookupError, RuntimeError) as e:
+            if from_cache:
+                what = "is not in the cache of datasets, and HF_HUB_OFFLINE is set"
+                raise TraceError(what, where=name, fix=f"unset it; {fix}") from e
             reason = " ".join(str(e).split())[:200]
             raise TraceError(f"the hub's data set cannot be read ({reason})", where=name, fix="give a file") from e
+
+
+def offline() -> bool:
+    """Whether the environment forbids asking the hub."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return any(os.environ.get(name, "").lower() not in _FALSE for name in names)

@@ -1,15 +1,15 @@
 """Rows of a trace: from a file (JSON list, JSON lines, Parquet) or from the Hugging Face hub.
 
-Rule: a file's content, not its name, says what it is; nothing is left on disk or printed. Parquet and the hub go
-through ``datasets``, streaming, so that no cache grows in the home directory; JSON does not, see
-:mod:`ecoserve.data.plain_json`.
+Rule: a file's content, not its name, says what it is; rows come one batch at a time, and nothing is left on disk or
+printed. The hub goes through ``datasets``, streaming, so that no cache grows in the home directory. Files do not: JSON
+for the reasons in :mod:`ecoserve.data.plain_json`, Parquet because ``datasets`` takes a path for a glob pattern and
+fails on a file without rows; it is read with the library that ``datasets`` itself uses.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,20 +53,17 @@ def read_file(path: Path) -> Iterator[object]:
 
 
 def _parquet_rows(path: Path) -> Iterator[object]:
-    with quiet_datasets() as datasets, tempfile.TemporaryDirectory(prefix="ecoserve-") as folder:
-        # `datasets` takes a file's name for a glob pattern, so that it gets a link with a harmless one.
-        link = Path(folder) / "rows.parquet"
-        link.symlink_to(path.resolve())
-        try:
-            rows = datasets.load_dataset(
-                "parquet", data_files=str(link), split="train", streaming=True, cache_dir=folder
-            )
-            yield from table_rows(rows)
-        except (OSError, ValueError) as e:
-            reason = " ".join(str(e).split())[:120]
-            raise TraceError(
-                f"is not a readable Parquet file ({reason})", where=str(path), fix="download or copy it again"
-            ) from e
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        reason = " ".join(str(e).split())[:120]
+        what = f"is not a readable Parquet file ({reason})"
+        raise TraceError(what, where=str(path), fix="download or copy it again") from e
 
 
 def table_rows(dataset: Any) -> Iterator[object]:

@@ -27,6 +27,11 @@ class TokenCounter:
 
     def __init__(self, name: str) -> None:
         self._tokenizer = load_tokenizer(name)
+        self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:
+            # Encoders' tokenizer files cut and pad by themselves.
+            self._fast.no_truncation()
+            self._fast.no_padding()
         self._overhead = self._chat_overhead()
 
     def count(self, texts: Sequence[str], what: str = "texts") -> list[int]:
@@ -37,9 +42,15 @@ class TokenCounter:
         distinct.sort(key=len)
         for i in track(range(0, len(distinct), _BATCH), f"tokenizing {what}"):
             batch = distinct[i : i + _BATCH]
-            ids = self._tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            lengths.update(zip(batch, map(len, ids["input_ids"]), strict=True))
+            lengths.update(zip(batch, self._lengths(batch), strict=True))
         return [lengths[t] for t in texts]
+
+    def _lengths(self, batch: list[str]) -> list[int]:
+        if self._fast is not None:
+            # Half the time of the tokenizer's own call, which makes Python lists of all ids.
+            return [len(e) for e in self._fast.encode_batch_fast(batch, add_special_tokens=False)]
+        ids = self._tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [len(i) for i in ids["input_ids"]]
 
     def count_contexts(self, chats: Sequence[Sequence[Message]]) -> list[int]:
         """Tokens of each chat as a prompt: its contents, and what the tokenizer's chat template puts around them.
@@ -75,24 +86,25 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         TraceError: if it is not there, cannot be read, or the hub would be needed and cannot be reached.
     """
-    from transformers import AutoTokenizer
-
     where = f"tokenizer {name}"
     fix = "give a folder with tokenizer.json, or a hub id"
-    local = Path(name).exists()
-    if not local and not HUB_ID.fullmatch(name):
-        raise TraceError("no such folder", where=where, fix=fix)
+    if not Path(name).exists():
+        if not HUB_ID.fullmatch(name):
+            raise TraceError("no such folder", where=where, fix=fix)
+        if not _is_cached(name):
+            require_hub(where, fix="give a folder with tokenizer.json")
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).exists() or _is_cached(name))
     except Exception as e:
-        if local:
-            raise TraceError(f"cannot be loaded ({_short(e)})", where=where, fix=fix) from e
-    require_hub(where, fix="give a folder with tokenizer.json")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as e:
-        raise TraceError(f"cannot be loaded from the hub ({_short(e)})", where=where, fix=fix) from e
+        # Whatever its files or its model's class make the library raise.
+        reason = " ".join(str(e).split())[:120] or type(e).__name__
+        raise TraceError(f"cannot be loaded ({reason})", where=where, fix=fix) from e
 
 
-def _short(e: Exception) -> str:
-    return " ".join(str(e).split())[:120] or type(e).__name__
+def _is_cached(name: str) -> bool:
+    """Whether the hub's tokenizer ``name`` is in the local cache already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, f), str) for f in ("tokenizer.json", "tokenizer_config.json"))
