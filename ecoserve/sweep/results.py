@@ -104,6 +104,10 @@ class ResultFolder:
         self._expected |= {run.key: run for run in runs}
         self._write_plan()
 
+    def only(self, runs: Iterable[PlannedRun]) -> ResultFolder:
+        """A view of the same folder in which only these runs count; nothing is written."""
+        return ResultFolder(self.path, self.meta, runs)
+
     def add(self, run: PlannedRun, result: RunResult, *, wall_s: float | None = None) -> dict[str, Any]:
         """Write down a finished run: its request rows, then its record. Returns the run's row of the summary."""
         if run.key not in self._expected:

@@ -1,0 +1,113 @@
+"""``ecoserve sweep``: run a plan of many runs into a result folder, and write its summary and report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecoserve.cli.common import JsonOption, OutputOption, QuietOption, emit_json, stderr_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ecoserve.sweep.identity import PlannedRun
+    from ecoserve.sweep.plan import SweepPlan
+    from ecoserve.sweep.results import ResultFolder
+    from ecoserve.sweep.summary import Meta
+
+
+def command(
+    plan_file: Annotated[Path, typer.Argument(metavar="SWEEP.YAML", help="The plan: axes, load, seeds.")],
+    output: OutputOption = Path("sweep-results"),
+    trace: Annotated[str | None, typer.Option(metavar="SOURCE", help="Trace to use instead of the plan's.")] = None,
+    predictor: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Checkpoint that `predicted` stands for, instead of the plan's.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Runs at once, one process each; 0 runs them one by one in this process.")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a sweep over lengths, policies, rates and seeds; write summary.json and report.html."""
+    from ecoserve.errors import RunError
+    from ecoserve.sweep.execute import execute
+    from ecoserve.sweep.plan import SweepPlan
+    from ecoserve.sweep.report import write_report
+    from ecoserve.sweep.results import ResultFolder
+
+    plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
+    runs = plan.expand()
+    console = stderr_console(quiet)
+    if dry_run:
+        _say_what_would_run(runs, output, jobs, json, console)
+        return
+    folder = ResultFolder.create(output, _meta(plan), resume=resume)
+    try:
+        tally = execute(runs, folder, function=plan.run, jobs=jobs, console=None if quiet else console)
+    finally:
+        # After Ctrl-C too: what is finished can be read at once.
+        _note_lengths(folder)
+        report = write_report(folder)
+    emit_json(folder.summary().model_dump(mode="json"), json)
+    console.print(f"{report}", markup=False)
+    if tally.failed:
+        first = folder.summary().failures[0]
+        raise RunError(
+            f"{tally.failed} of {tally.total} runs failed, the first with: {first.error}",
+            where=str(output),
+            fix="mend that and try them again with --resume",
+        )
+
+
+def _meta(plan: SweepPlan) -> Meta:
+    from ecoserve.sweep.environment import describe_run
+    from ecoserve.sweep.identity import fingerprint
+    from ecoserve.sweep.plan import SYNTHETIC
+    from ecoserve.sweep.summary import TraceInfo
+
+    source = Path(plan.trace)
+    trace = TraceInfo(source=plan.trace, sha256=fingerprint(source) if source.is_file() else None)
+    return describe_run(plan.title, [shlex.join(["ecoserve", *sys.argv[1:]])]).model_copy(
+        update={
+            "synthetic": plan.trace.partition(":")[0] == SYNTHETIC,
+            "trace": trace,
+            "scheduler_mode": f"virtual time, pipeline depth {plan.depth}",
+            "settings": plan.model_dump(mode="json", exclude_none=True),
+        }
+    )
+
+
+def _note_lengths(folder: ResultFolder) -> None:
+    """Where response lengths came from is known once the trace has been read, which the runs do."""
+    known = {getattr(run, "length_source", None) for run in folder.summary().runs} - {None}
+    if folder.meta.trace and known:
+        folder.describe(trace={**folder.meta.trace.model_dump(), "length_source": ", ".join(sorted(map(str, known)))})
+
+
+def _say_what_would_run(runs: list[PlannedRun], output: Path, jobs: int, json: str | None, console: Console) -> None:
+    from ecoserve.sweep.results import ResultFolder
+
+    done: set[str] = set()
+    seconds: list[float] = []
+    if (output / "sweep.yaml").exists():
+        there = ResultFolder.open(output).only(runs)
+        done = there.finished()
+        seconds = [run.wall_s for run in there.summary().runs if run.wall_s is not None]
+    todo = [run for run in runs if run.key not in done]
+    estimate = sum(seconds) / len(seconds) * len(todo) / max(1, jobs) if seconds else None
+    for run in runs:
+        mark = "finished" if run.key in done else "to run"
+        console.print(f"{run.key}  {mark:8}  {run}", markup=False)
+    time = "unknown until one has run" if estimate is None else f"about {estimate:.0f} s"
+    console.print(f"{len(todo)} of {len(runs)} runs to do; time: {time}", markup=False)
+    listed = [{"run": run.key, "finished": run.key in done, **run.labels, **run.settings} for run in runs]
+    emit_json({"runs": listed, "to_run": len(todo), "estimated_s": estimate}, json)

@@ -1,0 +1,60 @@
+"""Which runs the report's sentences are about: a load to read the answer off, a setting that stands for ecoserve.
+
+The answer is read off in virtual time where there is any, under KVC pressure, at the highest rate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ecoserve.sweep.reporting.metrics import NORMALIZED
+from ecoserve.sweep.reporting.settings import Load, Setting, Settings
+from ecoserve.sweep.statistics import Comparison
+
+#: Which kind of lengths stands for "what a user gets": a trained predictor, else the next best thing that was run.
+_STAND_INS: Final = ("predicted", "noise", "none", "true")
+
+
+def main_load(settings: Settings) -> Load | None:
+    """The load the answer is read off at; None if nothing ran next to the baseline."""
+    ranks = {"pressure": 0, "between": 1, "unknown": 2, "no pressure": 3}
+    loads = [load for load in settings.loads if settings.baseline_of(load) and stand_in(settings, load)]
+    return min(
+        loads,
+        key=lambda load: (load.engine != "virtual", ranks[settings.pressure(load)], -(load.rate_rps or 0.0)),
+        default=None,
+    )
+
+
+def stand_in(settings: Settings, load: Load) -> Setting | None:
+    """The setting that stands for ecoserve under a load: the best that needs no oracle, predictions before all else."""
+    here = [s for s in settings.under(load) if s.policy != settings.baseline and s.level(NORMALIZED)]
+    for kind in _STAND_INS:
+        candidates = [s for s in here if s.kind == kind]
+        if candidates:
+            return min(candidates, key=latency)
+    return None
+
+
+def latency(setting: Setting) -> float:
+    level = setting.level(NORMALIZED)
+    return level.mean if level else float("inf")
+
+
+def same_policy(settings: Settings, load: Load, policy: str, kind: str) -> Setting | None:
+    return next((s for s in settings.under(load) if s.policy == policy and s.kind == kind), None)
+
+
+def relaxed_load(settings: Settings, load: Load | None, ours: Setting | None) -> tuple[Load, Comparison] | None:
+    """The same setting where KVC is plentiful, against the baseline there."""
+    if load is None or ours is None:
+        return None
+    for other in sorted(settings.loads, key=lambda x: (x.engine != load.engine, -(x.rate_rps or 0.0))):
+        base = settings.baseline_of(other)
+        same = next((s for s in settings.under(other) if (s.policy, s.lengths) == (ours.policy, ours.lengths)), None)
+        if other == load or settings.pressure(other) != "no pressure" or base is None or same is None:
+            continue
+        comparison = same.against(base, NORMALIZED)
+        if comparison:
+            return other, comparison
+    return None

@@ -1,0 +1,155 @@
+"""The metrics a reader is shown: name, unit, which way is better, and how a number is written for people.
+
+Definitions live in :mod:`ecoserve.serving.runs` and units in :mod:`ecoserve.sweep.summary`; this is their face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ecoserve.sweep.statistics import Better, Comparison, Spread
+
+NOTHING: Final = "–"
+_MINUS: Final = "−"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as the report shows it.
+
+    Attributes:
+        key: its key in a run.
+        title: its name.
+        unit: what its numbers are written with.
+        better: which way is better; None where neither is.
+        note: one sentence for those who meet it for the first time.
+    """
+
+    key: str
+    title: str
+    unit: str
+    better: Better | None
+    note: str
+    #: in a table, under one heading, all numbers have one unit: this one, and what the value is multiplied with
+    column_unit: str = ""
+    column_scale: float = 1.0
+
+    @property
+    def heading(self) -> str:
+        """Title and unit for the head of a column."""
+        unit = self.column_unit or self.unit
+        return f"{self.title} ({unit})" if unit else self.title
+
+    def column(self, value: float | None) -> str:
+        """A value under :attr:`heading`: the number alone."""
+        return NOTHING if value is None else _digits(value * self.column_scale, count=not self.unit)
+
+    def column_spread(self, level: Spread | None) -> str:
+        """The range over seeds under :attr:`heading`."""
+        if level is None or level.n < 2 or level.low == level.high:
+            return ""
+        low, high = self.column(level.low), self.column(level.high)
+        return "" if low == high else f"{low} to {high}"
+
+    def write(self, value: float | None) -> str:
+        """A value for people: three significant digits and its unit."""
+        return NOTHING if value is None else write(value, self.unit)
+
+    def write_spread(self, level: Spread | None) -> str:
+        """The range over seeds, or nothing where all seeds agree or there is one."""
+        if level is None or level.n < 2 or level.low == level.high:
+            return ""
+        low, high = write(level.low, self.unit), write(level.high, self.unit)
+        unit = _shared_unit(low, high)
+        return f"{low.removesuffix(unit).rstrip()} to {high}" if unit else f"{low} to {high}"
+
+
+NORMALIZED: Final = Metric(
+    "normalized_latency_mean_ms",
+    "Normalized latency",
+    "ms/token",
+    "lower",
+    "Time from arrival to the last token, divided by the tokens of the answer; mean over requests.",
+)
+JCT: Final = Metric(
+    "e2el_mean_ms", "JCT", "ms", "lower", "Job completion time: from arrival to the last token; mean.", "s", 1e-3
+)
+TTFT: Final = Metric("ttft_mean_ms", "TTFT", "ms", "lower", "Time to first token, from arrival; mean.")
+THROUGHPUT: Final = Metric(
+    "output_tokens_per_s", "Throughput", "tokens/s", "higher", "Generated tokens of finished answers per second."
+)
+PREEMPTIONS: Final = Metric(
+    "preemptions", "Preemptions", "", "lower", "Times a running request lost its KV cache and had to start over."
+)
+RECOMPUTED: Final = Metric(
+    "recomputed_tokens", "Recomputed tokens", "", "lower", "Tokens computed a second time because of preemptions."
+)
+PAUSES: Final = Metric(
+    "pauses", "Pauses", "", None, "Times a request was stopped for a while with its KV cache kept: nothing is lost."
+)
+SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their deadline.")
+
+#: What a table of settings shows, in this order.
+MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, PREEMPTIONS, RECOMPUTED, PAUSES)
+
+
+def write(value: float, unit: str = "") -> str:
+    """A number for people, with its unit: ``11.1 s``, ``34.2 ms/token``, ``1,234``, ``67 %``."""
+    if unit == "share":
+        return f"{_digits(100 * value)} %"
+    if unit == "ms" and abs(value) >= 1000:
+        value, unit = value / 1000, "s"
+    return f"{_digits(value, count=not unit)} {unit}".rstrip()
+
+
+def write_change(relative: float, *, sign: bool = True) -> str:
+    """A relative difference: ``−71 %``, ``+3.2 %``; huge ones as a factor: ``12 x``."""
+    if relative >= 2:
+        return f"{_digits(1 + relative)}×"
+    percent = 100 * relative
+    digits = f"{abs(percent):.0f}" if abs(percent) >= 9.95 else f"{abs(percent):.1f}"
+    if float(digits) == 0:
+        return "0 %"
+    mark = (_MINUS if percent < 0 else "+") if sign else ""
+    return f"{mark}{digits} %"
+
+
+def write_comparison(comparison: Comparison, unit: str = "") -> tuple[str, str]:
+    """A difference and its 95 % interval (empty with one seed): ``("−71 %", "−74 % to −68 %")``."""
+    low, high = comparison.low, comparison.high
+    if comparison.relative is None:
+        center = _signed(comparison.difference, unit)
+        return center, "" if low is None or high is None else f"{_signed(low, unit)} to {_signed(high, unit)}"
+    center = write_change(comparison.relative)
+    return center, "" if low is None or high is None else f"{write_change(low)} to {write_change(high)}"
+
+
+def _signed(value: float, unit: str) -> str:
+    text = write(abs(value), unit)
+    return text if value == 0 else f"{'+' if value > 0 else _MINUS}{text}"
+
+
+def _digits(value: float, *, count: bool = False) -> str:
+    """Three significant digits, never fewer than the integer part, thousands apart; whole counts without decimals."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if count and value == int(value) and size < 1e15:
+        return f"{int(value):,}".replace("-", _MINUS)
+    if size >= 99.95:
+        text = f"{size:,.0f}"
+    elif size >= 9.995:
+        text = f"{size:.1f}"
+    elif size >= 0.9995:
+        text = f"{size:.2f}"
+    elif size >= 0.0005:
+        text = f"{size:.3f}"
+    else:
+        text = f"{size:.1e}"
+    return f"{_MINUS if value < 0 else ''}{text}"
+
+
+def _shared_unit(a: str, b: str) -> str:
+    unit = a.rpartition(" ")[2]
+    return unit if " " in a and b.endswith(f" {unit}") else ""

@@ -1,0 +1,153 @@
+"""Runs gathered to settings: everything but the seed is equal, so that levels and paired differences can be told.
+
+A *setting* is one policy with one kind of lengths under one load; a *load* is an engine, a condition and a rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from ecoserve.sweep.identity import short_lengths
+from ecoserve.sweep.plan import LENGTH_BLIND
+from ecoserve.sweep.reporting.metrics import Metric
+from ecoserve.sweep.statistics import Comparison, Spread, paired, spread
+from ecoserve.sweep.summary import Engine, RunRow
+
+Pressure = Literal["pressure", "no pressure", "between", "unknown"]
+
+#: From DESIGN: peak demand of the load, if nobody waited, over the usable KVC.
+PRESSURE_FROM: Final = 1.3
+NO_PRESSURE_TO: Final = 0.7
+
+_POLICY_NAMES: Final = {
+    "vllm": "vLLM default",
+    "vllm-watermark": "vLLM with watermark",
+    "vllm-priority": "vLLM, priority by length",
+    "vllm-2024": "vLLM of 2024",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the requests were thrown at: engine, condition, rate (requests/s; None for recorded arrivals)."""
+
+    engine: Engine
+    condition: str | None
+    rate_rps: float | None
+
+    @property
+    def rate_title(self) -> str:
+        """``20 requests/s``."""
+        return "recorded arrivals" if self.rate_rps is None else f"{self.rate_rps:g} requests/s"
+
+    @property
+    def title(self) -> str:
+        """``20 requests/s, pressure``."""
+        return self.rate_title if self.condition is None else f"{self.rate_title}, {self.condition}"
+
+
+@dataclass(slots=True)
+class Setting:
+    """All runs of one policy with one kind of lengths under one load."""
+
+    load: Load
+    policy: str
+    lengths: str
+    runs: list[RunRow] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """``true``, ``predicted``, ``noise`` or ``none``."""
+        return self.lengths.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """For people: ``ecoserve, predicted lengths``."""
+        policy = _POLICY_NAMES.get(self.policy, self.policy)
+        if self.policy in LENGTH_BLIND:
+            return policy
+        return f"{policy}, {lengths_name(self.lengths)}"
+
+    def values(self, key: str) -> dict[int, float]:
+        """A metric by seed, for the runs that have it."""
+        found: dict[int, float] = {}
+        for run in self.runs:
+            value = getattr(run, key)
+            if value is not None:
+                found[run.seed] = float(value)
+        return found
+
+    def level(self, metric: Metric | str) -> Spread | None:
+        """A metric over the seeds."""
+        key = metric if isinstance(metric, str) else metric.key
+        return spread(list(self.values(key).values()))
+
+    def against(self, other: Setting, metric: Metric) -> Comparison | None:
+        """A metric of this setting against another's, paired by seed."""
+        better = metric.better or "lower"
+        return paired(self.values(metric.key), other.values(metric.key), better)
+
+
+def lengths_name(lengths: str) -> str:
+    """What a policy is told, for people."""
+    kind, _, detail = lengths.partition(":")
+    if kind == "predicted":
+        name = short_lengths(lengths).partition(":")[2]
+        return f"predicted lengths ({name})" if name else "predicted lengths"
+    return {
+        "true": "true lengths (oracle)",
+        "noise": f"length error σ = {detail}",
+        "none": "no prediction",
+    }.get(kind, lengths)
+
+
+class Settings:
+    """All settings of a folder, by load, in the order in which they were planned."""
+
+    def __init__(self, runs: Iterable[RunRow], baseline: str = "vllm") -> None:
+        self.baseline = baseline
+        found: dict[tuple[Load, str, str], Setting] = {}
+        for run in runs:
+            load = Load(run.engine, run.condition, run.rate_rps)
+            key = (load, run.policy, run.lengths)
+            found.setdefault(key, Setting(load, run.policy, run.lengths)).runs.append(run)
+        self.all: list[Setting] = list(found.values())
+
+    @property
+    def baseline_name(self) -> str:
+        """What the others are compared with, in running text."""
+        return "vLLM’s default" if self.baseline == "vllm" else _POLICY_NAMES.get(self.baseline, self.baseline)
+
+    @property
+    def loads(self) -> list[Load]:
+        """Every load that has a run."""
+        return list(dict.fromkeys(setting.load for setting in self.all))
+
+    def under(self, load: Load) -> list[Setting]:
+        """The settings of one load: baseline first, oracle last, else as planned."""
+        here = [s for s in self.all if s.load == load]
+        return sorted(here, key=lambda s: (s.policy != self.baseline, s.kind == "true"))
+
+    def baseline_of(self, load: Load) -> Setting | None:
+        """The setting that the others of a load are compared with."""
+        return next((s for s in self.under(load) if s.policy == self.baseline), None)
+
+    def pressure(self, load: Load) -> Pressure:
+        """Whether KVC is short under a load: by its measured peak demand, else by the condition's name."""
+        peak = demand_peak(self.under(load))
+        if peak is not None:
+            if peak >= PRESSURE_FROM:
+                return "pressure"
+            return "no pressure" if peak <= NO_PRESSURE_TO else "between"
+        name = (load.condition or "").lower().replace("_", "-")
+        if name.startswith(("no-pressure", "no pressure", "relaxed")):
+            return "no pressure"
+        return "pressure" if name.startswith("pressure") else "unknown"
+
+
+def demand_peak(settings: Sequence[Setting]) -> float | None:
+    """Peak KVC demand of a load over the usable KVC, as the runs measured it; mean over them."""
+    peaks = [run.kvc_demand_peak for s in settings for run in s.runs if run.kvc_demand_peak is not None]
+    return sum(peaks) / len(peaks) if peaks else None

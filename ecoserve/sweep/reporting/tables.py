@@ -1,0 +1,168 @@
+"""Tables of the report: what is shown, and the same as CSV with full numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, NOTHING, Metric, write, write_comparison
+from ecoserve.sweep.reporting.settings import Load, Setting, Settings
+from ecoserve.sweep.statistics import Comparison
+from ecoserve.sweep.summary import PredictorRow
+
+Tone = Literal["", "good", "bad", "quiet"]
+
+#: Keys of a predictor: title, unit, and the sentence that explains it.
+PREDICTOR_COLUMNS: Final = (
+    ("mae_tokens", "Mean error", "tokens", "Mean distance between the predicted median and the true length."),
+    ("within_50", "Within 50 tokens", "share", "Share of answers predicted to within 50 tokens."),
+    ("within_100", "Within 100 tokens", "share", "Share of answers predicted to within 100 tokens."),
+    ("kendall_tau", "Kendall's τ", "", "1: always ranks answers by length rightly; 0: no better than chance."),
+    ("pinball_loss", "Pinball loss", "tokens", "Error of the whole distribution, not only of its middle."),
+    ("coverage_80", "80 % interval holds", "share", "Should be 80 %: how far the stated uncertainty can be trusted."),
+    ("latency_p50_ms", "Time per request", "ms", "Median time to predict for one request on this machine."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: the text shown, a smaller line beneath, the number behind it, and its tone."""
+
+    text: str
+    beneath: str = ""
+    raw: float | str | None = None
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; ``note`` explains it to a newcomer."""
+
+    title: str
+    note: str = ""
+    number: bool = True
+
+
+@dataclass(slots=True)
+class Table:
+    """A table with a caption; the first cell of each row is its header.
+
+    ``groups`` names the group of every row, where rows have one: a heading in the page, a first column in the CSV.
+    """
+
+    name: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def csv(self) -> str:
+        """The table with full numbers, for a spreadsheet."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*(["Load"] if self.groups else []), *(_harmless(column.title) for column in self.columns)])
+        for group, row in self.grouped():
+            cells = [_harmless(cell.text if cell.raw is None else cell.raw) for cell in row]
+            writer.writerow([*([_harmless(group)] if self.groups else []), *cells])
+        return out.getvalue()
+
+    def grouped(self) -> list[tuple[str, list[Cell]]]:
+        """Every row with the name of its group ("" where there are none)."""
+        return list(zip(self.groups or [""] * len(self.rows), self.rows, strict=True))
+
+    @property
+    def csv_uri(self) -> str:
+        """The CSV as a ``data:`` address, so that a download needs no network."""
+        return f"data:text/csv;charset=utf-8;base64,{b64encode(self.csv().encode()).decode()}"
+
+
+def predictor_table(predictors: dict[str, PredictorRow]) -> Table | None:
+    """Quality of the predictors, best first; None if there are none."""
+    if not predictors:
+        return None
+    ranked = sorted(predictors.items(), key=lambda item: (item[1].mae_tokens is None, item[1].mae_tokens or 0.0))
+    shown = [c for c in PREDICTOR_COLUMNS if any(getattr(row, c[0]) is not None for _, row in ranked)]
+    table = Table(
+        "predictors",
+        "How well each predictor knows an answer's length before it is written, on requests it was not trained on.",
+        [Column("Predictor", number=False)]
+        + [Column(title, note) for _, title, _, note in shown]
+        + [Column("Requests", "Requests it was tested on.")],
+    )
+    for name, row in ranked:
+        cells = [Cell(predictor_name(name), raw=name)]
+        for key, _, unit, _ in shown:
+            value = getattr(row, key)
+            cells.append(Cell(NOTHING if value is None else write(value, unit), raw=value))
+        table.rows.append([*cells, Cell(write(row.rows), raw=row.rows)])
+    return table
+
+
+def predictor_name(name: str) -> str:
+    """A predictor's name for people."""
+    return {
+        "encoder": "Encoder (fine-tuned transformer)",
+        "lightgbm": "LightGBM (gradient-boosted trees)",
+        "constant-median": "Always the median (no model)",
+    }.get(name, name)
+
+
+def settings_table(name: str, caption: str, settings: Settings, loads: Sequence[Load]) -> Table | None:
+    """Levels of every setting under some loads, and the difference to the baseline; None if there are no runs."""
+    here = [s for load in loads for s in settings.under(load)]
+    if not here:
+        return None
+    metrics = [m for m in MAIN if any(s.level(m) for s in here)]
+    table = Table(
+        name,
+        caption,
+        [
+            Column("Setting", number=False),
+            *(Column(m.heading, m.note) for m in metrics),
+            Column(
+                "Against the baseline",
+                f"{NORMALIZED.title} against {settings.baseline_name}, paired by seed; beneath, the 95 % interval.",
+            ),
+            Column("Seeds"),
+        ],
+    )
+    for setting in here:
+        baseline = settings.baseline_of(setting.load)
+        cells = [Cell(setting.name)]
+        table.groups.append(setting.load.title)
+        cells += [level_cell(setting, metric) for metric in metrics]
+        if baseline is None or baseline is setting:
+            cells.append(Cell("baseline" if baseline else NOTHING, tone="quiet"))
+        else:
+            cells.append(comparison_cell(setting.against(baseline, NORMALIZED)))
+        seeds = len({run.seed for run in setting.runs})
+        table.rows.append([*cells, Cell(str(seeds), raw=seeds)])
+    return table
+
+
+def level_cell(setting: Setting, metric: Metric) -> Cell:
+    """A mean, with the range over seeds beneath."""
+    level = setting.level(metric)
+    if level is None:
+        return Cell(NOTHING)
+    return Cell(metric.column(level.mean), metric.column_spread(level), level.mean * metric.column_scale)
+
+
+def comparison_cell(comparison: Comparison | None) -> Cell:
+    """A paired difference and what may be said about it."""
+    if comparison is None:
+        return Cell(NOTHING)
+    tone: Tone = {"better": "good", "worse": "bad"}.get(comparison.verdict, "quiet")  # type: ignore[assignment]
+    raw = comparison.difference if comparison.relative is None else comparison.relative
+    center, interval = write_comparison(comparison)
+    text = comparison.verdict if comparison.verdict == "no difference shown" else f"{center} · {comparison.verdict}"
+    return Cell(text, interval, raw, tone)
+
+
+def _harmless(value: float | str) -> float | str:
+    """Text that a spreadsheet would run as a formula is marked as text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,0 +1,111 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const specs = JSON.parse(document.getElementById("figures").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const measures = {};
+  let printing = false;
+
+  const stored = (value) => {
+    // A page opened from a file may not be allowed to remember anything.
+    try {
+      if (value !== undefined) localStorage.setItem("ecoserve-theme", value);
+      return localStorage.getItem("ecoserve-theme");
+    } catch {
+      return null;
+    }
+  };
+  const theme = () => root.dataset.theme || (dark.matches ? "dark" : "light");
+  const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const LIGHT = { "--ink": "#16202c", "--soft": "#51606f", "--line": "#d9dfe6", "--card": "#ffffff" };
+  const paint = (name) => (printing && LIGHT[name]) || color(name);
+
+  function axis(own) {
+    return {
+      gridcolor: paint("--line"), zerolinecolor: paint("--soft"), linecolor: paint("--line"), automargin: true,
+      ...own, title: { ...(own || {}).title, font: { size: 13 } },
+    };
+  }
+
+  function drawn(id) {
+    const spec = structuredClone(specs[id]);
+    const layout = spec.layout;
+    const axes = (layout.meta || {}).measures;
+    let range = null;
+    if (axes) {
+      const asked = measures[document.getElementById(id).dataset.figure];
+      const key = axes[asked] ? asked : Object.keys(axes)[0];
+      range = axes[key].range;
+      layout.xaxis = { title: { text: axes[key].title }, range, tickformat: axes[key].tickformat, zeroline: false };
+      for (const trace of spec.data) if (trace.meta.by) Object.assign(trace, trace.meta.by[key] || { x: [], y: [] });
+    }
+    for (const trace of spec.data) {
+      const own = color(`--slot-${trace.meta.slot}`);
+      if (range) {
+        if (Array.isArray(trace.x)) trace.x = trace.x.map((x) => (x === "low" ? range[0] : x === "high" ? range[1] : x));
+      }
+      if (trace.meta.band) {
+        trace.fillcolor = own;
+        trace.opacity = 0.1;
+        continue;
+      }
+      if (trace.line || trace.mode.includes("lines")) trace.line = { ...trace.line, color: own };
+      if (trace.mode.includes("markers")) {
+        trace.marker = { ...trace.marker, color: own, line: { ...(trace.marker || {}).line, color: own } };
+      }
+      for (const error of ["error_x", "error_y"]) if (trace[error]) trace[error].color = own;
+    }
+    Object.assign(layout, {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
+      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: paint("--ink") },
+      hoverlabel: { bgcolor: paint("--card"), bordercolor: paint("--soft"), font: { color: paint("--ink"), size: 13 }, align: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: paint("--soft"), activecolor: paint("--ink") },
+      xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
+    });
+    layout.height = layout.height || 330;
+    return [spec.data, layout];
+  }
+
+  const CONFIG = {
+    responsive: true, displaylogo: false, scrollZoom: false,
+    modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]],
+  };
+  function draw() {
+    for (const id of Object.keys(specs)) Plotly.react(id, ...drawn(id), CONFIG);
+  }
+
+  const button = document.getElementById("theme");
+  function show() {
+    button.textContent = theme() === "dark" ? "Light theme" : "Dark theme";
+    draw();
+  }
+  const kept = stored();
+  if (kept === "light" || kept === "dark") root.dataset.theme = kept;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    root.dataset.theme = theme() === "dark" ? "light" : "dark";
+    stored(root.dataset.theme);
+    show();
+  });
+  dark.addEventListener("change", show);
+  for (const label of document.querySelectorAll(".measure")) {
+    label.hidden = false;
+    const select = label.querySelector("select");
+    select.addEventListener("change", () => {
+      // One accuracy for all plots, so that they can be read side by side.
+      for (const other of document.querySelectorAll(".measure select")) {
+        other.value = select.value;
+        measures[other.dataset.figure] = select.value;
+      }
+      draw();
+    });
+  }
+  const print = (on) => () => {
+    printing = on;
+    draw();
+    for (const id of Object.keys(specs)) Plotly.Plots.resize(id);
+  };
+  window.addEventListener("beforeprint", print(true));
+  window.addEventListener("afterprint", print(false));
+  show();
+})();
