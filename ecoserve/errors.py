@@ -43,9 +43,7 @@ class EcoServeError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 
 
-def _rebuild(
-    kind: type[EcoServeError], what: str, where: str | None, fix: str | None
-) -> EcoServeError:
+def _rebuild(kind: type[EcoServeError], what: str, where: str | None, fix: str | None) -> EcoServeError:
     return kind(what, where=where, fix=fix)
 
 

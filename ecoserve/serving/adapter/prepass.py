@@ -1,0 +1,257 @@
+"""What happens before every ``schedule()``, and the gates that its queues ask.
+
+In this order, once per step:
+
+1. *Sync*: vLLM's counts into the ledger.
+2. *PT to GT*: a prefill that has finished goes through the GT gate, or waits in the GT queue with its KVC kept. vLLM
+   would decode it at once.
+3. *Ladder*: a response that has outlived its reservation gets a new one from its posterior, or the global reserve, or
+it
+   is paused.
+4. *Shortage*: if the blocks that running requests need now are not free, :func:`ecoserve.serving.core.ladder.relieve`
+   says who is paused and whose KVC is dropped; nobody is admitted in this step.
+5. *Stock*: the KVC policy takes stock for the admission questions of this step.
+
+Work conservation: when nothing runs and nothing is in flight, the head of the GT queue, else of the PT queue, is let
+through whatever the policy says, and room is made for it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vllm.v1.request import Request
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.pausing import drop, pause
+from ecoserve.serving.core.ladder import relieve
+from ecoserve.serving.core.tasks import Task, TaskState
+
+if TYPE_CHECKING:
+    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+
+#: A distribution that gave the present length less than this probability has been outlived.
+OUTLIVED = 1e-3
+
+
+class PrePass:
+    """The decisions around one ``schedule()`` of one scheduler."""
+
+    def __init__(self, scheduler: EcoServeScheduler) -> None:
+        self.s = scheduler
+        self._shortage = False
+        self._spare_blocks = 0
+        self._pressed = False
+        self._blocks_of = scheduler.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
+
+    # -- the pre-pass ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Everything that is decided before vLLM composes the batch."""
+        s = self.s
+        self.sync()
+        s.kvc.begin_step()
+        for request in list(s.running):
+            task = s.task(request)
+            if task.state is TaskState.DECODE:
+                if not task.promised:
+                    self._enter_generation(request, task)
+                elif task.generated >= task.promised:
+                    self._outlived(request, task)
+        self._relieve_shortage()
+        if not s.running and len(s.kv_holding_waiting):
+            self._make_room_for_one()
+        self._spare_blocks = s.free_blocks - self._needed(s.settings.resume_steps)
+        self._pressed = any(s.ledger.tasks[name].promised for name in s.paused_at)
+        s.ledger.set_holders([t for t in s.ledger.holders() if t.state is not TaskState.WAITING])
+        s.kvc.begin_step()
+        s.waiting.new_step()
+        s.kv_holding_waiting.new_step()
+
+    def sync(self) -> None:
+        """vLLM's counts into the ledger."""
+        s = self.s
+        s.ledger.held_blocks = s.usable_blocks - s.free_blocks
+        tasks = s.ledger.tasks
+        holders = []
+        for request in s.running:
+            task = tasks[request.request_id]
+            task.written = request.num_computed_tokens
+            task.generated = request.num_output_tokens
+            task.state = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
+            if s.paused_at.pop(request.request_id, None) is not None:
+                s.counters.resumes += 1
+            holders.append(task)
+        for request in s.kv_holding_waiting:
+            task = tasks[request.request_id]
+            task.written = request.num_computed_tokens
+            task.generated = request.num_output_tokens
+            task.state = TaskState.PAUSED
+            holders.append(task)
+        s.ledger.set_holders(holders)
+
+    def believe(self, task: Task, lengths: LengthDistribution) -> None:
+        """Replace what is believed of a request's length."""
+        task.lengths = lengths
+        if task.row >= 0:
+            self.s.forecast.enter(task)
+
+    def dropped(self, task: Task) -> None:
+        """A request's KVC is being dropped: it is a PT again, with nothing promised."""
+        task.state = TaskState.WAITING
+        task.written = 0
+        task.promised = 0
+        self.s.forecast.leave(task)
+
+    # -- PT to GT, and the ladder's first rungs ----------------------------------------------------------
+
+    def _enter_generation(self, request: Request, task: Task) -> None:
+        kvc = self.s.kvc
+        if kvc.admits_generation(task) or self._alone(request):
+            kvc.reserve_for(task, kvc.promise(task))
+        elif self.s.admitting:
+            self._pause(request, task)
+
+    def _outlived(self, request: Request, task: Task) -> None:
+        s, kvc, counters = self.s, self.s.kvc, self.s.counters
+        if not task.overdrawn:
+            task.overdrawn = True
+            counters.under_predictions += 1
+        if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
+            self.believe(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
+        next_span = task.prompt_tokens + task.generated + 1
+        if s.ledger.blocks(next_span) <= s.ledger.promised_blocks(task) and kvc.knobs.policy == "exact":
+            counters.rung_own_space += 1
+            kvc.reserve_for(task, task.generated + 1)
+        elif kvc.admits_generation(task):
+            counters.re_reservations += 1
+            counters.rung_re_reserved += 1
+            kvc.reserve_for(task, kvc.promise(task))
+        elif kvc.lends_reserve(task) or self._alone(request):
+            counters.rung_global_reserve += 1
+            kvc.reserve_for(task, task.generated + s.block_size)
+        elif s.admitting:
+            counters.rung_paused += 1
+            self._pause(request, task)
+
+    def _alone(self, request: Request) -> bool:
+        return len(self.s.running) == 1 and self.s.running[0] is request
+
+    def _pause(self, request: Request, task: Task) -> None:
+        task.state = TaskState.PAUSED
+        self.s.counters.pauses += 1
+        pause(self.s, request)
+
+    # -- shortage --------------------------------------------------------------------------------------
+
+    def _needed(self, steps: int) -> int:
+        return sum(self._needs(r, steps) for r in self.s.running)
+
+    def _needs(self, request: Request, steps: int) -> int:
+        """Blocks that a running request must get for its next ``steps`` steps."""
+        s = self.s
+        if request.is_prefill_chunk:
+            # All that is left of its prompt: a prefill that stops half-way helps nobody.
+            tokens = request.num_tokens + request.num_output_placeholders
+        else:
+            tokens = min(
+                request.num_computed_tokens + steps, request.num_prompt_tokens + request.max_tokens - 1, s.max_model_len
+            )
+        return max(0, s.ledger.blocks(tokens) - len(self._blocks_of[request.request_id]))
+
+    def _relieve_shortage(self) -> None:
+        s = self.s
+        self._shortage = False
+        if not s.running:
+            return
+        needs = {s.task(r): n for r in s.running if (n := self._needs(r, 1)) > 0}
+        if sum(needs.values()) <= s.free_blocks:
+            return
+        self._shortage = True
+        by_task = {s.task(r): r for r in s.running}
+        asleep = {s.task(r): r for r in s.kv_holding_waiting if r.request_id in s.paused_at}
+        relief = relieve(
+            needs,
+            list(by_task),
+            list(asleep),
+            {t: self._private_blocks(t) for t in (*by_task, *asleep)},
+            s.free_blocks,
+            s.settings.waiting_share * s.usable_blocks,
+            s.preemptions_of,
+        )
+        now = time.monotonic()
+        for task in relief.drop:
+            s.counters.rung_recomputed += 1
+            s.counters.ladder_preemptions += 1
+            drop(s, by_task.get(task) or asleep[task], now)
+        for task in relief.pause:
+            s.counters.rung_paused += 1
+            self._pause(by_task[task], task)
+
+    def _private_blocks(self, task: Task) -> int:
+        """Blocks that come free if this request lets go: those nobody else references."""
+        return sum(1 for b in self._blocks_of[task.request_id] if b.ref_cnt == 1)
+
+    def _make_room_for_one(self) -> None:
+        """Nothing runs: the first GT that may go on must be able to, at the cost of the others."""
+        s = self.s
+        waiting = [r for r in s.kv_holding_waiting if r.request_id in s.paused_at]
+        if any(r.num_in_flight_tokens for r in waiting):
+            return
+        head = next((r for r in waiting if s.current_step >= s.paused_at[r.request_id] + 1), None)
+        if head is None:
+            return
+        others = [r for r in waiting if r is not head]
+        while s.ledger.blocks(head.num_tokens + 1) - len(self._blocks_of[head.request_id]) > s.free_blocks and others:
+            victim = min(others, key=lambda r: (s.preemptions_of.get(r.request_id, 0), r.num_computed_tokens))
+            others.remove(victim)
+            s.counters.rung_recomputed += 1
+            s.counters.ladder_preemptions += 1
+            drop(s, victim, time.monotonic())
+
+    # -- the gates ---------------------------------------------------------------------------------------
+
+    def _idle(self) -> bool:
+        """Nothing runs, nothing is in flight, nobody waits with KVC: the next prompt must be let through."""
+        s = self.s
+        return not s.running and not any(r.request_id in s.paused_at for r in s.kv_holding_waiting)
+
+    def prompt_gate(self, request: Request) -> bool:
+        """Whether the head of the PT queue may start."""
+        if self._idle():
+            return True
+        # GTs that wait although they have a promise were paused for want of blocks: they go before any prompt.
+        if self._shortage or self._pressed:
+            return False
+        return self.s.kvc.admits_prompt(self.s.task(request))
+
+    def prompt_taken(self, request: Request) -> None:
+        """The head of the PT queue was let through."""
+        task = self.s.task(request)
+        if not self.s.running and not self.s.kvc.admits_prompt(task):
+            self.s.counters.forced_admissions += 1
+        self.s.kvc.admitted(task)
+
+    def generation_gate(self, request: Request) -> bool:
+        """Whether the head of the GT queue may go on."""
+        s = self.s
+        if not s.admitting or not s.running or request.request_id not in s.paused_at:
+            return True
+        task = s.task(request)
+        if self._shortage or self._resume_needs(task) > self._spare_blocks:
+            return False
+        return bool(task.promised > task.generated or s.kvc.admits_generation(task))
+
+    def generation_taken(self, request: Request) -> None:
+        """The head of the GT queue goes on."""
+        task, kvc = self.s.task(request), self.s.kvc
+        self._spare_blocks -= self._resume_needs(task)
+        if task.promised <= task.generated:
+            if task.overdrawn:
+                self.s.counters.re_reservations += 1
+            kvc.reserve_for(task, max(task.generated + 1, kvc.promise(task)))
+
+    def _resume_needs(self, task: Task) -> int:
+        tokens = task.written + self.s.settings.resume_steps
+        return max(1, self.s.ledger.blocks(tokens) - len(self._blocks_of[task.request_id]))

@@ -1,0 +1,152 @@
+"""The request queues we put in the place of vLLM's: they say who is next, and hide who must wait.
+
+``PT queue`` replaces ``waiting``, ``GT queue`` replaces ``kv_holding_waiting`` (requests that wait with their KVC
+kept).
+
+What vLLM's ``schedule()`` relies on, and this file keeps:
+- ``bool(queue)`` is asked repeatedly and means "is there a head to try"; the verdict is cached until something changes.
+- ``peek_request`` and ``pop_request`` agree; the order is frozen within one ``schedule()``.
+- ``len`` counts hidden requests too: it keeps the engine alive.
+- ``remove_requests`` tolerates requests that are not here.
+- Requests in a blocked status (grammar being compiled, streaming input) are never hidden: vLLM must look at them in
+  every step to see whether they are ready. They go first; vLLM skips them and puts them back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
+
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request
+
+from ecoserve.serving.core.orderings import SortKey
+
+Entry = tuple[SortKey, int, Request]
+
+
+class GatedQueue(RequestQueue):
+    """A sorted queue whose head is visible only if the gate lets it through.
+
+    Args:
+        key: sort key of a request; asked once, when the request comes in.
+        gate: whether the head may start now. Not asked about requests in a blocked status.
+        eligible: requests for which this is False are passed over (their output is still in flight).
+        blocked: whether a request is in a blocked status.
+        taken: told about every request that is popped after the gate let it through.
+    """
+
+    def __init__(
+        self,
+        key: Callable[[Request], SortKey],
+        gate: Callable[[Request], bool],
+        eligible: Callable[[Request], bool],
+        blocked: Callable[[Request], bool],
+        taken: Callable[[Request], None],
+    ) -> None:
+        self._key = key
+        self._gate = gate
+        self._eligible = eligible
+        self._is_blocked = blocked
+        self._taken = taken
+        self._sorted: list[Entry] = []
+        self._blocked: dict[Request, None] = {}
+        self._where: dict[Request, Entry] = {}
+        self._serial = 0
+        self._head: Request | None = None
+        self._known = False
+
+    def new_step(self) -> None:
+        """Forget the cached verdict; requests whose blocked status has ended take their place in the order."""
+        self._known = False
+        for request in [r for r in self._blocked if not self._is_blocked(r)]:
+            del self._blocked[request]
+            self.add_request(request)
+
+    def visible(self) -> Request | None:
+        """The head, if it may be tried now."""
+        if not self._known:
+            self._head = self._find()
+            self._known = True
+        return self._head
+
+    def _find(self) -> Request | None:
+        if self._blocked:
+            return next(iter(self._blocked))
+        for _, _, request in self._sorted:
+            if self._eligible(request):
+                return request if self._gate(request) else None
+        return None
+
+    # -- vLLM's interface ------------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """Put a request in its place."""
+        self._known = False
+        if self._is_blocked(request):
+            self._blocked[request] = None
+            return
+        self._serial += 1
+        entry = (self._key(request), self._serial, request)
+        self._where[request] = entry
+        insort(self._sorted, entry)
+
+    def pop_request(self) -> Request:
+        """Take the visible head."""
+        request = self.peek_request()
+        was_blocked = request in self._blocked
+        self.remove_request(request)
+        if not was_blocked:
+            self._taken(request)
+        return request
+
+    def peek_request(self) -> Request:
+        """The visible head."""
+        head = self.visible()
+        if head is None:
+            raise IndexError("no visible request in the queue")
+        return head
+
+    def prepend_request(self, request: Request) -> None:
+        """The order is by key, so this is :meth:`add_request`."""
+        self.add_request(request)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        """Put back requests that vLLM skipped, each in its place."""
+        for request in requests:
+            self.add_request(request)
+
+    def remove_request(self, request: Request) -> None:
+        """Take a request out.
+
+        Raises:
+            ValueError: if it is not here.
+        """
+        self._known = False
+        if request in self._blocked:
+            del self._blocked[request]
+            return
+        entry = self._where.pop(request, None)
+        if entry is None:
+            raise ValueError(f"request {request.request_id} is not in the queue")
+        del self._sorted[bisect_left(self._sorted, entry)]
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Take requests out, those that are here."""
+        for request in requests:
+            if request in self:
+                self.remove_request(request)
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._where or request in self._blocked
+
+    def __bool__(self) -> bool:
+        return self.visible() is not None
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._blocked)
+
+    def __iter__(self) -> Iterator[Request]:
+        yield from list(self._blocked)
+        for _, _, request in list(self._sorted):
+            yield request

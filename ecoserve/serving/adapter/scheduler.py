@@ -1,0 +1,177 @@
+"""EcoServeScheduler: vLLM's scheduler, told how long answers will be.
+
+vLLM's own ``schedule()`` composes every batch. We decide around it:
+
+- *before*: :class:`~ecoserve.serving.adapter.prepass.PrePass` brings the ledger up to date, moves finished prefills
+  through
+  the GT gate, walks the under-prediction ladder, and relieves a shortage of blocks before vLLM would have to.
+- *inside*: the two queues (:mod:`~ecoserve.serving.adapter.queues`) say who is next and hide who must wait.
+- *after*: counting.
+
+Given to vLLM by ``--scheduler-cls ecoserve.serving.adapter.scheduler.EcoServeScheduler``; its settings come from
+``--additional-config '{"ecoserve": {...}}'``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from ecoserve.serving.adapter.counting import CountingScheduler
+from ecoserve.serving.adapter.pausing import drop, may_resume
+from ecoserve.serving.adapter.predictions import response_limit, task_of
+from ecoserve.serving.adapter.prepass import PrePass
+from ecoserve.serving.adapter.queues import GatedQueue
+from ecoserve.serving.adapter.scope import refuse_unsupported
+from ecoserve.serving.adapter.settings import SchedulerSettings
+from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.history import LengthHistory
+from ecoserve.serving.core.kvc import KvcPolicy
+from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.orderings import SortKey, generation_key, prompt_key
+from ecoserve.serving.core.tasks import Task, TaskState
+
+
+class EcoServeScheduler(CountingScheduler):
+    """A vLLM scheduler with PT and GT queues, KVC policies, and pausing with the KVC kept.
+
+    Raises:
+        ConfigError: at construction, for a setting that is wrong or a feature that is not supported.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        refuse_unsupported(self.vllm_config, self.kv_cache_config)
+        self.settings = SchedulerSettings.from_config(self.vllm_config.additional_config)
+        self.ledger = Ledger(self.usable_blocks, self.block_size)
+        forecast = Forecast(self.block_size, self.max_model_len, self.settings.rho, self.settings.reaction_steps)
+        self.forecast = forecast
+        self.kvc = KvcPolicy(self.settings.knobs(), self.ledger, forecast)
+        self.history = LengthHistory(self.settings.history_window, self.max_model_len)
+        #: request id -> step that paused it; only paused GTs are in here
+        self.paused_at: dict[str, int] = {}
+        self.prepass = PrePass(self)
+        self.waiting = GatedQueue(
+            key=self._prompt_key,
+            gate=self.prepass.prompt_gate,
+            eligible=lambda r: not r.num_stale_output_tokens or r.drop_stale_output,
+            blocked=self._blocked,
+            taken=self.prepass.prompt_taken,
+        )
+        self.kv_holding_waiting = GatedQueue(
+            key=self._generation_key,
+            gate=self.prepass.generation_gate,
+            eligible=lambda r: may_resume(self, r),
+            blocked=self._blocked,
+            taken=self.prepass.generation_taken,
+        )
+
+    # -- the order of the queues -----------------------------------------------------------------------
+
+    def _prompt_key(self, request: Request) -> SortKey:
+        task = self.ledger.tasks[request.request_id]
+        return prompt_key(self.settings.ordering_name(), task, self.settings.ageing_tokens_per_s)
+
+    def _generation_key(self, request: Request) -> SortKey:
+        task = self.ledger.tasks[request.request_id]
+        return generation_key(self.settings.ordering_name(), task, self.settings.ageing_tokens_per_s)
+
+    def _blocked(self, request: Request) -> bool:
+        return bool(self._is_blocked_waiting_status(request.status))
+
+    # -- vLLM's life of a request ------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        name = request.request_id
+        if name not in self.requests:
+            self.ledger.tasks[name] = task_of(request, self.max_model_len, self.history, self.counters)
+        super().add_request(request)
+
+    def _update_request_as_session(self, session: Request, update: Any) -> None:
+        super()._update_request_as_session(session, update)
+        task = self.ledger.tasks[session.request_id]
+        task.prompt_tokens = session.num_prompt_tokens
+        task.generated = 0
+        task.promised = 0
+        task.limit = response_limit(session, self.max_model_len)
+        self.prepass.believe(task, self.history.distribution(task.limit))
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self.prepass.run()
+        output = super().schedule(throttle_prefills)
+        if self.settings.check_every_step:
+            self.check()
+        return output
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        # A request that is ready only now has not been through the gate: it takes its place in the order first.
+        was_blocked = self._blocked(request)
+        ready = bool(super()._handle_blocked_waiting_request(request))
+        return ready and not was_blocked
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        # The task waits for a prompt again before vLLM puts the request back into the PT queue.
+        self.prepass.dropped(self.ledger.tasks[request.request_id])
+        super()._preempt_request(request, timestamp, drop_stale_output)
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        self.paused_at.pop(request.request_id, None)
+        task = self.ledger.tasks.pop(request.request_id)
+        self.forecast.leave(task)
+        generated = request.num_output_tokens
+        if request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
+            self.history.record(generated)
+            if task.promised > generated and not task.overdrawn:
+                self.counters.over_predictions += 1
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        if reset_running_requests:
+            now = time.monotonic()
+            for request in [r for r in self.kv_holding_waiting if r.request_id in self.paused_at]:
+                drop(self, request, now, drop_stale_output=True)
+        return bool(super().reset_prefix_cache(reset_running_requests, reset_connector))
+
+    # -- what others may look at ---------------------------------------------------------------------------
+
+    @property
+    def admitting(self) -> bool:
+        """False while vLLM itself is paused (draining, sleeping)."""
+        return bool(self._pause_state == PauseState.UNPAUSED)
+
+    def gauges(self) -> Gauges:
+        """The state now, with the books' view of the KVC."""
+        out = super().gauges()
+        self.ledger.held_blocks = out.held_blocks
+        out.reserved_blocks = self.ledger.reserved_blocks()
+        out.lent_blocks = self.ledger.lent_blocks()
+        return out
+
+    def check(self) -> None:
+        """Recount the ledger from vLLM's own lists; raises :class:`LedgerError` with the equation that failed."""
+        self.prepass.sync()
+        waiting = {r.request_id for r in self.waiting}
+        holding = {r.request_id for r in self.kv_holding_waiting}
+        states: dict[str, TaskState] = {}
+        for name, request in self.requests.items():
+            if name in waiting:
+                states[name] = TaskState.WAITING
+            elif name in holding:
+                states[name] = TaskState.PAUSED
+            else:
+                states[name] = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
+        self.ledger.check(self._blocks_of(), self.free_blocks, states)
+
+    def _blocks_of(self) -> Mapping[str, list[int]]:
+        manager = self.kv_cache_manager.coordinator.single_type_managers[0]
+        return {n: [b.block_id for b in blocks if not b.is_null] for n, blocks in manager.req_to_blocks.items()}
+
+    def task(self, request: Request) -> Task:
+        """What the core knows of a request."""
+        return self.ledger.tasks[request.request_id]

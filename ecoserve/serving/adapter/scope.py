@@ -1,0 +1,40 @@
+"""What the scheduler supports; everything else is refused at start, in one line.
+
+Supported: one full-attention KV cache group, prefix caching, chunked prefill, asynchronous scheduling, tensor and data
+parallelism, n > 1, aborts, priorities, structured output, LoRA, streaming. The rest is refused until it is tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ecoserve.errors import ConfigError
+
+
+def refuse_unsupported(vllm_config: Any, kv_cache_config: Any) -> None:
+    """Raise :class:`ConfigError` naming the first feature that is not supported, and the way out."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    parallel = vllm_config.parallel_config
+    groups = kv_cache_config.kv_cache_groups
+    checks = [
+        (vllm_config.speculative_config is not None, "speculative decoding", "drop --speculative-config"),
+        (vllm_config.kv_transfer_config is not None, "KV connectors", "drop --kv-transfer-config"),
+        (getattr(vllm_config, "ec_transfer_config", None) is not None, "encoder-cache connectors", "drop them"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "use --tensor-parallel-size instead"),
+        (
+            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
+            "context parallelism",
+            "set it to 1",
+        ),
+        (
+            len(groups) != 1 or type(groups[0].kv_cache_spec) is not FullAttentionSpec,
+            "a KV cache other than one full-attention group (sliding window, Mamba, MLA, hybrid)",
+            "serve this model with vLLM's own scheduler",
+        ),
+        (vllm_config.model_config.runner_type != "generate", "a model that does not generate", "leave ecoserve out"),
+        (vllm_config.model_config.is_encoder_decoder, "an encoder-decoder model", "leave ecoserve out"),
+    ]
+    for unsupported, what, fix in checks:
+        if unsupported:
+            raise ConfigError(f"{what} is not supported by EcoServeScheduler", where="vLLM configuration", fix=fix)

@@ -1,0 +1,94 @@
+"""Settings of the scheduler, as they come from vLLM's ``--additional-config '{"ecoserve": {...}}'``.
+
+A policy's name stands for a row of the table in docs/architecture.md; a knob given beside it replaces that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicyName
+from ecoserve.serving.core.orderings import OrderingName
+
+#: Policies that run on our scheduler, as (KVC policy, ordering).
+POLICIES: Final[dict[str, tuple[KvcPolicyName, OrderingName]]] = {
+    "ecoserve": ("pooled", "sjf"),
+    "ecoserve-exact": ("exact", "sjf"),
+    "ecoserve-d": ("exact", "fcfs"),
+}
+
+#: Policies that are vLLM itself.
+STOCK_POLICIES: Final = ("vllm", "vllm-watermark", "vllm-priority")
+
+#: Key of our settings in vLLM's additional config.
+CONFIG_KEY: Final = "ecoserve"
+
+
+class SchedulerSettings(BaseModel):
+    """Every setting of :class:`~ecoserve.serving.adapter.scheduler.EcoServeScheduler`, its default and its bounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: str = Field("ecoserve", description="a row of the policy table: " + ", ".join(POLICIES))
+    kvc: KvcPolicyName | None = Field(None, description="KVC policy in place of the policy's own")
+    ordering: OrderingName | None = Field(None, description="ordering in place of the policy's own")
+    z: float = Field(2.0, ge=0, le=6, description="pooled: standard deviations above the mean forecast")
+    reaction_steps: float = Field(30.0, gt=0, description="pooled: uncertainty farther ahead than this counts less")
+    rho: float = Field(0.02, ge=0, le=1, description="pooled: common share of the lengths' spread")
+    padding: float = Field(0.15, ge=0, le=4, description="exact: added to the predicted length, as a share")
+    quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
+    reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
+    waiting_share: float = Field(0.25, gt=0, le=1, description="the most KVC that paused GTs may hold, as a share")
+    ageing_tokens_per_s: float = Field(5.0, ge=0, description="sjf: size that a second of waiting makes up for")
+    resume_steps: int = Field(4, ge=1, le=256, description="a paused GT goes on if this many steps' blocks are free")
+    history_window: int = Field(
+        1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
+    )
+    check_every_step: bool = Field(False, description="recount the ledger after every step (tests)")
+
+    @model_validator(mode="after")
+    def _known(self) -> SchedulerSettings:
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy {self.policy!r} is none of {', '.join(POLICIES)}")
+        return self
+
+    @classmethod
+    def from_config(cls, additional_config: Any) -> SchedulerSettings:
+        """Read our part of vLLM's additional config.
+
+        Raises:
+            ConfigError: naming the setting that is wrong.
+        """
+        own = additional_config.get(CONFIG_KEY, {}) if isinstance(additional_config, Mapping) else {}
+        return cls.parse(own)
+
+    @classmethod
+    def parse(cls, values: Any) -> SchedulerSettings:
+        """Validate ``values``; one line naming the first setting that is wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(p) for p in first["loc"]) or "settings"
+            raise ConfigError(
+                first["msg"].removeprefix("Value error, "), where=f"ecoserve scheduler setting {name}"
+            ) from None
+
+    def knobs(self) -> KvcKnobs:
+        """The KVC policy and its knobs."""
+        return KvcKnobs(
+            policy=self.kvc or POLICIES[self.policy][0],
+            z=self.z,
+            padding=self.padding,
+            quantile=self.quantile,
+            reserve=self.reserve,
+            waiting_share=self.waiting_share,
+        )
+
+    def ordering_name(self) -> OrderingName:
+        """The ordering of both queues."""
+        return self.ordering or POLICIES[self.policy][1]

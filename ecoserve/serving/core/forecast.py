@@ -1,0 +1,151 @@
+"""The KVC that a set of requests will hold from now on: mean and spread over a grid of future steps.
+
+A request with ``n`` tokens in the cache and ``g`` generated holds ``n + t`` tokens after ``t`` more steps if it is
+still alive then, which it is with probability S(g + t) / S(g), where S is its length distribution's survival
+function. Summed over independent requests that gives a mean and a variance for every ``t``. One batch's sum is far
+better known than any one of its members: that is what pooling uses.
+
+Lengths of one predictor err together (a bad day, siblings of n > 1). ``rho`` is the share of the spread that is common:
+variance = (1 - rho) * sum of variances + rho * (sum of standard deviations)^2.
+
+What is uncertain about the far future will be known before it comes, and admission can react to it: the standard
+deviation
+``t`` steps ahead counts by 1 / (1 + t / reaction). Without this, pooling is as timid as padding in small caches
+(docs/log.md).
+
+Survival functions are tabulated once per request on a common grid of lengths, so a forecast of R requests is a few
+NumPy operations on an R x T matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.tasks import Task
+
+Floats = npt.NDArray[np.float64]
+
+
+class Forecast:
+    """Future KVC of the requests that hold some.
+
+    Args:
+        block_size: tokens a block.
+        upper: the longest response there can be, tokens.
+        rho: common share of the spread, 0 to 1.
+        reaction: steps within which admission reacts.
+        points: grid points in time (at most this many steps are looked at).
+    """
+
+    def __init__(
+        self, block_size: int, upper: int, rho: float, reaction: float, points: int = 48, table: int = 128
+    ) -> None:
+        self.block_size = block_size
+        self.rho = rho
+        top = max(2, upper)
+        self._steps = np.unique(np.concatenate([[0], np.geomspace(1, top, points).astype(int)])).astype(float)
+        self._grid = np.unique(np.concatenate([[0], np.geomspace(1, 2 * top, table).astype(int)])).astype(float)
+        self._near = 1.0 / (1.0 + self._steps / reaction)
+        self._place = np.arange(len(self._grid), dtype=float)
+        self._tables = np.ones((64, len(self._grid)))
+        self._free_rows = list(range(63, -1, -1))
+        self._mean: Floats = np.zeros(len(self._steps))
+        self._var: Floats = np.zeros(len(self._steps))
+        self._sd: Floats = np.zeros(len(self._steps))
+        self._known: tuple[Task, LengthDistribution, int, int] | None = None
+        self._answer = (self._mean, self._sd)
+
+    # -- tables --------------------------------------------------------------------------------------
+
+    def enter(self, task: Task) -> None:
+        """Tabulate a request's survival function; again after its distribution has changed."""
+        if task.row < 0:
+            if not self._free_rows:
+                rows = len(self._tables)
+                self._tables = np.concatenate([self._tables, np.ones_like(self._tables)])
+                self._free_rows = list(range(2 * rows - 1, rows - 1, -1))
+            task.row = self._free_rows.pop()
+        self._tables[task.row] = task.lengths.survival_at(self._grid)
+
+    def leave(self, task: Task) -> None:
+        """Forget a request's table."""
+        if task.row >= 0:
+            self._free_rows.append(task.row)
+            task.row = -1
+
+    # -- the forecast --------------------------------------------------------------------------------
+
+    def _usage(self, tasks: list[Task]) -> tuple[Floats, Floats]:
+        """(probability alive, blocks if alive), both R x T."""
+        rows = np.fromiter((t.row for t in tasks), dtype=np.intp, count=len(tasks))
+        generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
+        span = np.fromiter((t.span_tokens() for t in tasks), dtype=float, count=len(tasks))
+        place = np.interp(generated[:, None] + self._steps[None, :], self._grid, self._place)
+        low = np.minimum(place.astype(np.intp), len(self._grid) - 2)
+        part = place - low
+        table = self._tables[rows[:, None], low]
+        alive = table + (self._tables[rows[:, None], low + 1] - table) * part
+        alive = np.clip(alive / np.maximum(alive[:, :1], 1e-9), 0.0, 1.0)
+        blocks = np.ceil((span[:, None] + self._steps[None, :]) / self.block_size)
+        return alive, blocks
+
+    def rebase(self, tasks: Iterable[Task], shared_blocks: int = 0) -> None:
+        """Forecast the requests that hold KVC now. ``shared_blocks`` are counted in more than one of them."""
+        holders = list(tasks)
+        if not holders:
+            self._mean = np.zeros(len(self._steps))
+            self._var = np.zeros(len(self._steps))
+            self._sd = np.zeros(len(self._steps))
+            return
+        for task in holders:
+            if task.row < 0:
+                self.enter(task)
+        alive, blocks = self._usage(holders)
+        spread = np.sqrt(alive * (1.0 - alive)) * blocks
+        self._mean = (alive * blocks).sum(axis=0) - shared_blocks * alive.mean(axis=0)
+        self._var = (spread * spread).sum(axis=0)
+        self._sd = spread.sum(axis=0)
+
+    def add(self, task: Task) -> None:
+        """Count one more request that will start now."""
+        mean, spread = self._one(task)
+        self._mean = self._mean + mean
+        self._var = self._var + spread * spread
+        self._sd = self._sd + spread
+
+    def peak_with(self, task: Task, z: float, shared_blocks: int = 0) -> float:
+        """Largest mean + z * sd over the future, in blocks, if ``task`` started now.
+
+        ``shared_blocks`` of the task's prompt are in the cache already and held by others.
+        """
+        mean, spread = self._one(task)
+        total = self._mean + mean - shared_blocks
+        var = (1.0 - self.rho) * (self._var + spread * spread) + self.rho * (self._sd + spread) ** 2
+        return float((total + z * self._near * np.sqrt(var)).max())
+
+    def peak(self, z: float) -> float:
+        """Largest mean + z * sd over the future, in blocks, of those who hold KVC now."""
+        var = (1.0 - self.rho) * self._var + self.rho * self._sd**2
+        return float((self._mean + z * self._near * np.sqrt(var)).max())
+
+    def _one(self, task: Task) -> tuple[Floats, Floats]:
+        # The head of a queue is asked about in every step, and while it waits nothing about it changes.
+        known = self._known
+        span = task.span_tokens()
+        if known is None or known[0] is not task or known[1] is not task.lengths or known[2:] != (task.generated, span):
+            self._answer = self._compute_one(task)
+            self._known = (task, task.lengths, task.generated, span)
+        return self._answer
+
+    def _compute_one(self, task: Task) -> tuple[Floats, Floats]:
+        was_in = task.row >= 0
+        if not was_in:
+            self.enter(task)
+        alive, blocks = self._usage([task])
+        if not was_in:
+            self.leave(task)
+        return (alive * blocks)[0], (np.sqrt(alive * (1.0 - alive)) * blocks)[0]

@@ -1,0 +1,98 @@
+"""The ledger: who holds KVC, who was promised how much, and whether the books agree with vLLM's pool.
+
+*Held* is what the pool says: its blocks minus the free ones (cached blocks that could be evicted count as free). The
+ledger adds what the pool does not know: per request the tokens promised and generated. All promises are accounting;
+blocks are taken by vLLM as they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ecoserve.errors import EcoServeError
+from ecoserve.serving.core.tasks import Task, TaskState
+
+
+class LedgerError(EcoServeError):
+    """The books do not agree with the pool: a defect of ours, never the user's."""
+
+
+class Ledger:
+    """Books of one engine's KVC.
+
+    Args:
+        usable_blocks: C, the blocks requests can use (vLLM's ``num_gpu_blocks - 1``).
+        block_size: tokens a block.
+    """
+
+    def __init__(self, usable_blocks: int, block_size: int) -> None:
+        self.usable_blocks = usable_blocks
+        self.block_size = block_size
+        self.held_blocks = 0
+        self.tasks: dict[str, Task] = {}
+        self._holders: list[Task] = []
+
+    def blocks(self, tokens: int) -> int:
+        """Blocks that ``tokens`` tokens take."""
+        return -(-tokens // self.block_size)
+
+    def holders(self) -> list[Task]:
+        """Requests that hold KVC (prefilling, decoding, paused), as of the last :meth:`set_holders`."""
+        return self._holders
+
+    def set_holders(self, holders: list[Task]) -> None:
+        """Say who holds KVC now: once a step, so that nothing need look at all that wait."""
+        self._holders = holders
+
+    def promised_blocks(self, task: Task) -> int:
+        """Blocks promised to a holder, those it has written included."""
+        return self.blocks(task.promised_span_tokens())
+
+    def shared_blocks(self) -> int:
+        """Blocks counted in more than one holder (shared prefixes): sum over holders minus what the pool says."""
+        apart = sum(self.blocks(t.written) for t in self.holders())
+        return max(0, apart - self.held_blocks)
+
+    def reserved_blocks(self) -> int:
+        """Blocks promised but not written yet."""
+        return sum(max(0, self.promised_blocks(t) - self.blocks(t.written)) for t in self.holders())
+
+    def lent_blocks(self) -> int:
+        """Promised blocks that others may be using now: promises and holdings beyond what there is."""
+        return max(0, self.held_blocks + self.reserved_blocks() - self.usable_blocks)
+
+    def check(self, blocks_of: Mapping[str, Sequence[int]], free_blocks: int, states: Mapping[str, TaskState]) -> None:
+        """Recount everything from the pool's own lists.
+
+        Args:
+            blocks_of: block ids of every request that has any, null block left out.
+            free_blocks: what the pool calls free.
+            states: where vLLM has each unfinished request.
+
+        Raises:
+            LedgerError: with the equation that failed.
+        """
+        unique = {b for ids in blocks_of.values() for b in ids}
+        held = self.usable_blocks - free_blocks
+        if len(unique) != held:
+            raise LedgerError(f"unique blocks of requests {len(unique)} != usable - free {held}")
+        for name, ids in blocks_of.items():
+            if len(set(ids)) != len(ids):
+                raise LedgerError(f"request {name} has a block twice")
+            if ids and name not in self.tasks:
+                raise LedgerError(f"request {name} holds {len(ids)} blocks and is not in the books")
+        if states.keys() != self.tasks.keys():
+            odd = sorted(states.keys() ^ self.tasks.keys())[:4]
+            raise LedgerError(f"requests in vLLM != requests in the books: {', '.join(odd)}")
+        for name, task in self.tasks.items():
+            if task.state is not states[name]:
+                raise LedgerError(f"request {name} is {task.state.value} in the books, {states[name].value} in vLLM")
+            if task.state is TaskState.WAITING:
+                if blocks_of.get(name):
+                    raise LedgerError(f"request {name} waits and holds {len(blocks_of[name])} blocks")
+            elif len(blocks_of.get(name, ())) < self.blocks(task.written):
+                raise LedgerError(
+                    f"request {name} has {len(blocks_of.get(name, ()))} blocks for {task.written} written tokens"
+                )
+            if task.generated > task.limit:
+                raise LedgerError(f"request {name} generated {task.generated} > limit {task.limit} tokens")

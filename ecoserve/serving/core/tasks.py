@@ -1,0 +1,72 @@
+"""One request as the serving core sees it: plain values, no vLLM object.
+
+A request is first a PT (prompt task), then a GT (generation task). ``written`` tokens have their KVC, ``generated``
+tokens are out, ``promised`` is the response length its reservation covers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ecoserve.lengths import LengthDistribution
+
+
+class TaskState(Enum):
+    """Where a request is. Only the last two are GTs."""
+
+    WAITING = "waiting"  # a PT that holds no KVC (new, or its KVC was dropped)
+    PREFILL = "prefill"  # a PT that is running
+    DECODE = "decode"  # a GT that is running
+    PAUSED = "paused"  # a GT that waits with its KVC kept
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """What the core knows of a request.
+
+    Attributes:
+        request_id: vLLM's id.
+        prompt_tokens: prompt length, tokens.
+        lengths: distribution of RL, closed at ``limit``; replaced when a response outlives it.
+        limit: the most tokens this response may have.
+        predicted: False if the lengths are history's, for want of a prediction.
+        arrival_s: arrival on the front end's clock.
+        written: tokens with KVC. generated: tokens out. promised: RL covered by the reservation, 0 before there is one.
+        first_guess: median RL at arrival, for the books.
+        overdrawn: the reservation was outlived at least once.
+        spared: this GT draws on the global reserve.
+        row: index in the forecast's tables, -1 when it is not in them.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    lengths: LengthDistribution
+    limit: int
+    predicted: bool
+    arrival_s: float
+    priority: int = 0
+    state: TaskState = TaskState.WAITING
+    written: int = 0
+    generated: int = 0
+    promised: int = 0
+    overdrawn: bool = False
+    spared: bool = False
+    first_guess: int = field(default=0)
+    row: int = -1
+
+    def __post_init__(self) -> None:
+        if not self.first_guess:
+            self.first_guess = self.lengths.quantile(0.5)
+
+    def expected_rest(self) -> float:
+        """Expected tokens still to come, given those that are out."""
+        return max(1.0, self.lengths.given_longer_than(self.generated).mean() - self.generated)
+
+    def span_tokens(self) -> int:
+        """Tokens of KVC that the request needs now: all written, and at least its prompt."""
+        return max(self.written, self.prompt_tokens + self.generated)
+
+    def promised_span_tokens(self) -> int:
+        """Tokens of KVC that are promised to it: prompt and promised response, or what it needs now if that is more."""
+        return max(self.span_tokens(), self.prompt_tokens + self.promised)

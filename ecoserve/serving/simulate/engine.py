@@ -1,0 +1,171 @@
+"""vLLM's scheduler without a model: the classes that serve, built from a config.json alone.
+
+No worker, no weights, no GPU: a folder with a config.json is enough for vLLM's own ModelConfig, and the KV cache
+manager is told how many blocks there are. What runs here is the very class that serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ecoserve.errors import ConfigError
+
+#: A small Llama: the scheduler looks at nothing but its length limit.
+_CONFIG: Final = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 131072,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+
+#: The token that ends a response, and the one that stands for all others.
+EOS: Final = 2
+WORD: Final = 7
+
+
+class EngineShape(BaseModel):
+    """What the scheduler knows of its engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kv_blocks: int = Field(1800, ge=2, description="usable KVC blocks")
+    block_size: int = Field(16, ge=1, description="tokens a block")
+    max_num_seqs: int = Field(256, ge=1)
+    max_num_batched_tokens: int = Field(2048, ge=1)
+    max_model_len: int = Field(4096, ge=2)
+    prefix_caching: bool = False
+    chunked_prefill: bool = True
+    watermark: float = Field(0.0, ge=0, lt=1)
+    scheduling_policy: str = Field("fcfs", pattern="fcfs|priority")
+    runner: int = Field(1, ge=1, le=2, description="whose rules hold: vLLM's model runner V1 or V2")
+
+
+@lru_cache(maxsize=1)
+def _model_folder() -> str:
+    folder = Path(tempfile.mkdtemp(prefix="ecoserve-shape-"))
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    return str(folder)
+
+
+def quiet_vllm() -> None:
+    """Settings that vLLM must see before it is imported: no hub, no chatter, no usage report."""
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[str, Any] | None = None) -> Any:
+    """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
+
+    Raises:
+        ConfigError: if the longest allowed sequence does not fit the KV cache (vLLM itself refuses that at start).
+    """
+    quiet_vllm()
+    import torch
+    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    if -(-shape.max_model_len // shape.block_size) > shape.kv_blocks:
+        raise ConfigError(
+            f"{shape.kv_blocks} KVC blocks of {shape.block_size} tokens cannot hold one request of max_model_len "
+            f"{shape.max_model_len}",
+            where="engine",
+            fix="raise kv_blocks or lower max_model_len",
+        )
+    folder = _model_folder()
+    config = VllmConfig(
+        model_config=ModelConfig(
+            model=folder,
+            tokenizer=folder,
+            skip_tokenizer_init=True,
+            dtype="float32",
+            max_model_len=shape.max_model_len,
+            seed=0,
+        ),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=shape.max_num_seqs,
+            max_num_batched_tokens=shape.max_num_batched_tokens,
+            max_model_len=shape.max_model_len,
+            enable_chunked_prefill=shape.chunked_prefill,
+            async_scheduling=False,
+            policy=shape.scheduling_policy,
+            is_encoder_decoder=False,
+            watermark=shape.watermark,
+        ),
+        cache_config=CacheConfig(
+            block_size=shape.block_size,
+            gpu_memory_utilization=0.9,
+            cache_dtype="auto",
+            enable_prefix_caching=shape.prefix_caching,
+        ),
+        device_config=DeviceConfig("cpu"),
+        additional_config=additional_config or {},
+    )
+    blocks = shape.kv_blocks + 1  # one is vLLM's null block
+    config.cache_config.num_gpu_blocks = blocks
+    spec = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    kv_config = KVCacheConfig(
+        num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+    )
+    scheduler = cls(
+        vllm_config=config,
+        kv_cache_config=kv_config,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=shape.block_size,
+        log_stats=False,
+    )
+    scheduler.use_v2_model_runner = shape.runner == 2
+    return scheduler
+
+
+def make_request(
+    request_id: str,
+    prompt_token_ids: list[int],
+    max_tokens: int,
+    arrival_s: float,
+    extra_args: dict[str, Any] | None = None,
+    priority: int = 0,
+    block_size: int | None = None,
+) -> Any:
+    """A vLLM request. With ``block_size`` its blocks are hashed for the prefix cache."""
+    quiet_vllm()
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    params = SamplingParams(max_tokens=max_tokens, extra_args=extra_args)
+    params.update_from_generation_config({}, EOS)
+    hasher = None
+    if block_size is not None:
+        init_none_hash(sha256)
+        hasher = get_request_block_hasher(block_size, sha256)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt_token_ids,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=arrival_s,
+        priority=priority,
+        block_hasher=hasher,
+    )

@@ -1,0 +1,85 @@
+"""What a model runner makes of a scheduler's output: the worker's books, without a model.
+
+vLLM's runners keep state per request (block table, tokens computed, batch slot) and trust the scheduler to update it. A
+scheduler that pauses and resumes by itself can break that trust without any error until tokens come out wrong. This
+model keeps the same books by the rules of runner V1 and V2 and raises where a real runner would compute garbage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecoserve.errors import EcoServeError
+
+
+class WorkerError(EcoServeError):
+    """A scheduler output that a model runner could not execute correctly."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+
+
+class WorkerModel:
+    """The books of one model runner.
+
+    Args:
+        runner: 1 or 2, whose rules hold.
+        slots: how many requests the runner has room for (``max_num_seqs``).
+        block_size: tokens a block.
+    """
+
+    def __init__(self, runner: int, slots: int, block_size: int) -> None:
+        self.runner = runner
+        self.slots = slots
+        self.block_size = block_size
+        self._known: dict[str, _Seen] = {}
+        self._previous: set[str] = set()
+
+    def execute(self, output: Any) -> None:
+        """Check one SchedulerOutput and update the books.
+
+        Raises:
+            WorkerError: naming the request and the rule that was broken.
+        """
+        gone = set(output.finished_req_ids)
+        if self.runner == 2:
+            gone |= set(output.preempted_req_ids or ())
+        for name in gone:
+            self._known.pop(name, None)
+        for new in output.scheduled_new_reqs:
+            if self.runner == 2 and new.req_id in self._known:
+                raise WorkerError(f"request {new.req_id} is sent as new and still has a slot")
+            self._known[new.req_id] = _Seen(list(new.block_ids[0]), new.num_computed_tokens)
+        cached = output.scheduled_cached_reqs
+        for i, name in enumerate(cached.req_ids):
+            if name not in self._known:
+                raise WorkerError(f"request {name} is sent as cached and is not known")
+            seen = self._known[name]
+            resumed = name in cached.resumed_req_ids
+            if resumed and name in self._previous:
+                raise WorkerError(f"request {name} left and came back in one step")
+            if self.runner == 1 and name not in self._previous and name not in cached.all_token_ids:
+                raise WorkerError(f"request {name} was away for a step and its tokens are not sent")
+            fresh: Sequence[int] = cached.new_block_ids[i][0] if cached.new_block_ids[i] else []
+            seen.blocks = list(fresh) if resumed else [*seen.blocks, *fresh]
+            if not resumed and cached.num_computed_tokens[i] != seen.computed:
+                raise WorkerError(
+                    f"request {name} goes on at token {cached.num_computed_tokens[i]}, the runner is at {seen.computed}"
+                )
+            seen.computed = cached.num_computed_tokens[i]
+        for name, tokens in output.num_scheduled_tokens.items():
+            seen = self._known[name]
+            seen.computed += tokens
+            if seen.computed > len(seen.blocks) * self.block_size:
+                raise WorkerError(f"request {name} writes token {seen.computed} into {len(seen.blocks)} blocks")
+            if len(set(seen.blocks)) != len(seen.blocks):
+                raise WorkerError(f"request {name} has a block twice in its table")
+        in_use = len(self._known) if self.runner == 2 else len(output.num_scheduled_tokens)
+        if in_use > self.slots:
+            raise WorkerError(f"{in_use} requests in a runner with {self.slots} slots")
+        self._previous = set(output.num_scheduled_tokens)

@@ -1,0 +1,200 @@
+"""A load: which requests come when, how long their answers are, and what the scheduler is told about that.
+
+The same for the virtual loop, the in-process engine and a URL, so that their runs can be compared. What is told is
+never the recorded length unless ``true`` is asked for (the oracle).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, synthetic_trace
+from ecoserve.errors import InputError, TraceError
+from ecoserve.lengths import LengthDistribution
+
+#: Characters a token, where a trace gives text but no token counts and no tokenizer is named.
+CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """One request of a load.
+
+    Attributes:
+        name: unique within the load.
+        arrival_s: seconds from the start.
+        record: the trace's row (prompt text, messages).
+        prompt_tokens, response_tokens: recorded or estimated lengths, tokens; the response's is cut at ``max_tokens``.
+        lengths: what the scheduler is told, or None.
+    """
+
+    name: str
+    arrival_s: float
+    record: Record
+    prompt_tokens: int
+    response_tokens: int
+    lengths: LengthDistribution | None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthsTold:
+    """``true``, ``none``, ``noise:SIGMA`` or ``predicted:CKPT``: what the scheduler is told of a response's length."""
+
+    kind: str
+    sigma: float = 0.0
+    checkpoint: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> LengthsTold:
+        """Read one of the four forms.
+
+        Raises:
+            InputError: naming the form it is not.
+        """
+        kind, _, rest = text.partition(":")
+        if kind in ("true", "none") and not rest:
+            return cls(kind)
+        if kind == "noise":
+            try:
+                sigma = float(rest)
+            except ValueError:
+                sigma = math.nan
+            if math.isfinite(sigma) and 0.0 <= sigma <= 5.0:
+                return cls("noise", sigma=sigma)
+            raise InputError(f"noise:{rest} is not a log-standard deviation between 0 and 5", where="--lengths")
+        if kind == "predicted" and rest:
+            return cls("predicted", checkpoint=rest)
+        raise InputError(
+            f"{text!r} is none of true, none, noise:SIGMA, predicted:CHECKPOINT",
+            where="--lengths",
+            fix="for example --lengths noise:0.6",
+        )
+
+    def __str__(self) -> str:
+        return {"noise": f"noise:{self.sigma:g}", "predicted": f"predicted:{self.checkpoint}"}.get(self.kind, self.kind)
+
+    def tell(
+        self, records: Sequence[Record], lengths: Sequence[int], upper: int, seed: int
+    ) -> list[LengthDistribution | None]:
+        """The distribution told for each record; ``lengths`` are the true ones (tokens), ``upper`` closes the bins.
+
+        ``noise:SIGMA``: the truth times a log-normal error, stated as what it is: the posterior of a predictor whose
+        log error has standard deviation SIGMA.
+        """
+        if self.kind == "none":
+            return [None] * len(records)
+        if self.kind == "true":
+            return [LengthDistribution.point(n) for n in lengths]
+        if self.kind == "noise":
+            rng = random.Random(f"lengths-{seed}")
+            return [
+                LengthDistribution.lognormal(max(1.0, n * math.exp(rng.gauss(0.0, self.sigma))), self.sigma, upper)
+                for n in lengths
+            ]
+        return list(_predictions(self.checkpoint, tuple(_question(r) for r in records)))
+
+
+def _question(record: Record) -> str:
+    if record.prompt is None:
+        raise TraceError("predicted lengths need prompt texts, this trace has lengths only", fix="use noise:SIGMA")
+    return record.prompt
+
+
+@lru_cache(maxsize=8)
+def _predictor(checkpoint: str) -> object:
+    from ecoserve.predictor import load_predictor
+
+    return load_predictor(checkpoint)
+
+
+@lru_cache(maxsize=32)
+def _predictions(checkpoint: str, prompts: tuple[str, ...]) -> tuple[LengthDistribution, ...]:
+    return tuple(_predictor(checkpoint).predict(list(prompts)))  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=8)
+def trace_for(
+    source: str, length_field: str | None, tokenizer: str | None, split: str | None, synthetic_seed: int = 0
+) -> Trace:
+    """The trace a load is drawn from; ``synthetic`` or ``synthetic:N`` makes one. Kept for the next run of a sweep.
+
+    With ``split`` only rows of that split are taken, if the trace has splits: a predictor must not be judged on the
+    rows it was trained on.
+    """
+    if source.partition(":")[0] == "synthetic":
+        count = source.partition(":")[2] or "4000"
+        if not count.isdecimal() or not 1 <= int(count) <= 1_000_000:
+            raise InputError(f"synthetic:{count} is not a number of rows", where="trace")
+        trace = synthetic_trace(int(count), seed=synthetic_seed)
+    else:
+        trace = load_trace(source, length_field=length_field, tokenizer=tokenizer)
+    if split is not None and any(r.split for r in trace.records):
+        rows = [r for r in trace.records if r.split == split]
+        if not rows:
+            raise TraceError(f"no rows of split {split!r}", where=source, fix="name another split, or none")
+        trace = trace.with_records(rows)
+    return trace
+
+
+def prompt_length(record: Record) -> int:
+    """Prompt tokens as recorded, else estimated from the characters of all that is sent."""
+    if record.prompt_tokens is not None:
+        return max(1, record.prompt_tokens)
+    text = "".join(m.content for m in record.messages) or record.prompt or ""
+    return max(1, math.ceil(len(text) / CHARACTERS_PER_TOKEN))
+
+
+def make_load(
+    trace: Trace,
+    *,
+    requests: int,
+    rate_rps: float | None,
+    seed: int,
+    lengths: LengthsTold,
+    max_tokens: int,
+    max_prompt_tokens: int,
+) -> list[LoadRequest]:
+    """Draw a load from a trace.
+
+    Args:
+        requests: how many; drawn without replacement, or with it if the trace has fewer.
+        rate_rps: Poisson arrivals at this rate; ``inf``: all at once; None: the first ``requests`` rows with their
+        recorded
+            arrivals.
+        seed: of the draw, the arrivals and the noise.
+        max_tokens: the same for all requests; longer recorded answers are cut there, as the engine would.
+        max_prompt_tokens: rows with longer prompts are passed over: the server would refuse them.
+
+    Raises:
+        TraceError: if no row can be used.
+    """
+    rows = [r for r in trace.records if r.response_tokens and prompt_length(r) <= max_prompt_tokens]
+    if not rows:
+        raise TraceError(
+            f"no row has a response length and at most {max_prompt_tokens} prompt tokens",
+            where=trace.source,
+            fix="name a length field or a tokenizer",
+        )
+    if rate_rps is None:
+        timed = sorted((r for r in rows if r.arrival_s is not None), key=lambda r: r.arrival_s or 0.0)[:requests]
+        if not timed:
+            raise TraceError("the trace has no recorded arrivals", where=trace.source, fix="give --rate")
+        start = timed[0].arrival_s or 0.0
+        drawn, times = timed, [(r.arrival_s or 0.0) - start for r in timed]
+    else:
+        rng = np.random.default_rng(seed)
+        picks = rng.choice(len(rows), size=requests, replace=len(rows) < requests)
+        drawn = [rows[i] for i in picks]
+        times = [0.0] * requests if math.isinf(rate_rps) else poisson_arrivals(requests, rate_rps, seed).tolist()
+    true = [min(max_tokens, int(r.response_tokens or 1)) for r in drawn]
+    told = lengths.tell(drawn, true, max_tokens, seed)
+    return [
+        LoadRequest(f"r{i:05d}", at, record, prompt_length(record), n, known)
+        for i, (at, record, n, known) in enumerate(zip(times, drawn, true, told, strict=True))
+    ]
