@@ -56,7 +56,13 @@ class Section:
     text: str
     table: Table | None = None
     figures: tuple[Figure, ...] = ()
+    #: what is said on the first screen if there is neither
     missing: str = ""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return self.table is None and not self.figures
 
 
 def write_report(folder: ResultFolder) -> Path:
@@ -84,7 +90,8 @@ def render(summary: Summary) -> str:
     return environment.get_template("report.html.j2").render(
         meta=summary.meta,
         answer=answer(summary, settings),
-        sections=parts,
+        sections=[part for part in parts if not part.empty],
+        missing=[part.missing for part in parts if part.empty and part.missing],
         failures=summary.failures,
         glossary=GLOSSARY,
         facts=_facts(summary.meta, summary),
@@ -109,7 +116,7 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "How good the predictor is",
             "Tested on requests it has not seen. The last line to beat is a guess that is always the same: the median.",
             predictor_table(summary.predictor),
-            missing="No predictor was evaluated in this folder.",
+            missing="the quality of a predictor",
         ),
         Section(
             "engine",
@@ -117,28 +124,27 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "The same requests against the same engine; only the scheduler and what it is told differ. Means over "
             "seeds; the smaller line runs from the lowest to the highest seed.",
             settings_table("engine", "Scheduling on a real vLLM engine.", settings, real),
-            missing="No run on a real engine in this folder.",
+            missing="runs on a real vLLM engine",
         ),
         Section(
             "accuracy",
             "What accuracy is worth",
             "vLLM’s scheduler classes driven in virtual time: the class that serves, on a clock that does not wait.",
             figures=tuple(accuracy_figures(settings, style)),
-            missing="No sweep over accuracies in this folder.",
+            missing="a sweep over accuracies",
         ),
         Section(
             "pressure",
             "Where it helps and where it does not",
             "Knowing lengths pays where the KV cache is short. Where it is plentiful, no gain is expected.",
             figures=(pressure,) if pressure else (),
-            missing="No load was run with a baseline next to another setting.",
+            missing="loads with and without KV cache pressure",
         ),
         Section(
             "levels",
             "All settings of the virtual sweep",
             "Means over seeds; the smaller line runs from the lowest to the highest seed.",
             settings_table("virtual", "Every setting of the virtual sweep.", settings, virtual),
-            missing="No run in virtual time in this folder.",
         ),
     ]
 

@@ -87,7 +87,7 @@ def _headline(
         return "Nothing has been run in this folder yet."
     told = {
         "predicted": "With predicted lengths",
-        "noise": "With lengths known only roughly",
+        "noise": f"With lengths known to an error of σ = {ours.lengths.partition(':')[2]}",
         "true": "With true lengths (an oracle: no predictor was run)",
         "none": "Without any prediction",
     }[ours.kind]

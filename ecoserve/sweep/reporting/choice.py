@@ -31,18 +31,30 @@ def stand_in(settings: Settings, load: Load) -> Setting | None:
     here = [s for s in settings.under(load) if s.policy != settings.baseline and s.level(NORMALIZED)]
     for kind in _STAND_INS:
         candidates = [s for s in here if s.kind == kind]
+        if kind == "noise" and candidates:
+            # Neither the best nor the worst of the controlled errors: nobody could pick one of them.
+            levels = sorted({s.lengths for s in candidates}, key=lambda lengths: float(lengths.partition(":")[2]))
+            candidates = [s for s in candidates if s.lengths == levels[len(levels) // 2]]
         if candidates:
             return min(candidates, key=latency)
     return None
 
 
 def latency(setting: Setting) -> float:
+    """Mean normalized latency in milliseconds a token, to sort by; settings without one come last."""
     level = setting.level(NORMALIZED)
     return level.mean if level else float("inf")
 
 
 def same_policy(settings: Settings, load: Load, policy: str, kind: str) -> Setting | None:
+    """The first setting of a policy with a kind of lengths (``true``, ``predicted``, ``noise``, ``none``)."""
     return next((s for s in settings.under(load) if s.policy == policy and s.kind == kind), None)
+
+
+def counterpart(settings: Settings, load: Load, ours: Setting) -> Setting | None:
+    """The same setting under another load; with the same kind of lengths, if just these were not run there."""
+    mine = [s for s in settings.under(load) if s.policy == ours.policy and s.kind == ours.kind]
+    return next((s for s in mine if s.lengths == ours.lengths), mine[0] if mine else None)
 
 
 def relaxed_load(settings: Settings, load: Load | None, ours: Setting | None) -> tuple[Load, Comparison] | None:
@@ -51,7 +63,7 @@ def relaxed_load(settings: Settings, load: Load | None, ours: Setting | None) ->
         return None
     for other in sorted(settings.loads, key=lambda x: (x.engine != load.engine, -(x.rate_rps or 0.0))):
         base = settings.baseline_of(other)
-        same = next((s for s in settings.under(other) if (s.policy, s.lengths) == (ours.policy, ours.lengths)), None)
+        same = counterpart(settings, other, ours)
         if other == load or settings.pressure(other) != "no pressure" or base is None or same is None:
             continue
         comparison = same.against(base, NORMALIZED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ecoserve.sweep.reporting.choice import latency, same_policy, stand_in
+from ecoserve.sweep.reporting.choice import counterpart, latency, same_policy, stand_in
 from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT, write, write_change
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
 from ecoserve.sweep.reporting.tables import Tone, predictor_name
@@ -54,7 +54,7 @@ def worth_of_prediction(settings: Settings, load: Load, ours: Setting, base: Set
                 f"{_told(ours)} bring {write_change(max(0.0, share), sign=False)} of that gain"
             )
         elif best:
-            parts.append(f"Even with perfect lengths the outcome against {settings.baseline_name} is: {best.verdict}")
+            parts.append(f"Even perfect lengths: {_change_words(best)} against {settings.baseline_name}")
     tone: Tone = ""
     if blind and blind is not ours:
         gain = ours.against(blind, NORMALIZED)
@@ -156,7 +156,7 @@ def where_not(settings: Settings, relaxed: tuple[Load, Comparison] | None, ours:
         demand = f", peak demand {write(peak)} times the KV cache" if peak is not None else ""
         parts.append(f"where the KV cache is plentiful ({load.title}{demand}): {_change_words(comparison)}")
     for other in settings.loads:
-        base, same = settings.baseline_of(other), same_policy(settings, other, ours.policy, ours.kind)
+        base, same = settings.baseline_of(other), counterpart(settings, other, ours)
         there = same.against(base, NORMALIZED) if base and same else None
         if there and (relaxed is None or other != relaxed[0]) and there.verdict not in ("better", "too few seeds"):
             parts.append(f"at {other.title}: {_change_words(there)}")
@@ -197,11 +197,12 @@ def _inner(title: str) -> str:
 
 
 def _told(setting: Setting) -> str:
-    return {"predicted": "predicted lengths", "noise": "roughly known lengths"}.get(setting.kind, "its own estimates")
+    return {"predicted": "predicted lengths", "noise": "these rough lengths"}.get(setting.kind, "its own estimates")
 
 
 def _with_lengths(setting: Setting) -> str:
-    known = {"predicted": "predicted lengths", "noise": "roughly known lengths", "true": "true lengths"}
+    rough = f"a length error of σ = {setting.lengths.partition(':')[2]}"
+    known = {"predicted": "predicted lengths", "noise": rough, "true": "true lengths"}
     return f"{setting.policy} with {known.get(setting.kind, 'no prediction')}"
 
 
