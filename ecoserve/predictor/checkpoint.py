@@ -54,6 +54,7 @@ def save(predictor: LengthPredictor, directory: Path) -> Path:
         # The card is for people, who may edit it: it carries no hash.
         _write_text(stage / CARD, model_card(predictor))
         for path in stage.iterdir():
+            path.chmod(0o666 & ~_umask())
             _flush(path)
         if fresh:
             stage.chmod(0o777 & ~_umask())

@@ -1,7 +1,8 @@
 """The LightGBM predictor: boosted trees over counts and word scores, to logits over the length bins.
 
 Rule: ``model.txt`` is LightGBM's own text format; the trees add to the logarithm of the prior, one tree per bin and
-round. Small batches run on one thread: handing them to several costs more than it saves.
+round. One thread a call: a request takes less than handing it to several would cost, and a busy server's other threads
+are left alone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from ecoserve.predictor.config import Backend, PredictorConfig
 from ecoserve.predictor.text import RequestView
 
 MODEL = "model.txt"
-#: Rows from which prediction takes all threads.
-_MANY_ROWS = 256
 
 
 class BoostingPredictor(LengthPredictor):
@@ -39,7 +38,7 @@ class BoostingPredictor(LengthPredictor):
 
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
         x = feature_rows(views, self.words.scores(views))
-        raw = self.booster.predict(x, raw_score=True, num_threads=0 if len(x) >= _MANY_ROWS else 1)
+        raw = self.booster.predict(x, raw_score=True, num_threads=1)
         logits: npt.NDArray[np.float64] = np.asarray(raw, dtype=np.float64).reshape(len(x), -1) + self._prior
         return logits
 

@@ -24,6 +24,8 @@ TERMS, NUMBERS = "terms.json", "words.safetensors"
 #: A word, or one mark of punctuation: "?" and ":" say what kind of answer is wanted.
 _TOKEN: Final = r"(?u)\b\w+\b|[^\w\s]"
 _FOLDS: Final = 5
+#: Of the linear solver; a smaller one takes longer and changes the scores by less than their noise.
+_TOLERANCE: Final = 1e-2
 
 
 class WordModel:
@@ -54,10 +56,11 @@ class WordModel:
         texts = [v.text for v in views]
         vectorizer = _vectorizer(min_df=2 if len(texts) >= 200 else 1, max_features=terms)
         x = vectorizer.fit_transform(texts)
+        regression = Ridge(alpha=ridge, solver="sparse_cg", tol=_TOLERANCE)
         scores = np.zeros_like(targets)
         for fit, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(texts):
-            scores[held] = Ridge(alpha=ridge).fit(x[fit], targets[fit]).predict(x[held]).reshape(len(held), -1)
-        final = Ridge(alpha=ridge).fit(x, targets)
+            scores[held] = regression.fit(x[fit], targets[fit]).predict(x[held]).reshape(len(held), -1)
+        final = regression.fit(x, targets)
         names = [str(t) for t in vectorizer.get_feature_names_out()]
         weights = np.atleast_2d(final.coef_).T
         return cls(names, vectorizer.idf_, weights, np.atleast_1d(final.intercept_)), scores

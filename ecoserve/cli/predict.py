@@ -1,0 +1,112 @@
+"""``ecoserve predict``: the length distribution of single prompts."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json
+
+if TYPE_CHECKING:
+    from ecoserve.data import Message
+
+_QUANTILES = (0.1, 0.5, 0.8, 0.9, 0.95)
+
+
+def command(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Predictor: a folder, or an id on the hub.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Prompts.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--input", metavar="FILE|-", help="One prompt a line; a line of JSON may hold chat messages."),
+    ] = None,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict how many tokens the answers to prompts will have.
+
+    A line of --input is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [{"role": ..., "content": ...}]}.
+    """
+    from ecoserve.errors import ConfigError
+    from ecoserve.predictor import load_predictor
+
+    requests: list[str | Sequence[Message]] = list(texts or [])
+    if source is not None:
+        requests += _read(source)
+    if not requests:
+        raise ConfigError("no prompt given", where="TEXT", fix="give a text, or --input FILE")
+    predictor = load_predictor(checkpoint)
+    rows = [
+        {
+            "prompt": request if isinstance(request, str) else request[-1].content,
+            "median_tokens": lengths.quantile(0.5),
+            "mean_tokens": round(lengths.mean(), 1),
+            "quantiles_tokens": {f"{q:g}": lengths.quantile(q) for q in _QUANTILES},
+        }
+        for request, lengths in zip(requests, predictor.predict(requests), strict=True)
+    ]
+    emit_json({"served_model": predictor.config.served_model, "predictions": rows}, json)
+    if not quiet and json != "-":
+        _show(rows)
+
+
+def _show(rows: Sequence[dict[str, object]]) -> None:
+    """The predictions as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("prompt", "median", "mean", *(f"{q:.0%} below" for q in _QUANTILES))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.columns[0].no_wrap = True
+    table.columns[0].max_width = 60
+    for row in rows:
+        quantiles = row["quantiles_tokens"]
+        assert isinstance(quantiles, dict)
+        prompt = " ".join(str(row["prompt"]).split())
+        table.add_row(prompt, str(row["median_tokens"]), str(row["mean_tokens"]), *map(str, quantiles.values()))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _read(source: str) -> list[str | Sequence[Message]]:
+    """Requests of a file, or of stdin."""
+    from ecoserve.errors import TraceError
+
+    try:
+        content = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise TraceError("no such file", where=source) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"cannot be read: {' '.join(str(error).split())[:120]}", where=source) from error
+    lines = enumerate(content.splitlines(), start=1)
+    return [_request(line, f"{source}:{number}") for number, line in lines if line.strip()]
+
+
+def _request(line: str, where: str) -> str | Sequence[Message]:
+    from ecoserve.data import Message
+    from ecoserve.errors import TraceError
+
+    if not line.lstrip().startswith(("{", "[", '"')):
+        return line
+    try:
+        content = json_module.loads(line)
+    except ValueError:
+        # A prompt may well begin with a bracket.
+        return line
+    if isinstance(content, dict):
+        content = content.get("messages", content.get("prompt"))
+    if isinstance(content, str):
+        return content
+    try:
+        messages = [Message(str(m["role"]), str(m["content"])) for m in content]
+    except (TypeError, KeyError) as error:
+        fix = 'give a text, {"prompt": ...} or {"messages": [{"role": ..., "content": ...}]}'
+        raise TraceError("neither a prompt nor chat messages", where=where, fix=fix) from error
+    if not messages:
+        raise TraceError("no messages", where=where)
+    return messages
