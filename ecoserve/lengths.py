@@ -243,23 +243,18 @@ class LengthDistribution:
         """The distribution of ``factor * RL``, for a correction of everything by the same factor."""
         if not (math.isfinite(factor) and factor > 0):
             raise PredictionError(f"a length cannot be scaled by {factor}")
-        edges = [round(min(MAX_LENGTH - 1.0, self.edges[0] * factor))]
-        probs: list[float] = []
-        carry = 0.0
-        for e, p in zip(self.edges[1:], self.probs, strict=True):
-            new = round(min(float(MAX_LENGTH), e * factor))
-            carry += p
-            if new > edges[-1]:
-                edges.append(new)
-                probs.append(carry)
-                carry = 0.0
-        if carry or not probs:
-            if probs:
-                probs[-1] += carry
-            else:
-                edges.append(edges[-1] + 1)
-                probs.append(carry)
-        return LengthDistribution.from_weights(edges, probs, self.closed_by)
+        reached: dict[int, float] = {}
+        for e, c in zip(self.edges, self._cdf, strict=True):
+            cut = round(min(float(MAX_LENGTH), e * factor))
+            cut = max(1, cut) if reached else min(cut, MAX_LENGTH - 1)
+            if cut in reached:
+                # Edges that fall together: what lay between them gets the last token up to there for itself,
+                # instead of being spread over a wide neighbour.
+                reached.setdefault(cut - 1, reached[cut])
+            reached[cut] = c
+        edges = sorted(reached)
+        weights = [reached[b] - reached[a] for a, b in itertools.pairwise(edges)]
+        return LengthDistribution.from_weights(edges, weights, self.closed_by)
 
     # -- travelling ------------------------------------------------------------------------------------
 

@@ -195,8 +195,7 @@ def test_scaling_keeps_mass_and_order(d: LengthDistribution, factor: float) -> N
     # or by what one token of the unscaled length was worth.
     for q in (0.1, 0.5, 0.9):
         low, high = d.quantile(q - 1e-5), d.quantile(q + 1e-5)
-        widest = max(b - a for a, b in zip(d.edges, d.edges[1:], strict=False) if a < high and b >= low)
-        slack = max(2.0, factor * widest) + 1
+        slack = max(2.0, factor) + 1
         assert low * factor - slack <= scaled.quantile(q) <= high * factor + slack
 
 
@@ -217,7 +216,7 @@ def test_scaling_by_one_changes_nothing(d: LengthDistribution) -> None:
 @pytest.mark.parametrize("factor", [1e300, 1e308, 5e-324])
 def test_an_extreme_factor_ends_at_the_bounds(factor: float) -> None:
     scaled = LengthDistribution((0, 10, 300), (0.5, 0.5)).scaled(factor)
-    assert scaled.edges == ((0, 1) if factor < 1 else (0, MAX_LENGTH))
+    assert scaled.quantile(0.01) == scaled.upper == (1 if factor < 1 else MAX_LENGTH)
     assert LengthDistribution.point(300).scaled(factor).upper <= MAX_LENGTH
 
 
