@@ -25,8 +25,8 @@ class Measure:
 
 MEASURES: Final = (
     Measure("prediction_kendall_tau", "Kendall’s τ of the lengths (1 = perfect order)", 1.0),
-    Measure("prediction_within_50", "lengths within 50 tokens", 1.0, "share"),
-    Measure("prediction_mae_tokens", "mean error of the lengths, in tokens", 0.0, "tokens"),
+    Measure("prediction_within_50", "Lengths within 50 tokens", 1.0, "share"),
+    Measure("prediction_mae_tokens", "Mean error of the lengths, in tokens", 0.0, "tokens"),
 )
 
 
@@ -65,20 +65,19 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
         f"{metric.title} by accuracy of the lengths.",
         [
             Column("Setting", number=False),
-            Column("Load", number=False),
-            *(Column(_first_upper(m.title)) for m in MEASURES),
+            *(Column(m.title) for m in MEASURES),
             Column(metric.heading, metric.note),
         ],
         [
             [
                 Cell(s.name),
-                Cell(load.title),
                 *(_accuracy_cell(s, measure) for measure in MEASURES),
                 level_cell(s, metric),
             ]
             for load in loads
             for s in settings.under(load)
         ],
+        [load.title for load in loads for _ in settings.under(load)],
     )
     return Figure(
         name,
@@ -216,7 +215,3 @@ def _hover_level(setting: Setting, metric: Metric) -> str:
     ranged = metric.write_spread(level)
     text = plain(metric.write(level.mean if level else None))
     return f"{text} (seeds: {plain(ranged)})" if ranged else text
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -32,7 +32,6 @@ def pressure_figure(settings: Settings, style: Style) -> Figure | None:
         f"{NORMALIZED.title} against {settings.baseline_name}, with and without pressure on the KV cache.",
         [
             Column("Setting", number=False),
-            Column("Load", number=False),
             Column(NORMALIZED.heading, NORMALIZED.note),
             Column(f"Baseline ({NORMALIZED.unit})", settings.baseline_name),
             Column("Difference", "Mean over seeds of the relative difference, with its 95 % interval."),
@@ -75,10 +74,10 @@ def pressure_figure(settings: Settings, style: Style) -> Figure | None:
             }
         )
         base = settings.baseline_of(load)
+        table.groups.append(load.title)
         table.rows.append(
             [
                 Cell(s.name),
-                Cell(load.title),
                 level_cell(s, NORMALIZED),
                 level_cell(base, NORMALIZED) if base else Cell("–"),
                 comparison_cell(c),
