@@ -224,9 +224,8 @@ def logged(command: list[str], packages: int = 0) -> bool:
     """Run a command with its output in the log, on a terminal counting ``packages`` meanwhile; True if it succeeded."""
     show = packages > 0 and sys.stdout.isatty()
     done = 0
-    with LOG.open("a") as log:
+    with LOG.open("a", buffering=1) as log:
         log.write(f"\n$ {' '.join(command)}\n")
-        log.flush()
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
         )
@@ -251,7 +250,8 @@ def must(command: list[str], failure: str, packages: int = 0) -> None:
     """Run a command that has to succeed; if it does not, show the end of the log without pip's warnings."""
     if logged(command, packages):
         return
-    lines = [line for line in LOG.read_text().splitlines() if line.strip() and not line.startswith("WARNING")]
+    last = LOG.read_text().rpartition("\n$ ")[2]
+    lines = [line for line in last.splitlines()[1:] if line.strip() and not line.startswith("WARNING")]
     print("\n".join(f"  | {line[:200]}" for line in lines[-12:]), file=sys.stderr)
     raise SetupError(f"{failure}; the whole log is {LOG.relative_to(ROOT)}; `make setup` goes on from here")
 

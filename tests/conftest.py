@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-def load_script(name: str) -> ModuleType:
+def _load_script(name: str) -> ModuleType:
     """Import ``scripts/<name>.py``, which is no package, by its path."""
     key = f"ecoserve_scripts_{name}"
     if key not in sys.modules:
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Import a module of ``scripts/`` by its name."""
+    return _load_script
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; skips the test where there is none."""
     if not SHARED_DATA.is_dir():
@@ -62,12 +69,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama, its tokenizer and a chat template (see scripts/tiny_model.py)."""
-    path: Path = load_script("tiny_model").make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+    path: Path = _load_script("tiny_model").make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
     return path
 
 
 @pytest.fixture(scope="session")
 def model_config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with only the config.json of that model: all that vLLM's scheduler needs."""
-    path: Path = load_script("tiny_model").make_config_only(tmp_path_factory.mktemp("models") / "config-only")
+    path: Path = _load_script("tiny_model").make_config_only(tmp_path_factory.mktemp("models") / "config-only")
     return path

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -203,13 +202,19 @@ def check_gpus() -> Iterator[Check]:
 def check_contract() -> Iterator[Check]:
     """Import vLLM for real and compare it with what the adapter relies on."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    fix = "make setup, or take a vLLM of the supported range"
     try:
-        import_module("ecoserve.serving.adapter.contract").check()
+        from ecoserve.serving.adapter import contract
+
+        broken = contract.check()
     except Exception as error:  # noqa: BLE001 - whatever breaks the import is what the user wants to be told
         line = " ".join(str(error).split())[:300] or type(error).__name__
-        yield Check("vllm contract", "problem", line, "make setup, or take a vLLM of the supported range")
-    else:
-        yield Check("vllm contract", "ok", "every name and rule that the adapter relies on is there")
+        yield Check("vllm contract", "problem", line, fix)
+        return
+    for item in broken:
+        yield Check("vllm contract", "problem", str(item), fix)
+    if not broken:
+        yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
 
 
 def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:

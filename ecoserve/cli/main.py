@@ -43,7 +43,14 @@ class Entry:
         return {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
-COMMANDS: tuple[Entry, ...] = (Entry("doctor", "What is installed, what is missing, does it fit."),)
+COMMANDS: tuple[Entry, ...] = (
+    Entry("doctor", "What is installed, what is missing, does it fit."),
+    Entry("train-predictor", "Learn response lengths from a trace."),
+    Entry("evaluate-predictor", "Say how good a predictor is."),
+    Entry("predict", "Predict the lengths of answers to prompts."),
+    Entry("sweep", "Run policies x rates x lengths x seeds."),
+    Entry("report", "Make the report of a result folder anew."),
+)
 
 
 def _show_version(show: bool) -> None:
