@@ -39,9 +39,13 @@ def json_rows(path: Path, *, gz: bool) -> Iterator[object]:
     """
     where = str(path)
     try:
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if gz else raw as unpacked:
+        with (
+            path.open("rb") as raw,
+            gzip.GzipFile(fileobj=raw) if gz else raw as unpacked,
             # utf-8-sig: some exports begin with a byte order mark.
-            yield from _values(io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="\n"), where)
+            io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline="\n") as text,
+        ):
+            yield from _values(text, where)
     except EOFError as e:
         raise TraceError("compressed file is cut off", where=where, fix=_AGAIN) from e
     except (zlib.error, gzip.BadGzipFile) as e:
