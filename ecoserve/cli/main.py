@@ -48,6 +48,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("train-predictor", "Learn response lengths from a trace."),
     Entry("evaluate-predictor", "Say how good a predictor is."),
     Entry("predict", "Predict the lengths of answers to prompts."),
+    Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
     Entry("report", "Make the report of a result folder anew."),
 )
