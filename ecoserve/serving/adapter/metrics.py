@@ -169,8 +169,7 @@ class MetricsPublisher:
     Args:
         engine: index of the engine (data-parallel rank), the metrics' only label.
         interval_s: least time between two publications; when nothing runs or waits, it publishes at once, so that the
-        last
-            state of a busy spell is always seen.
+            last state of a busy spell is always seen.
     """
 
     def __init__(self, engine: int = 0, interval_s: float = 0.25) -> None:
@@ -182,6 +181,10 @@ class MetricsPublisher:
         self._seen = dict.fromkeys(self._counters, 0)
         self._interval_s = interval_s
         self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether the interval is over; until then there is no need to work out gauges."""
+        return time.monotonic() >= self._next
 
     def publish(self, counters: Counters, gauges: Gauges) -> None:
         """Add what ``counters`` grew by since the last time, and set the gauges. Cheap to call after every step."""

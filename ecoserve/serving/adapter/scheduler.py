@@ -14,6 +14,7 @@ Given to vLLM by ``--scheduler-cls ecoserve.serving.adapter.scheduler.EcoServeSc
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.serving.adapter.counting import CountingScheduler
+from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import drop, may_resume
 from ecoserve.serving.adapter.predictions import response_limit, task_of
 from ecoserve.serving.adapter.prepass import PrePass
@@ -57,6 +59,9 @@ class EcoServeScheduler(CountingScheduler):
         #: request id -> step that paused it; only paused GTs are in here
         self.paused_at: dict[str, int] = {}
         self.prepass = PrePass(self)
+        self._publisher: MetricsPublisher | None = None
+        if self.log_stats and os.environ.get(MULTIPROC_DIR):
+            self._publisher = MetricsPublisher(engine=self.parallel_config.data_parallel_index)
         self.waiting = GatedQueue(
             key=self._prompt_key,
             gate=self.prepass.prompt_gate,
@@ -109,6 +114,12 @@ class EcoServeScheduler(CountingScheduler):
             self.check()
         return output
 
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._publisher is not None and (self._publisher.due() or not self.requests):
+            self._publisher.publish(self.counters, self.gauges())
+        return outputs
+
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         # A request that is ready only now has not been through the gate: it takes its place in the order first.
         was_blocked = self._blocked(request)
@@ -128,6 +139,8 @@ class EcoServeScheduler(CountingScheduler):
         generated = request.num_output_tokens
         if request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
             self.history.record(generated)
+            if self._publisher is not None and task.predicted:
+                self._publisher.observe_error(task.first_guess, generated)
             if task.promised > generated and not task.overdrawn:
                 self.counters.over_predictions += 1
 

@@ -7,6 +7,7 @@ manager is told how many blocks there are. What runs here is the very class that
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from functools import lru_cache
@@ -71,6 +72,7 @@ def quiet_vllm() -> None:
         "VLLM_NO_USAGE_STATS": "1",
     }.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[str, Any] | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,22 +56,19 @@ def simulate(settings: SimulateSettings) -> RunResult:
     quiet_vllm()
     scheduler = _scheduler(settings)
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
-    load = make_load(
-        trace,
-        requests=settings.requests,
-        rate_rps=settings.rate_rps,
-        seed=settings.seed,
-        lengths=LengthsTold.parse(settings.lengths),
-        max_tokens=settings.max_tokens,
-        max_prompt_tokens=settings.max_model_len - settings.max_tokens,
-    )
+    load = _load(settings)
     worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, settings.block_size)
     loop = VirtualLoop(scheduler, settings.cost, settings.depth, worker)
     result = loop.run([_arrival(settings, r) for r in load])
     if settings.slo_scale is not None:
         for row, request in zip(result.rows, load, strict=True):
             row.deadline_s = row.arrival_s + settings.slo_scale * _alone_s(settings, request)
-    labels = {"depth": settings.depth, "blocks": settings.blocks, "length_source": trace.length_source}
+    labels = {
+        "depth": settings.depth,
+        "blocks": settings.blocks,
+        "length_source": trace.length_source,
+        "kvc_demand_peak": demand_peak_blocks(settings) / settings.blocks,
+    }
     return RunResult(
         policy=settings.policy,
         lengths=settings.lengths,
@@ -79,6 +77,43 @@ def simulate(settings: SimulateSettings) -> RunResult:
         rows=result.rows,
         totals=result.totals,
         labels=labels,
+    )
+
+
+def demand_peak_blocks(settings: SimulateSettings) -> int:
+    """Peak KVC demand of the load if nobody waited, in blocks: vLLM's own scheduler with room for everybody."""
+    roomy = settings.model_copy(
+        update={
+            "policy": "vllm",
+            "lengths": "none",
+            "scheduler": {},
+            "slo_scale": None,
+            "max_num_seqs": settings.requests,
+            "blocks": settings.requests * -(-settings.max_model_len // settings.block_size),
+            "depth": 1,
+            "runner": 1,
+        }
+    )
+    return _demand_peak(roomy.model_dump_json())
+
+
+@lru_cache(maxsize=64)
+def _demand_peak(roomy: str) -> int:
+    settings = SimulateSettings.model_validate_json(roomy)
+    scheduler, load = _scheduler(settings), _load(settings)
+    result = VirtualLoop(scheduler, settings.cost, keep_series=True).run([_arrival(settings, r) for r in load])
+    return max((held for _, held, _, _ in result.series), default=0)
+
+
+def _load(settings: SimulateSettings) -> list[LoadRequest]:
+    return make_load(
+        trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split),
+        requests=settings.requests,
+        rate_rps=settings.rate_rps,
+        seed=settings.seed,
+        lengths=LengthsTold.parse(settings.lengths),
+        max_tokens=settings.max_tokens,
+        max_prompt_tokens=settings.max_model_len - settings.max_tokens,
     )
 
 
