@@ -61,9 +61,12 @@ class WorkerModel:
                 raise WorkerError(f"request {name} is sent as cached and is not known")
             seen = self._known[name]
             resumed = name in cached.resumed_req_ids
-            if resumed and name in self._previous:
+            sent = name in cached.all_token_ids
+            if resumed and not sent:
+                # Who was in the batch a step ago is taken to be there still, unless vLLM made everybody leave and said
+                # so (reset_prefix_cache).
                 raise WorkerError(f"request {name} left and came back in one step")
-            if self.runner == 1 and name not in self._previous and name not in cached.all_token_ids:
+            if self.runner == 1 and name not in self._previous and not sent:
                 raise WorkerError(f"request {name} was away for a step and its tokens are not sent")
             fresh: Sequence[int] = cached.new_block_ids[i][0] if cached.new_block_ids[i] else []
             seen.blocks = list(fresh) if resumed else [*seen.blocks, *fresh]
