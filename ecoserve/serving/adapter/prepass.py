@@ -19,6 +19,7 @@ through whatever the policy says, and room is made for it.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vllm.v1.request import Request
@@ -52,6 +53,9 @@ class PrePass:
         s = self.s
         self.sync()
         s.kvc.begin_step()
+        for task in s.ledger.holders():
+            if task.state is not TaskState.DECODE:
+                self._renew_belief(task)
         for request in list(s.running):
             task = s.task(request)
             if task.state is TaskState.DECODE:
@@ -80,8 +84,6 @@ class PrePass:
             task.written = request.num_computed_tokens
             task.generated = request.num_output_tokens
             task.state = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
-            if s.paused_at.pop(request.request_id, None) is not None:
-                s.counters.resumes += 1
             holders.append(task)
         for request in s.kv_holding_waiting:
             task = tasks[request.request_id]
@@ -96,6 +98,18 @@ class PrePass:
         task.lengths = lengths
         if task.row >= 0:
             self.s.forecast.enter(task)
+
+    def _renew_belief(self, task: Task) -> None:
+        """Without this an outlived distribution would say that the request is gone, and its KVC with it."""
+        if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
+            self.believe(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
+
+    def resumed(self, scheduled: Mapping[str, int]) -> None:
+        """After ``schedule()``: paused GTs that it has taken are paused no more."""
+        s = self.s
+        for name in [n for n in s.paused_at if n in scheduled]:
+            del s.paused_at[name]
+            s.counters.resumes += 1
 
     def dropped(self, task: Task) -> None:
         """A request's KVC is being dropped: it is a PT again, with nothing promised."""
@@ -118,8 +132,7 @@ class PrePass:
         if not task.overdrawn:
             task.overdrawn = True
             counters.under_predictions += 1
-        if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
-            self.believe(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
+        self._renew_belief(task)
         next_span = task.prompt_tokens + task.generated + 1
         if s.ledger.blocks(next_span) <= s.ledger.promised_blocks(task) and kvc.knobs.policy == "exact":
             counters.rung_own_space += 1
@@ -180,11 +193,8 @@ class PrePass:
             s.settings.waiting_share * s.usable_blocks,
             s.preemptions_of,
         )
-        now = time.monotonic()
         for task in relief.drop:
-            s.counters.rung_recomputed += 1
-            s.counters.ladder_preemptions += 1
-            drop(s, by_task.get(task) or asleep[task], now)
+            self._give_up(by_task.get(task) or asleep[task])
         for task in relief.pause:
             s.counters.rung_paused += 1
             self._pause(by_task[task], task)
@@ -194,21 +204,35 @@ class PrePass:
         return sum(1 for b in self._blocks_of[task.request_id] if b.ref_cnt == 1)
 
     def _make_room_for_one(self) -> None:
-        """Nothing runs: the first GT that may go on must be able to, at the cost of the others."""
+        """Nothing runs: the first who holds KVC and may go on must be able to, at the cost of the paused others.
+
+        That is a paused GT, or a streaming session with new input. If all the others were not enough (sessions that
+        wait for their client cannot be dropped), a GT gives way itself when somebody else is ready.
+        """
         s = self.s
-        waiting = [r for r in s.kv_holding_waiting if r.request_id in s.paused_at]
-        if any(r.num_in_flight_tokens for r in waiting):
+        ready = [r for r in s.kv_holding_waiting if not s.is_blocked(r)]
+        paused = [r for r in ready if r.request_id in s.paused_at]
+        if any(r.num_in_flight_tokens for r in ready):
             return
-        head = next((r for r in waiting if s.current_step >= s.paused_at[r.request_id] + 1), None)
+        head = next((r for r in ready if s.current_step >= s.paused_at.get(r.request_id, -1) + 1), None)
         if head is None:
             return
-        others = [r for r in waiting if r is not head]
-        while s.ledger.blocks(head.num_tokens + 1) - len(self._blocks_of[head.request_id]) > s.free_blocks and others:
+
+        def short() -> bool:
+            return s.ledger.blocks(head.num_tokens + 1) - len(self._blocks_of[head.request_id]) > s.free_blocks
+
+        others = [r for r in paused if r is not head]
+        while short() and others:
             victim = min(others, key=lambda r: (s.preemptions_of.get(r.request_id, 0), r.num_computed_tokens))
             others.remove(victim)
-            s.counters.rung_recomputed += 1
-            s.counters.ladder_preemptions += 1
-            drop(s, victim, time.monotonic())
+            self._give_up(victim)
+        if short() and head in paused and len(ready) > len(paused):
+            self._give_up(head)
+
+    def _give_up(self, request: Request) -> None:
+        self.s.counters.rung_recomputed += 1
+        self.s.counters.ladder_preemptions += 1
+        drop(self.s, request, time.monotonic())
 
     # -- the gates ---------------------------------------------------------------------------------------
 

@@ -81,8 +81,10 @@ class GatedQueue(RequestQueue):
     # -- vLLM's interface ------------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """Put a request in its place."""
+        """Put a request in its place; one that is here already moves."""
         self._known = False
+        if request in self:
+            self.remove_request(request)
         if self._is_blocked(request):
             self._blocked[request] = None
             return

@@ -58,6 +58,9 @@ class EcoServeScheduler(CountingScheduler):
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)
         #: request id -> step that paused it; only paused GTs are in here
         self.paused_at: dict[str, int] = {}
+        self._numbers = 0
+        #: streaming sessions whose turn ended while they were in a queue
+        self._turned: list[Request] = []
         self.prepass = PrePass(self)
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
@@ -66,14 +69,14 @@ class EcoServeScheduler(CountingScheduler):
             key=self._prompt_key,
             gate=self.prepass.prompt_gate,
             eligible=lambda r: not r.num_stale_output_tokens or r.drop_stale_output,
-            blocked=self._blocked,
+            blocked=self.is_blocked,
             taken=self.prepass.prompt_taken,
         )
         self.kv_holding_waiting = GatedQueue(
             key=self._generation_key,
             gate=self.prepass.generation_gate,
             eligible=lambda r: may_resume(self, r),
-            blocked=self._blocked,
+            blocked=self.is_blocked,
             taken=self.prepass.generation_taken,
         )
 
@@ -87,7 +90,8 @@ class EcoServeScheduler(CountingScheduler):
         task = self.ledger.tasks[request.request_id]
         return generation_key(self.settings.ordering_name(), task, self.settings.ageing_tokens_per_s)
 
-    def _blocked(self, request: Request) -> bool:
+    def is_blocked(self, request: Request) -> bool:
+        """Whether vLLM waits for something outside (a grammar, a streaming client) before it can go on."""
         return bool(self._is_blocked_waiting_status(request.status))
 
     # -- vLLM's life of a request ------------------------------------------------------------------------
@@ -95,7 +99,9 @@ class EcoServeScheduler(CountingScheduler):
     def add_request(self, request: Request) -> None:
         name = request.request_id
         if name not in self.requests:
-            self.ledger.tasks[name] = task_of(request, self.max_model_len, self.history, self.counters)
+            task = task_of(request, self.max_model_len, self.history, self.counters)
+            task.number = self._numbers = self._numbers + 1
+            self.ledger.tasks[name] = task
         super().add_request(request)
 
     def _update_request_as_session(self, session: Request, update: Any) -> None:
@@ -104,25 +110,48 @@ class EcoServeScheduler(CountingScheduler):
         task.prompt_tokens = session.num_prompt_tokens
         task.generated = 0
         task.promised = 0
+        task.overdrawn = False
         task.limit = response_limit(session, self.max_model_len)
         self.prepass.believe(task, self.history.distribution(task.limit))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.prepass.run()
         output = super().schedule(throttle_prefills)
+        self.prepass.resumed(output.num_scheduled_tokens)
         if self.settings.check_every_step:
             self.check()
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in self._turned:
+            self._take_out(request)
+            if request.request_id in self.requests:
+                self._enqueue_waiting_request(request)
+        self._turned.clear()
         if self._publisher is not None and (self._publisher.due() or not self.requests):
             self._publisher.publish(self.counters, self.gauges())
         return outputs
 
+    def _handle_stopped_request(self, request: Request) -> bool:
+        # The output that ends a session's turn may come when it was paused or dropped. vLLM then queues it anew and
+        # afterwards takes all stopped requests out of the queues: the session would be lost.
+        queued = request in self.kv_holding_waiting or request in self.waiting
+        if queued:
+            self._take_out(request)
+        finished = bool(super()._handle_stopped_request(request))
+        if queued and not finished:
+            self._turned.append(request)
+        return finished
+
+    def _take_out(self, request: Request) -> None:
+        self.paused_at.pop(request.request_id, None)
+        self.waiting.remove_requests([request])
+        self.kv_holding_waiting.remove_requests([request])
+
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         # A request that is ready only now has not been through the gate: it takes its place in the order first.
-        was_blocked = self._blocked(request)
+        was_blocked = self.is_blocked(request)
         ready = bool(super()._handle_blocked_waiting_request(request))
         return ready and not was_blocked
 

@@ -5,9 +5,10 @@ When the running requests need more blocks in this step than are free, somebody 
 1. Prompts being prefilled are served first: what they have computed is of no use before they are through.
 2. GTs are served in the order of what they have left, least first: they will free their KVC soonest.
 3. Whoever is not served is paused, KVC kept: nothing is lost, and it goes on when others have finished.
-4. Pausing cannot go on for ever: if the paused would hold more than ``waiting_share`` of the cache, or nobody would be
-   left to run, a victim's KVC is dropped (recompute). The victim is the request that loses least work among those
-   that free enough; one that was a victim ``spare_after`` times already is passed over while there is another.
+4. Pausing cannot go on for ever: if the paused would hold more than ``waiting_share`` of the cache, a prefill would
+   starve, or nobody would be left to run, a victim's KVC is dropped (recompute). The victim is the request that loses
+   least work among those that free enough; one that was a victim ``spare_after`` times already is passed over while
+   there is another.
 
 A forecast alone preempts nobody: this is only asked about blocks needed in this very step.
 """
@@ -67,6 +68,10 @@ def relieve(
         deficit = max(1, sum(needs.get(t, 0) for t in alive) - free)
         victim = _victim([*alive, *asleep], held, deficit, victims_before, spare_after)
         if victim is None:
+            # Nobody else can give way. A prefill cannot be paused half-way: it hands back what it has and waits.
+            starved = [t for t in relief.pause if t.state is TaskState.PREFILL]
+            relief.drop += starved
+            relief.pause = [t for t in relief.pause if t not in starved]
             return relief
         relief.drop.append(victim)
         free += held.get(victim, 0)

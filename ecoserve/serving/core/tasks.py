@@ -32,6 +32,7 @@ class Task:
         limit: the most tokens this response may have.
         predicted: False if the lengths are history's, for want of a prediction.
         arrival_s: arrival on the front end's clock.
+        number: the how-manieth the scheduler has been given; decides between requests that are otherwise equal.
         written: tokens with KVC. generated: tokens out. promised: RL covered by the reservation, 0 before there is one.
         first_guess: median RL at arrival, for the books.
         overdrawn: the reservation was outlived at least once.
@@ -46,6 +47,7 @@ class Task:
     predicted: bool
     arrival_s: float
     priority: int = 0
+    number: int = 0
     state: TaskState = TaskState.WAITING
     written: int = 0
     generated: int = 0
