@@ -127,6 +127,7 @@ def test_given_longer_than_is_conditioning(d: LengthDistribution, n: int) -> Non
 
 
 @given(distributions(), st.integers(0, 400))
+@example(LengthDistribution((0, 10, 20), (1.0 - 9e-7, 0.0)), 12)
 def test_a_posterior_always_leaves_something_to_come(d: LengthDistribution, n: int) -> None:
     posterior = d.given_longer_than(n)
     assert posterior.survival(n) == pytest.approx(1.0)

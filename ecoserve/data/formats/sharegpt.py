@@ -74,7 +74,7 @@ def _exchanges(turns: list[Any], base: Record) -> Iterator[Exchange | Reject]:
             context.append(Message(role, value))
         else:
             # An empty message says nothing and is left out; one that is no text may have said anything.
-            broken = broken or role is None or problem != "empty message"
+            broken = broken or problem != "empty message"
         before, question = role, value
 
 
