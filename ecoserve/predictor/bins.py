@@ -73,7 +73,7 @@ class Bins:
         # The cap is one length that many answers share: it gets a bin of its own.
         inner.add(top - 1 if capped else top)
         edges = [0, *sorted(c for c in inner if 0 < c < upper), upper]
-        if len(edges) < 3:
+        if int(x.min()) == top or len(edges) < 3:
             raise TraceError(
                 f"every answer is {top} tokens long: there is nothing to predict",
                 fix="check the length field and the trace",

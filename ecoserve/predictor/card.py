@@ -35,6 +35,7 @@ tags:
 
 # Response length predictor{% if c.served_model %} for {{ c.served_model }}{% endif %}
 
+
 Predicts how many tokens {{ c.served_model or "the served model" }} will generate for a request, as a distribution over
 {{ c.prior | length }} bins from 1 to {{ c.edges[-1] }} tokens (the last one closed by {{ closed }}).
 
@@ -47,17 +48,16 @@ Predicts how many tokens {{ c.served_model or "the served model" }} will generat
 With vLLM: `ecoserve serve MODEL --predictor THIS_FOLDER`.
 
 ## How well it predicts
-{% if parts %}
-|{% for p in parts %} | {{ p.name }}, {{ p.rows }} rows{% endfor %} |
-|---|{% for p in parts %}---:|{% endfor %}
-{% for row in rows -%}
-| {{ row.label }} |{% for value in row["values"] %} {{ value }} |{% endfor %}
-{% endfor %}
+
+{% if table %}
+{{ table }}
+
 The point prediction is the distribution's median. Held-out rows chose the training's best epoch or round and the
 temperature; `dev` rows, where there are any, were used for nothing else. Latencies are of the machine that trained it.
 {% else %}
 It was not evaluated.
 {% endif %}
+
 ## How it was made
 - backend `{{ c.backend }}`, seed {{ c.seed }}, {{ "%.0f" | format(c.training_seconds) }} s of training
 - trace `{{ c.trace_name }}` ({{ c.trace_format }}), lengths from {{ c.length_source }}, SHA-256 of its records
@@ -81,12 +81,11 @@ def model_card(predictor: LengthPredictor) -> str:
 
     config = predictor.config
     names = {"support": "the largest length seen, or set, in training", "max_tokens": "max_tokens"}
-    parts = [{"name": name.replace("_", " "), "rows": int(m["rows"])} for name, m in config.metrics.items()]
-    rows = [
-        {"label": label, "values": [shape.format(m[key]) for m in config.metrics.values()]}
-        for key, label, shape in _ROWS
-    ]
+    heads = [f"{name.replace('_', ' ')}, {int(m['rows']):,} rows" for name, m in config.metrics.items()]
+    lines = [["", *heads], ["---", *["---:"] * len(heads)]]
+    lines += [[label, *(shape.format(m[key]) for m in config.metrics.values())] for key, label, shape in _ROWS]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines) if heads else ""
     template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(_TEMPLATE)
     return template.render(
-        c=config, k=predictor.calibration, parts=parts, rows=rows, closed=names.get(config.closed_by, config.closed_by)
+        c=config, k=predictor.calibration, table=table, closed=names.get(config.closed_by, config.closed_by)
     )

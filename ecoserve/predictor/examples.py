@@ -85,9 +85,23 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
             where=trace.source,
             fix="check --length-field, or give more rows",
         )
+    fit, held = _hold_out(trace, rows, held_out, seed)
+    return Parts(Examples.of(fit), Examples.of(held), held, parts["dev"].records)
+
+
+def _hold_out(
+    trace: Trace, rows: list[Record], share: float, seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Cut ``rows`` in two; by groups, or by single rows where one group is nearly everything."""
     # The rows' own split has done its work; what is held out of `train` is ours to choose.
-    inner = split_trace(trace.with_records(replace(r, split=None) for r in rows), dev=held_out, seed=seed)
-    fit, held = Examples.of(inner["train"].records), Examples.of(inner["dev"].records)
-    if not len(fit) or not len(held):
-        raise TraceError("the rows cannot be split: all belong to one conversation or prompt", where=trace.source)
-    return Parts(fit, held, inner["dev"].records, parts["dev"].records)
+    try:
+        inner = split_trace(trace.with_records(replace(r, split=None) for r in rows), dev=share, seed=seed)
+        fit, held = inner["train"].records, inner["dev"].records
+    except TraceError:
+        fit, held = tuple(rows), ()
+    if not 0.5 * share <= len(held) / len(rows) <= 2.0 * share:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        count = max(1, round(share * len(rows)))
+        held = tuple(rows[i] for i in sorted(order[:count]))
+        fit = tuple(rows[i] for i in sorted(order[count:]))
+    return fit, held

@@ -7,6 +7,7 @@ are left alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,7 +51,9 @@ class BoostingPredictor(LengthPredictor):
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> BoostingPredictor:
         import lightgbm
 
-        booster = lightgbm.Booster(model_file=str(folder / MODEL))
+        text = (folder / MODEL).read_text(encoding="utf-8")
+        _check_whole(text)
+        booster = lightgbm.Booster(model_str=text)
         words = WordModel.load(folder)
         features, bins = len(NAMES) + len(words.intercepts), len(config.prior)
         if booster.num_feature() != features or booster.num_model_per_iteration() != bins:
@@ -61,6 +64,14 @@ class BoostingPredictor(LengthPredictor):
                 fix="train it again",
             )
         return cls(config, calibration, booster, words)
+
+
+def _check_whole(text: str) -> None:
+    """Refuse a model text that ends too early: LightGBM's own reader would end the process on it."""
+    sizes = re.search(r"^tree_sizes=([\d ]*)$", text, re.MULTILINE)
+    trees = text.count("\nTree=")
+    if sizes is None or len(sizes[1].split()) != trees or "\nend of trees\n" not in text:
+        raise ValueError(f"{MODEL} is no whole LightGBM model")
 
 
 def feature_rows(views: Sequence[RequestView], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

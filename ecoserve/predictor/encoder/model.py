@@ -43,6 +43,8 @@ class LengthEncoder(nn.Module):
 def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[str, Any]]:
     """A pretrained body with a fresh head that says ``prior`` (shape ``[K]``), and the body's config as plain JSON.
 
+    Raises ValueError, OSError or a safetensors error if the folder holds no such body.
+
     Dropout is off: the body is fine-tuned for a few epochs only, and without it training is twice as fast on a CPU.
     """
     from transformers import AutoConfig, AutoModel
@@ -52,7 +54,13 @@ def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[s
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
     with quiet_transformers():
-        body = AutoModel.from_pretrained(str(folder), config=config, dtype=torch.float32, use_safetensors=True)
+        body, found = AutoModel.from_pretrained(
+            str(folder), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        # transformers would go on with random numbers in their place.
+        raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
     model = LengthEncoder(body, config.hidden_size, len(prior))
     nn.init.normal_(model.head.weight, std=0.02)
     with torch.no_grad():

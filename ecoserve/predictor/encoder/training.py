@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -64,7 +65,7 @@ def train_encoder(
     try:
         model, encoder_config = pretrained(folder, prior)
         tokenizer = RequestTokenizer.load(folder, settings.max_length)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise ConfigError(f"the encoder cannot be loaded: {line}", where=settings.encoder) from error
     positions = getattr(model.body.config, "max_position_embeddings", None)

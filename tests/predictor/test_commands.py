@@ -1,0 +1,107 @@
+"""The three commands, as the command line calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ecoserve.data import Trace, save_trace
+from ecoserve.errors import CheckpointError, ConfigError, EcoServeError, TraceError
+from ecoserve.predictor import load_predictor
+
+KEYS = {"rows", "mae_tokens", "within_50", "within_100", "kendall_tau", "bin_accuracy", "pinball_loss", "coverage_90"}
+
+
+def call(name: str, *arguments: str | Path, text: str | None = None) -> Any:
+    """Run a command; its exceptions come through as they would to the command line's guard."""
+    app = typer.Typer()
+    function: Callable[..., Any] = import_module(f"ecoserve.cli.{name}").command
+    app.command()(function)
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=text)
+    if isinstance(result.exception, EcoServeError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def file(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
+    save_trace(trace, path)
+    return path
+
+
+def test_train_evaluate_predict(file: Path, tmp_path: Path) -> None:
+    folder, summary = tmp_path / "ckpt", tmp_path / "train.json"
+    trained = call(
+        "train_predictor", file, "-o", folder, "--backend", "lightgbm", "--rounds", "10", "--max-rows", "400",
+        "--served-model", "m", "--seed", "3", "--json", summary,
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    said = json.loads(summary.read_text())
+    assert set(said["dev"]) > KEYS
+    assert said["rows_trained"] + said["rows_held_out"] == 400
+    config = load_predictor(folder).config
+    assert (config.served_model, config.seed, config.backend) == ("m", 3, "lightgbm")
+    assert "constant median" in trained.stderr
+
+    evaluated = call("evaluate_predictor", folder, file, "--json", "-", "--quiet")
+    figures = json.loads(evaluated.stdout)
+    assert set(figures) > KEYS
+    for key in KEYS - {"latency_p50_ms", "latency_p99_ms"}:
+        assert figures[key] == pytest.approx(said["dev"][key])
+    assert figures["constant_median"]["kendall_tau"] == 0
+    everything = json.loads(call("evaluate_predictor", folder, file, "--split", "all", "--json", "-").stdout)
+    assert everything["rows"] == 900
+
+
+def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    chat = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name two pets."}]}
+    lines.write_text(f'plain text\n\n"quoted"\n{{"prompt": "object"}}\n{json.dumps(chat)}\n[sic] a bracket\n')
+    result = call("predict", boosted_dir, "argument", "--input", lines, "--json", "-")
+    said = json.loads(result.stdout)["predictions"]
+    assert [p["prompt"] for p in said] == [
+        "argument", "plain text", "quoted", "object", "Name two pets.", "[sic] a bracket"
+    ]  # fmt: skip
+    predictor = load_predictor(boosted_dir)
+    [lengths] = predictor.predict(["plain text"])
+    assert said[1]["median_tokens"] == lengths.quantile(0.5)
+    assert said[1]["quantiles_tokens"]["0.9"] == lengths.quantile(0.9)
+    assert said[1]["mean_tokens"] == pytest.approx(lengths.mean(), abs=0.05)
+
+    shown = call("predict", boosted_dir, "--input", "-", text="from stdin\n")
+    assert "from stdin" in shown.stdout
+    assert str(predictor.predict(["from stdin"])[0].quantile(0.5)) in shown.stdout
+
+
+def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"--backend: no backend 'magic'; one of encoder, lightgbm"):
+        call("train_predictor", file, "-o", out, "--backend", "magic")
+    with pytest.raises(ConfigError, match="--epochs: means nothing to the lightgbm backend"):
+        call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--epochs", "2")
+    with pytest.raises(ConfigError, match="--epochs: Input should be greater than 0"):
+        call("train_predictor", file, "-o", out, "--epochs", "0")
+    with pytest.raises(TraceError, match="10 training rows"):
+        call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--max-rows", "10")
+    with pytest.raises(TraceError):
+        call("train_predictor", tmp_path / "missing.json", "-o", out)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        call("evaluate_predictor", tmp_path / "nothing", file)
+    with pytest.raises(ConfigError, match="--split"):
+        call("evaluate_predictor", boosted_dir, file, "--split", "test")
+    with pytest.raises(ConfigError, match="no prompt given"):
+        call("predict", boosted_dir)
+    with pytest.raises(TraceError, match="no such file"):
+        call("predict", boosted_dir, "--input", tmp_path / "missing.txt")
+    (tmp_path / "bad.jsonl").write_text('fine\n{"messages": [{"role": "user"}]}\n')
+    with pytest.raises(TraceError, match=r"bad\.jsonl:2: neither a prompt nor chat messages"):
+        call("predict", boosted_dir, "--input", tmp_path / "bad.jsonl")
+    assert not out.exists()
