@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,13 +26,15 @@ def command(
         str | None, typer.Option("--tokenizer", help="Served model's tokenizer, to count the answers' tokens.")
     ] = None,
     trace_format: Annotated[str, typer.Option("--format", help="Format of the trace.")] = "auto",
-    seed: SeedOption = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the split, if the trace has none [the training's].")
+    ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Evaluate a predictor on a trace, beside the constant median of the lengths it was trained on.
 
-    The seed is that of the training where the trace has no split of its own: it decides which rows are dev.
+    Where the trace has no split of its own, the seed of the training says which rows are dev: those it has not learned.
     """
     from ecoserve.data import load_trace, split_trace
     from ecoserve.errors import ConfigError, TraceError
@@ -42,7 +44,8 @@ def command(
         raise ConfigError(f"no split {split!r}", where="--split", fix="one of dev, train, all")
     predictor = load_predictor(checkpoint)
     loaded = load_trace(trace, format=trace_format, length_field=length_field, tokenizer=tokenizer)
-    records = loaded.records if split == "all" else split_trace(loaded, seed=seed)[split].records
+    split_seed = predictor.config.seed if seed is None else seed
+    records = loaded.records if split == "all" else split_trace(loaded, seed=split_seed)[split].records
     if not records:
         raise TraceError(f"has no {split} rows", where=trace, fix="give another --split")
     metrics = evaluate_predictor(predictor, records)
