@@ -19,13 +19,29 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from setup_plan import (
+    NEWEST,
+    OLDEST,
+    MissingSystemPackages,
+    SetupError,
+    check_libraries,
+    choose_accelerator,
+    choose_python,
+    dotted,
+    missing_pins,
+    normalized,
+    read_lock,
+)
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -33,98 +49,31 @@ VENV_PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 STAMP = VENV / "ecoserve-setup.json"
 
-OLDEST, NEWEST = (3, 11), (3, 13)
-#: the version that most was tested with comes first
-PYTHONS = ("python3.11", "python3.12", "python3.13", "python3")
 UV = "uv>=0.9,<1"
 #: free space wanted before a new .venv is begun, in GiB: the packages, and pip's wheels while it unpacks them
 DISK_GIB = {"cpu": 5.0, "cuda": 20.0}
 
 
-class SetupError(Exception):
-    """Set-up cannot go on; its text is the one line that the user sees."""
+# ---- where things are, and what is there ---------------------------------------------------------------------------
 
 
-# ---- what to install: plain values in, plain values out -------------------------------------------------------------
+def lock_file(accelerator: str) -> Path:
+    """The lock of an accelerator."""
+    return ROOT / "requirements" / f"{accelerator}.lock"
 
 
-def normalized(name: str) -> str:
-    """A package name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def decisive_files(accelerator: str) -> list[Path]:
+    """The files whose change makes an environment out of date."""
+    here = Path(__file__).resolve()
+    return [lock_file(accelerator), ROOT / "pyproject.toml", here, here.with_name("setup_plan.py")]
 
 
-def marker_holds(marker: str, python: tuple[int, int], machine: str) -> bool:
-    """Whether a lock line's marker holds; of all markers, python_version and platform_machine are known."""
-    match = re.fullmatch(r'\s*(python_version|platform_machine)\s*(==|>=|<)\s*"([^"]+)"\s*', marker)
-    if match is None:
-        raise SetupError(f"requirements: cannot read the marker {marker.strip()!r}")
-    name, operator, value = match.groups()
-    if name == "platform_machine":
-        return {"==": machine == value}[operator]
-    wanted = tuple(int(part) for part in value.split("."))
-    return {"==": python == wanted, ">=": python >= wanted, "<": python < wanted}[operator]
-
-
-def read_lock(text: str, python: tuple[int, int], machine: str) -> dict[str, str]:
-    """The pins of a lock file that apply here: normalized name -> version."""
-    pins = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        requirement, _, marker = line.partition("#")[0].strip().partition(";")
-        if not requirement:
-            continue
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.+!_-]+)", requirement.strip())
-        if match is None:
-            raise SetupError(f"requirements: line {number} is not name==version: {line}")
-        if not marker or marker_holds(marker, python, machine):
-            pins[normalized(match.group(1))] = match.group(2)
-    return pins
-
-
-def missing_pins(pins: Mapping[str, str], installed: Mapping[str, str]) -> list[str]:
-    """The pins that are not installed in exactly that version, in a stable order."""
-    return [f"{name}=={version}" for name, version in sorted(pins.items()) if installed.get(name) != version]
-
-
-def choose_accelerator(environ: Mapping[str, str], gpu_answers: Callable[[], bool]) -> str:
-    """Answer ``"cuda"`` or ``"cpu"``: the override if there is one, else whether a GPU answers."""
-    wish = environ.get("ECOSERVE_ACCELERATOR", "").strip().lower()
-    if wish not in ("", "cpu", "cuda"):
-        raise SetupError(f"ECOSERVE_ACCELERATOR is {wish!r}; it may be cpu or cuda")
-    return wish or ("cuda" if gpu_answers() else "cpu")
-
-
-def choose_python(
-    probe: Callable[[str], tuple[tuple[int, int], bool] | None], override: str | None = None
-) -> tuple[str, tuple[int, int]]:
-    """The command of a supported Python that can make virtual environments, and its version.
-
-    ``probe(command)`` answers ``((major, minor), has_ensurepip)``, or None if there is no such command.
-    """
-    seen: list[str] = []
-    lacking = None
-    for command in (override,) if override else PYTHONS:
-        answer = probe(command)
-        if answer is None:
-            continue
-        version, complete = answer
-        if OLDEST <= version <= NEWEST and complete:
-            return command, version
-        seen.append(f"{command} is {dotted(version)}")
-        lacking = lacking or (version if OLDEST <= version <= NEWEST else None)
-    if lacking:
-        package = f"python{dotted(lacking)}-venv"
-        raise SetupError(
-            f"Python {dotted(lacking)} lacks its venv module; Debian and Ubuntu: apt-get install {package}"
-        )
-    raise SetupError(
-        f"needs Python {dotted(OLDEST)} to {dotted(NEWEST)} ({', '.join(seen) or 'found none'}); Debian and Ubuntu: "
-        "apt-get install python3 python3-venv; or name one in ECOSERVE_PYTHON"
-    )
-
-
-def dotted(version: tuple[int, int]) -> str:
-    """``(3, 11)`` as ``3.11``."""
-    return ".".join(map(str, version))
+def fingerprint(accelerator: str, files: Iterable[Path]) -> str:
+    """What the stamp holds: a hash over everything that decides what is installed, and where."""
+    digest = hashlib.sha256(f"{accelerator}\n{VENV}\n".encode())
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def pip_install(*arguments: str) -> list[str]:
@@ -136,27 +85,6 @@ def torch_fallback(version: str) -> list[str]:
     """The command that takes torch's CPU build from PyTorch's own index."""
     uv = [str(VENV_PYTHON), "-m", "uv", "pip", "install", "--python", str(VENV_PYTHON)]
     return [*uv, "--no-deps", "--torch-backend=cpu", f"torch=={version.partition('+')[0]}"]
-
-
-def lock_file(accelerator: str) -> Path:
-    """The lock of an accelerator."""
-    return ROOT / "requirements" / f"{accelerator}.lock"
-
-
-def decisive_files(accelerator: str) -> list[Path]:
-    """The files whose change makes an environment out of date."""
-    return [lock_file(accelerator), ROOT / "pyproject.toml", Path(__file__).resolve()]
-
-
-def fingerprint(accelerator: str, files: Iterable[Path]) -> str:
-    """What the stamp holds: a hash over everything that decides what is installed, and where."""
-    digest = hashlib.sha256(f"{accelerator}\n{VENV}\n".encode())
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-# ---- what is there --------------------------------------------------------------------------------------------------
 
 
 def probe_python(command: str) -> tuple[tuple[int, int], bool] | None:
@@ -256,6 +184,22 @@ def must(command: list[str], failure: str, packages: int = 0) -> None:
     raise SetupError(f"{failure}; the whole log is {LOG.relative_to(ROOT)}; `make setup` goes on from here")
 
 
+def with_system_packages(need: Callable[[], T]) -> T:
+    """What ``need()`` answers; if system packages are missing and we are root where apt-get is, with them installed."""
+    try:
+        return need()
+    except MissingSystemPackages as missing:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise
+        say(f"apt-get install {' '.join(missing.packages)}")
+        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing.packages]):
+            subprocess.run(
+                ["apt-get", "-qq", *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ
+            )
+        return need()
+
+
 def make_venv(accelerator: str) -> tuple[int, int]:
     """Make .venv, or make it anew if its Python or pip does not work; returns its Python's version."""
     there = probe_python(str(VENV_PYTHON))
@@ -263,7 +207,7 @@ def make_venv(accelerator: str) -> tuple[int, int]:
         return there[0]
     if VENV.exists() and any(VENV.iterdir()) and not (VENV / "pyvenv.cfg").exists():
         raise SetupError(f"{VENV} is there but is no virtual environment; move it away")
-    command, version = choose_python(probe_python, os.environ.get("ECOSERVE_PYTHON"))
+    command, version = with_system_packages(lambda: choose_python(probe_python, os.environ.get("ECOSERVE_PYTHON")))
     free = shutil.disk_usage(ROOT).free / 2**30
     if free < DISK_GIB[accelerator]:
         raise SetupError(f"needs {DISK_GIB[accelerator]:.0f} GiB free in {ROOT}; {free:.1f} are")
@@ -292,6 +236,7 @@ def install(accelerator: str) -> None:
     """Bring .venv to what the lock says, and stamp it."""
     started = time.monotonic()
     STAMP.unlink() if STAMP.exists() else None
+    with_system_packages(lambda: check_libraries(accelerator))
     version = make_venv(accelerator)
     site_packages = VENV / "lib" / f"python{dotted(version)}" / "site-packages"
     pins = read_lock(lock_file(accelerator).read_text(), version, os.uname().machine)

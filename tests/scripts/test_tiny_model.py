@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-
-@pytest.fixture(scope="module")
-def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
-    return load_script("tiny_model")
+import tiny_model as script
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_the_same_seed_makes_the_same_files(script: ModuleType, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_files(tiny_model: Path, tmp_path: Path) -> None:
     assert digests(script.make_tiny_model(tmp_path / "again")) == digests(tiny_model)
     other = digests(script.make_tiny_model(tmp_path / "again", seed=1))
     assert other["model.safetensors"] != digests(tiny_model)["model.safetensors"]
@@ -28,7 +22,7 @@ def test_the_same_seed_makes_the_same_files(script: ModuleType, tiny_model: Path
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
-def test_a_failure_leaves_what_was_there(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("x")
 
