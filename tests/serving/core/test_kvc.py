@@ -1,0 +1,204 @@
+"""Each KVC policy's promises and admissions, on ledgers written by hand."""
+
+from __future__ import annotations
+
+import pytest
+from core_rig import a_task, distributions, holder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicy
+from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.tasks import Task, TaskState
+
+BLOCK = 16
+
+
+def a_policy(name: str, *holders: Task, usable: int = 100, **knobs: float) -> KvcPolicy:
+    ledger = Ledger(usable, BLOCK)
+    ledger.tasks = {t.request_id: t for t in holders}
+    ledger.set_holders(list(holders))
+    ledger.held_blocks = sum(ledger.blocks(t.written) for t in holders)
+    policy = KvcPolicy(
+        KvcKnobs(policy=name, **knobs),  # type: ignore[arg-type]
+        ledger,
+        Forecast(BLOCK, 4096, 0.0, 1e9),
+    )
+    policy.begin_step()
+    return policy
+
+
+def exactly(length: int) -> LengthDistribution:
+    return LengthDistribution.point(length)
+
+
+# -- promises ------------------------------------------------------------------------------------------
+
+
+def test_on_demand_promises_nothing_ahead() -> None:
+    assert a_policy("on-demand").promise(a_task(generated=7)) == 7
+
+
+def test_exact_promises_the_padded_median() -> None:
+    assert a_policy("exact", padding=0.15).promise(a_task(lengths=exactly(100))) == 115
+    assert a_policy("exact", padding=0.0).promise(a_task(lengths=exactly(100))) == 100
+
+
+def test_pooled_promises_a_quantile() -> None:
+    lengths = LengthDistribution((0, 100), (1.0,))
+    assert a_policy("pooled", quantile=0.8).promise(a_task(lengths=lengths)) == 80
+
+
+@pytest.mark.parametrize("name", ["exact", "pooled"])
+@given(lengths=distributions(), generated=st.integers(0, 500), limit=st.integers(501, 900))
+def test_a_promise_covers_the_next_token_and_never_more_than_the_limit(
+    name: str, lengths: LengthDistribution, generated: int, limit: int
+) -> None:
+    promise = a_policy(name).promise(a_task(lengths=lengths, generated=generated, limit=limit))
+    assert generated < promise <= limit
+
+
+def test_a_promise_ends_at_the_limit() -> None:
+    assert a_policy("exact").promise(a_task(lengths=exactly(100), limit=40)) == 40
+
+
+# -- who may start ---------------------------------------------------------------------------------------
+
+
+def test_on_demand_lets_everybody_try() -> None:
+    full = [holder(str(i), TaskState.DECODE, 400) for i in range(4)]
+    policy = a_policy("on-demand", *full)
+    assert policy.admits_prompt(a_task(lengths=exactly(4000)))
+    assert policy.admits_generation(full[0])
+
+
+def test_exact_starts_a_prompt_if_all_promises_fit_together() -> None:
+    # Promised: 160 + 160 tokens, 20 blocks each; 100 usable, none in reserve.
+    hosts = [holder(str(i), TaskState.DECODE, 160, prompt_tokens=160, promised=160) for i in range(4)]
+    policy = a_policy("exact", *hosts, reserve=0.0, padding=0.0, waiting_share=1e-9)
+    assert policy.admits_prompt(a_task(prompt_tokens=160, lengths=exactly(160)))  # exactly 20 more
+    assert not policy.admits_prompt(a_task(prompt_tokens=160, lengths=exactly(161)))
+
+
+def test_exact_keeps_its_reserve() -> None:
+    hosts = [holder(str(i), TaskState.DECODE, 160, prompt_tokens=160, promised=160) for i in range(4)]
+    policy = a_policy("exact", *hosts, reserve=0.02, padding=0.0, waiting_share=1e-9)
+    assert (policy.reserve_blocks, policy.open_blocks) == (2, 98)
+    assert not policy.admits_prompt(a_task(prompt_tokens=160, lengths=exactly(160)))
+    assert policy.admits_prompt(a_task(prompt_tokens=160, lengths=exactly(128)))
+
+
+def test_within_one_step_exact_counts_whom_it_has_let_in() -> None:
+    policy = a_policy("exact", reserve=0.0, padding=0.0, waiting_share=1e-9)
+    newcomers = [a_task(str(i), prompt_tokens=160, lengths=exactly(160)) for i in range(6)]
+    verdicts = []
+    for task in newcomers:
+        verdicts.append(policy.admits_prompt(task))
+        if verdicts[-1]:
+            policy.admitted(task)
+    assert verdicts == [True] * 5 + [False]
+
+
+def test_a_prompt_runs_ahead_while_few_generations_wait() -> None:
+    host = holder("host", TaskState.DECODE, 16, lengths=exactly(1200), promised=1200)  # 76 blocks
+    waiting = holder("waiting", TaskState.PAUSED, 160, prompt_tokens=160)  # 10 blocks
+    newcomer = a_task("new", prompt_tokens=64, lengths=exactly(2000))  # 5 blocks now, far too many later
+    policy = a_policy("exact", host, waiting, reserve=0.0, waiting_share=0.15)
+    assert policy.admits_prompt(newcomer)
+    assert not a_policy("exact", host, waiting, reserve=0.0, waiting_share=0.14).admits_prompt(newcomer)
+
+
+def test_what_waits_with_its_kvc_counts_when_prompts_ask() -> None:
+    newcomer = a_task("new", prompt_tokens=320, lengths=exactly(16))
+    waiting = [holder(str(i), TaskState.PAUSED, 400, prompt_tokens=400) for i in range(4)]
+    assert a_policy("exact", *waiting[:2]).admits_prompt(newcomer)
+    assert not a_policy("exact", *waiting).admits_prompt(newcomer)
+    assert a_policy("pooled", *waiting[:2]).admits_prompt(newcomer)
+    assert not a_policy("pooled", *waiting).admits_prompt(newcomer)
+
+
+def test_a_generation_goes_on_if_its_new_promise_fits_beside_the_others() -> None:
+    other = holder("other", TaskState.DECODE, 160, prompt_tokens=160, promised=1000)  # 73 blocks
+    mine = holder("mine", TaskState.PAUSED, 160, prompt_tokens=160, lengths=exactly(260))
+    policy = a_policy("exact", other, mine, reserve=0.0, padding=0.0)
+    assert policy.admits_generation(mine)  # 27 blocks, its own 10 among them
+    mine.lengths = exactly(273)
+    assert not policy.admits_generation(mine)  # 28
+
+
+def test_the_reserve_is_lent_to_the_outlived_only() -> None:
+    other = holder("other", TaskState.DECODE, 160, prompt_tokens=160, promised=1360)  # 95 blocks
+    mine = holder("mine", TaskState.DECODE, 48, prompt_tokens=16, generated=32, lengths=exactly(200), promised=32)
+    policy = a_policy("exact", other, mine, reserve=0.05, padding=0.0)
+    assert not policy.admits_generation(mine)
+    assert policy.lends_reserve(mine)  # one block more
+    other.promised += 32
+    policy.begin_step()
+    assert not policy.lends_reserve(mine)
+
+
+def test_pooled_starts_a_prompt_if_the_forecast_stays_within_the_cache() -> None:
+    hosts = [holder(str(i), TaskState.DECODE, 16, lengths=exactly(64)) for i in range(10)]  # 5 blocks each in the end
+    policy = a_policy("pooled", *hosts, reserve=0.0, z=2.0)
+    # The hosts will have gone by the time this one is long.
+    assert policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1300)))
+    assert not policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1700)))
+
+
+def test_pooled_is_the_more_careful_the_larger_z() -> None:
+    def admitted(z: float) -> int:
+        policy = a_policy("pooled", reserve=0.0, z=z, usable=400)
+        for i in range(200):
+            task = a_task(str(i), lengths=LengthDistribution.lognormal(300, 0.8, 4000))
+            if not policy.admits_prompt(task):
+                return i
+            policy.admitted(task)
+        raise AssertionError("everybody was let in")
+
+    assert admitted(4.0) < admitted(2.0) < admitted(0.0)
+
+
+def test_stock_is_taken_again_after_begin_step_only() -> None:
+    policy = a_policy("exact", reserve=0.0, padding=0.0)
+    newcomer = a_task("new", prompt_tokens=1500, lengths=exactly(64))
+    assert policy.admits_prompt(newcomer)
+    policy.ledger.set_holders([holder("late", TaskState.DECODE, 160, promised=160)])
+    assert policy.admits_prompt(newcomer)
+    policy.begin_step()
+    assert not policy.admits_prompt(newcomer)
+
+
+def test_a_reservation_is_counted_at_once() -> None:
+    mine = holder("mine", TaskState.DECODE, 160, prompt_tokens=160, lengths=exactly(800))
+    policy = a_policy("exact", mine, reserve=0.0, padding=0.0, waiting_share=1e-9)
+    newcomer = a_task("new", prompt_tokens=640, lengths=exactly(320))  # 60 blocks
+    assert policy.admits_prompt(newcomer)
+    policy.reserve_for(mine, 800)
+    assert mine.promised == 800
+    assert not policy.admits_prompt(newcomer)
+    policy.reserve_for(mine, 10**6)
+    assert mine.promised == mine.limit
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 600)), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.02, 0.2]),
+    st.sampled_from([0.0, 0.15]),
+)
+def test_exact_never_promises_generations_more_than_there_is(
+    load: list[tuple[int, int]], reserve: float, padding: float
+) -> None:
+    """Whoever passes the gate, in any order, the sum of the promises stays within what is open."""
+    tasks = [
+        holder(str(i), TaskState.PAUSED, prompt, prompt_tokens=prompt, lengths=exactly(length))
+        for i, (prompt, length) in enumerate(load)
+    ]
+    policy = a_policy("exact", *tasks, usable=200, reserve=reserve, padding=padding)
+    before = sum(policy.ledger.promised_blocks(t) for t in tasks)
+    for task in tasks:
+        if policy.admits_generation(task):
+            policy.reserve_for(task, policy.promise(task))
+    after = sum(policy.ledger.promised_blocks(t) for t in tasks)
+    assert after == before or after <= policy.open_blocks

@@ -1,0 +1,177 @@
+"""What the ladder may and may not do, whatever the shortage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core_rig import a_task, holder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.ladder import Relief, relieve
+from ecoserve.serving.core.tasks import Task, TaskState
+
+
+def decoding(name: str, rest: int, written: int = 64, **fields: Any) -> Task:
+    """A GT with ``rest`` tokens to come."""
+    return holder(name, TaskState.DECODE, written, lengths=LengthDistribution.point(rest), **fields)
+
+
+def ask(
+    needs: dict[Task, int], running: list[Task], free: int, paused: list[Task] | None = None, **options: Any
+) -> Relief:
+    known: dict[str, Any] = {
+        "held": dict.fromkeys((*running, *(paused or [])), 4),
+        "waiting_limit_blocks": 100.0,
+        "victims_before": {},
+    }
+    known |= options
+    return relieve(needs, running, paused or [], free_blocks=free, **known)
+
+
+def test_nothing_is_done_without_a_shortage() -> None:
+    tasks = [decoding("a", 10), decoding("b", 20)]
+    assert ask(dict.fromkeys(tasks, 1), tasks, free=2) == Relief()
+    assert ask({}, tasks, free=0) == Relief()
+
+
+def test_those_with_least_left_go_on() -> None:
+    long, short, shorter = (decoding(n, rest) for n, rest in (("long", 90), ("short", 20), ("shorter", 10)))
+    relief = ask(dict.fromkeys((long, short, shorter), 1), [long, short, shorter], free=2)
+    assert relief == Relief(pause=[long])
+
+
+def test_a_prefill_goes_before_generations() -> None:
+    short, prefill = (
+        decoding("short", 1),
+        holder("prefill", TaskState.PREFILL, 16, lengths=LengthDistribution.point(900)),
+    )
+    relief = ask({short: 1, prefill: 3}, [short, prefill], free=3)
+    assert relief == Relief(pause=[short])
+
+
+def test_who_needs_little_is_served_where_who_needs_much_is_not() -> None:
+    much, little = holder("much", TaskState.PREFILL, 16), decoding("little", 90)
+    other = decoding("other", 5)
+    relief = ask({much: 1, little: 1, other: 2}, [much, little, other], free=2)
+    assert relief == Relief(pause=[other])
+
+
+def test_when_too_much_would_wait_somebody_starts_anew() -> None:
+    tasks = [decoding(str(i), 10 + i, written=40 + i) for i in range(4)]
+    relief = ask(dict.fromkeys(tasks, 1), tasks, free=1, waiting_limit_blocks=11.0)
+    assert relief == Relief(drop=[tasks[0]]), "the one with least work to lose makes room for all the others"
+
+
+def test_a_generation_that_waits_already_can_be_the_victim() -> None:
+    running, asleep = decoding("running", 10, written=200), decoding("asleep", 500, written=20)
+    relief = ask({running: 1}, [running], free=0, paused=[asleep], waiting_limit_blocks=4.0)
+    assert relief == Relief(drop=[asleep])
+
+
+def test_somebody_goes_on_running() -> None:
+    running, asleep = decoding("running", 10, written=20), decoding("asleep", 500, written=200)
+    relief = ask({running: 1}, [running], free=0, paused=[asleep])
+    assert len(relief.drop) == 1
+    assert not relief.pause
+
+
+def test_the_last_one_keeps_its_kvc() -> None:
+    alone = decoding("alone", 10)
+    assert ask({alone: 1}, [alone], free=0) == Relief(pause=[alone])
+
+
+def test_a_prefill_that_nobody_can_make_room_for_hands_back_what_it_has() -> None:
+    alone = holder("alone", TaskState.PREFILL, 16)
+    assert ask({alone: 9}, [alone], free=3) == Relief(drop=[alone])
+
+
+def test_a_victim_is_spared_after_some_times() -> None:
+    young, old = decoding("young", 10, written=10), decoding("old", 10, written=900)
+    often = {"young": 3}
+    for before, victim in (({}, young), ({"young": 2}, young), (often, old), (often | {"old": 3}, young)):
+        relief = ask({young: 1, old: 1}, [young, old], free=0, victims_before=before)
+        assert relief.drop == [victim]
+
+
+def test_one_who_frees_enough_is_taken_before_several_who_do_not() -> None:
+    small, large = decoding("small", 10, written=10), decoding("large", 10, written=500)
+    needy = decoding("needy", 10, written=900)
+    relief = ask(
+        {needy: 5, small: 1, large: 1},
+        [small, large, needy],
+        free=0,
+        held={small: 1, large: 30, needy: 60},
+        waiting_limit_blocks=0.0,
+    )
+    assert relief.drop == [large]
+
+
+def test_who_frees_nothing_is_no_victim() -> None:
+    sharer, owner = decoding("sharer", 10, written=10), decoding("owner", 10, written=500)
+    relief = ask({sharer: 1, owner: 1}, [sharer, owner], free=0, held={sharer: 0, owner: 9})
+    assert relief.drop == [owner]
+
+
+@st.composite
+def shortages(draw: st.DrawFn) -> dict[str, Any]:
+    """Running and paused requests, what they need, and too little of it (or not)."""
+    tasks = []
+    for i in range(draw(st.integers(1, 10))):
+        state = draw(st.sampled_from([TaskState.DECODE, TaskState.DECODE, TaskState.PREFILL, TaskState.PAUSED]))
+        written = draw(st.integers(1, 300))
+        rest = draw(st.integers(1, 300))
+        tasks.append(holder(f"t{i}", state, written, lengths=LengthDistribution.point(rest), arrival_s=float(i)))
+    running = [t for t in tasks if t.state is not TaskState.PAUSED] or [
+        a_task("only", state=TaskState.DECODE, written=5)
+    ]
+    paused = [t for t in tasks if t.state is TaskState.PAUSED]
+    return {
+        "needs": {t: n for t in running if (n := draw(st.integers(0, 9))) > 0},
+        "running": running,
+        "paused": paused,
+        # Some hold blocks that others share: those do not come free.
+        "held": {t: draw(st.integers(0, -(-t.written // 16))) for t in (*running, *paused)},
+        "free_blocks": draw(st.integers(0, 30)),
+        "waiting_limit_blocks": draw(st.floats(0, 60)),
+        "victims_before": {t.request_id: draw(st.integers(0, 4)) for t in (*running, *paused)},
+    }
+
+
+@given(shortages())
+def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
+    relief = relieve(**case)
+    needs, running, paused, held = case["needs"], case["running"], case["paused"], case["held"]
+    dropped, stopped = set(relief.drop), set(relief.pause)
+
+    assert len(dropped) == len(relief.drop)
+    assert len(stopped) == len(relief.pause)
+    assert not dropped & stopped
+    assert dropped <= {*running, *paused}
+    assert stopped <= {t for t in running if needs.get(t, 0) > 0}, "somebody who needs nothing was paused"
+    assert all(t.state is TaskState.DECODE for t in stopped), "only a GT can be paused"
+
+    free = case["free_blocks"] + sum(held[t] for t in relief.drop)
+    served = [t for t in running if t not in dropped | stopped]
+    assert sum(needs.get(t, 0) for t in served) <= free, "what is left does not fit"
+
+    if sum(needs.values()) <= case["free_blocks"]:
+        assert relief == Relief(), "nothing was short"
+    for one in stopped:
+        later = [t for t in served if needs.get(t, 0) and t.state is TaskState.DECODE]
+        assert all(t.expected_rest() <= one.expected_rest() or needs[t] < needs[one] for t in later), (
+            "one with more left was served before it"
+        )
+
+    waits = sum(held[t] for t in paused if t not in dropped) + sum(held[t] for t in stopped)
+    useful = [t for t in (*running, *paused) if t not in dropped and held[t] > 0]
+    survivors = len(running) + len(paused) - len(dropped)
+    if stopped and useful and survivors > 1:
+        assert waits <= case["waiting_limit_blocks"], "too much waits while there is a victim"
+        assert served, "nobody is left to run while there is a victim"
+
+
+@given(shortages())
+def test_the_same_shortage_is_relieved_the_same_way(case: dict[str, Any]) -> None:
+    assert relieve(**case) == relieve(**case)
