@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def _engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
         "enable_prefix_caching": settings.prefix_caching,
         "logits_processors": [REPLAY],
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "distributed_executor_backend": "uni",
         "seed": 0,
         "enforce_eager": settings.enforce_eager,
@@ -166,6 +168,7 @@ def _start(arguments: dict[str, Any], threads: int | None) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if threads is not None:
         # Threads that wait for each other spin: beside other processes, more of them can be twenty times slower.
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -173,10 +176,12 @@ def _start(arguments: dict[str, Any], threads: int | None) -> Any:
         import torch
 
         torch.set_num_threads(threads)
-    from vllm import EngineArgs, LLMEngine
-
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what vLLM imports, and nothing an operator could act on
+            from vllm import EngineArgs, LLMEngine
+
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
     except (ValueError, OSError, TypeError) as error:
         raise ConfigError(_line(error), where=f"vLLM engine for {arguments['model']}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +29,7 @@ class FrontSettings(BaseModel):
     predict_window_ms: float = Field(3.0, ge=0, le=1_000, description="wait for company before a batch is predicted")
     predict_batch: int = Field(32, ge=1, le=4096, description="prompts predicted in one call")
     predict_waiting: int = Field(1024, ge=1, le=1_000_000, description="prompts that may wait for a prediction at once")
+    predict_threads: int = Field(0, ge=0, le=256, description="CPU threads of the predictor; 0: a few of the cores")
     trust_client: bool = Field(False, description="accept predictions and deadlines that clients send")
     replay: bool = Field(False, description="accept recorded lengths that clients send, to be forced on the responses")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="longer bodies are handed on unread")
@@ -43,7 +45,20 @@ class FrontSettings(BaseModel):
             ConfigError: naming the variable that is wrong.
         """
         env = os.environ if environment is None else environment
-        values = {name: env[variable(name)] for name in cls.model_fields if env.get(variable(name), "") != ""}
+        return cls._checked(
+            {name: env[variable(name)] for name in cls.model_fields if env.get(variable(name), "") != ""}
+        )
+
+    def with_changes(self, changes: Mapping[str, Any]) -> FrontSettings:
+        """The same settings with those of ``changes`` that are not None.
+
+        Raises:
+            ConfigError: naming the variable of the setting that is wrong.
+        """
+        return self._checked({**self.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any]) -> FrontSettings:
         try:
             return cls.model_validate(values)
         except ValidationError as error:

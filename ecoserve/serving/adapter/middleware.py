@@ -10,7 +10,8 @@ by environment (:mod:`~ecoserve.serving.adapter.front_settings`). Rules:
   pass as they came.
 - What is not predicted (time-out, error, overload, prompts of token ids) is served all the same, by the scheduler's
   history.
-- Responses are not touched at all.
+- Responses pass as they are; those that are open when the server stops are ended
+  (:mod:`~ecoserve.serving.adapter.closing`).
 """
 
 from __future__ import annotations
@@ -19,21 +20,18 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.adapter import bodies
+from ecoserve.serving.adapter.closing import App, Message, OpenResponses, Receive, Scope, Send
 from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.metrics import front_families
-from ecoserve.serving.adapter.prediction_service import PredictionService, Predicts, logger, shared_predictor
+from ecoserve.serving.adapter.prediction_service import PredictionService, logger, shared_predictor
 from ecoserve.serving.core import keys
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from ecoserve.predictor import Predicts
 
 #: Path prefixes that vLLM guards with its API key; ours are all among them.
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
@@ -56,21 +54,28 @@ class PredictionMiddleware:
         self._service: PredictionService | None = None
         self._allowed: frozenset[str] = frozenset()
         self._keys: list[bytes] | None = None
+        self._responses = OpenResponses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http" and scope.get("method") == "POST":
-            await self._post(scope, receive, send)
+            await self._responses.run(self._post, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     # -- starting and stopping -----------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch: asyncio.Task[None] | None = None
+
         async def first() -> Message:
+            nonlocal watch
             message = await receive()
             if message["type"] == "lifespan.startup":
+                server = getattr(getattr(scope.get("app"), "state", None), "server", None)
+                if server is not None:
+                    watch = asyncio.ensure_future(self._responses.watch(server))
                 try:
                     await self._start()
                 except Exception as error:
@@ -84,6 +89,8 @@ class PredictionMiddleware:
             logger.error("ecoserve: %s", failed, exc_info=not isinstance(failed.__cause__, EcoServeError))
             await send({"type": "lifespan.startup.failed", "message": f"ecoserve: {failed}"})
         finally:
+            if watch is not None:
+                watch.cancel()
             if self._service is not None:
                 self._service.close()
 
@@ -108,6 +115,7 @@ class PredictionMiddleware:
                 window_s=settings.predict_window_ms / 1e3,
                 max_batch=settings.predict_batch,
                 max_waiting=settings.predict_waiting,
+                threads=settings.predict_threads,
             )
 
     # -- one request -----------------------------------------------------------------------------------------

@@ -11,40 +11,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.metrics import Outcome
+
+if TYPE_CHECKING:
+    from ecoserve.predictor import Predicts
 
 logger = logging.getLogger("vllm.ecoserve")
 
 Chat = Sequence[Message]
 
 
-class Predicts(Protocol):
-    """What a predictor is to the front door."""
-
-    def predict(self, texts: Sequence[Chat], /) -> list[LengthDistribution]:
-        """One distribution per context, in order."""
-
-
 @cache
 def shared_predictor(path: str) -> Predicts:
-    """The predictor of a checkpoint, loaded once per process.
+    """The predictor of a checkpoint (folder or hub id), loaded once per process.
 
     Raises:
         CheckpointError: if it cannot be loaded.
     """
     from ecoserve.predictor import load_predictor
 
-    predictor: Predicts = load_predictor(path)
-    return predictor
+    return load_predictor(path)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +68,7 @@ class PredictionService:
         window_s: float = 0.003,
         max_batch: int = 32,
         max_waiting: int = 1024,
+        threads: int = 0,
     ) -> None:
         self.predictor = predictor
         self.timeout_s = timeout_s
@@ -80,7 +78,12 @@ class PredictionService:
         self._waiting: deque[_Job] = deque()
         self._count = 0
         self._collector: asyncio.Task[None] | None = None
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecoserve-predict")
+        self._worker = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="ecoserve-predict",
+            initializer=_use_threads,
+            initargs=(threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4)),),
+        )
         self._errors = 0
 
     async def predict(self, chats: Sequence[Chat]) -> tuple[list[LengthDistribution] | None, Outcome]:
@@ -146,6 +149,12 @@ class PredictionService:
         for job in batch:
             if not job.result.done():
                 job.result.set_exception(_PredictorFailed())
+
+
+def _use_threads(count: int) -> None:
+    """In the worker: bound torch's threads, if the predictor uses torch."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
 
 class _PredictorFailed(Exception):
