@@ -49,6 +49,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("evaluate-predictor", "Say how good a predictor is."),
     Entry("predict", "Predict the lengths of answers to prompts."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
+    Entry("replay", "Drive a trace at a URL or an engine in this process."),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
     Entry("report", "Make the report of a result folder anew."),
 )
