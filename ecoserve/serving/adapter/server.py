@@ -136,8 +136,11 @@ def fill_in(args: Namespace, options: ServeOptions) -> None:
     if options.policy != STOCK and options.policy not in POLICIES:
         known = ", ".join((*POLICIES, STOCK))
         raise ConfigError(f"policy {options.policy!r} is not known", where="--policy", fix=f"one of {known}")
-    given = dict(args.additional_config or {})
-    own = dict(given.get(CONFIG_KEY, {}))
+    given = args.additional_config or {}
+    own = given.get(CONFIG_KEY, {}) if isinstance(given, Mapping) else None
+    if not isinstance(own, Mapping):
+        raise ConfigError("is no JSON object, or its ecoserve part is none", where="--additional-config")
+    own = dict(own)
     if options.policy == STOCK:
         if own:
             raise ConfigError(

@@ -1,14 +1,22 @@
-"""What the front door's tests share: an ASGI application that records what reaches it, and predictors to order."""
+"""What the front door's tests share: applications that record what reaches them, predictors to order, real servers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
@@ -16,6 +24,8 @@ from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.middleware import PredictionMiddleware
 
 Chat = Sequence[Message]
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class ByWords:
@@ -90,3 +100,105 @@ def counted(outcome: str) -> float:
     from ecoserve.serving.adapter.metrics import front_families
 
     return float(front_families().predictions.labels(outcome)._value.get())
+
+
+# -- real servers ---------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """``ecoserve serve`` as a process of its own, with its log in a file.
+
+    Args:
+        arguments: of ``ecoserve serve``.
+        log: file for all it prints.
+        temporary: its TMPDIR.
+    """
+
+    #: of a tiny model on a machine that does other things too; nothing is judged by it
+    START_S = 400.0
+
+    def __init__(self, arguments: Sequence[str], log: Path, temporary: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "VLLM_API_KEY")
+        env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
+        env |= {
+            "OMP_NUM_THREADS": "1",  # threads that wait for each other take the cores from everybody
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])]),
+        }
+        command = [sys.executable, "-m", "ecoserve.cli.main", "serve", *arguments, "--port", str(self.port)]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            AssertionError: with the end of its log, if it ends or takes far too long.
+        """
+        deadline = time.monotonic() + self.START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.5)
+        raise AssertionError(f"no server ({self.process.poll()}):\n{self.log.read_text()[-3000:]}")
+
+    def metrics(self) -> dict[str, float]:
+        """Its counters and gauges by name, summed over labels; ``name{outcome}`` where there is an outcome."""
+        out: dict[str, float] = {}
+        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=30).text):
+            for sample in family.samples:
+                outcome = sample.labels.get("outcome")
+                name = f"{sample.name}{{{outcome}}}" if outcome else sample.name
+                out[name] = out.get(name, 0.0) + sample.value
+        return out
+
+    def stop(self) -> None:
+        """At the end of the tests; what is left is killed."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                for pid in descendants(self.process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self.process.kill()
+                self.process.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that ``pid`` has started, and those that they have started."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+                parents.setdefault(int(stat[1]), []).append(int(entry))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,71 @@
+"""The scheduler must not know what it was not told: forced lengths leak nothing into its decisions."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core import keys
+from ecoserve.serving.engine_run import EngineRunSettings, _engine_arguments, _start, _stop
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+
+def decisions(model: Path, policy: str, lengths: list[int]) -> list[dict[str, int]]:
+    """What is scheduled in each step, up to the step whose output ends the first response."""
+    from vllm import SamplingParams, TokensPrompt
+
+    settings = EngineRunSettings(
+        model=str(model),
+        trace="-",
+        policy=policy,
+        blocks=31,
+        block_size=32,
+        max_num_seqs=16,
+        max_model_len=512,
+        threads=1,
+    )
+    engine = _start(_engine_arguments(settings), settings.threads)
+    steps: list[dict[str, int]] = []
+    try:
+        scheduler = engine.engine_core.engine_core.scheduler
+        schedule = scheduler.schedule
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            # vLLM adds eight random characters to every name.
+            steps.append({name[:-9]: count for name, count in output.num_scheduled_tokens.items()})
+            return output
+
+        scheduler.schedule = noted
+        rng = random.Random(0)
+        for i, length in enumerate(lengths):
+            told = LengthDistribution.lognormal(rng.randrange(20, 200), 0.6, 300)
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=300,
+                detokenize=False,
+                extra_args={keys.REPLAY_TOKENS: length, keys.LENGTHS: told.to_wire()},
+            )
+            prompt = [rng.randrange(10, 4000) for _ in range(rng.randrange(8, 60))]
+            engine.add_request(f"q{i}", TokensPrompt(prompt_token_ids=prompt), params, arrival_time=float(i))
+        while not any(output.finished for output in engine.step()):
+            pass
+        return steps
+    finally:
+        _stop(engine)
+
+
+@pytest.mark.parametrize("policy", ["vllm", "ecoserve"])
+def test_permuted_lengths_change_no_decision_before_the_first_end(tiny_model: Path, policy: str) -> None:
+    lengths = [60 + 5 * i for i in range(40)]
+    shuffled = list(lengths)
+    random.Random(1).shuffle(shuffled)
+    one, other = decisions(tiny_model, policy, lengths), decisions(tiny_model, policy, shuffled)
+    common = min(len(one), len(other))
+    assert common >= 60
+    assert one[:common] == other[:common]

@@ -1,0 +1,218 @@
+"""What ``ecoserve serve`` says before anything starts, and what it hands to vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from front_helpers import ROOT, free_port
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.adapter.front_settings import FrontSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of importing vLLM
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ecoserve.serving.adapter import server as module
+    return module
+
+
+def filled(server: Any, model: Path, *flags: str, policy: str = "ecoserve", **front: Any) -> Namespace:
+    args: Namespace = server.parse(str(model), flags)
+    server.fill_in(args, server.ServeOptions(model=str(model), policy=policy, front=FrontSettings(**front)))
+    return args
+
+
+def test_our_parts_are_filled_in_beside_the_operators(server: Any, model_config_dir: Path) -> None:
+    args = filled(
+        server,
+        model_config_dir,
+        *("--additional-config", '{"other": 1, "ecoserve": {"reserve": 0.1}}'),
+        *("--middleware", "my.Middleware", "--logits-processors", "my:Processor", "--port", "1234"),
+        replay=True,
+    )
+    assert args.scheduler_cls == server.SCHEDULER
+    assert args.additional_config == {"other": 1, "ecoserve": {"policy": "ecoserve", "reserve": 0.1}}
+    assert args.middleware == [server.MIDDLEWARE, "my.Middleware"]
+    assert args.logits_processors == ["my:Processor", server.REPLAY]
+    assert (args.port, args.shutdown_timeout, args.model) == (1234, 5, str(model_config_dir))
+
+
+def test_the_operators_choice_stands(server: Any, model_config_dir: Path) -> None:
+    args = filled(
+        server,
+        model_config_dir,
+        *("--shutdown-timeout", "0", "--scheduler-cls", server.SCHEDULER, "--middleware", server.MIDDLEWARE),
+    )
+    assert args.shutdown_timeout == 0
+    assert args.middleware == [server.MIDDLEWARE]
+    assert args.logits_processors is None
+
+
+def test_the_stock_policy_is_vllms_own_scheduler(server: Any, model_config_dir: Path) -> None:
+    args = filled(server, model_config_dir, "--scheduler-cls", "my.Scheduler", policy="vllm")
+    assert args.scheduler_cls == "my.Scheduler"
+    assert filled(server, model_config_dir, policy="vllm").scheduler_cls is None
+    server.refuse_unsupported(filled(server, model_config_dir, "-pp", "2", policy="vllm"), {}, ours=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy", "said"),
+    [
+        (["--scheduler-cls", "my.Scheduler"], "ecoserve", "--scheduler-cls"),
+        (["--additional-config", '{"ecoserve": {"policy": "ecoserve-d"}}'], "ecoserve", "contradicts"),
+        (["--additional-config", '{"ecoserve": {"reserve": 7}}'], "ecoserve", "reserve"),
+        (["--additional-config", '{"ecoserve": 5}'], "ecoserve", "--additional-config"),
+        (["--additional-config", "{"], "ecoserve", "--additional-config"),
+        (["--additional-config", '{"ecoserve": {"reserve": 0.1}}'], "vllm", "no settings of ours"),
+        ([], "fastest", "--policy: policy 'fastest' is not known"),
+    ],
+)
+def test_contradictions_are_refused(
+    server: Any, model_config_dir: Path, flags: list[str], policy: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        filled(server, model_config_dir, *flags, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'], "speculative"),
+        (["--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'], "KV connectors"),
+        (["--pipeline-parallel-size", "2"], "pipeline"),
+        (["--grpc"], "gRPC"),
+        (["--headless"], "API server"),
+    ],
+)
+def test_what_is_not_supported_is_refused(server: Any, model_config_dir: Path, flags: list[str], said: str) -> None:
+    args = filled(server, model_config_dir, *flags)
+    with pytest.raises(ConfigError, match=said):
+        server.refuse_unsupported(args, {}, ours=True)
+
+
+def test_the_rust_front_end_is_refused(server: Any, model_config_dir: Path) -> None:
+    args = filled(server, model_config_dir)
+    server.refuse_unsupported(args, {"VLLM_USE_RUST_FRONTEND": "0"}, ours=True)
+    with pytest.raises(ConfigError, match="Rust"):
+        server.refuse_unsupported(args, {"VLLM_USE_RUST_FRONTEND": "1"}, ours=False)
+
+
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--port", "many"], ["--tensor-parallel-size"]])
+def test_flags_that_vllm_does_not_know_are_one_line(server: Any, model_config_dir: Path, flags: list[str]) -> None:
+    with pytest.raises(ConfigError, match="vLLM flags") as caught:
+        server.parse(str(model_config_dir), flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_vllm_refuses_is_one_line(server: Any, tiny_model: Path) -> None:
+    args = filled(server, tiny_model, "--max-model-len", "99999999")
+    with pytest.raises(ConfigError, match="max_model_len") as caught:
+        server.check_with_vllm(args)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_not_there(server: Any, tmp_path: Path, model_config_dir: Path) -> None:
+    server.check_model(str(model_config_dir))
+    for model, said in (
+        (str(tmp_path / "none"), "no such model folder"),
+        (str(tmp_path), "no config.json"),
+        ("./none", "no such model folder"),
+        ("nobody/has-this-model", "local cache"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            server.check_model(model)
+
+
+def test_ports_and_sockets_in_use(server: Any, model_config_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=f"port {port} is in use"):
+            server.check_address(server.parse(str(model_config_dir), ["--port", port]))
+    server.check_address(server.parse(str(model_config_dir), ["--port", str(free_port())]))
+    with pytest.raises(ConfigError, match=r"--host 203.0.113.7"):
+        server.check_address(server.parse(str(model_config_dir), ["--host", "203.0.113.7"]))
+    (tmp_path / "socket").touch()
+    with pytest.raises(ConfigError, match="exists already"):
+        server.check_address(server.parse(str(model_config_dir), ["--uds", str(tmp_path / "socket")]))
+
+
+def test_a_cpu_gets_memory_for_its_kvc_only_where_nobody_chose(
+    server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    chosen = server.parse(str(model_config_dir), ["--gpu-memory-utilization", "0.3"])
+    assert server.cpu_defaults(chosen) is None
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("no CPU build of vLLM")
+    note = server.cpu_defaults(server.parse(str(model_config_dir), []))
+    assert note is not None
+    assert note.startswith(f"ecoserve: {os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+
+
+def ecoserve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "ecoserve.cli.main", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_bad_input_ends_in_one_line_and_exit_code_2(tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "checkpoint"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"format_version": 1, "backend"')
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, said in (
+            ([str(tmp_path / "none")], "no such model folder"),
+            ([str(tiny_model), "--predictor", str(tmp_path / "none")], "none"),
+            ([str(tiny_model), "--predictor", str(broken)], "config.json"),
+            ([str(tiny_model), "--port", port], f"port {port} is in use"),
+            (["--port", port, str(tiny_model)], "model comes before"),
+        ):
+            done = ecoserve("serve", *arguments)
+            assert done.returncode == 2, done.stderr
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+            assert len(lines) == 1
+            assert said in lines[0]
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.engine
+def test_vllm_does_not_start_where_one_request_would_not_fit(tiny_model: Path) -> None:
+    """So no request can need more blocks than there are: max_model_len bounds it, at the front door."""
+    from ecoserve.serving.engine_run import EngineRunSettings, run_engine
+
+    settings = EngineRunSettings(
+        model=str(tiny_model), trace="synthetic:20", rate_rps=1, max_model_len=1024, block_size=32, blocks=31, threads=1
+    )
+    with pytest.raises(ConfigError, match="KV cache"):
+        run_engine(settings)
+
+
+def test_settings_reach_the_server_by_environment() -> None:
+    front = FrontSettings(predictor="x", predict_timeout_ms=80, trust_client=True, replay=True)
+    assert json.loads(json.dumps(front.to_environment())) == {
+        "ECOSERVE_PREDICTOR": "x",
+        "ECOSERVE_PREDICT_TIMEOUT_MS": "80.0",
+        "ECOSERVE_TRUST_CLIENT": "1",
+        "ECOSERVE_REPLAY": "1",
+    }
