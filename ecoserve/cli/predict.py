@@ -60,17 +60,21 @@ def _show(rows: Sequence[dict[str, object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("prompt", "median", "mean", *(f"{q:.0%} below" for q in _QUANTILES))
+    table = Table("prompt", "mean", *("median" if q == 0.5 else f"p{100 * q:g}" for q in _QUANTILES), title="tokens")
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    table.columns[0].no_wrap = True
-    table.columns[0].max_width = 60
+        column.min_width = 6
+    console = Console(highlight=False, markup=False)
+    # The numbers first: a prompt gets the room that they leave.
+    table.columns[0].max_width = max(12, console.width - 9 * (len(table.columns) - 1) - 6)
     for row in rows:
         quantiles = row["quantiles_tokens"]
         assert isinstance(quantiles, dict)
         prompt = " ".join(str(row["prompt"]).split())
-        table.add_row(prompt, str(row["median_tokens"]), str(row["mean_tokens"]), *map(str, quantiles.values()))
-    Console(highlight=False, markup=False).print(table)
+        table.add_row(prompt, str(row["mean_tokens"]), *map(str, quantiles.values()))
+    console.print(table)
 
 
 def _read(source: str) -> list[str | Sequence[Message]]:

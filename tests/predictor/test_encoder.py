@@ -20,9 +20,10 @@ from ecoserve.predictor.text import read_request
 OneThread = Callable[[], AbstractContextManager[None]]
 
 
-def test_it_learns(encoded: LengthPredictor, trace: Trace) -> None:
+def test_it_learns(encoded: LengthPredictor, trace: Trace, one_thread: OneThread) -> None:
     dev = split_trace(trace)["dev"].records
-    figures = evaluate_predictor(encoded, dev)
+    with one_thread():
+        figures = evaluate_predictor(encoded, dev)
     constant = evaluate_predictor(ConstantMedian.of(encoded.config), dev)
     best = bayes_optimal_mae(dev)
     assert (constant["mae_tokens"] - figures["mae_tokens"]) / (constant["mae_tokens"] - best) > 0.5
