@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, synthetic_trace
+from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
 
@@ -124,8 +124,9 @@ def trace_for(
 ) -> Trace:
     """The trace a load is drawn from; ``synthetic`` or ``synthetic:N`` makes one. Kept for the next run of a sweep.
 
-    With ``split`` only rows of that split are taken, if the trace has splits: a predictor must not be judged on the
-    rows it was trained on.
+    With ``split`` (``train`` or ``dev``) only rows of that part are taken, by the trace's own split or by the one that
+    training makes: a predictor must not be judged on the rows it was trained on. Traces without prompts are taken
+    whole.
     """
     if source.partition(":")[0] == "synthetic":
         count = source.partition(":")[2] or "4000"
@@ -134,11 +135,11 @@ def trace_for(
         trace = synthetic_trace(int(count), seed=synthetic_seed)
     else:
         trace = load_trace(source, length_field=length_field, tokenizer=tokenizer)
-    if split is not None and any(r.split for r in trace.records):
-        rows = [r for r in trace.records if r.split == split]
-        if not rows:
-            raise TraceError(f"no rows of split {split!r}", where=source, fix="name another split, or none")
-        trace = trace.with_records(rows)
+    if split is not None and any(r.prompt for r in trace.records):
+        parts = split_trace(trace)
+        if split not in parts or not parts[split].records:
+            raise TraceError(f"no rows of split {split!r}", where=source, fix="name train or dev, or none")
+        trace = parts[split]
     return trace
 
 
