@@ -36,9 +36,9 @@ _TABLE = (
     ("ttft_p50_ms", "TTFT", "{:.0f}"),
     ("e2el_mean_ms", "E2EL", "{:.0f}"),
     ("normalized_latency_mean_ms", "/token", "{:.1f}"),
-    ("preemptions", "preempt", "{}"),
-    ("recomputed_tokens", "recomp", "{}"),
-    ("pauses", "pauses", "{}"),
+    ("preemptions", "drop", "{}"),
+    ("recomputed_tokens", "again", "{}"),
+    ("pauses", "pause", "{}"),
 )
 
 
@@ -71,8 +71,8 @@ def command(
         str | None, typer.Option("--tokenizer", help="Counts tokens where the trace does not.")
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", help="Rows of this split, if the trace has splits; all for all.")
-    ] = "dev",
+        str | None, typer.Option("--split", help="train, dev or all rows [dev; with recorded arrivals: all].")
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The same for every request.")] = 512,
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="URL: force the recorded lengths on the responses.")
@@ -117,7 +117,7 @@ def command(
         "trace": trace,
         "length_field": length_field,
         "tokenizer": tokenizer,
-        "split": None if split == "all" else split,
+        "split": None if (split or ("all" if rate == "recorded" else "dev")) == "all" else split or "dev",
         "rate_rps": _rate(rate),
         "requests": requests,
         "max_tokens": max_tokens,
@@ -224,7 +224,11 @@ def _write(folder: Path, results: list[RunResult], summaries: Any) -> None:
 def _show(runs: list[dict[str, Any]], quiet: bool) -> None:
     from rich.table import Table
 
-    table = Table(caption="TTFT: median; E2EL and E2EL per token: mean; ms", box=None, pad_edge=False)
+    table = Table(
+        caption="TTFT: median, E2EL and E2EL per token: mean, in ms; preemptions, tokens computed again, pauses",
+        box=None,
+        pad_edge=False,
+    )
     for _, title, _ in _TABLE:
         table.add_column(title, justify="left" if title in ("policy", "lengths") else "right", no_wrap=True)
     for run in runs:

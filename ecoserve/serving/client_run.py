@@ -63,8 +63,10 @@ def run_client(settings: ClientRunSettings, progress: Progress | None = None) ->
         InputError: for a trace or setting that cannot be used, a server that is not there, or one that does not let
             clients do what the settings ask for.
     """
-    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     told = LengthsTold("none") if settings.lengths == SERVER else LengthsTold.parse(settings.lengths)
+    if not settings.url.startswith(("http://", "https://")):
+        raise ConfigError("a URL starts with http:// or https://", where=settings.url)
+    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     load = make_load(
         trace,
         requests=settings.requests,
@@ -93,8 +95,6 @@ class _Client:
         timeout = httpx.Timeout(None, connect=30.0)
         headers = {"authorization": f"Bearer {s.api_key}"} if s.api_key else {}
         base = s.url.rstrip("/").removesuffix("/v1")
-        if not base.startswith(("http://", "https://")):
-            raise ConfigError("a URL starts with http:// or https://", where=s.url)
         async with httpx.AsyncClient(base_url=base, limits=limits, timeout=timeout, headers=headers) as client:
             await self._meet(client)
             before = await _metrics(client)

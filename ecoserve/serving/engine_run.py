@@ -80,8 +80,8 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
     if settings.clock == "cpu" and settings.threads != 1:
         raise ConfigError("clock cpu needs threads 1", fix="several threads' CPU time adds up to more than time passes")
     arguments = _engine_arguments(settings)
-    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     told = LengthsTold.parse(settings.lengths)
+    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     longest = settings.max_model_len - settings.max_tokens if settings.max_model_len else None
     load = make_load(
         trace,

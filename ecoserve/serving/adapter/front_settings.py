@@ -26,7 +26,7 @@ class FrontSettings(BaseModel):
         None, description="checkpoint of the length predictor; without one nothing is predicted"
     )
     predict_timeout_ms: float = Field(250.0, gt=0, le=60_000, description="longest wait for a prediction")
-    predict_window_ms: float = Field(3.0, ge=0, le=1_000, description="wait for company before a batch is predicted")
+    predict_window_ms: float = Field(1.0, ge=0, le=1_000, description="wait for company before a batch is predicted")
     predict_batch: int = Field(32, ge=1, le=4096, description="prompts predicted in one call")
     predict_waiting: int = Field(1024, ge=1, le=1_000_000, description="prompts that may wait for a prediction at once")
     predict_threads: int = Field(0, ge=0, le=256, description="CPU threads of the predictor; 0: a few of the cores")

@@ -117,6 +117,8 @@ class PredictionMiddleware:
                 max_waiting=settings.predict_waiting,
                 threads=settings.predict_threads,
             )
+            if self._predictor is None:
+                await self._service.warm_up()
 
     # -- one request -----------------------------------------------------------------------------------------
 

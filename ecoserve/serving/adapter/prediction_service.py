@@ -2,7 +2,7 @@
 
 Rule: a request waits for its prediction until its deadline and no longer; without one it is served by the scheduler's
 history of lengths. One worker thread runs the predictor (it uses several cores by itself). The first request that
-finds the worker idle waits a few milliseconds for company; whoever comes while the worker is busy makes up the next
+finds the worker idle waits a moment for company; whoever comes while the worker is busy makes up the next
 batch. More waiting prompts than :attr:`PredictionService.max_waiting` are turned away at once, which bounds memory
 and work.
 """
@@ -65,7 +65,7 @@ class PredictionService:
         predictor: Predicts,
         *,
         timeout_s: float = 0.25,
-        window_s: float = 0.003,
+        window_s: float = 0.001,
         max_batch: int = 32,
         max_waiting: int = 1024,
         threads: int = 0,
@@ -102,6 +102,11 @@ class PredictionService:
             return None, "timeout"
         except _PredictorFailed:
             return None, "error"
+
+    async def warm_up(self) -> None:
+        """Predict once, for nobody: the first call of a model is slow. Raises what the predictor raises."""
+        chat = (Message("user", "hello"),)
+        await asyncio.get_running_loop().run_in_executor(self._worker, self.predictor.predict, [chat])
 
     def close(self) -> None:
         """Stop the worker; a prediction in progress is not waited for."""
