@@ -39,7 +39,9 @@ def command(
     from ecoserve.data import load_trace, split_trace
     from ecoserve.errors import ConfigError, TraceError
     from ecoserve.predictor import ConstantMedian, evaluate_predictor, load_predictor
+    from ecoserve.predictor.threads import let_waiting_threads_sleep
 
+    let_waiting_threads_sleep()
     if split not in ("dev", "train", "all"):
         raise ConfigError(f"no split {split!r}", where="--split", fix="one of dev, train, all")
     predictor = load_predictor(checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,14 +56,13 @@ def command(
 
     A trace with a split of its own is used as it says; else a fifth of the conversations is kept apart as dev.
     """
-    # Threads that wait for each other shall sleep: on a machine that is busy with other things, spinning
-    # costs more than the work. To be set before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ecoserve.data import load_trace
     from ecoserve.errors import ConfigError
     from ecoserve.predictor import train_predictor
     from ecoserve.predictor.config import BACKENDS
+    from ecoserve.predictor.threads import let_waiting_threads_sleep
 
+    let_waiting_threads_sleep()
     if backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
     console = stderr_console(quiet)

@@ -30,6 +30,12 @@ def call(name: str, *arguments: str | Path, text: str | None = None) -> Any:
     return result
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands set this for their own process, which here is that of all tests."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @pytest.fixture(scope="module")
 def file(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
