@@ -122,6 +122,7 @@ class PrePass:
 
     def _enter_generation(self, request: Request, task: Task) -> None:
         kvc = self.s.kvc
+        self._renew_belief(task)
         if kvc.admits_generation(task) or self._alone(request):
             kvc.reserve_for(task, kvc.promise(task))
         elif self.s.admitting:
@@ -243,12 +244,17 @@ class PrePass:
 
     def prompt_gate(self, request: Request) -> bool:
         """Whether the head of the PT queue may start."""
+        task = self.s.task(request)
+        if task.generated != request.num_output_tokens:
+            # An output that was in flight when its KVC was dropped has come since.
+            task.generated = request.num_output_tokens
+            self._renew_belief(task)
         if self._idle():
             return True
         # GTs that wait although they have a promise were paused for want of blocks: they go before any prompt.
         if self._shortage or self._pressed:
             return False
-        return self.s.kvc.admits_prompt(self.s.task(request))
+        return self.s.kvc.admits_prompt(task)
 
     def prompt_taken(self, request: Request) -> None:
         """The head of the PT queue was let through."""
