@@ -1,0 +1,102 @@
+"""Any load on any small engine: what must hold of every run, on the real scheduler classes in virtual time.
+
+``ECOSERVE_SOAK_STEPS=1000000 pytest tests/serving/adapter/test_any_load.py -k soak`` looks for rare failures: other
+loads every time, until so many steps have been scheduled; one that fails is made as small as it gets.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from virtual_rig import OURS, STOCK, TELLINGS, Case, Played, play, random_case, same, smallest
+
+SOAK = "ECOSERVE_SOAK_STEPS"
+
+
+def played(case: Case) -> Played:
+    """Play a case; what fails says which case it was."""
+    try:
+        return play(case)
+    except BaseException as error:
+        error.add_note(repr(case))
+        raise
+
+
+def play_all(seeds: Iterable[int], **fixed: Any) -> Counter[str]:
+    """Play the cases of these seeds; returns the sum of their counters."""
+    seen: Counter[str] = Counter()
+    for seed in seeds:
+        seen.update(played(random_case(seed, **fixed)).scheduler.counters.as_dict())
+    return seen
+
+
+@pytest.mark.parametrize("runner", [1, 2])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", OURS)
+def test_every_request_is_served_and_nothing_is_left_behind(policy: str, depth: int, runner: int) -> None:
+    first = 1000 * OURS.index(policy) + 100 * depth + 50 * runner
+    seen = play_all(range(first, first + 12), policy=policy, depth=depth, runner=runner)
+    # The loads are of use only if they are hard.
+    for what in ("pauses", "resumes", "ladder_preemptions", "recomputed_tokens", "under_predictions"):
+        assert seen[what] >= 5, f"hardly any {what} in all of the loads"
+
+
+@pytest.mark.parametrize("told", TELLINGS)
+def test_whatever_is_told_of_the_lengths(told: str) -> None:
+    play_all(range(6), told=told)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_prefix_cache_is_reset_under_load(depth: int) -> None:
+    seen = play_all(range(12), depth=depth, resets=True)
+    assert seen["preemptions"] > seen["ladder_preemptions"]
+
+
+def test_vllms_own_scheduler_passes_the_same_checks() -> None:
+    """Else the checks would be of our own making."""
+    seen = play_all(range(12), policy=STOCK)
+    assert seen["preemptions"] > 5
+    assert seen["recomputed_tokens"] > 100
+
+
+def test_a_run_can_be_repeated() -> None:
+    for seed in range(8):
+        first, second = played(random_case(seed)), played(random_case(seed))
+        assert first.result.rows == second.result.rows
+        assert first.scheduler.counters == second.scheduler.counters
+        assert first.result.end_s == second.result.end_s
+
+
+def test_no_policy_changes_how_much_is_generated() -> None:
+    for seed in range(6):
+        case = random_case(seed, aborts=False, knobs=())
+        tokens = [[r.output_tokens for r in played(same(case, policy=p)).result.rows] for p in (*OURS, STOCK)]
+        assert all(t == tokens[0] for t in tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SOAK not in os.environ, reason=f"a soak is asked for by {SOAK}")
+def test_soak() -> None:
+    left = int(os.environ[SOAK])
+    while left > 0:
+        seed = random.SystemRandom().randrange(2**32)
+        case = random_case(seed, resets=seed % 5 == 0, most=40)
+        try:
+            left -= max(1, play(case).result.totals.steps)
+        except BaseException as error:
+            kind = type(error)
+
+            def fails(smaller: Case, kind: type[BaseException] = kind) -> bool:
+                try:
+                    play(smaller)
+                except kind:
+                    return True
+                return False
+
+            error.add_note(repr(smallest(case, fails)))
+            raise

@@ -1,0 +1,435 @@
+"""Generated loads for real vLLM scheduler classes in virtual time, and everything that must hold of every run.
+
+A :class:`Case` is plain values, so that one which fails can be made smaller and pasted into a test. :func:`play` runs
+it and checks: the worker's books (:class:`StrictWorker`, which also keeps what every KVC slot holds), the ledger's
+equations after every step, the length of every answer, that nothing is left behind, and that it ends at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core import keys
+from ecoserve.serving.simulate.cost import LinearCost
+from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
+from ecoserve.serving.simulate.loop import Arrival, LoopResult, VirtualLoop
+from ecoserve.serving.simulate.worker import WorkerError, WorkerModel
+
+OURS = ("ecoserve", "ecoserve-exact", "ecoserve-d")
+STOCK = "vllm"
+
+#: What a request may be told of its length; ``told`` below says what each means.
+TELLINGS = ("true", "noisy", "inverted", "one", "huge", "none", "malformed")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One request of a case. Times in virtual seconds, lengths in tokens."""
+
+    gap_s: float = 0.0
+    prompt: int = 8
+    answer: int = 8
+    max_tokens: int = 64
+    told: str = "true"
+    noise: float = 1.0
+    priority: int = 0
+    #: prompts of one group begin alike
+    group: int = 0
+    shared: int = 0
+    abort_after_s: float | None = None
+    #: the answer that the telling is made from, where it is not this request's own
+    told_answer: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: an engine, a policy, and its requests in order of arrival."""
+
+    specs: tuple[Spec, ...]
+    policy: str = "ecoserve"
+    depth: int = 1
+    runner: int = 1
+    blocks: int = 24
+    block_size: int = 16
+    max_model_len: int = 192
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 64
+    prefix_caching: bool = False
+    chunked_prefill: bool = True
+    watermark: float = 0.0
+    scheduling_policy: str = "fcfs"
+    knobs: tuple[tuple[str, Any], ...] = ()
+    #: at these steps (counted from 1) vLLM's reset_prefix_cache(reset_running_requests=True) is called
+    resets: tuple[int, ...] = ()
+
+    def shape(self) -> EngineShape:
+        """The engine's shape."""
+        return EngineShape(
+            kv_blocks=self.blocks,
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            prefix_caching=self.prefix_caching,
+            chunked_prefill=self.chunked_prefill,
+            watermark=self.watermark,
+            scheduling_policy=self.scheduling_policy,
+            runner=self.runner,
+        )
+
+
+def told(spec: Spec, answer: int) -> dict[str, Any] | None:
+    """The ``extra_args`` that tell the scheduler of a response of ``answer`` tokens."""
+    match spec.told:
+        case "true":
+            lengths = LengthDistribution.point(answer)
+        case "noisy":
+            lengths = LengthDistribution.lognormal(max(1.0, answer * spec.noise), 0.6, 4096)
+        case "inverted":
+            lengths = LengthDistribution.point(max(1, 200 - answer))
+        case "one":
+            lengths = LengthDistribution.point(1)
+        case "huge":
+            lengths = LengthDistribution.point(32768)
+        case "malformed":
+            wrong: Sequence[Any] = ("seventeen", [1, 2, 3], [float("nan")] * 7, {}, None, [1.0, 0.0, 5.0, 4.0, 1.0], 7)
+            return {keys.LENGTHS: wrong[int(spec.noise * 1000) % len(wrong)]}
+        case _:
+            return None
+    return {keys.LENGTHS: lengths.to_wire()}
+
+
+def prompt_of(index: int, spec: Spec) -> list[int]:
+    """A prompt's token ids: its group's beginning, then its own."""
+    shared = min(spec.shared, spec.prompt)
+    return [50 + spec.group] * shared + [1000 + index] * (spec.prompt - shared)
+
+
+def expected_tokens(case: Case, spec: Spec) -> int:
+    """Tokens that a request generates if nobody aborts it."""
+    return min(spec.answer, spec.max_tokens, case.max_model_len - spec.prompt)
+
+
+def arrivals_of(case: Case) -> list[Arrival]:
+    """vLLM requests for a case; ids are ``r0``, ``r1``, ... in order of arrival."""
+    out = []
+    now = 0.0
+    for i, spec in enumerate(case.specs):
+        now += spec.gap_s
+        request = make_request(
+            f"r{i}",
+            prompt_of(i, spec),
+            spec.max_tokens,
+            now,
+            told(spec, spec.told_answer or spec.answer),
+            priority=spec.priority,
+            block_size=case.block_size if case.prefix_caching else None,
+        )
+        abort = None if spec.abort_after_s is None else now + spec.abort_after_s
+        out.append(Arrival(now, request, spec.answer, abort_at_s=abort))
+    return out
+
+
+def scheduler_for(case: Case) -> Any:
+    """The case's scheduler: ours with the ledger checked after every step, or vLLM's own."""
+    from ecoserve.serving.adapter.counting import CountingScheduler
+    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+
+    if case.policy == STOCK:
+        return make_scheduler(CountingScheduler, case.shape())
+    settings = {"policy": case.policy, "check_every_step": True, **dict(case.knobs)}
+    return make_scheduler(EcoServeScheduler, case.shape(), {"ecoserve": settings})
+
+
+class StrictWorker(WorkerModel):
+    """A model runner's books, plus what every slot of the KVC holds.
+
+    Each slot remembers the sequence that was written into it (as a chained hash of its tokens). A step may only read
+    slots that hold its own sequence, and only run on input tokens that the runner has been given.
+    """
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case.runner, case.max_num_seqs, case.block_size)
+        self._memory = [[0] * case.block_size for _ in range(case.blocks + 2)]
+        self._prompts: dict[str, list[int]] = {}
+        self._chains: dict[str, list[int]] = {}
+
+    def _chain(self, name: str, tokens: int) -> list[int]:
+        chain, prompt = self._chains[name], self._prompts[name]
+        while len(chain) < tokens:
+            at = len(chain)
+            chain.append(hash((chain[-1] if chain else 0, prompt[at] if at < len(prompt) else WORD)))
+        return chain
+
+    def execute(self, output: Any) -> None:
+        """Check one SchedulerOutput, write its slots, and check every slot it reads."""
+        before = dict.fromkeys(self._previous)
+        super().execute(output)
+        scheduled = output.num_scheduled_tokens
+        for new in output.scheduled_new_reqs:
+            if new.req_id not in self._prompts:
+                self._prompts[new.req_id] = list(new.prompt_token_ids)
+                self._chains[new.req_id] = []
+            known = new.prompt_token_ids if self.runner == 1 else new.prefill_token_ids
+            if len(known) < new.num_computed_tokens + scheduled[new.req_id]:
+                raise WorkerError(f"request {new.req_id} is sent as new without all of its input tokens")
+        cached = output.scheduled_cached_reqs
+        for name, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            away = name not in before or name in cached.resumed_req_ids
+            if self.runner == 1 and away and len(cached.all_token_ids[name]) < computed + scheduled[name]:
+                raise WorkerError(f"request {name} comes back without all of its input tokens")
+        written: dict[tuple[int, int], str] = {}
+        for name, tokens in scheduled.items():
+            seen = self._known[name]
+            chain = self._chain(name, seen.computed)
+            for at in range(seen.computed - tokens, seen.computed):
+                slot = (seen.blocks[at // self.block_size], at % self.block_size)
+                if slot in written:
+                    raise WorkerError(f"requests {written[slot]} and {name} write one slot in one step")
+                written[slot] = name
+                self._memory[slot[0]][slot[1]] = chain[at]
+        for name in scheduled:
+            seen = self._known[name]
+            chain = self._chain(name, seen.computed)
+            for i in range(0, seen.computed, self.block_size):
+                end = min(seen.computed, i + self.block_size)
+                if self._memory[seen.blocks[i // self.block_size]][: end - i] != chain[i:end]:
+                    raise WorkerError(f"request {name} reads KVC at tokens {i} to {end} that is not its own")
+
+
+@dataclass
+class Played:
+    """What came of a case."""
+
+    result: LoopResult
+    scheduler: Any
+    outputs: list[Any] = field(default_factory=list)
+
+
+def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_outputs: bool = False) -> Played:
+    """Run a case and check everything that must hold of any run."""
+    scheduler = scheduler_for(case)
+    loop = VirtualLoop(scheduler, LinearCost(), case.depth, StrictWorker(case))
+    outputs: list[Any] = []
+    total = sum(s.prompt + expected_tokens(case, s) for s in case.specs)
+    most_steps = 200 + 30 * total
+    steps = itertools.count(1)
+
+    def stepped(output: Any) -> None:
+        step = next(steps)
+        if keep_outputs:
+            outputs.append(output)
+        paused = set(getattr(scheduler, "paused_at", ()))
+        assert len(scheduler.running) <= case.max_num_seqs
+        assert not {r.request_id for r in scheduler.kv_holding_waiting} & set(output.num_scheduled_tokens)
+        assert {r.request_id for r in scheduler.kv_holding_waiting} <= paused or case.policy == STOCK
+        assert step < most_steps, f"{step} steps for {total} tokens: nothing gets done"
+        if case.policy == "ecoserve":
+            ledger, forecast = scheduler.ledger, scheduler.forecast
+            forecast.rebase(ledger.holders(), ledger.shared_blocks())
+            apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
+            held = pytest.approx(apart - ledger.shared_blocks())
+            assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KVC is not in the forecast"
+        if on_step is not None:
+            on_step(scheduler, output)
+        if step in case.resets:
+            assert scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    loop.on_step = stepped
+    result = loop.run(arrivals_of(case))
+    check_end(case, scheduler, result)
+    return Played(result, scheduler, outputs)
+
+
+def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
+    """Every answer has its length, everything borrowed is back, and no book keeps growing."""
+    for spec, row in zip(case.specs, result.rows, strict=True):
+        due = expected_tokens(case, spec)
+        if row.status == "completed":
+            assert row.output_tokens == due, f"{row.request_id} has {row.output_tokens} of {due} tokens"
+            assert row.finish_s is not None
+            assert row.first_token_s is not None
+            assert row.arrival_s <= row.first_token_s <= row.finish_s
+        else:
+            assert spec.abort_after_s is not None, f"{row.request_id}: {row.error}"
+            assert row.output_tokens <= due
+    s = scheduler
+    assert s.free_blocks == s.usable_blocks
+    assert not s.requests
+    assert not s.running
+    assert not len(s.waiting)
+    assert not len(s.kv_holding_waiting)
+    assert not s.deferred_waiting
+    assert not s.preemptions_of
+    assert not s._reached
+    assert s.counters.finished == len(case.specs)
+    assert s.counters.recomputed_tokens >= 0
+    if case.policy == STOCK:
+        return
+    assert not s.paused_at
+    assert not s.ledger.tasks
+    assert sorted(s.forecast._free_rows) == list(range(len(s.forecast._tables)))
+    assert not {n for n, b in s._blocks_of().items() if b}
+    c = s.counters
+    if not case.resets:
+        assert c.preemptions == c.ladder_preemptions, "vLLM had to preempt by itself"
+    assert c.resumes <= c.pauses
+    assert c.predictions_used + c.predictions_missing == len(case.specs)
+    assert c.predictions_refused == sum(s.told == "malformed" for s in case.specs)
+
+
+def same(case: Case, **changes: Any) -> Case:
+    """A case with some fields replaced."""
+    return replace(case, **changes)
+
+
+class ByHand:
+    """A scheduler driven one call at a time: ``schedule()`` and, whenever the test likes, the oldest step's output.
+
+    Args:
+        scheduler: any scheduler of the rig.
+        answers: response length by request id; requests not named never end by themselves.
+    """
+
+    def __init__(self, scheduler: Any, answers: dict[str, int] | None = None) -> None:
+        self.scheduler = scheduler
+        self.answers = answers or {}
+        self.flights: list[tuple[Any, list[str]]] = []
+        #: tokens that came out, by request id
+        self.tokens: dict[str, int] = {}
+
+    def schedule(self) -> dict[str, int]:
+        """One step is scheduled; returns tokens scheduled by request id."""
+        output = self.scheduler.schedule()
+        self.last = output
+        sampling = [n for n in output.num_scheduled_tokens if not self.scheduler.requests[n].is_prefill_chunk]
+        self.flights.append((output, sampling))
+        return dict(output.num_scheduled_tokens)
+
+    def finish(self) -> list[Any]:
+        """The oldest step's output arrives; returns vLLM's outputs."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        output, sampling = self.flights.pop(0)
+        names = list(output.num_scheduled_tokens)
+        sampled = []
+        for name in names:
+            request = self.scheduler.requests.get(name)
+            if name not in sampling or request is None:
+                sampled.append([])
+                continue
+            last = request.num_output_tokens + 1 >= self.answers.get(name, 10**9)
+            sampled.append([EOS if last else WORD])
+        result = ModelRunnerOutput(
+            req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
+        )
+        out = [o for batch in self.scheduler.update_from_output(output, result).values() for o in batch.outputs]
+        for one in out:
+            self.tokens[one.request_id] = self.tokens.get(one.request_id, 0) + len(one.new_token_ids)
+        return out
+
+    def step(self) -> dict[str, int]:
+        """One whole step at depth 1."""
+        scheduled = self.schedule()
+        while self.flights:
+            self.finish()
+        return scheduled
+
+    def drain(self, most: int = 2000) -> None:
+        """Steps until nothing is left to do."""
+        while self.flights:
+            self.finish()
+        for _ in range(most):
+            if not self.scheduler.has_requests():
+                return
+            self.step()
+        raise AssertionError(f"still unfinished after {most} steps: {sorted(self.scheduler.requests)}")
+
+
+# -- loads to order --------------------------------------------------------------------------------------
+
+
+def random_case(seed: int, **fixed: Any) -> Case:
+    """Any engine with 12 to 60 blocks under any load; ``fixed`` fields are not drawn.
+
+    ``told``, ``aborts`` (default true), ``resets`` (default false) and ``most`` requests (default 30) may be fixed too.
+    More than half of them want more KVC than there is and are told too little of it.
+    Drawn from a seed, for the examples that hypothesis draws hardly ever come under pressure.
+    """
+    rng = random.Random(seed)
+    pressed = rng.random() < 0.6
+    telling = fixed.pop("told", None) or rng.choice([None, *(("one", "inverted", "noisy") if pressed else TELLINGS)])
+    aborts, resets, most = fixed.pop("aborts", True), fixed.pop("resets", False), fixed.pop("most", 30)
+    block_size = rng.choice([16, 16, 16, 4])
+    blocks = rng.randint(12, 60)
+    longest = rng.randint(max(16, blocks * block_size // 6), blocks * block_size)
+    chunked = rng.random() < 0.75
+    seqs = rng.randint(8 if pressed else 1, 16)
+    gap_s = rng.choice([0.0, 0.005, 0.02] if pressed else [0.0, 0.005, 0.05, 0.3])
+    top_answer = rng.choice([10, longest, longest]) if not pressed else longest
+    specs = []
+    for _ in range(rng.randint(most // 2 if pressed else 1, most)):
+        prompt = rng.randint(1, longest - 1 if rng.random() < 0.3 else max(1, longest // 4))
+        specs.append(
+            Spec(
+                gap_s=rng.expovariate(1.0) * gap_s,
+                prompt=prompt,
+                answer=rng.randint(1, top_answer),
+                max_tokens=rng.choice([1, 16, longest, longest, longest, 4 * longest]),
+                told=telling or rng.choice(TELLINGS),
+                noise=round(rng.lognormvariate(0.0, 0.8), 3),
+                priority=rng.choice([0, 0, 0, 1, -3]),
+                group=rng.randint(0, 2),
+                shared=rng.choice([0, prompt // 2, prompt]),
+                abort_after_s=rng.random() * 0.5 if aborts and rng.random() < 0.15 else None,
+            )
+        )
+    knobs = {
+        "waiting_share": rng.choice([0.25, 0.25, 0.01, 1.0]),
+        "reserve": rng.choice([0.02, 0.02, 0.0, 0.3]),
+        "resume_steps": rng.choice([4, 4, 1, 64]),
+        "z": rng.choice([2.0, 0.0, 0.0 if pressed else 6.0]),
+        "ordering": rng.choice([None, None, "fcfs", "sjf"]),
+        "kvc": rng.choice([None, None, None, "on-demand"]),
+    }
+    drawn: dict[str, Any] = {
+        "policy": rng.choice(OURS),
+        "depth": rng.choice([1, 2]),
+        "runner": rng.choice([1, 2]),
+        "prefix_caching": rng.random() < 0.5,
+        "watermark": rng.choice([0.0, 0.0, 0.1]),
+        "scheduling_policy": rng.choice(["fcfs", "priority"]),
+        "resets": tuple(sorted(rng.sample(range(1, 150), rng.randint(1, 4)))) if resets else (),
+        "knobs": tuple((n, v) for n, v in knobs.items() if v is not None),
+    }
+    return Case(
+        tuple(specs),
+        blocks=blocks,
+        block_size=block_size,
+        max_model_len=longest,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=rng.randint(max(seqs, 8), 256) if chunked else max(longest, seqs),
+        chunked_prefill=chunked,
+        **(drawn | fixed),
+    )
+
+
+def smallest(case: Case, fails: Callable[[Case], bool]) -> Case:
+    """A case with as few requests as this greedy search finds that still fails."""
+    size = len(case.specs) // 2
+    while size:
+        for start in range(0, len(case.specs), size):
+            fewer = same(case, specs=case.specs[:start] + case.specs[start + size :])
+            if fewer.specs and fails(fewer):
+                case = fewer
+                break
+        else:
+            size //= 2
+    return case
