@@ -18,6 +18,7 @@ for _name, _value in {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "OMP_NUM_THREADS": str(min(4, len(os.sched_getaffinity(0)))),
 }.items():
     os.environ.setdefault(_name, _value)

@@ -167,7 +167,8 @@ class SweepPlan(BaseModel):
         """
         trace = self.trace
         if trace.partition(":")[0] != SYNTHETIC:
-            trace = _existing(_expanded(trace, where), base, "trace", where)
+            # What a variable holds was typed in the current folder, not in the plan's.
+            trace = _existing(_expanded(trace, where), Path.cwd() if "$" in trace else base, "trace", where)
         predictor = self.predictor
         if predictor is not None:
             predictor = _existing(_expanded(predictor, where), base, "predictor", where)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,11 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: Path) -> Iterator[Outcome]:
+def reference(tiny_model: Path) -> Outcome:
     """vLLM's own scheduler, with room for everybody."""
     outcome = generate(tiny_model, STOCK, blocks=1200, settings={}, told="nothing")
     assert outcome.counters.preemptions == 0
-    yield outcome
+    return outcome
 
 
 @pytest.mark.parametrize(
