@@ -3,7 +3,7 @@
 ::
 
     title: What are predicted lengths worth?
-    trace: ${ECOSERVE_DATA}          # file, hub id, or synthetic; relative paths are relative to this file
+    trace: ${ECOSERVE_DATA}          # file, hub id, or synthetic; relative to this file; variables: to the current folder
     predictor: checkpoints/encoder   # what `predicted` stands for
     policies: [vllm, ecoserve]
     lengths: [true, predicted, noise:0.8, none]

@@ -59,14 +59,17 @@ def test_yaml_booleans_and_scalars_are_lengths_and_axes(tmp_path):
 
 
 def test_paths_are_relative_to_the_plan_and_variables_expand(tmp_path, monkeypatch):
-    (tmp_path / "t.json").write_text("[]")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "t.json").write_text("[]")
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt" / "config.json").write_text("{}")
+    monkeypatch.chdir(here)  # what a variable holds was typed there
     monkeypatch.setenv("MY_TRACE", "t.json")
     plan = SweepPlan.load(
         write(tmp_path, "{trace: '${MY_TRACE}', predictor: ckpt, lengths: [predicted, 'predicted:ckpt'], rates: 1}")
     )
-    assert plan.trace == str(tmp_path / "t.json")
+    assert plan.trace == str(here / "t.json")
     assert plan.lengths == [f"predicted:{tmp_path / 'ckpt'}"]
     hub = SweepPlan.load(write(tmp_path, "{trace: tatsu-lab/alpaca, lengths: none, rates: 1}"))
     assert hub.trace == "tatsu-lab/alpaca"

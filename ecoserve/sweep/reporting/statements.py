@@ -30,15 +30,21 @@ def what_it_buys(settings: Settings, load: Load, ours: Setting, base: Setting, c
         f"{where}, at {load.title}{demand}, {_with_lengths(ours)} takes {NORMALIZED.write(comparison.ours)} against "
         f"{NORMALIZED.write(comparison.theirs)} for {settings.baseline_name}: {_change_words(comparison)}."
     )
+    others = _beside(ours, base)
+    if others:
+        text += f" Beside it: {', '.join(others)}."
+    return Statement("What it buys", text, tone_of(comparison))
+
+
+def _beside(ours: Setting, base: Setting) -> list[str]:
+    """What normalized latency alone would hide: JCT and throughput, whichever way they went."""
     others = []
     for metric in (JCT, THROUGHPUT):
         other = ours.against(base, metric)
         if other and other.relative is not None:
             said = write_change(other.relative) if other.shown else "no difference shown"
             others.append(f"{_inner(metric.title)} {metric.write(other.theirs)} → {metric.write(other.ours)} ({said})")
-    if others:
-        text += f" Beside it: {', '.join(others)}."
-    return Statement("What it buys", text, tone_of(comparison))
+    return others
 
 
 def worth_of_prediction(settings: Settings, load: Load, ours: Setting, base: Setting) -> Statement | None:
@@ -140,6 +146,7 @@ def on_the_engine(settings: Settings, load: Load | None) -> Statement | None:
             mine, theirs = ours.level(metric), base.level(metric)
             if mine and theirs:
                 piece += f", {_inner(metric.title)} {metric.write(theirs.mean)} → {metric.write(mine.mean)}"
+        piece += "".join(f", {other}" for other in _beside(ours, base))
         pieces.append(piece)
     if not pieces:
         return None
