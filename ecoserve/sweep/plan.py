@@ -3,7 +3,7 @@
 ::
 
     title: What are predicted lengths worth?
-    trace: ${ECOSERVE_DATA}          # file, hub id, or synthetic; relative to this file; variables: to the current folder
+    trace: ${ECOSERVE_DATA}          # file (beside this plan; of a variable: here), hub id, or synthetic
     predictor: checkpoints/encoder   # what `predicted` stands for
     policies: [vllm, ecoserve]
     lengths: [true, predicted, noise:0.8, none]
