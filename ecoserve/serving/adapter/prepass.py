@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 #: A distribution that gave the present length less than this probability has been outlived.
 OUTLIVED = 1e-3
 
+#: A GT that has waited for its promise this many steps is passed by no more.
+PATIENCE = 1024
+
 
 class PrePass:
     """The decisions around one ``schedule()`` of one scheduler."""
@@ -84,12 +87,15 @@ class PrePass:
             task.written = request.num_computed_tokens
             task.generated = request.num_output_tokens
             task.state = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
+            task.passed_by = False
             holders.append(task)
         for request in s.kv_holding_waiting:
             task = tasks[request.request_id]
             task.written = request.num_computed_tokens
             task.generated = request.num_output_tokens
             task.state = TaskState.PAUSED
+            since = s.paused_at.get(request.request_id)
+            task.passed_by = since is not None and s.current_step - since > PATIENCE
             holders.append(task)
         s.ledger.set_holders(holders)
 
@@ -123,7 +129,7 @@ class PrePass:
     def _enter_generation(self, request: Request, task: Task) -> None:
         kvc = self.s.kvc
         self._renew_belief(task)
-        if kvc.admits_generation(task) or self._alone(request):
+        if kvc.enters_generation(task) or self._alone(request):
             kvc.reserve_for(task, kvc.promise(task))
         elif self.s.admitting:
             self._pause(request, task)
@@ -155,6 +161,7 @@ class PrePass:
     def _pause(self, request: Request, task: Task) -> None:
         task.state = TaskState.PAUSED
         self.s.counters.pauses += 1
+        self.s.kvc.begin_step()
         pause(self.s, request)
 
     # -- shortage --------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@
 
 ``exact`` (the paper's allocation): a GT is promised its predicted length plus ``padding`` and starts only if all
 promises together fit; accounting, since vLLM takes blocks as they are written. A prompt may run ahead of its GT's
-promise as long as the GTs that wait with their KVC kept hold at most ``waiting_share`` of the cache.
+promise as long as those who hold KVC without one (waiting GTs, prompts on their way) hold at most ``waiting_share`` of
+the cache. What a waiting GT claims is kept for it once it was passed by long enough: else a stream of short ones would
+keep a long one waiting for ever.
 
 ``pooled``: nobody is promised a fixed window. A request starts if the forecast of everything that holds KVC plus
 itself, mean + z standard deviations, stays within the cache at all future steps. ``promised`` is then only a quantile
@@ -47,8 +49,12 @@ class KvcPolicy:
         self.forecast = forecast
         self.reserve_blocks = math.ceil(knobs.reserve * ledger.usable_blocks)
         self.open_blocks = ledger.usable_blocks - self.reserve_blocks
+        #: promises given, and what is held without one
         self._promised_blocks = 0
+        #: held by those who are without a promise: waiting GTs and prompts on their way
         self._waiting_blocks = 0
+        #: what those of them claim beyond it who have been passed by long enough
+        self._claimed_blocks = 0
         self._stale = True
 
     # -- one scheduling step -------------------------------------------------------------------------
@@ -65,9 +71,12 @@ class KvcPolicy:
         if self.knobs.policy == "pooled":
             self.forecast.rebase(ledger.holders(), ledger.shared_blocks())
         elif self.knobs.policy == "exact":
-            self._promised_blocks = sum(ledger.promised_blocks(t) for t in ledger.holders())
-            self._waiting_blocks = sum(
-                ledger.blocks(t.span_tokens()) for t in ledger.holders() if t.state is TaskState.PAUSED
+            holders = ledger.holders()
+            self._promised_blocks = sum(ledger.promised_blocks(t) for t in holders)
+            without = [t for t in holders if t.promised <= t.generated and t.state is not TaskState.DECODE]
+            self._waiting_blocks = sum(ledger.blocks(t.span_tokens()) for t in without)
+            self._claimed_blocks = sum(
+                max(0, self._whole(t) - ledger.promised_blocks(t)) for t in without if t.passed_by
             )
 
     def admits_prompt(self, task: Task) -> bool:
@@ -77,8 +86,7 @@ class KvcPolicy:
         self._stock()
         if self.knobs.policy == "pooled":
             return self.forecast.peak_with(task, self.knobs.z) <= self.open_blocks
-        whole = self.ledger.blocks(task.prompt_tokens + self.promise(task))
-        if self._promised_blocks + whole <= self.open_blocks:
+        if self._promised_blocks + self._claimed_blocks + self._whole(task) <= self.open_blocks:
             return True
         prompt = self.ledger.blocks(task.span_tokens() + 1)
         ahead = self._waiting_blocks + prompt <= self.knobs.waiting_share * self.ledger.usable_blocks
@@ -89,6 +97,16 @@ class KvcPolicy:
         if self.knobs.policy != "exact":
             return True
         return self._fits_exactly(task, self.promise(task), self.open_blocks)
+
+    def enters_generation(self, task: Task) -> bool:
+        """Whether a PT that has just finished may start generating, before the GTs that wait for their promise.
+
+        It may unless that takes from one that was passed by long enough: then it takes its place among them.
+        """
+        if self.knobs.policy != "exact":
+            return self.admits_generation(task)
+        self._stock()
+        return self._fits_exactly(task, self.promise(task), self.open_blocks - self._claimed_blocks)
 
     def lends_reserve(self, task: Task) -> bool:
         """Whether the global reserve has room for one more block of an outlived GT."""
@@ -114,7 +132,17 @@ class KvcPolicy:
             self.forecast.add(task)
         elif self.knobs.policy == "exact":
             self._stock()
-            self._promised_blocks += self.ledger.blocks(task.prompt_tokens + self.promise(task))
+            whole = self._whole(task)
+            if self._promised_blocks + self._claimed_blocks + whole <= self.open_blocks:
+                self._promised_blocks += whole
+            else:
+                prompt = self.ledger.blocks(task.span_tokens() + 1)
+                self._promised_blocks += prompt
+                self._waiting_blocks += prompt
+
+    def _whole(self, task: Task) -> int:
+        """Blocks of prompt and response if the promise were made now."""
+        return self.ledger.blocks(task.prompt_tokens + self.promise(task))
 
     # -- promises ------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class Task:
         written: tokens with KVC. generated: tokens out. promised: RL covered by the reservation, 0 before there is one.
         first_guess: median RL at arrival, for the books.
         overdrawn: the reservation was outlived at least once.
+        passed_by: this GT has waited for its promise so long that its claim goes first.
         spared: this GT draws on the global reserve.
         row: index in the forecast's tables, -1 when it is not in them.
     """
@@ -53,6 +54,7 @@ class Task:
     generated: int = 0
     promised: int = 0
     overdrawn: bool = False
+    passed_by: bool = False
     spared: bool = False
     first_guess: int = field(default=0)
     row: int = -1
