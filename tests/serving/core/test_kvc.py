@@ -202,3 +202,52 @@ def test_exact_never_promises_generations_more_than_there_is(
             policy.reserve_for(task, policy.promise(task))
     after = sum(policy.ledger.promised_blocks(t) for t in tasks)
     assert after == before or after <= policy.open_blocks
+
+
+def test_prompts_on_their_way_count_among_those_without_a_promise() -> None:
+    host = holder("host", TaskState.DECODE, 16, lengths=exactly(1200), promised=1200)  # 76 blocks
+    under_way = holder("under way", TaskState.PREFILL, 16, prompt_tokens=160)  # 10 blocks when it is through
+    newcomer = a_task("new", prompt_tokens=64, lengths=exactly(2000))
+    assert a_policy("exact", host, under_way, reserve=0.0, waiting_share=0.15).admits_prompt(newcomer)
+    assert not a_policy("exact", host, under_way, reserve=0.0, waiting_share=0.14).admits_prompt(newcomer)
+
+
+def test_within_one_step_no_more_run_ahead_than_may_wait() -> None:
+    host = holder("host", TaskState.DECODE, 16, lengths=exactly(800), promised=800)  # 51 blocks
+    policy = a_policy("exact", host, reserve=0.0, waiting_share=0.15)
+    verdicts = []
+    for i in range(5):
+        task = a_task(str(i), prompt_tokens=64, lengths=exactly(2000))  # five blocks each
+        verdicts.append(policy.admits_prompt(task))
+        if verdicts[-1]:
+            policy.admitted(task)
+    assert verdicts == [True, True, True, False, False]
+
+
+def test_who_was_passed_by_long_enough_is_passed_by_no_more() -> None:
+    running = holder("running", TaskState.DECODE, 160, prompt_tokens=160, promised=640)  # 50 blocks
+    long = holder("long", TaskState.PAUSED, 32, prompt_tokens=32, lengths=exactly(960))  # 62 blocks, it holds 2
+    short = holder("short", TaskState.DECODE, 32, prompt_tokens=32, lengths=exactly(320))  # 22 blocks
+    prompt = a_task("prompt", prompt_tokens=32, lengths=exactly(320))
+    policy = a_policy("exact", running, long, short, reserve=0.0, padding=0.0, waiting_share=1e-9)
+    assert policy.enters_generation(short)
+    assert policy.admits_prompt(prompt)
+    long.passed_by = True
+    policy.begin_step()
+    assert not policy.enters_generation(short)
+    assert not policy.admits_prompt(prompt)
+    assert policy.admits_generation(short), "in the queue of those who wait, the ordering decides"
+    running.promised = 0
+    running.prompt_tokens = 16
+    running.written = 16
+    policy.begin_step()
+    assert policy.enters_generation(short), "there is room for both"
+
+
+@pytest.mark.parametrize("name", ["on-demand", "pooled"])
+def test_only_exact_has_a_gate(name: str) -> None:
+    task = holder("t", TaskState.DECODE, 32, lengths=exactly(10**4))
+    policy = a_policy(name, task, usable=4)
+    assert policy.enters_generation(task)
+    assert policy.admits_generation(task)
+    assert policy.lends_reserve(task)
