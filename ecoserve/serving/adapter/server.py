@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 from argparse import Namespace
@@ -59,8 +60,10 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str] = (), say: Callable[[
     Raises:
         InputError: for anything that cannot work, before the server starts.
         RunError: if the server fails.
+        SystemExit: 128 + number of the signal that came before it served. Once it serves, SIGTERM is the way to end.
     """
     tell = say or (lambda line: print(line, file=sys.stderr))
+    _stop_on_signals()
     check_model(options.model)
     if options.front.predictor is not None:
         from ecoserve.serving.adapter.prediction_service import shared_predictor
@@ -264,14 +267,38 @@ def check_with_vllm(args: Namespace) -> None:
 
 
 def _run(args: Namespace) -> None:
-    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.cli import serve as command
     from vllm.logger import configure_logging_from_args
 
     configure_logging_from_args(args)
+    command.run_server = _run_server
     try:
-        ServeSubcommand.cmd(args)
+        command.ServeSubcommand.cmd(args)
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(_line(error), where="vLLM's server", fix="its log above says more") from error
+
+
+async def _run_server(args: Namespace, **uvicorn_flags: Any) -> None:
+    """vLLM's server with one API process, able to stop while it starts.
+
+    In its place vLLM turns SIGTERM into KeyboardInterrupt, swallows that where it waits for its engine, and goes on
+    waiting for up to ten minutes. :class:`SystemExit` gets through. Once it serves, its event loop takes signals.
+    """
+    from vllm.entrypoints.launchers.api_server.entry import run_server_worker, setup_server
+    from vllm.utils.system_utils import decorate_logs
+
+    decorate_logs("APIServer", skip_if_decorated=True)
+    _stop_on_signals()
+    address, listener = setup_server(args, reuse_port=False)
+    await run_server_worker(address, listener, args, **uvicorn_flags)
+
+
+def _stop_on_signals() -> None:
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
 
 
 def _line(error: BaseException) -> str:

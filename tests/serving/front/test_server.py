@@ -228,6 +228,32 @@ def test_a_run_that_cannot_be_is_said_before_it_starts(server: Server) -> None:
         run_client(settings(server, url="http://127.0.0.1:9"))
 
 
+def test_sigterm_ends_a_server_that_is_still_starting(tiny_model: Path, tmp_path: Path) -> None:
+    """vLLM itself swallows it while it waits for its engine, and goes on waiting."""
+    starting = Server([str(tiny_model), "--enforce-eager"], tmp_path / "server.log", tmp_path)
+    try:
+        deadline = time.monotonic() + Server.START_S
+        # The tracker of shared memory and the engine: from now on the server waits for the engine.
+        while len(descendants(starting.process.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        processes = descendants(starting.process.pid)
+        assert len(processes) >= 2
+        starting.process.send_signal(signal.SIGTERM)
+        assert starting.process.wait(90) == 128 + signal.SIGTERM
+        gone(processes)
+        assert not list(tmp_path.glob("ecoserve-metrics-*"))
+    finally:
+        starting.stop()
+
+
+def gone(processes: list[int]) -> None:
+    """Wait for what a server has started to end."""
+    deadline = time.monotonic() + 30
+    while any(running(p) for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [p for p in processes if running(p)]
+
+
 def test_zz_sigterm_ends_open_streams_and_leaves_nothing_behind(server: Server) -> None:
     """The last test of this module: it ends the server."""
     ends: list[str] = []
@@ -261,8 +287,5 @@ def test_zz_sigterm_ends_open_streams_and_leaves_nothing_behind(server: Server) 
     for thread in threads:
         thread.join(60)
     assert ends == ["ended"] * 16
-    deadline = time.monotonic() + 30
-    while any(running(p) for p in processes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [p for p in processes if running(p)]
+    gone(processes)
     assert not list(temporary.glob("ecoserve-metrics-*"))
