@@ -19,10 +19,11 @@ through whatever the policy says, and room is made for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.pausing import drop, pause
@@ -47,6 +48,7 @@ class PrePass:
         self._shortage = False
         self._spare_blocks = 0
         self._pressed = False
+        self._popped: tuple[Request, Callable[[Task], None]] | None = None
         self._blocks_of = scheduler.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
 
     # -- the pre-pass ----------------------------------------------------------------------------------
@@ -112,6 +114,7 @@ class PrePass:
 
     def resumed(self, scheduled: Mapping[str, int]) -> None:
         """After ``schedule()``: paused GTs that it has taken are paused no more."""
+        self._settle()
         s = self.s
         for name in [n for n in s.paused_at if n in scheduled]:
             del s.paused_at[name]
@@ -251,6 +254,7 @@ class PrePass:
 
     def prompt_gate(self, request: Request) -> bool:
         """Whether the head of the PT queue may start."""
+        self._settle()
         task = self.s.task(request)
         if task.generated != request.num_output_tokens:
             # An output that was in flight when its KVC was dropped has come since.
@@ -265,13 +269,23 @@ class PrePass:
 
     def prompt_taken(self, request: Request) -> None:
         """The head of the PT queue was let through."""
-        task = self.s.task(request)
-        if not self.s.running and not self.s.kvc.admits_prompt(task):
-            self.s.counters.forced_admissions += 1
+        self._settle()
+        forced = not self.s.running and not self.s.kvc.admits_prompt(self.s.task(request))
+        self._popped = (request, partial(self._prompt_starts, forced=forced))
+
+    def _prompt_starts(self, task: Task, forced: bool) -> None:
+        self.s.counters.forced_admissions += forced
         self.s.kvc.admitted(task)
+
+    def _settle(self) -> None:
+        """Count whoever was popped last, unless vLLM has skipped it (adapters): then it is put back as it was."""
+        popped, self._popped = self._popped, None
+        if popped is not None and popped[0].status is RequestStatus.RUNNING:
+            popped[1](self.s.task(popped[0]))
 
     def generation_gate(self, request: Request) -> bool:
         """Whether the head of the GT queue may go on."""
+        self._settle()
         s = self.s
         if not s.admitting or not s.running or request.request_id not in s.paused_at:
             return True
@@ -281,8 +295,12 @@ class PrePass:
         return bool(task.promised > task.generated or s.kvc.admits_generation(task))
 
     def generation_taken(self, request: Request) -> None:
-        """The head of the GT queue goes on."""
-        task, kvc = self.s.task(request), self.s.kvc
+        """The head of the GT queue was let through."""
+        self._settle()
+        self._popped = (request, self._generation_goes_on)
+
+    def _generation_goes_on(self, task: Task) -> None:
+        kvc = self.s.kvc
         self._spare_blocks -= self._resume_needs(task)
         if task.promised <= task.generated:
             if task.overdrawn:

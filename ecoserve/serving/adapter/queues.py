@@ -33,7 +33,7 @@ class GatedQueue(RequestQueue):
         gate: whether the head may start now. Not asked about requests in a blocked status.
         eligible: requests for which this is False are passed over (their output is still in flight).
         blocked: whether a request is in a blocked status.
-        taken: told about every request that is popped after the gate let it through.
+        taken: told about every request that is popped after the gate let it through; vLLM may still skip it.
     """
 
     def __init__(
