@@ -32,6 +32,7 @@ NAMES: Final = (
     ("vllm.v1.request", "RequestStatus.FINISHED_STOPPED", "a response that ended by itself"),
     ("vllm.v1.kv_cache_interface", "FullAttentionSpec", "the KV cache we support"),
     ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
+    ("vllm.entrypoints.cli.serve", "run_server", "`serve` ends on SIGTERM while the engine starts"),
     ("vllm.v1.structured_output", "StructuredOutputManager", "virtual loop"),
     ("vllm.v1.core.kv_cache_utils", "get_request_block_hasher", "virtual loop with prefix caching"),
 )

@@ -6,9 +6,11 @@ manager is told how many blocks there are. What runs here is the very class that
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +62,7 @@ class EngineShape(BaseModel):
 @lru_cache(maxsize=1)
 def _model_folder() -> str:
     folder = Path(tempfile.mkdtemp(prefix="ecoserve-shape-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.json").write_text(json.dumps(_CONFIG))
     return str(folder)
 
