@@ -45,6 +45,8 @@ METHODS: Final = (
     (_SCHEDULER, "Scheduler", "finish_requests", ("request_ids", "finished_status")),
     (_SCHEDULER, "Scheduler", "_preempt_request", ("request", "timestamp", "drop_stale_output")),
     (_SCHEDULER, "Scheduler", "_free_blocks", ("request",)),
+    (_SCHEDULER, "Scheduler", "_handle_stopped_request", ("request",)),
+    (_SCHEDULER, "Scheduler", "_enqueue_waiting_request", ("request",)),
     (_SCHEDULER, "Scheduler", "_handle_blocked_waiting_request", ("request",)),
     (_SCHEDULER, "Scheduler", "_is_blocked_waiting_status", ("status",)),
     (_SCHEDULER, "Scheduler", "_update_request_as_session", ("session", "update")),
@@ -91,6 +93,12 @@ RULES: Final = (
         "self.kv_holding_waiting.remove_requests",
         "a paused request that ends is taken out of its queue",
     ),
+    (
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        "self.waiting.remove_requests(stopped_preempted_reqs)",
+        "a streaming session whose turn ends in a queue is taken out of it",
+    ),
     (_SCHEDULER, "Scheduler._holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KVC holder"),
     ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
     ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
@@ -101,6 +109,7 @@ RULES: Final = (
         "self.req_to_blocks",
         "blocks of each request",
     ),
+    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "ref_cnt", "which blocks come free when a request lets go"),
 )
 
 

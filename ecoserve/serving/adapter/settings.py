@@ -43,7 +43,7 @@ class SchedulerSettings(BaseModel):
     quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
     reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
     waiting_share: float = Field(0.25, gt=0, le=1, description="the most KVC that paused GTs may hold, as a share")
-    ageing_tokens_per_s: float = Field(5.0, ge=0, description="sjf: size that a second of waiting makes up for")
+    ageing_tokens_per_s: float = Field(5.0, ge=0, le=1e6, description="sjf: size that a second of waiting makes up for")
     resume_steps: int = Field(4, ge=1, le=256, description="a paused GT goes on if this many steps' blocks are free")
     history_window: int = Field(
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
