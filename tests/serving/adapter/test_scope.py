@@ -1,0 +1,93 @@
+"""What is not supported is refused at start, in one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from virtual_rig import Case, scheduler_for
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.adapter.scope import refuse_unsupported
+
+
+@pytest.fixture
+def config() -> tuple[Any, Any]:
+    """The configuration of a scheduler that was accepted, as plain namespaces that can be changed."""
+    s = scheduler_for(Case(()))
+    vllm_config = SimpleNamespace(
+        speculative_config=s.vllm_config.speculative_config,
+        kv_transfer_config=s.vllm_config.kv_transfer_config,
+        ec_transfer_config=s.vllm_config.ec_transfer_config,
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=s.parallel_config.pipeline_parallel_size,
+            decode_context_parallel_size=s.parallel_config.decode_context_parallel_size,
+            prefill_context_parallel_size=s.parallel_config.prefill_context_parallel_size,
+        ),
+        model_config=SimpleNamespace(
+            runner_type=s.vllm_config.model_config.runner_type,
+            is_encoder_decoder=s.vllm_config.model_config.is_encoder_decoder,
+        ),
+    )
+    groups = [SimpleNamespace(kv_cache_spec=g.kv_cache_spec) for g in s.kv_cache_config.kv_cache_groups]
+    return vllm_config, SimpleNamespace(kv_cache_groups=groups)
+
+
+class Tweaked(FullAttentionSpec):
+    """A kind of full attention that we do not know."""
+
+
+SHAPE = {"block_size": 16, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+
+
+def with_group(c: Any, spec: Any) -> None:
+    c[1].kv_cache_groups[0].kv_cache_spec = spec
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "speculative decoding": lambda c: setattr(c[0], "speculative_config", object()),
+    "KV connectors": lambda c: setattr(c[0], "kv_transfer_config", object()),
+    "encoder-cache connectors": lambda c: setattr(c[0], "ec_transfer_config", object()),
+    "pipeline parallelism": lambda c: setattr(c[0].parallel_config, "pipeline_parallel_size", 2),
+    "context parallelism": lambda c: setattr(c[0].parallel_config, "decode_context_parallel_size", 2),
+    "context parallelism ": lambda c: setattr(c[0].parallel_config, "prefill_context_parallel_size", 2),
+    "a KV cache other than one": lambda c: with_group(c, SlidingWindowSpec(**SHAPE, sliding_window=64)),
+    "a KV cache other than one ": lambda c: c[1].kv_cache_groups.append(c[1].kv_cache_groups[0]),
+    "a KV cache other than one  ": lambda c: c[1].kv_cache_groups.clear(),
+    "a KV cache other than one   ": lambda c: with_group(c, Tweaked(**SHAPE)),
+    "a model that does not generate": lambda c: setattr(c[0].model_config, "runner_type", "pooling"),
+    "an encoder-decoder model": lambda c: setattr(c[0].model_config, "is_encoder_decoder", True),
+}
+
+
+def test_what_is_supported_passes(config: tuple[Any, Any]) -> None:
+    refuse_unsupported(*config)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_not_is_refused_by_name(config: tuple[Any, Any], what: str) -> None:
+    CHANGES[what](config)
+    with pytest.raises(ConfigError) as caught:
+        refuse_unsupported(*config)
+    line = str(caught.value)
+    assert line.startswith(f"vLLM configuration: {what.strip()}")
+    assert "is not supported by EcoServeScheduler; " in line
+    assert "\n" not in line
+
+
+def test_an_older_vllm_without_encoder_connectors_passes(config: tuple[Any, Any]) -> None:
+    del config[0].ec_transfer_config
+    refuse_unsupported(*config)
+
+
+def test_the_scheduler_refuses_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr("ecoserve.serving.adapter.scheduler.refuse_unsupported", refuse)
+    with pytest.raises(ConfigError, match="no"):
+        scheduler_for(Case(()))
