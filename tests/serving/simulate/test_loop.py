@@ -1,0 +1,160 @@
+"""The virtual clock: time, pipeline depth, aborts, and what it reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from virtual_rig import STOCK, Case, Spec, StrictWorker, arrivals_of, play, scheduler_for
+
+from ecoserve.errors import RunError
+from ecoserve.serving.simulate.cost import LinearCost, StepWork
+from ecoserve.serving.simulate.loop import VirtualLoop
+
+COST = LinearCost(step_s=0.01, prefill_token_s=0.001, decode_s=0.0001, context_token_s=0.0)
+
+
+def run(case: Case, cost: LinearCost = COST, **options: Any) -> Any:
+    loop = VirtualLoop(scheduler_for(case), cost, case.depth, StrictWorker(case), **options)
+    return loop.run(arrivals_of(case))
+
+
+def test_a_step_costs_what_its_work_costs() -> None:
+    cost = LinearCost(step_s=1.0, prefill_token_s=0.1, decode_s=0.01, context_token_s=0.001)
+    work = StepWork(prefill_tokens=5, decodes=3, context_tokens=40)
+    assert cost.seconds(work) == pytest.approx(1.0 + 0.5 + 0.03 + 0.04)
+    assert cost.seconds(StepWork()) == 1.0
+
+
+def test_costs_are_not_negative() -> None:
+    with pytest.raises(ValueError, match="step_s"):
+        LinearCost(step_s=-1.0)
+
+
+@pytest.mark.parametrize("policy", ["ecoserve", STOCK])
+def test_one_request_takes_its_prefill_and_its_decodes(policy: str) -> None:
+    (row,) = run(Case((Spec(prompt=20, answer=5),), policy=policy)).rows
+    prefill, decode = 0.01 + 0.02, 0.01 + 0.0001
+    assert row.first_token_s == pytest.approx(prefill)
+    assert row.finish_s == pytest.approx(prefill + 4 * decode)
+    assert row.output_tokens == 5
+    assert row.status == "completed"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_clock_jumps_to_the_next_arrival(depth: int) -> None:
+    case = Case((Spec(prompt=20, answer=2), Spec(gap_s=100.0, prompt=20, answer=2)), depth=depth)
+    result = run(case)
+    assert result.rows[1].arrival_s == 100.0
+    assert result.rows[1].first_token_s == pytest.approx(100.03)
+    assert 100.0 < result.end_s < 100.1
+    assert result.totals.steps < 12, "no steps are run while nothing happens"
+
+
+def test_at_depth_two_a_step_is_scheduled_before_the_last_ones_output() -> None:
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for depth in (1, 2):
+        seen[depth] = []
+
+        def look(s: Any, output: Any, depth: int = depth) -> None:
+            for request in s.running:
+                seen[depth].append((request.num_in_flight_tokens, request.num_output_placeholders))
+
+        case = Case((Spec(prompt=20, answer=8),), depth=depth)
+        play(case, look)
+    assert max(p for _, p in seen[1]) == 1
+    assert max(p for _, p in seen[2]) == 2
+
+
+def test_the_last_step_at_depth_two_is_for_nothing_and_is_not_counted_as_output() -> None:
+    one, two = (play(Case((Spec(prompt=20, answer=8, max_tokens=50),), depth=d)) for d in (1, 2))
+    assert [p.result.rows[0].output_tokens for p in (one, two)] == [8, 8]
+    scheduled = [p.scheduler.counters.steps for p in (one, two)]
+    assert scheduled[1] == scheduled[0] + 1
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_no_other_depths(depth: int) -> None:
+    with pytest.raises(ValueError, match="depth must be 1 or 2"):
+        VirtualLoop(scheduler_for(Case(())), COST, depth)
+
+
+# -- aborts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", ["ecoserve", STOCK])
+def test_a_client_that_goes_away(policy: str, depth: int) -> None:
+    leaves = Spec(prompt=20, answer=60, max_tokens=100, abort_after_s=0.1)
+    rows = play(Case((leaves, Spec(prompt=20, answer=30)), policy=policy, depth=depth)).result.rows
+    assert (rows[0].status, rows[0].error) == ("failed", "aborted")
+    assert 0 < rows[0].output_tokens < 60
+    assert rows[0].finish_s is None
+    assert rows[1].status == "completed"
+
+
+def test_going_away_after_the_end_changes_nothing() -> None:
+    (row,) = play(Case((Spec(prompt=20, answer=3, abort_after_s=50.0),))).result.rows
+    assert row.status == "completed"
+
+
+def test_going_away_in_the_queue() -> None:
+    specs = (Spec(prompt=20, answer=60), Spec(prompt=20, answer=60, abort_after_s=0.05))
+    rows = play(Case(specs, max_num_seqs=1)).result.rows
+    assert [r.status for r in rows] == ["completed", "failed"]
+    assert rows[1].output_tokens == 0
+
+
+# -- a hang is an error -----------------------------------------------------------------------------------------------
+
+
+def test_a_scheduler_that_schedules_nothing_is_an_error() -> None:
+    case = Case((Spec(), Spec()))
+    s = scheduler_for(case)
+    s.waiting._gate = lambda request: False
+    with pytest.raises(RunError, match=r"no progress: \(0, 2\) running and waiting"):
+        VirtualLoop(s, COST).run(arrivals_of(case))
+
+
+# -- what it reports ------------------------------------------------------------------------------------------
+
+
+def test_a_load_of_nothing() -> None:
+    result = run(Case(()))
+    assert result.rows == []
+    assert result.end_s == 0.0
+    assert result.totals.steps == 0
+
+
+def test_kvc_is_averaged_over_time() -> None:
+    case = Case((Spec(prompt=32, answer=1),), blocks=10, max_model_len=160)
+    assert run(case).totals.kvc_used_mean == pytest.approx(0.2), "two of ten blocks, all of the time"
+    longer = run(Case((Spec(prompt=30, answer=4),), blocks=10, max_model_len=160), keep_series=True)
+    assert {held for _, held, _, _ in longer.series} == {0, 2, 3}
+    assert 0.2 < longer.totals.kvc_used_mean < 0.3
+
+
+def test_the_series_has_a_point_a_step_in_order() -> None:
+    result = run(Case((Spec(prompt=20, answer=9), Spec(gap_s=0.05, prompt=20, answer=9))), keep_series=True)
+    times = [t for t, *_ in result.series]
+    assert times == sorted(times)
+    assert len(times) == result.totals.steps
+    assert run(Case((Spec(),))).series == []
+
+
+def test_every_step_is_timed() -> None:
+    totals = run(Case((Spec(prompt=20, answer=9),))).totals
+    assert len(totals.schedule_s) == totals.steps
+    assert len(totals.update_s) == totals.steps
+    assert min(totals.schedule_s) > 0
+
+
+def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
+    case = Case(tuple(Spec(gap_s=0.01 * i, prompt=8 + i) for i in range(5)))
+    arrivals = arrivals_of(case)
+    for i, arrival in enumerate(arrivals):
+        arrival.predicted_tokens = 10.0 + i
+    rows = VirtualLoop(scheduler_for(case), COST).run(arrivals[::-1]).rows
+    assert [r.request_id for r in rows] == [f"r{i}" for i in range(5)]
+    assert [r.prompt_tokens for r in rows] == [8 + i for i in range(5)]
+    assert [r.predicted_tokens for r in rows] == [10.0 + i for i in range(5)]

@@ -1,0 +1,161 @@
+"""One run in virtual time, from settings to a summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ecoserve.errors import ConfigError, InputError, TraceError
+from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate
+from ecoserve.serving.workload import LengthsTold, make_load, trace_for
+
+SMALL: dict[str, Any] = {
+    "trace": "synthetic:200",
+    "rate_rps": 20.0,
+    "requests": 25,
+    "blocks": 120,
+    "max_model_len": 1024,
+    "max_tokens": 300,
+    "max_num_batched_tokens": 512,
+}
+
+
+def settings(**changes: Any) -> SimulateSettings:
+    return SimulateSettings(**(SMALL | changes))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(
+    "policy", ["ecoserve", "ecoserve-exact", "ecoserve-d", "vllm", "vllm-watermark", "vllm-priority"]
+)
+def test_every_policy_serves_the_load(policy: str, depth: int) -> None:
+    result = simulate(settings(policy=policy, depth=depth, lengths="noise:0.4"))
+    summary = result.summary()
+    assert (summary["policy"], summary["lengths"], summary["depth"]) == (policy, "noise:0.4", depth)
+    assert summary["completed"] == summary["requests"] == 25
+    assert summary["blocks"] == 120
+    assert summary["kvc_demand_peak"] > 0
+    assert summary["output_tokens_per_s"] > 0
+    assert 0 < summary["kvc_used_mean"] < 1
+    assert all(r.predicted_tokens and r.predicted_tokens >= 1 for r in result.rows)
+
+
+def test_the_load_does_not_depend_on_the_policy_or_on_what_is_told() -> None:
+    def load(**changes: Any) -> list[tuple[Any, ...]]:
+        rows = simulate(settings(**changes)).rows
+        return [(r.request_id, r.arrival_s, r.prompt_tokens, r.output_tokens) for r in rows]
+
+    first = load(policy="vllm")
+    assert load(policy="ecoserve") == first
+    assert load(policy="ecoserve-exact", lengths="none", depth=2) == first
+    assert load(policy="vllm", seed=1) != first
+
+
+@pytest.mark.parametrize(("lengths", "predicted"), [("true", True), ("noise:1", True), ("none", False)])
+def test_what_is_told_is_written_down(lengths: str, predicted: bool) -> None:
+    rows = simulate(settings(lengths=lengths)).rows
+    assert all((r.predicted_tokens is not None) is predicted for r in rows)
+    if lengths == "true":
+        assert [r.predicted_tokens for r in rows] == [r.output_tokens for r in rows]
+
+
+def test_policies_of_vllm_itself_are_vllms_settings() -> None:
+    assert _scheduler(settings(policy="vllm")).kv_cache_manager.watermark_blocks == 0
+    assert _scheduler(settings(policy="vllm-watermark")).kv_cache_manager.watermark_blocks == 6
+    assert _scheduler(settings(policy="vllm-priority")).policy.value == "priority"
+    assert type(_scheduler(settings(policy="vllm"))).__name__ == "CountingScheduler"
+    assert type(_scheduler(settings(policy="ecoserve-d"))).__name__ == "EcoServeScheduler"
+
+
+def test_priority_is_the_predicted_length() -> None:
+    chosen = settings(policy="vllm-priority", lengths="true")
+    load = make_load(
+        trace_for("synthetic:200", None, None, None),
+        requests=5,
+        rate_rps=5.0,
+        seed=0,
+        lengths=LengthsTold.parse("true"),
+        max_tokens=300,
+        max_prompt_tokens=700,
+    )
+    for one in load:
+        assert _arrival(chosen, one).request.priority == one.response_tokens
+        assert _arrival(settings(policy="vllm"), one).request.priority == 0
+
+
+@pytest.mark.parametrize(("depth", "runner", "v2"), [(1, None, False), (2, None, True), (1, 2, True), (2, 1, False)])
+def test_which_runners_rules_hold(depth: int, runner: int | None, v2: bool) -> None:
+    assert _scheduler(settings(depth=depth, runner=runner)).use_v2_model_runner is v2
+
+
+def test_knobs_reach_the_scheduler_and_bad_ones_are_named() -> None:
+    assert _scheduler(settings(scheduler={"z": 1.0})).settings.z == 1.0
+    with pytest.raises(ConfigError, match="ecoserve scheduler setting zed"):
+        simulate(settings(scheduler={"zed": 1.0}))
+
+
+def test_deadlines_are_multiples_of_an_idle_engines_time() -> None:
+    tight, loose = (simulate(settings(slo_scale=scale)) for scale in (1.0, 4.0))
+    assert all(r.deadline_s is not None and r.deadline_s > r.arrival_s for r in tight.rows)
+    for a, b in zip(tight.rows, loose.rows, strict=True):
+        assert b.deadline_s is not None
+        assert a.deadline_s is not None
+        assert b.deadline_s - b.arrival_s == pytest.approx(4 * (a.deadline_s - a.arrival_s))
+    low, high = tight.summary()["slo_attainment"], loose.summary()["slo_attainment"]
+    assert 0 <= low < high <= 1
+    assert simulate(settings()).summary()["slo_attainment"] is None
+
+
+def test_an_idle_engine_meets_its_own_deadlines() -> None:
+    idle = simulate(settings(requests=5, rate_rps=0.05, slo_scale=1.05, policy="vllm"))
+    assert idle.summary()["slo_attainment"] == 1.0
+
+
+def test_the_demand_is_of_the_load_not_of_the_policy() -> None:
+    peaks = {
+        demand_peak_blocks(settings(policy=p, depth=d, blocks=b, lengths=told))
+        for p, d, b, told in (("vllm", 1, 120, "none"), ("ecoserve", 2, 600, "true"), ("ecoserve-d", 1, 64, "noise:2"))
+    }
+    assert len(peaks) == 1
+    assert demand_peak_blocks(settings(rate_rps=0.1)) < peaks.pop() / 3
+
+
+def test_prompts_of_a_load_share_no_prefix() -> None:
+    summary = simulate(settings(prefix_caching=True, policy="vllm")).summary()
+    without = simulate(settings(prefix_caching=False, policy="vllm")).summary()
+    assert summary["e2el_mean_ms"] == without["e2el_mean_ms"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"policy": "orca2"}, "policy 'orca2' is not known; one of ecoserve, "),
+        ({"max_tokens": 1024}, "max_tokens 1024 leaves no room for a prompt"),
+        ({"blocks": 60}, "60 KVC blocks of 16 tokens cannot hold one request of max_model_len 1024"),
+        ({"trace": "synthetic:none"}, "synthetic:none is not a number of rows"),
+        ({"trace": "no/such/file.json"}, "no/such/file.json"),
+        ({"lengths": "guessed"}, "'guessed' is none of true, none, noise:SIGMA, predicted:CHECKPOINT"),
+        ({"lengths": "noise:much"}, "noise:much is not a log-standard deviation"),
+        ({"lengths": "predicted:/no/such/checkpoint"}, "/no/such/checkpoint"),
+        ({"rate_rps": None}, "the trace has no recorded arrivals"),
+        ({"split": "valid"}, "no rows of split 'valid'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        simulate(settings(**changes))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"rate_rps": 0.0}, {"depth": 3}, {"requests": 0}, {"runner": 4}, {"polcy": "x"}])
+def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**changes)
+
+
+def test_a_trace_of_too_long_prompts_is_an_error() -> None:
+    with pytest.raises(TraceError, match="at most 1 prompt tokens"):
+        simulate(settings(max_model_len=301, blocks=20))
