@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata as metadata
 import platform
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -81,5 +82,7 @@ def test_what_is_installed_is_what_is_locked() -> None:
         pytest.skip("this environment was not made by `make setup`")
     text = (ROOT / "requirements" / f"{accelerator}.lock").read_text()
     pins = setup_plan.read_lock(text, sys.version_info[:2], platform.machine())
-    installed = {setup_plan.normalized(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    # Not all of sys.path: once imported, setuptools puts the older copies that it carries there too.
+    site = sysconfig.get_path("purelib")
+    installed = {setup_plan.normalized(d.metadata["Name"]): d.version for d in metadata.distributions(path=[site])}
     assert setup_plan.missing_pins(pins, installed) == []
