@@ -12,7 +12,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ecoserve.errors import EcoServeError, RunError
+from ecoserve.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,22 +102,6 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
         write_atomically(Path(target), text)
     except OSError as error:
         raise RunError(f"cannot be written ({error.strerror or error})", where=str(target)) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all; makes missing folders. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private; a result is for everybody the umask allows
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def guard(action: Callable[[], Any]) -> int:

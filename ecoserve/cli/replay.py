@@ -16,7 +16,6 @@ from ecoserve.cli.common import (
     emit_json,
     progress_bar,
     stderr_console,
-    write_atomically,
 )
 
 if TYPE_CHECKING:
@@ -211,6 +210,8 @@ def _run(planned: list[EngineRunSettings | ClientRunSettings], quiet: bool) -> I
 def _write(folder: Path, results: list[RunResult], summaries: Any) -> None:
     import dataclasses
     from json import dumps
+
+    from ecoserve.files import write_atomically
 
     emit_json(summaries, folder / "summary.json")
     rows = [

@@ -148,7 +148,7 @@ def _samples(values: object, own: int | None) -> tuple[int, ...] | None:
 def _identity(record: Record, form: Format) -> object:
     """What makes two exchanges the same one; ``None`` where there is no text to tell."""
     if form.own_ids:
-        return (record.conversation, record.turn, record.prompt, record.response, record.arrival_s)
+        return (record.conversation, record.turn, record.sample, record.prompt, record.response, record.arrival_s)
     if record.prompt is None:
         return None
     lengths = (record.response_tokens, record.sample_tokens)

@@ -45,6 +45,11 @@ class Record:
         arrival_s: arrival, in seconds on the trace's own clock.
         split: what the trace itself calls this row (``"train"``, ``"dev"``), else ``None``.
         censored: the answer was cut off, so that RL is only a lower bound of what it wanted to be.
+        sample: which of several answers to the same request this is, 0-based.
+        finish_reason: why the answer ended, as the server said it (``"stop"``, ``"length"``, ...).
+        max_tokens: the most tokens that the request allowed.
+        prefix_hashes: ids of the prompt's consecutive pieces; equal ids at equal places are the same tokens, which a
+            prefix cache keeps once (Mooncake's traces: 512 tokens a piece).
     """
 
     conversation: str
@@ -59,6 +64,10 @@ class Record:
     arrival_s: float | None = None
     split: str | None = None
     censored: bool = False
+    sample: int = 0
+    finish_reason: str | None = None
+    max_tokens: int | None = None
+    prefix_hashes: tuple[int, ...] = ()
 
     def chat(self) -> tuple[Message, ...]:
         """The context as chat messages: :attr:`messages`, else the prompt as one user message, else ``()``."""
@@ -77,6 +86,8 @@ class Record:
             row["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
         if self.sample_tokens:
             row["sample_tokens"] = list(self.sample_tokens)
+        if self.prefix_hashes:
+            row["prefix_hashes"] = list(self.prefix_hashes)
         return row
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import yaml
 
+from ecoserve.files import write_atomically
 from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figures
 from ecoserve.sweep.reporting.answer import answer
 from ecoserve.sweep.reporting.figures import Figure, Style
@@ -22,7 +23,7 @@ from ecoserve.sweep.reporting.metrics import write
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.settings import Settings
 from ecoserve.sweep.reporting.tables import Table, predictor_table, settings_table
-from ecoserve.sweep.results import ResultFolder, write_atomically
+from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 
 TEMPLATES: Final = Path(__file__).parent / "templates"

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError
+from ecoserve.files import write_atomically
 from ecoserve.serving.runs import RequestRow, RunResult
 from ecoserve.sweep.accuracy import prediction_accuracy
 from ecoserve.sweep.identity import PlannedRun, canonical
@@ -253,26 +252,6 @@ def load_summary(path: str | Path) -> Summary:
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON atomically; NaN is refused."""
     return write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Write ``data`` to a temporary sibling and rename it, so that ``path`` is never half-written."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _read_json(path: Path, fix: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from ecoserve.cli import common
 from ecoserve.errors import CheckpointError, EcoServeError, RunError, ThresholdError, TraceError
+from ecoserve.files import write_atomically
 
 
 def failing(error: BaseException) -> Callable[[], Any]:
@@ -144,7 +145,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", lambda *paths: failing(KeyboardInterrupt())())
     with pytest.raises(KeyboardInterrupt):
-        common.write_atomically(tmp_path / "file", "text")
+        write_atomically(tmp_path / "file", "text")
     assert list(tmp_path.iterdir()) == []
 
 

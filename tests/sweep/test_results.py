@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import jsonschema
@@ -178,7 +179,7 @@ def test_writing_leaves_the_old_file_whole_when_it_fails(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         results.write_json(target, {"new": 2})
     assert json.loads(target.read_text()) == {"old": 1}

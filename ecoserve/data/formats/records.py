@@ -59,6 +59,10 @@ class Records:
             arrival_s=None if arrival is None else float(arrival),
             split=text_or_none(row.get("split")),
             censored=row.get("censored") is True,
+            sample=whole(row.get("sample")) or 0,
+            finish_reason=text_or_none(row.get("finish_reason")),
+            max_tokens=whole(row.get("max_tokens")),
+            prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
         )
         yield Exchange(record, row.get("response"), row)
 
