@@ -5,7 +5,8 @@ kept).
 
 What vLLM's ``schedule()`` relies on, and this file keeps:
 - ``bool(queue)`` is asked repeatedly and means "is there a head to try"; the verdict is cached until something changes.
-- ``peek_request`` and ``pop_request`` agree; the order is frozen within one ``schedule()``.
+- ``peek_request`` and ``pop_request`` agree; the order is frozen within one ``schedule()``. Keys that depend on the
+  time are made anew between steps, all of them once in so many steps that it costs some :data:`REKEYED` keys a step.
 - ``len`` counts hidden requests too: it keeps the engine alive.
 - ``remove_requests`` tolerates requests that are not here.
 - Requests in a blocked status (grammar being compiled, streaming input) are never hidden: vLLM must look at them in
@@ -24,16 +25,20 @@ from ecoserve.serving.core.orderings import SortKey
 
 Entry = tuple[SortKey, int, Request]
 
+#: Keys made anew per step, on average, where keys move.
+REKEYED = 64
+
 
 class GatedQueue(RequestQueue):
     """A sorted queue whose head is visible only if the gate lets it through.
 
     Args:
-        key: sort key of a request; asked once, when the request comes in.
+        key: sort key of a request; asked when the request comes in, and again where keys move.
         gate: whether the head may start now. Not asked about requests in a blocked status.
         eligible: requests for which this is False are passed over (their output is still in flight).
         blocked: whether a request is in a blocked status.
         taken: told about every request that is popped after the gate let it through; vLLM may still skip it.
+        moves: whether keys depend on the time.
     """
 
     def __init__(
@@ -43,12 +48,15 @@ class GatedQueue(RequestQueue):
         eligible: Callable[[Request], bool],
         blocked: Callable[[Request], bool],
         taken: Callable[[Request], None],
+        moves: Callable[[], bool] = lambda: False,
     ) -> None:
         self._key = key
         self._gate = gate
         self._eligible = eligible
         self._is_blocked = blocked
         self._taken = taken
+        self._moves = moves
+        self._steps_since = 0
         self._sorted: list[Entry] = []
         self._blocked: dict[Request, None] = {}
         self._where: dict[Request, Entry] = {}
@@ -62,6 +70,14 @@ class GatedQueue(RequestQueue):
         for request in [r for r in self._blocked if not self._is_blocked(r)]:
             del self._blocked[request]
             self.add_request(request)
+        self._steps_since += 1
+        if self._moves() and self._steps_since * REKEYED >= len(self._sorted):
+            self._rekey()
+
+    def _rekey(self) -> None:
+        self._steps_since = 0
+        self._sorted = sorted((self._key(request), serial, request) for _, serial, request in self._sorted)
+        self._where = {entry[2]: entry for entry in self._sorted}
 
     def visible(self) -> Request | None:
         """The head, if it may be tried now."""

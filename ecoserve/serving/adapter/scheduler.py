@@ -23,6 +23,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from ecoserve.serving.adapter.clock import EngineClock, SchedulerClock
 from ecoserve.serving.adapter.counting import CountingScheduler
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import drop, may_resume
@@ -36,7 +37,8 @@ from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.kvc import KvcPolicy
 from ecoserve.serving.core.ledger import Ledger
-from ecoserve.serving.core.orderings import SortKey, generation_key, prompt_key
+from ecoserve.serving.core.orderings import Ordering, SortKey
+from ecoserve.serving.core.pace import Pace
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -58,6 +60,12 @@ class EcoServeScheduler(CountingScheduler):
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)
         #: request id -> step that paused it; only paused GTs are in here
         self.paused_at: dict[str, int] = {}
+        #: replaced by the virtual loop's
+        self.clock: SchedulerClock = EngineClock()
+        #: the time of the step, frozen within one ``schedule()``
+        self.now = self.clock.now()
+        self.pace = Pace(self.max_num_scheduled_tokens)
+        self.ordering = Ordering(self.settings.ordering_knobs(), self.pace)
         self._numbers = 0
         #: streaming sessions whose turn ended while they were in a queue
         self._turned: list[Request] = []
@@ -71,6 +79,7 @@ class EcoServeScheduler(CountingScheduler):
             eligible=lambda r: not r.num_stale_output_tokens or r.drop_stale_output,
             blocked=self.is_blocked,
             taken=self.prepass.prompt_taken,
+            moves=lambda: self.ordering.moves,
         )
         self.kv_holding_waiting = GatedQueue(
             key=self._generation_key,
@@ -78,17 +87,16 @@ class EcoServeScheduler(CountingScheduler):
             eligible=lambda r: may_resume(self, r),
             blocked=self.is_blocked,
             taken=self.prepass.generation_taken,
+            moves=lambda: self.ordering.moves,
         )
 
     # -- the order of the queues -----------------------------------------------------------------------
 
     def _prompt_key(self, request: Request) -> SortKey:
-        task = self.ledger.tasks[request.request_id]
-        return prompt_key(self.settings.ordering_name(), task, self.settings.ageing_tokens_per_s)
+        return self.ordering.prompt_key(self.ledger.tasks[request.request_id], self.now)
 
     def _generation_key(self, request: Request) -> SortKey:
-        task = self.ledger.tasks[request.request_id]
-        return generation_key(self.settings.ordering_name(), task, self.settings.ageing_tokens_per_s)
+        return self.ordering.generation_key(self.ledger.tasks[request.request_id], self.now)
 
     def is_blocked(self, request: Request) -> bool:
         """Whether vLLM waits for something outside (a grammar, a streaming client) before it can go on."""
@@ -100,7 +108,10 @@ class EcoServeScheduler(CountingScheduler):
         name = request.request_id
         if name not in self.requests:
             task = task_of(request, self.max_model_len, self.history, self.counters)
+            task.arrival_s = self.clock.arrival(request.arrival_time)
             task.number = self._numbers = self._numbers + 1
+            self.now = self.clock.now()
+            self.ordering.meet(task)
             self.ledger.tasks[name] = task
         super().add_request(request)
 
@@ -115,6 +126,8 @@ class EcoServeScheduler(CountingScheduler):
         self.prepass.believe(task, self.history.distribution(task.limit))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self.now = self.clock.now()
+        self.pace.step(self.now, busy=bool(self.running))
         self.prepass.run()
         output = super().schedule(throttle_prefills)
         self.prepass.resumed(output.num_scheduled_tokens)

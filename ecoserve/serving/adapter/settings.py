@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicyName
-from ecoserve.serving.core.orderings import OrderingName
+from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
 
 #: Policies that run on our scheduler, as (KVC policy, ordering).
 POLICIES: Final[dict[str, tuple[KvcPolicyName, OrderingName]]] = {
-    "ecoserve": ("pooled", "sjf"),
-    "ecoserve-exact": ("exact", "sjf"),
+    "ecoserve": ("pooled", "slo"),
+    "ecoserve-exact": ("exact", "srpt"),
     "ecoserve-d": ("exact", "fcfs"),
 }
 
@@ -43,7 +43,16 @@ class SchedulerSettings(BaseModel):
     quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
     reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
     waiting_share: float = Field(0.25, gt=0, le=1, description="the most KVC that paused GTs may hold, as a share")
-    ageing_tokens_per_s: float = Field(5.0, ge=0, le=1e6, description="sjf: size that a second of waiting makes up for")
+    ageing_tokens_per_s: float = Field(
+        5.0, ge=0, le=1e6, description="sjf, srpt, slo: size that a second of waiting makes up for"
+    )
+    ordering_quantile: float | None = Field(
+        None, gt=0, lt=1, description="orderings by length: this quantile in place of the mean"
+    )
+    max_wait_s: float = Field(
+        120.0, gt=0, description="hrrn, paper, slo: nobody is held back longer than this for his length or deadline"
+    )
+    longer_first: bool = Field(True, description="paper: the longer of two in the same ranges goes first")
     resume_steps: int = Field(4, ge=1, le=256, description="a paused GT goes on if this many steps' blocks are free")
     history_window: int = Field(
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
@@ -89,6 +98,12 @@ class SchedulerSettings(BaseModel):
             waiting_share=self.waiting_share,
         )
 
-    def ordering_name(self) -> OrderingName:
-        """The ordering of both queues."""
-        return self.ordering or POLICIES[self.policy][1]
+    def ordering_knobs(self) -> OrderingKnobs:
+        """The ordering of both queues and its knobs."""
+        return OrderingKnobs(
+            name=self.ordering or POLICIES[self.policy][1],
+            ageing=self.ageing_tokens_per_s,
+            quantile=self.ordering_quantile,
+            max_wait_s=self.max_wait_s,
+            longer_first=self.longer_first,
+        )

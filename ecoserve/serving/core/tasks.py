@@ -6,6 +6,7 @@ tokens are out, ``promised`` is the response length its reservation covers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -31,7 +32,7 @@ class Task:
         lengths: distribution of RL, closed at ``limit``; replaced when a response outlives it.
         limit: the most tokens this response may have.
         predicted: False if the lengths are history's, for want of a prediction.
-        arrival_s: arrival on the front end's clock.
+        arrival_s: arrival on the scheduler's clock.
         number: the how-manieth the scheduler has been given; decides between requests that are otherwise equal.
         written: tokens with KVC. generated: tokens out. promised: RL covered by the reservation, 0 before there is one.
         first_guess: median RL at arrival, for the books.
@@ -39,6 +40,8 @@ class Task:
         passed_by: this GT has waited for its promise so long that its claim goes first.
         spared: this GT draws on the global reserve.
         row: index in the forecast's tables, -1 when it is not in them.
+        ttft_slo_s: the first token is due so long after arrival. tpot_slo_s: each further one so long after it.
+        deadline_s: the last token is due at this time, where it was given as such.
     """
 
     request_id: str
@@ -58,14 +61,42 @@ class Task:
     spared: bool = False
     first_guess: int = field(default=0)
     row: int = -1
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    deadline_s: float | None = None
+    _rest: tuple[LengthDistribution, int, float | None, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.first_guess:
             self.first_guess = self.lengths.quantile(0.5)
 
-    def expected_rest(self) -> float:
-        """Expected tokens still to come, given those that are out."""
-        return max(1.0, self.lengths.given_longer_than(self.generated).mean() - self.generated)
+    def expected_rest(self, quantile: float | None = None) -> float:
+        """Tokens still to come, given those that are out: the mean, or a quantile."""
+        known = self._rest
+        if known is not None and known[0] is self.lengths and known[1] == self.generated and known[2] == quantile:
+            return known[3]
+        posterior = self.lengths.given_longer_than(self.generated)
+        whole = posterior.mean() if quantile is None else posterior.quantile(quantile)
+        rest = max(1.0, whole - self.generated)
+        self._rest = (self.lengths, self.generated, quantile, rest)
+        return rest
+
+    def has_slo(self) -> bool:
+        """Whether anything is due at a certain time."""
+        return self.ttft_slo_s is not None or self.tpot_slo_s is not None or self.deadline_s is not None
+
+    def first_token_due_s(self) -> float:
+        """When the first token is due; infinite if that was not said."""
+        return math.inf if self.ttft_slo_s is None else self.arrival_s + self.ttft_slo_s
+
+    def due_s(self) -> float:
+        """When the last token is due: as given, else the SLO's time for as many tokens as are expected."""
+        if self.deadline_s is not None:
+            return self.deadline_s
+        if self.tpot_slo_s is None:
+            return math.inf
+        whole = self.generated + self.expected_rest()
+        return self.arrival_s + (self.ttft_slo_s or 0.0) + self.tpot_slo_s * whole
 
     def span_tokens(self) -> int:
         """Tokens of KVC that the request needs now: all written, and at least its prompt."""

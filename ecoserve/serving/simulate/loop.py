@@ -50,6 +50,19 @@ class LoopResult:
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
 
 
+class _LoopClock:
+    """The scheduler's clock: this loop's."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def now(self) -> float:
+        return self._loop.now
+
+    def arrival(self, arrival_time: float) -> float:
+        return arrival_time
+
+
 class VirtualLoop:
     """Drives one scheduler through one load.
 
@@ -83,6 +96,7 @@ class VirtualLoop:
         self.keep_series = keep_series
         self.on_step = on_step
         self.now = 0.0
+        scheduler.clock = _LoopClock(self)
 
     def run(self, arrivals: Sequence[Arrival]) -> LoopResult:
         """Run the load to its end.

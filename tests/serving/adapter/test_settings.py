@@ -17,20 +17,20 @@ def test_nothing_given_is_the_policy_we_recommend() -> None:
         assert settings == SchedulerSettings()
         assert settings.policy == "ecoserve"
         assert settings.knobs().policy == "pooled"
-        assert settings.ordering_name() == "sjf"
+        assert settings.ordering_knobs().name == "slo"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_is_its_row_of_the_table(policy: str) -> None:
     settings = SchedulerSettings.parse({"policy": policy})
-    assert (settings.knobs().policy, settings.ordering_name()) == POLICIES[policy]
+    assert (settings.knobs().policy, settings.ordering_knobs().name) == POLICIES[policy]
 
 
 def test_a_knob_beside_a_policy_replaces_that_part() -> None:
     settings = SchedulerSettings.parse({"policy": "ecoserve-d", "kvc": "pooled", "ordering": "sjf", "z": 1.5})
     assert settings.knobs().policy == "pooled"
     assert settings.knobs().z == 1.5
-    assert settings.ordering_name() == "sjf"
+    assert settings.ordering_knobs().name == "sjf"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import pytest
 from core_rig import a_task
@@ -8,48 +8,165 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.orderings import PROMPT_WEIGHT, SortKey, generation_key, prompt_key
+from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering, OrderingKnobs, OrderingName
+from ecoserve.serving.core.pace import Pace
 from ecoserve.serving.core.tasks import Task
 
-KEYS = (prompt_key, generation_key)
+NAMES: tuple[OrderingName, ...] = ("fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo")
+QUEUES = ("prompt", "generation")
 
 
-def arrived(name: str, at: float, length: int = 50, **fields: int) -> Task:
+def arrived(name: str, at: float, length: int = 50, **fields: object) -> Task:
     return a_task(name, arrival_s=at, lengths=LengthDistribution.point(length), **fields)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_fcfs_is_by_arrival_whatever_the_length(key: object) -> None:
-    tasks = [arrived("long", 0.0, 900), arrived("short", 1.0, 1)]
-    assert sorted((tasks[1], tasks[0]), key=lambda t: key("fcfs", t, 5.0)) == tasks  # type: ignore[operator]
+def ordering(name: OrderingName, **knobs: object) -> Ordering:
+    out = Ordering(OrderingKnobs(name, **knobs), Pace(512))  # type: ignore[arg-type]
+    out.pace.token_s = 0.1
+    return out
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_sjf_is_by_length_among_those_that_arrived_together(key: object) -> None:
-    tasks = [arrived("short", 0.0, 10, number=2), arrived("long", 0.0, 20, number=1)]
-    assert sorted((tasks[1], tasks[0]), key=lambda t: key("sjf", t, 5.0)) == tasks  # type: ignore[operator]
+def order(tasks: list[Task], name: OrderingName, queue: str = "prompt", now: float = 0.0, **knobs: object) -> list[str]:
+    by = ordering(name, **knobs)
+    for task in tasks:
+        by.meet(task)
+    key = by.prompt_key if queue == "prompt" else by.generation_key
+    return [t.request_id for t in sorted(tasks, key=lambda t: key(t, now))]
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_fcfs_is_by_arrival_whatever_the_length(queue: str) -> None:
+    assert order([arrived("short", 1.0, 1), arrived("long", 0.0, 900)], "fcfs", queue) == ["long", "short"]
+
+
+@pytest.mark.parametrize("name", ["sjf", "srpt", "hrrn", "slo"])
+@pytest.mark.parametrize("queue", QUEUES)
+def test_the_shorter_of_two_that_arrived_together_goes_first(name: OrderingName, queue: str) -> None:
+    tasks = [arrived("long", 0.0, 200, number=1), arrived("short", 0.0, 10, number=2)]
+    assert order(tasks, name, queue, now=1.0) == ["short", "long"]
+
+
+def test_sjf_asks_for_the_whole_and_srpt_for_the_rest() -> None:
+    tasks = [arrived("nearly done", 0.0, 200, generated=195), arrived("short", 0.0, 100, generated=1)]
+    assert order(tasks, "sjf", "generation") == ["short", "nearly done"]
+    assert order(tasks, "srpt", "generation") == ["nearly done", "short"]
+
+
+def test_a_quantile_in_place_of_the_mean() -> None:
+    sure = a_task("sure", lengths=LengthDistribution.point(100))
+    vague = a_task("vague", lengths=LengthDistribution((0, 20, 400), (0.8, 0.2)))
+    assert order([sure, vague], "srpt") == ["vague", "sure"]
+    assert order([sure, vague], "srpt", quantile=0.9) == ["sure", "vague"]
 
 
 def test_a_prompt_counts_a_tenth_before_the_prefill_and_nothing_after_it() -> None:
     long_prompt, short_prompt = arrived("a", 0.0, 50, prompt_tokens=1000), arrived("b", 0.0, 60, prompt_tokens=10)
-    assert prompt_key("sjf", long_prompt, 0.0)[1] - prompt_key("sjf", short_prompt, 0.0)[1] == pytest.approx(
-        PROMPT_WEIGHT * 990 - 10
-    )
-    assert generation_key("sjf", long_prompt, 0.0) < generation_key("sjf", short_prompt, 0.0)
+    by = ordering("srpt", ageing=0.0)
+    difference = by.prompt_key(long_prompt, 0.0)[1] - by.prompt_key(short_prompt, 0.0)[1]
+    assert difference == pytest.approx(PROMPT_WEIGHT * 990 - 10)
+    assert by.generation_key(long_prompt, 0.0) < by.generation_key(short_prompt, 0.0)
 
 
-@pytest.mark.parametrize("ordering", ["fcfs", "sjf"])
-@pytest.mark.parametrize("key", KEYS)
-def test_priority_goes_before_everything(key: object, ordering: str) -> None:
-    first, second = arrived("urgent", 100.0, 900, priority=-1), arrived("usual", 0.0, 1)
-    assert key(ordering, first, 5.0) < key(ordering, second, 5.0)  # type: ignore[operator]
+def test_hrrn_prefers_the_short_until_the_long_has_waited_for_its_length() -> None:
+    early_long, late_short = arrived("long", 0.0, 100), arrived("short", 60.0, 10)
+    # services 10.16 and 1.16 s with the prompts; ratios at 61 s: 7.0 and 1.86
+    assert order([late_short, early_long], "hrrn", now=61.0) == ["long", "short"]
+    assert order([late_short, arrived("long", 59.5, 100)], "hrrn", now=61.0) == ["short", "long"]
 
 
-@pytest.mark.parametrize("ordering", ["fcfs", "sjf"])
-@pytest.mark.parametrize("key", KEYS)
-def test_equals_keep_the_order_in_which_they_came(key: object, ordering: str) -> None:
+@pytest.mark.parametrize("queue", QUEUES)
+def test_edf_is_by_deadline_and_who_has_none_is_not_forgotten(queue: str) -> None:
+    tasks = [
+        arrived("none", 0.0),
+        arrived("late", 0.0, deadline_s=300.0),
+        arrived("soon", 5.0, deadline_s=20.0),
+    ]
+    assert order(tasks, "edf", queue, max_wait_s=100.0) == ["soon", "none", "late"]
+
+
+def test_edf_counts_the_first_token_only_while_it_is_to_come() -> None:
+    tasks = [arrived("first soon", 0.0, ttft_slo_s=1.0), arrived("all soon", 0.0, deadline_s=2.0)]
+    assert order(tasks, "edf", "prompt") == ["first soon", "all soon"]
+    assert order(tasks, "edf", "generation") == ["all soon", "first soon"]
+
+
+def test_paper_goes_by_ranges_of_time_left_then_kvc_held_then_length() -> None:
+    urgent = arrived("urgent", 0.0, 10, deadline_s=2.0, written=16)
+    holds_much = arrived("holds much", 0.0, 10, deadline_s=100.0, written=1000)
+    longer = arrived("longer", 0.0, 300, deadline_s=100.0, written=20)
+    shorter = arrived("shorter", 0.0, 40, deadline_s=100.0, written=16)
+    tasks = [shorter, longer, holds_much, urgent]
+    assert order(tasks, "paper", "generation") == ["urgent", "holds much", "longer", "shorter"]
+    other = order(tasks, "paper", "generation", longer_first=False)
+    assert other == ["urgent", "holds much", "shorter", "longer"]
+
+
+def test_paper_takes_a_prompts_own_length() -> None:
+    tasks = [arrived("short", 0.0, 500, prompt_tokens=8), arrived("long", 0.0, 5, prompt_tokens=800)]
+    assert order(tasks, "paper", "prompt") == ["long", "short"]
+
+
+def test_slo_serves_those_who_can_still_meet_their_deadline_first() -> None:
+    tasks = [
+        arrived("hopeless", 0.0, 20, deadline_s=1.0),
+        arrived("hopeless and longer", 0.0, 30, deadline_s=1.0),
+        arrived("in time", 0.0, 100, deadline_s=11.0),
+        arrived("no deadline", 0.0, 150),
+    ]
+    expected = ["in time", "no deadline", "hopeless", "hopeless and longer"]
+    assert order(tasks, "slo", "generation", now=0.5) == expected
+    # Time passes: 100 tokens at 0.1 s are no longer in time.
+    assert order(tasks, "slo", "generation", now=2.0) == ["no deadline", "hopeless", "hopeless and longer", "in time"]
+
+
+def test_slo_counts_a_first_token_that_can_not_come_in_time() -> None:
+    tasks = [arrived("too late", 0.0, 5, ttft_slo_s=0.5), arrived("usual", 0.0, 200)]
+    assert order(tasks, "slo", "prompt", now=0.45) == ["usual", "too late"]
+    assert order(tasks, "slo", "prompt", now=0.0) == ["too late", "usual"]
+    # Once it is out, it holds nobody back.
+    tasks[0].generated = 1
+    assert order(tasks, "slo", "generation", now=0.45) == ["too late", "usual"]
+
+
+def test_slo_by_tokens_is_due_when_as_many_as_expected_are_due() -> None:
+    task = arrived("t", 10.0, 41, ttft_slo_s=1.0, tpot_slo_s=0.5)
+    assert task.due_s() == pytest.approx(10.0 + 1.0 + 0.5 * 41)
+    assert arrived("t", 10.0, ttft_slo_s=1.0).due_s() == math.inf
+
+
+def test_without_any_deadline_slo_is_srpt_and_stands_still() -> None:
+    tasks = [arrived(str(i), 0.5 * i, 1 + 37 * i % 101) for i in range(20)]
+    assert order(tasks, "slo", now=30.0) == order(tasks, "srpt", now=99.0)
+    by = ordering("slo")
+    by.meet(tasks[0])
+    assert not by.moves
+    by.meet(arrived("due", 0.0, deadline_s=1.0))
+    assert by.moves
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("queue", QUEUES)
+def test_priority_goes_before_everything(name: OrderingName, queue: str) -> None:
+    tasks = [arrived("usual", 0.0, 1, deadline_s=1.0), arrived("urgent", 100.0, 900, priority=-1)]
+    assert order(tasks, name, queue) == ["urgent", "usual"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("queue", QUEUES)
+def test_equals_keep_the_order_in_which_they_came(name: OrderingName, queue: str) -> None:
     siblings = [arrived(str(i), 5.0, number=i) for i in range(20)]
-    assert sorted([siblings[i] for i in range(19, -1, -1)], key=lambda t: key(ordering, t, 5.0)) == siblings  # type: ignore[operator]
+    assert order(siblings[::-1], name, queue) == [str(i) for i in range(20)]
+
+
+@pytest.mark.parametrize("name", ["hrrn", "paper", "slo"])
+def test_who_has_waited_too_long_is_passed_by_no_newcomer(name: OrderingName) -> None:
+    """Under a stream of newcomers that any rule would prefer."""
+    waits = arrived("waits", 0.0, 4000, prompt_tokens=8, deadline_s=0.001)
+    newcomers = [arrived(f"n{i}", 200.0 + i, 1, prompt_tokens=9000, deadline_s=1e6) for i in range(20)]
+    late = 200.0 + 4000 / 5 + 900.0
+    for newcomer in newcomers:
+        newcomer.arrival_s += late
+    assert order([*newcomers, waits], name, "prompt", now=late + 230.0, max_wait_s=100.0)[0] == "waits"
 
 
 tasks = st.builds(
@@ -60,42 +177,29 @@ tasks = st.builds(
 )
 
 
-def size(task: Task) -> float:
-    return task.expected_rest() + PROMPT_WEIGHT * task.prompt_tokens
+@pytest.mark.parametrize("name", ["sjf", "srpt"])
+@given(early=tasks, late=tasks, ageing=st.floats(0.1, 100))
+def test_nobody_is_overtaken_by_what_arrives_too_late(
+    name: OrderingName, early: Task, late: Task, ageing: float
+) -> None:
+    """The bound that the module's docstring states."""
+    by = ordering(name, ageing=ageing)
+
+    def size(task: Task) -> float:
+        return task.expected_rest() + PROMPT_WEIGHT * task.prompt_tokens
+
+    bound = max(0.0, (size(early) - size(late)) / ageing)
+    if late.arrival_s > early.arrival_s + bound + 1e-6:
+        assert by.prompt_key(early, 0.0) < by.prompt_key(late, 0.0)
 
 
-@given(tasks, tasks, st.floats(0.1, 100))
-def test_overtaking_is_bounded(early: Task, late: Task, ageing: float) -> None:
-    """A request is overtaken only by those that arrive within (S - their size) / ageing seconds after it."""
-    if late.arrival_s < early.arrival_s:
-        early, late = late, early
-    overtakes = prompt_key("sjf", late, ageing) < prompt_key("sjf", early, ageing)
-    if overtakes:
-        assert late.arrival_s - early.arrival_s <= (size(early) - size(late)) / ageing + 1e-6
-    elif late.arrival_s > early.arrival_s:
-        assert late.arrival_s - early.arrival_s >= (size(early) - size(late)) / ageing - 1e-6
-
-
-@given(tasks, st.floats(20, 100), st.floats(0.1, 1.0))
-def test_a_flood_of_short_ones_cannot_hold_a_long_one_up_for_ever(task: Task, ageing: float, gap: float) -> None:
-    """Served one at a time, one each ``gap`` seconds while one arrives each ``gap`` seconds, its turn comes in time."""
-    flood = (arrived(f"s{i}", task.arrival_s + i * gap, 1, prompt_tokens=1) for i in range(10**6))
-    bound = task.arrival_s + size(task) / ageing + 2 * gap
-    waiting = [task]
-    now = task.arrival_s
-    while now <= bound and len(waiting) < 2000:
-        waiting.append(next(flood))
-        served = min(waiting, key=lambda t: prompt_key("sjf", t, ageing))
-        if served is task:
-            return
-        waiting.remove(served)
-        now += gap
-    raise AssertionError(f"still waiting after {now - task.arrival_s} s, bound {bound - task.arrival_s} s")
-
-
-@given(st.lists(tasks, max_size=20), st.floats(0, 100), st.sampled_from(["fcfs", "sjf"]))
-def test_keys_do_not_depend_on_the_time_they_are_asked_at(them: Sequence[Task], ageing: float, ordering: str) -> None:
-    def keys() -> list[SortKey]:
-        return [k(ordering, t, ageing) for k in KEYS for t in them]  # type: ignore[arg-type]
-
-    assert keys() == keys()
+@pytest.mark.parametrize("name", NAMES)
+@given(task=tasks, now=st.floats(0, 5000), deadline=st.none() | st.floats(-10, 5000))
+def test_keys_are_numbers_that_can_be_compared(
+    name: OrderingName, task: Task, now: float, deadline: float | None
+) -> None:
+    task.deadline_s = deadline
+    by = ordering(name)
+    by.meet(task)
+    for key in (by.prompt_key(task, now), by.generation_key(task, now)):
+        assert all(math.isfinite(v) for v in key)
