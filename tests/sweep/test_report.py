@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import small_runs
 
+from ecoserve.pages import SLOTS, TEMPLATES, glued, script_json
 from ecoserve.sweep.execute import execute
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
-from ecoserve.sweep.report import TEMPLATES, glued, render, script_json, write_report
-from ecoserve.sweep.reporting.figures import SLOTS
+from ecoserve.sweep.report import render, write_report
 from ecoserve.sweep.results import ResultFolder, load_summary
 from ecoserve.sweep.summary import Meta, PredictorRow, Summary, TraceInfo
 
@@ -155,7 +155,7 @@ def test_plots_have_words_and_data(full):
     specs = json.loads(data)
     assert set(specs) == {plot["id"] for plot in plots}
     slots = {trace["meta"]["slot"] for spec in specs.values() for trace in spec["data"]}
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     assert slots <= set(range(SLOTS))
     assert css.count(f"--slot-{SLOTS - 1}:") == 3  # light, dark by choice, dark by the system
 
@@ -319,4 +319,4 @@ def test_a_browser_draws_every_plot_and_has_nothing_to_complain_about(full, tmp_
 
 def test_templates_are_shipped_with_the_package():
     names = {file.name for file in Path(TEMPLATES).iterdir()}
-    assert names == {"report.html.j2", "report.css", "report.js"}
+    assert names == {"page.html.j2", "page.css", "page.js"}

@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
+from ecoserve.pages import Cell, Column, Table, write, write_change
 from ecoserve.serving.runs import EngineTotals, RunResult
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figures
 from ecoserve.sweep.reporting.answer import answer
 from ecoserve.sweep.reporting.figures import Style
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, write, write_change, write_comparison
+from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, write_comparison
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.settings import Load, Settings
-from ecoserve.sweep.reporting.tables import Cell, Column, Table, predictor_table, settings_table
+from ecoserve.sweep.reporting.tables import predictor_table, settings_table
 from ecoserve.sweep.results import run_row
 from ecoserve.sweep.statistics import paired
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, Summary

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write
 from ecoserve.sweep.plan import LENGTH_BLIND
-from ecoserve.sweep.reporting.figures import Figure, LegendEntry, Panel, Style, plain, spec
-from ecoserve.sweep.reporting.metrics import NORMALIZED, THROUGHPUT, Metric, write
+from ecoserve.sweep.reporting.figures import Style
+from ecoserve.sweep.reporting.metrics import NORMALIZED, THROUGHPUT, Metric
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings
-from ecoserve.sweep.reporting.tables import Cell, Column, Table, level_cell
+from ecoserve.sweep.reporting.tables import level_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
             for s in settings.under(load)
         ],
         [load.title for load in loads for _ in settings.under(load)],
+        "Load",
     )
     return Figure(
         name,
@@ -87,7 +89,8 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
         panels,
         list(legend.values()),
         table,
-        switches_measure=True,
+        choices=tuple((measure.key, measure.title) for measure in MEASURES),
+        choice_label="Accuracy as",
     )
 
 

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ecoserve.pages import Answer, Tile, write, write_change
 from ecoserve.sweep.reporting.choice import main_load, relaxed_load, stand_in
-from ecoserve.sweep.reporting.metrics import NORMALIZED, PREEMPTIONS, write, write_change
+from ecoserve.sweep.reporting.metrics import NORMALIZED, PREEMPTIONS
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings
 from ecoserve.sweep.reporting.statements import (
-    Statement,
     care,
     interval,
     on_the_engine,
@@ -24,30 +23,10 @@ from ecoserve.sweep.reporting.statements import (
     which_setting,
     worth_of_prediction,
 )
-from ecoserve.sweep.reporting.tables import Tone
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import PredictorRow, Summary
 
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One figure that can be read at a glance."""
-
-    value: str
-    label: str
-    beneath: str = ""
-    tone: Tone = ""
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the first screen says."""
-
-    headline: str
-    tiles: list[Tile] = field(default_factory=list)
-    statements: list[Statement] = field(default_factory=list)
 
 
 def answer(summary: Summary, settings: Settings) -> Answer:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ecoserve.pages.numbers import NOTHING, digits, signed, write, write_change
 from ecoserve.sweep.statistics import Better, Comparison, Spread
-
-NOTHING: Final = "–"
-_MINUS: Final = "−"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Metric:
 
     def column(self, value: float | None) -> str:
         """A value under :attr:`heading`: the number alone."""
-        return NOTHING if value is None else _digits(value * self.column_scale, count=not self.unit)
+        return NOTHING if value is None else digits(value * self.column_scale, count=not self.unit)
 
     def column_spread(self, level: Spread | None) -> str:
         """The range over seeds under :attr:`heading`."""
@@ -94,60 +92,14 @@ SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "higher", "Shar
 MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, PREEMPTIONS, RECOMPUTED, PAUSES)
 
 
-def write(value: float, unit: str = "") -> str:
-    """A number for people, with its unit: ``11.1 s``, ``34.2 ms/token``, ``1,234``, ``67 %``."""
-    if unit == "share":
-        return f"{_digits(100 * value)} %"
-    if unit == "ms" and abs(value) >= 1000:
-        value, unit = value / 1000, "s"
-    return f"{_digits(value, count=not unit)} {unit}".rstrip()
-
-
-def write_change(relative: float, *, sign: bool = True) -> str:
-    """A relative difference: ``−71 %``, ``+3.2 %``; huge ones as a factor: ``12 x``."""
-    if relative >= 2:
-        return f"{_digits(1 + relative)}×"
-    percent = 100 * relative
-    digits = f"{abs(percent):.0f}" if abs(percent) >= 9.95 else f"{abs(percent):.1f}"
-    if float(digits) == 0:
-        return "0 %"
-    mark = (_MINUS if percent < 0 else "+") if sign else ""
-    return f"{mark}{digits} %"
-
-
 def write_comparison(comparison: Comparison, unit: str = "") -> tuple[str, str]:
     """A difference and its 95 % interval (empty with one seed): ``("−71 %", "−74 % to −68 %")``."""
     low, high = comparison.low, comparison.high
     if comparison.relative is None:
-        center = _signed(comparison.difference, unit)
-        return center, "" if low is None or high is None else f"{_signed(low, unit)} to {_signed(high, unit)}"
+        center = signed(comparison.difference, unit)
+        return center, "" if low is None or high is None else f"{signed(low, unit)} to {signed(high, unit)}"
     center = write_change(comparison.relative)
     return center, "" if low is None or high is None else f"{write_change(low)} to {write_change(high)}"
-
-
-def _signed(value: float, unit: str) -> str:
-    text = write(abs(value), unit)
-    return text if value == 0 else f"{'+' if value > 0 else _MINUS}{text}"
-
-
-def _digits(value: float, *, count: bool = False) -> str:
-    """Three significant digits, never fewer than the integer part, thousands apart; whole counts without decimals."""
-    size = abs(value)
-    if size == 0:
-        return "0"
-    if count and value == int(value) and size < 1e15:
-        return f"{int(value):,}".replace("-", _MINUS)
-    if size >= 99.95:
-        text = f"{size:,.0f}"
-    elif size >= 9.995:
-        text = f"{size:.1f}"
-    elif size >= 0.9995:
-        text = f"{size:.2f}"
-    elif size >= 0.0005:
-        text = f"{size:.3f}"
-    else:
-        text = f"{size:.1e}"
-    return f"{_MINUS if value < 0 else ''}{text}"
 
 
 def _shared_unit(a: str, b: str) -> str:

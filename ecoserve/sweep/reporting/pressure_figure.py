@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ecoserve.sweep.reporting.figures import Figure, LegendEntry, Panel, Style, plain, spec
-from ecoserve.sweep.reporting.metrics import NORMALIZED, write, write_change, write_comparison
+from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write, write_change
+from ecoserve.sweep.reporting.figures import Style
+from ecoserve.sweep.reporting.metrics import NORMALIZED, write_comparison
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
-from ecoserve.sweep.reporting.tables import Cell, Column, Table, comparison_cell, level_cell
+from ecoserve.sweep.reporting.tables import comparison_cell, level_cell
 
 
 def pressure_figure(settings: Settings, style: Style) -> Figure | None:
@@ -36,6 +37,7 @@ def pressure_figure(settings: Settings, style: Style) -> Figure | None:
             Column(f"Baseline ({NORMALIZED.unit})", settings.baseline_name),
             Column("Difference", "Mean over seeds of the relative difference, with its 95 % interval."),
         ],
+        group_title="Load",
     )
     positions, labels, traces = [], [], []
     y = 0.0

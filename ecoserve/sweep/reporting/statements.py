@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ecoserve.pages import Statement, Tone, write, write_change
 from ecoserve.sweep.reporting.choice import counterpart, latency, same_policy, stand_in
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT, write, write_change
+from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
-from ecoserve.sweep.reporting.tables import Tone, predictor_name
+from ecoserve.sweep.reporting.tables import predictor_name
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import PredictorRow, Summary
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One thing to know: what it is about, and the sentences."""
-
-    heading: str
-    text: str
-    tone: Tone = ""
 
 
 def what_it_buys(settings: Settings, load: Load, ours: Setting, base: Setting, comparison: Comparison) -> Statement:

@@ -1,20 +1,15 @@
-"""Tables of the report: what is shown, and the same as CSV with full numbers."""
+"""Tables of the report."""
 
 from __future__ import annotations
 
-import csv
-import io
-from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
-from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, NOTHING, Metric, write, write_comparison
+from ecoserve.pages import NOTHING, Cell, Column, Table, Tone, write
+from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, Metric, write_comparison
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import PredictorRow
-
-Tone = Literal["", "good", "bad", "quiet"]
 
 #: Keys of a predictor: title, unit, and the sentence that explains it.
 PREDICTOR_COLUMNS: Final = (
@@ -26,58 +21,6 @@ PREDICTOR_COLUMNS: Final = (
     ("coverage_80", "80 % interval holds", "share", "Should be 80 %: how far the stated uncertainty can be trusted."),
     ("latency_p50_ms", "Time per request", "ms", "Median time to predict for one request on this machine."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One cell: the text shown, a smaller line beneath, the number behind it, and its tone."""
-
-    text: str
-    beneath: str = ""
-    raw: float | str | None = None
-    tone: Tone = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column; ``note`` explains it to a newcomer."""
-
-    title: str
-    note: str = ""
-    number: bool = True
-
-
-@dataclass(slots=True)
-class Table:
-    """A table with a caption; the first cell of each row is its header.
-
-    ``groups`` names the group of every row, where rows have one: a heading in the page, a first column in the CSV.
-    """
-
-    name: str
-    caption: str
-    columns: list[Column]
-    rows: list[list[Cell]] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-
-    def csv(self) -> str:
-        """The table with full numbers, for a spreadsheet."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*(["Load"] if self.groups else []), *(_harmless(column.title) for column in self.columns)])
-        for group, row in self.grouped():
-            cells = [_harmless(cell.text if cell.raw is None else cell.raw) for cell in row]
-            writer.writerow([*([_harmless(group)] if self.groups else []), *cells])
-        return out.getvalue()
-
-    def grouped(self) -> list[tuple[str, list[Cell]]]:
-        """Every row with the name of its group ("" where there are none)."""
-        return list(zip(self.groups or [""] * len(self.rows), self.rows, strict=True))
-
-    @property
-    def csv_uri(self) -> str:
-        """The CSV as a ``data:`` address, so that a download needs no network."""
-        return f"data:text/csv;charset=utf-8;base64,{b64encode(self.csv().encode()).decode()}"
 
 
 def predictor_table(predictors: dict[str, PredictorRow]) -> Table | None:
@@ -129,6 +72,7 @@ def settings_table(name: str, caption: str, settings: Settings, loads: Sequence[
             ),
             Column("Seeds"),
         ],
+        group_title="Load",
     )
     for setting in here:
         baseline = settings.baseline_of(setting.load)
@@ -161,8 +105,3 @@ def comparison_cell(comparison: Comparison | None) -> Cell:
     center, interval = write_comparison(comparison)
     text = comparison.verdict if comparison.verdict == "no difference shown" else f"{center} · {comparison.verdict}"
     return Cell(text, interval, raw, tone)
-
-
-def _harmless(value: float | str) -> float | str:
-    """Text that a spreadsheet would run as a formula is marked as text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
