@@ -1,0 +1,27 @@
+"""Laws of response and prompt lengths: sampling from them, fitting them, and saying how well they fit.
+
+SciPy is imported when a law is used, not with this package.
+"""
+
+from ecoserve.data.laws.empirical import Histogram, KaplanMeier
+from ecoserve.data.laws.fitting import QUANTILES, FittedLaw, QuantileFit, bootstrap_p, fit_counts, fit_law, fit_laws
+from ecoserve.data.laws.law import GIVEN_LAWS, LAWS, LONGEST, Law
+from ecoserve.data.laws.tails import TailFit, fit_tails
+
+__all__ = [
+    "GIVEN_LAWS",
+    "LAWS",
+    "LONGEST",
+    "QUANTILES",
+    "FittedLaw",
+    "Histogram",
+    "KaplanMeier",
+    "Law",
+    "QuantileFit",
+    "TailFit",
+    "bootstrap_p",
+    "fit_counts",
+    "fit_law",
+    "fit_laws",
+    "fit_tails",
+]

@@ -1,0 +1,262 @@
+"""Fitting laws to lengths, and saying how well they fit.
+
+Rule: maximum likelihood on whole numbers: an answer of n tokens counts with P(N = n), one cut off at n with P(N > n).
+The likelihood is summed over distinct lengths. How well a law fits is said as distances, not as a verdict: with
+thousands of lengths every law is rejected by a test, and the question is by how much it is wrong.
+
+* ``ks``: the largest difference between the law's and the Kaplan-Meier distribution function.
+* ``anderson_darling``: the squared difference weighted by 1 / (F (1 - F)), which counts the tails, averaged over the
+  law: the discrete statistic of Choulakian, Lockhart and Stephens (1994) divided by n.
+  Both are taken as far as enough answers were not cut off (:attr:`KaplanMeier.reach`).
+* ``quantiles``: what the law says and what was seen, at the quantiles that matter for a cache.
+* :func:`bootstrap_p`: for small samples, where a test can still fail to reject.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data.laws.empirical import Histogram, KaplanMeier
+from ecoserve.data.laws.law import LAWS, Continuous, Floats, Ints, Law, continuous
+from ecoserve.errors import TraceError
+
+#: Fewer lengths say nothing about a law.
+FEWEST: Final = 10
+#: Quantiles at which law and lengths are compared.
+QUANTILES: Final = (0.1, 0.5, 0.9, 0.99)
+_DENSE: Final = 4096
+#: Shape parameters are looked for between these; a law that runs into one has become a simpler law.
+_SHAPES: Final = (0.02, 500.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantileFit:
+    """One quantile (``q``), in tokens: as seen (``None``: too many answers were cut off to see it) and fitted."""
+
+    q: float
+    seen: int | None
+    fitted: int
+
+
+@dataclass(frozen=True, slots=True)
+class FittedLaw:
+    """A law fitted to lengths, and how well it fits.
+
+    Attributes:
+        law: the law.
+        n: lengths it was fitted to; ``censored`` of them were cut off.
+        log_likelihood: natural logarithm, summed over all lengths.
+        aic, bic: Akaike's and Schwarz's criterion; smaller is better.
+        ks: largest distance of the distribution functions, 0 to 1.
+        anderson_darling: distance that emphasises the tails, per length.
+        quantiles: seen and fitted, at :data:`QUANTILES`.
+    """
+
+    law: Law
+    n: int
+    censored: int
+    log_likelihood: float
+    aic: float
+    bic: float
+    ks: float
+    anderson_darling: float
+    quantiles: tuple[QuantileFit, ...]
+
+    @property
+    def chance_ks(self) -> float:
+        """The ``ks`` that 5 % of samples of this size exceed when the law is exactly right: 1.358 / sqrt(n).
+
+        It holds for a law known beforehand and nothing cut off (Kolmogorov); fitted parameters make chance smaller.
+        So a larger ``ks`` is no chance; for a smaller one, ask :func:`bootstrap_p`.
+        """
+        return 1.358 / math.sqrt(self.n)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            **self.law.as_dict(),
+            "n": self.n,
+            "censored": self.censored,
+            "log_likelihood": self.log_likelihood,
+            "aic": self.aic,
+            "bic": self.bic,
+            "ks": self.ks,
+            "chance_ks": self.chance_ks,
+            "anderson_darling": self.anderson_darling,
+            "quantiles": [{"q": q.q, "seen": q.seen, "fitted": q.fitted} for q in self.quantiles],
+        }
+
+
+def fit_law(name: str, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None) -> FittedLaw:
+    """Fit one law by maximum likelihood.
+
+    Args:
+        name: one of :data:`~ecoserve.data.laws.LAWS`.
+        lengths: shape ``[n]``, tokens, whole numbers >= 1.
+        censored: shape ``[n]``, true where the answer was cut off at that length.
+
+    Raises:
+        TraceError: if there is no such law, or the lengths do not allow a fit: fewer than 10, all cut off, all that
+            ended equally long.
+    """
+    return fit_counts(name, Histogram.of(lengths, censored))
+
+
+def fit_laws(
+    lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, names: Sequence[str] = tuple(LAWS)
+) -> list[FittedLaw]:
+    """Fit each law of ``names``; the best (smallest AIC) first. Arguments and errors as of :func:`fit_law`."""
+    counts = Histogram.of(lengths, censored)
+    return sorted((fit_counts(name, counts) for name in names), key=lambda fit: fit.aic)
+
+
+def fit_counts(name: str, counts: Histogram) -> FittedLaw:
+    """:func:`fit_law` for lengths already counted."""
+    from scipy import optimize
+
+    if name not in LAWS:
+        raise TraceError(f"{name!r} is no law that can be fitted", fix=f"one of {', '.join(LAWS)}")
+    _check(counts)
+    start, bounds = _start(name, counts)
+
+    def loss(at: Floats) -> float:
+        return -_log_likelihood(continuous(name, dict(zip(LAWS[name], np.exp(at).tolist(), strict=True))), counts)
+
+    found = optimize.minimize(
+        loss, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-6, "fatol": 1e-7, "maxfev": 4000}
+    )
+    law = Law(name, dict(zip(LAWS[name], np.exp(found.x).tolist(), strict=True)))
+    return judge(law, counts, fitted_parameters=len(start))
+
+
+def judge(law: Law, counts: Histogram, *, fitted_parameters: int = 0) -> FittedLaw:
+    """How well ``law``, of which ``fitted_parameters`` were fitted to ``counts``, describes them."""
+    likelihood = _log_likelihood(continuous(law.name, law.parameters), counts)
+    seen = KaplanMeier.of(counts)
+    grid = comparison_grid(seen)
+    above = law.survival_at(grid)
+    difference = above - seen.survival_at(grid)
+    probability = -np.diff(above, prepend=1.0)
+    spread = above * (1.0 - above)
+    weighted = np.divide(difference**2 * probability, spread, out=np.zeros_like(spread), where=spread > 0.0)
+    return FittedLaw(
+        law=law,
+        n=counts.n,
+        censored=int(counts.cut.sum()),
+        log_likelihood=likelihood,
+        aic=2 * fitted_parameters - 2 * likelihood,
+        bic=fitted_parameters * math.log(counts.n) - 2 * likelihood,
+        ks=float(np.abs(difference).max()),
+        anderson_darling=float(weighted.sum()),
+        quantiles=tuple(QuantileFit(q, seen.quantile(q), law.quantile(q)) for q in QUANTILES),
+    )
+
+
+def comparison_grid(seen: KaplanMeier) -> Ints:
+    """The lengths at which a law is compared with ``seen``, ascending, shape ``[k]``.
+
+    Before and at each step of ``seen``, where the largest difference must be; between them every length up to 4,096 and
+    steps of a thousandth beyond, for the integral.
+    """
+    steps = seen.lengths[seen.lengths <= seen.reach]
+    dense = np.arange(1, min(seen.reach, _DENSE) + 1)
+    sparse = np.geomspace(_DENSE, max(seen.reach, _DENSE), 6000).astype(np.int64)
+    grid = np.unique(np.concatenate((dense, sparse[sparse <= seen.reach], steps, steps - 1, [seen.reach])))
+    return np.asarray(grid[grid >= 1], dtype=np.int64)
+
+
+def bootstrap_p(
+    fit: FittedLaw, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, *, draws: int = 99, seed: int = 0
+) -> float:
+    """The share of samples of the fitted law whose own fit is at least as far off (``ks``) as this one.
+
+    Each of ``draws`` samples has as many lengths, is cut off as the lengths were (limits drawn from the Kaplan-Meier
+    estimate of the limits), and is fitted again: the parametric bootstrap of Stute, Gonzalez Manteiga and
+    Presedo Quindimil (1993). It costs ``draws`` fits. Below 0.05 the law is usually called rejected.
+    """
+    counts = Histogram.of(lengths, censored)
+    limits = KaplanMeier.of_limits(counts)
+    steps = -np.diff(limits.survival, prepend=1.0)
+    rng = np.random.default_rng(seed)
+    farther = 0
+    for _ in range(draws):
+        wanted = fit.law.sample(rng, counts.n)
+        index = np.searchsorted(np.cumsum(steps), rng.random(counts.n), side="right")
+        limit = np.append(limits.lengths, np.iinfo(np.int64).max)[index]
+        drawn = Histogram.of(np.minimum(wanted, limit), wanted > limit)
+        farther += fit_counts(fit.law.name, drawn).ks >= fit.ks
+    return (farther + 1) / (draws + 1)
+
+
+def _check(counts: Histogram) -> None:
+    if counts.n < FEWEST:
+        raise TraceError(f"{counts.n} lengths are too few to fit a law", fix=f"give {FEWEST} or more")
+    ended = np.flatnonzero(counts.ended)
+    if not len(ended):
+        raise TraceError(f"all {counts.n:,} answers were cut off: how long they would have been is not known")
+    if len(ended) == 1:
+        where = int(counts.lengths[ended[0]])
+        what = "all lengths" if not counts.cut.any() else "all answers that were not cut off"
+        raise TraceError(
+            f"{what} are {where}: there is no law to fit", fix=f"describe them as constant, {where} tokens"
+        )
+
+
+def _start(name: str, counts: Histogram) -> tuple[Floats, list[tuple[float, float]]]:
+    """Where the search begins, and between what it looks: logarithms of the parameters."""
+    weights = counts.ended + counts.cut
+    logs = np.log(counts.lengths)
+    centre = float(np.average(logs, weights=weights))
+    sigma = max(0.05, math.sqrt(float(np.average((logs - centre) ** 2, weights=weights))))
+    mean = float(np.average(counts.lengths, weights=weights))
+    top = float(counts.lengths[-1])
+    size = (math.log(0.1), math.log(top * 1000.0))
+    wide = (math.log(_SHAPES[0] / 10), math.log(_SHAPES[1]))
+    shape = (math.log(_SHAPES[0]), math.log(_SHAPES[1]))
+    begin = {
+        "lognormal": [centre, math.log(sigma)],
+        "logt": [centre, math.log(sigma * 0.8), math.log(8.0)],
+        # The log of a Weibull variable has standard deviation pi / sqrt(6) / shape.
+        "weibull": [math.log(mean), math.log(min(50.0, 1.28 / sigma))],
+        "pareto": [math.log(2.0 * mean), math.log(3.0)],
+        "gamma": [math.log(mean * sigma**2), -2.0 * math.log(sigma)],
+        "exponential": [math.log(mean)],
+    }[name]
+    of = {"median": size, "scale": size, "sigma": wide, "shape": shape, "df": shape}
+    bounds = [of[parameter] for parameter in LAWS[name]]
+    if name in ("pareto", "gamma"):
+        # A Pareto law with a large shape is an exponential one, and its scale grows with the shape.
+        bounds[0] = (math.log(1e-3), math.log(top * _SHAPES[1] * 10))
+    clipped = [min(max(b, low), high) for b, (low, high) in zip(begin, bounds, strict=True)]
+    return np.asarray(clipped), bounds
+
+
+def _log_likelihood(law: Continuous, counts: Histogram) -> float:
+    n = counts.lengths.astype(np.float64)
+    with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+        total = float(counts.ended @ log_probability(law, n))
+        if counts.cut.any():
+            cut = counts.cut > 0
+            total += float(counts.cut[cut] @ np.maximum(np.log(law.sf(n[cut] + 0.5)), -1e4))
+    return total if math.isfinite(total) else -1e300
+
+
+def log_probability(law: Continuous, n: Floats) -> Floats:
+    """log P(N = n): the law's mass from n - 0.5 (from 0, for n = 1) to n + 0.5."""
+    low = np.where(n <= 1.0, 0.0, n - 0.5)
+    # Differences of the smaller tail keep their digits; where both ends are 0, the density stands for the mass.
+    below, above = law.cdf(n + 0.5), law.sf(np.maximum(low, 1e-9))
+    by_sf = above - law.sf(n + 0.5)
+    by_cdf = below - np.where(low > 0.0, law.cdf(np.maximum(low, 1e-9)), 0.0)
+    mass = np.where(below < 0.5, by_cdf, by_sf)
+    logs = np.log(np.maximum(mass, 1e-300))
+    lost = ~(mass > 1e-290)
+    if lost.any():
+        logs[lost] = np.maximum(law.logpdf(n[lost]), -1e4)
+    return np.asarray(logs)

@@ -1,0 +1,169 @@
+"""The longest lengths alone: a generalised Pareto law above a threshold.
+
+Rule: whatever the law of all lengths, what exceeds a high threshold is close to a generalised Pareto law (Balkema and
+de Haan 1974, Pickands 1975): P(X - u > y | X > u) = (1 + xi y / scale) ** (-1 / xi). xi > 0 is a power-law tail, 0 an
+exponential one, below 0 it ends. What threshold is high enough is not known, so it is fitted above several: an xi that
+keeps changing says that none was. Maximum likelihood on whole numbers, answers cut off through P(N > n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data.laws.empirical import Histogram, KaplanMeier
+from ecoserve.data.laws.fitting import comparison_grid
+from ecoserve.data.laws.law import LONGEST, Floats
+from ecoserve.errors import TraceError
+
+#: Quantiles of all lengths that serve as thresholds.
+THRESHOLDS: Final = (0.8, 0.9, 0.95, 0.99)
+#: Fewer answers that ended above a threshold are no tail to fit.
+FEWEST_ABOVE: Final = 50
+_XI: Final = (-1.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TailFit:
+    """A generalised Pareto law of the lengths above ``threshold``.
+
+    Attributes:
+        q: share of all lengths that do not exceed the threshold, as asked for.
+        threshold: tokens.
+        share: P(N > threshold), Kaplan-Meier.
+        n: lengths above it; ``censored`` of them were cut off.
+        xi, scale: shape and scale (tokens).
+        xi_error: standard error of xi from the observed information; ``None`` where xi <= -0.5, where it has none.
+        ks: largest distance between the law of the exceedances and their Kaplan-Meier estimate.
+    """
+
+    q: float
+    threshold: int
+    share: float
+    n: int
+    censored: int
+    xi: float
+    scale: float
+    xi_error: float | None
+    ks: float
+
+    @property
+    def end(self) -> float:
+        """The longest length this tail allows (tokens); infinite unless xi is below 0."""
+        return self.threshold + 0.5 - self.scale / self.xi if self.xi < 0 else math.inf
+
+    def quantile(self, q: float) -> int:
+        """The quantile of all lengths at ``q``, which must lie in the tail: 1 - share <= q < 1; tokens.
+
+        Raises:
+            TraceError: if it does not.
+        """
+        if not 1.0 - self.share - 1e-12 <= q < 1.0:
+            raise TraceError(f"quantile {q} does not lie in the tail, which begins at {1.0 - self.share:.4g}")
+        ratio = math.log(self.share / (1.0 - q))
+        beyond = self.scale * (math.expm1(self.xi * ratio) / self.xi if self.xi else ratio)
+        return max(self.threshold, min(LONGEST, math.ceil(self.threshold + beyond)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        names = ("q", "threshold", "share", "n", "censored", "xi", "xi_error", "scale", "ks")
+        row = {name: getattr(self, name) for name in names}
+        return {**row, "end": self.end if math.isfinite(self.end) else None}
+
+
+def fit_tails(
+    lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, thresholds: Sequence[float] = THRESHOLDS
+) -> list[TailFit]:
+    """Fit the tail above each threshold (a quantile of all lengths) with at least 50 ended answers above it.
+
+    Args:
+        lengths: shape ``[n]``, tokens, whole numbers >= 1.
+        censored: shape ``[n]``, true where the answer was cut off at that length.
+        thresholds: quantiles, between 0 and 1.
+
+    Returns:
+        The fits, thresholds ascending; none where there are too few lengths, or all above are equal.
+    """
+    counts = Histogram.of(lengths, censored)
+    seen = KaplanMeier.of(counts)
+    fits = []
+    for q in sorted(thresholds):
+        u = seen.quantile(q)
+        if u is None:
+            continue
+        over = counts.lengths > u
+        above = Histogram(counts.lengths[over] - u, counts.ended[over], counts.cut[over])
+        if above.ended.sum() >= FEWEST_ABOVE and np.count_nonzero(above.ended) > 1:
+            fits.append(_fit(q, u, float(seen.survival_at([u])[0]), above))
+    return fits
+
+
+def _fit(q: float, threshold: int, share: float, above: Histogram) -> TailFit:
+    from scipy import optimize
+
+    # N > u means X > u + 0.5, so an exceedance of y tokens is one of y - 1 to y.
+    y = above.lengths.astype(np.float64)
+    everything = above.ended + above.cut
+    mean = float(np.average(y, weights=everything))
+
+    def loss(at: Floats) -> float:
+        xi, scale = float(at[0]), math.exp(float(at[1]))
+        high = _survival(y, xi, scale)
+        mass = np.maximum(_survival(y - 1.0, xi, scale) - high, 1e-300)
+        total = float(above.ended @ np.log(mass)) + float(above.cut @ np.log(np.maximum(high, 1e-300)))
+        return -total
+
+    found = optimize.minimize(
+        loss,
+        [0.1, math.log(mean)],
+        method="Nelder-Mead",
+        bounds=[_XI, (math.log(1e-3), math.log(mean * 1e4))],
+        options={"xatol": 1e-6, "fatol": 1e-7, "maxfev": 4000},
+    )
+    xi, scale = float(found.x[0]), math.exp(float(found.x[1]))
+    seen = KaplanMeier.of(above)
+    grid = comparison_grid(seen)
+    distance = np.abs(_survival(grid.astype(np.float64), xi, scale) - seen.survival_at(grid))
+    return TailFit(
+        q=q,
+        threshold=threshold,
+        share=share,
+        n=above.n,
+        censored=int(above.cut.sum()),
+        xi=xi,
+        scale=scale,
+        xi_error=_standard_error(loss, np.asarray(found.x)) if xi > -0.5 else None,
+        ks=float(distance.max()),
+    )
+
+
+def _survival(y: Floats, xi: float, scale: float) -> Floats:
+    if abs(xi) < 1e-9:
+        return np.exp(-y / scale)
+    inside = np.maximum(1.0 + xi * y / scale, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.where(inside > 0.0, np.exp(-np.log(np.maximum(inside, 1e-300)) / xi), 0.0))
+
+
+def _standard_error(loss: Any, at: Floats) -> float | None:
+    """Standard error of the first coordinate, from second differences of ``loss`` around its minimum."""
+    step = 1e-3
+    unit = np.eye(2) * step
+    middle = loss(at)
+
+    def mixed(i: int, j: int) -> float:
+        if i == j:
+            return float(loss(at + unit[i]) - 2.0 * middle + loss(at - unit[i])) / step**2
+        signs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+        return float(sum(a * b * loss(at + a * unit[i] + b * unit[j]) for a, b in signs)) / (4.0 * step**2)
+
+    information = np.array([[mixed(i, j) for j in range(2)] for i in range(2)])
+    determinant = float(np.linalg.det(information))
+    if determinant <= 0.0 or information[1, 1] <= 0.0:
+        return None
+    return math.sqrt(float(information[1, 1]) / determinant)
