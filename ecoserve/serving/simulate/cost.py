@@ -1,8 +1,12 @@
-"""How long one step takes, in virtual seconds."""
+"""How long one step takes, in virtual seconds: on the GPU, and on the host that feeds it.
+
+Rule: a cost is a function of the step's work alone, so that a run repeats exactly. What of the host's time is hidden
+behind the GPU is not said here: that is the loop's business (:mod:`~ecoserve.serving.simulate.replica`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,24 +14,47 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass(slots=True)
 class StepWork:
-    """What one step computes."""
+    """What one step computes.
+
+    Attributes:
+        prefill_tokens: prompt tokens, over all chunks.
+        decodes: requests that generate their next token.
+        context_tokens: tokens of KVC that the step's attention reads, over all requests, the new ones included.
+        chunks: (new tokens, tokens of context before them) of each piece of a prompt; recomputed tokens are prompt
+            tokens, tokens that the prefix cache gave back are context.
+        decode_context_tokens: the decodes' part of ``context_tokens``.
+    """
 
     prefill_tokens: int = 0
     decodes: int = 0
-    #: tokens of KVC that this step's attention reads, over all requests
     context_tokens: int = 0
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    decode_context_tokens: int = 0
+
+    @property
+    def requests(self) -> int:
+        """Requests in the batch."""
+        return self.decodes + len(self.chunks)
 
 
 class StepCost(Protocol):
-    """A model of the GPU: work of one step to seconds."""
+    """A model of the machine: the work of one step to seconds."""
 
     def seconds(self, work: StepWork) -> float:
-        """Seconds the step takes."""
+        """Seconds the GPU needs, with all that keeps it from the next step even if the host is ahead."""
+        ...
+
+    def host_s(self, work: StepWork) -> float:
+        """Seconds the host needs to schedule the step, prepare its inputs, launch it and take its output."""
+        ...
+
+    def launch_s(self, work: StepWork) -> float:
+        """The part of ``host_s`` that is not the scheduler's own."""
         ...
 
 
 class LinearCost(BaseModel):
-    """A step cost that is linear in its work.
+    """A step cost that is linear in its work, the host's time included.
 
     The defaults are of the size of a 13B model on one A100-class GPU (weights read once a step, then compute per prompt
     token and cache reads per context token); they are a stand-in to test scheduling with, not a model of any GPU.
@@ -48,3 +75,62 @@ class LinearCost(BaseModel):
             + self.decode_s * work.decodes
             + self.context_token_s * work.context_tokens
         )
+
+    def host_s(self, work: StepWork) -> float:
+        """None of its own: it is a part of the step."""
+        return 0.0
+
+    def launch_s(self, work: StepWork) -> float:
+        """None of its own."""
+        return 0.0
+
+
+class MachineModel(Protocol):
+    """What :func:`ecoserve.serving.simulate.gpu.gpu_model` makes."""
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of the GPU."""
+        ...
+
+    def host_s(self, work: StepWork) -> float:
+        """Seconds of the host."""
+        ...
+
+
+class ModelledCost:
+    """A modelled GPU as a step cost.
+
+    Args:
+        model: gives ``step_s(work)`` and ``host_s(work)``, and ``launch_s(work)`` if it can tell the scheduler's own
+            time from the rest of the host's.
+    """
+
+    def __init__(self, model: MachineModel) -> None:
+        self.model = model
+        self.seconds = model.step_s
+        self.host_s = model.host_s
+        self.launch_s = getattr(model, "launch_s", model.host_s)
+
+
+def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:
+    """Seconds from arrival to last token on an engine that has nothing else to do.
+
+    Args:
+        cost: the machine.
+        prompt_tokens, response_tokens: of the request.
+        depth: steps in flight.
+        max_tokens_a_step: longer prompts are prefilled in pieces of this many tokens.
+    """
+    if isinstance(cost, LinearCost):
+        context = prompt_tokens + response_tokens / 2
+        each = cost.step_s + cost.decode_s + cost.context_token_s * context
+        return response_tokens * each + cost.prefill_token_s * prompt_tokens
+    total = 0.0
+    for before in range(0, prompt_tokens, max_tokens_a_step):
+        new = min(max_tokens_a_step, prompt_tokens - before)
+        work = StepWork(new, 0, before + new, [(new, before)])
+        total += cost.seconds(work) + cost.host_s(work)
+    context = prompt_tokens + response_tokens // 2
+    work = StepWork(0, 1, context, [], context)
+    gpu, host = cost.seconds(work), cost.host_s(work)
+    return total + (response_tokens - 1) * (gpu + host if depth == 1 else max(gpu, host))
