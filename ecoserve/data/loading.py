@@ -20,6 +20,7 @@ from ecoserve.data.hub import hub_rows, is_hub_id
 from ecoserve.data.measuring import OWN, absurd, mark_cut_off, measure_prompts, measure_responses
 from ecoserve.data.reading import read_file
 from ecoserve.data.records import LoadReport, Record, Trace, fingerprint
+from ecoserve.data.rows import BadRow, MendedRow
 from ecoserve.errors import TraceError
 
 #: Rows looked at to recognise a format.
@@ -63,13 +64,14 @@ def load_trace(
     length = FieldPath.parse(length_field) if length_field is not None else None
     samples = FieldPath.parse(sample_field) if sample_field is not None else None
     rows = hub_rows(where) if is_hub_id(source) else read_file(Path(source))
-    first = list(islice(rows, _LOOK))
+    looked = list(islice(rows, _LOOK))
+    first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
         raise TraceError("the trace is empty", where=where)
     form = detect(first, where) if format == "auto" else get_format(format)
 
     report = LoadReport()
-    records = list(islice(_clean(chain(first, rows), form, length, samples, report), limit))
+    records = list(islice(_clean(chain(looked, rows), form, length, samples, report), limit))
     length_source = f"field:{length_field}"
     if length is None:
         records, length_source = measure_responses(records, tokenizer, report)
@@ -96,7 +98,11 @@ def _clean(
     """The usable exchanges, their lengths taken from ``length`` or the row's own count, if it has one."""
     seen: set[object] = set()
     for index, row in enumerate(rows):
-        items = list(form.read(row, index)) if isinstance(row, dict) else [Reject("row is not an object")]
+        row, mended = (row.row, row.note) if isinstance(row, MendedRow) else (row, None)
+        if isinstance(row, dict):
+            items = list(form.read(row, index))
+        else:
+            items = [Reject(row.reason if isinstance(row, BadRow) else "row is not an object")]
         report.rows_in += bool(items)
         for item in items:
             record = item.reason if isinstance(item, Reject) else _draft(item, length, samples)
@@ -108,6 +114,7 @@ def _clean(
                 continue
             for note in item.notes if isinstance(item, Exchange) else ():
                 report.note(note)
+            report.note(mended or "", 1 if mended else 0)
             yield record
 
 

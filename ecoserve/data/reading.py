@@ -1,4 +1,4 @@
-"""Rows of a trace: from a file (JSON list, JSON lines, Parquet) or from the Hugging Face hub.
+"""Rows of a trace: from a file (JSON list, JSON lines, CSV, Parquet) or from the Hugging Face hub.
 
 Rule: a file's content, not its name, says what it is; rows come one batch at a time, and nothing is left on disk or
 printed. The hub goes through ``datasets``, streaming, so that no cache grows in the home directory. Files do not: JSON
@@ -8,6 +8,7 @@ fails on a file without rows; it is read with the library that ``datasets`` itse
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -15,41 +16,54 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ecoserve.data.opening import BLOCK, kind_of, opened
+from ecoserve.data.plain_csv import Dialect, csv_rows, sniff
 from ecoserve.data.plain_json import json_rows
 from ecoserve.errors import TraceError
 
-_MAGIC: Final = {
-    b"\x1f\x8b": "gzip",
-    b"PAR1": "parquet",
-    b"PK\x03\x04": "zip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-}
 _BATCH: Final = 1000
 
 
 def read_file(path: Path) -> Iterator[object]:
-    """The rows of a trace file as Python values (objects as ``dict``), in the order of the file.
+    """The rows of a trace file as Python values, in the order of the file.
+
+    Yields:
+        What stands in the file: ``dict`` for an object; from CSV ``dict[str, str | None]``. :class:`MendedRow` around a
+        row that was not UTF-8, :class:`BadRow` in place of one that cannot be used.
 
     Raises:
-        TraceError: if it is missing, empty, cut off, damaged, or of a kind that cannot be read.
+        TraceError: if it is missing, cut off, damaged, or of a kind that cannot be read.
     """
-    try:
-        with path.open("rb") as f:
-            head = f.read(8)
-    except FileNotFoundError:
-        raise TraceError("no such file", where=str(path), fix="check the path") from None
-    except IsADirectoryError:
-        raise TraceError("is a folder, not a trace file", where=str(path), fix="give one file in it") from None
-    except OSError as e:
-        raise TraceError(f"cannot be read ({e.strerror or e})", where=str(path)) from e
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "text")
-    if kind == "parquet":
-        return _parquet_rows(path)
-    if kind in ("gzip", "text"):
-        return json_rows(path, gz=kind == "gzip")
-    raise TraceError(f"is compressed with {kind}", where=str(path), fix="unpack it, or compress it with gzip")
+    kind = kind_of(path)
+    return _parquet_rows(path) if kind == "parquet" else _text_rows(path, kind)
+
+
+def _text_rows(path: Path, kind: str) -> Iterator[object]:
+    where = str(path)
+    with opened(path, kind) as data:
+        buffered = io.BufferedReader(data, BLOCK)
+        head = buffered.peek(BLOCK)
+        dialect = dialect_of(head, where)
+        with io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape", newline="") as text:
+            if dialect is None:
+                yield from json_rows(text, where)
+            else:
+                yield from csv_rows(text, dialect, where)
+
+
+def dialect_of(head: bytes, where: str) -> Dialect | None:
+    """How the CSV file that begins with ``head`` is written; ``None`` if it is JSON, or there is nothing at all.
+
+    Raises:
+        TraceError: if it is neither.
+    """
+    text = head.decode("utf-8", "surrogateescape").lstrip()
+    if not text or text[0] in "[{":
+        return None
+    if dialect := sniff(text):
+        return dialect
+    fix = "traces are JSON lists, JSON lines, CSV with a first line of names (all also compressed), or Parquet"
+    raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {text[:20]!r}", where=where, fix=fix)
 
 
 def _parquet_rows(path: Path) -> Iterator[object]:

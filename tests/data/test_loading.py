@@ -210,7 +210,7 @@ def test_in_a_chat_the_field_is_the_answers_own(write: Write) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("12", "n is not a whole number"),
+        ("twelve", "n is not a whole number"),
         (2.5, "n is not a whole number"),
         (True, "n is not a whole number"),
         ([3], "n is not a whole number"),
@@ -225,7 +225,7 @@ def test_a_length_that_is_none_is_dropped(write: Write, value: Any, reason: str)
     assert trace.report.dropped == {reason: 1}
 
 
-@pytest.mark.parametrize("value", [[3, 0], [3, "4"], 5, "ab", [3, 2.5]])
+@pytest.mark.parametrize("value", [[3, 0], [3, "four"], 5, "ab", [3, 2.5]])
 def test_samples_that_are_none_are_dropped(write: Write, value: Any) -> None:
     data = [{**r, "n": v} for r, v in zip(rows(2), ([1, 2], value), strict=True)]
     assert load_trace(write(data), sample_field="n").report.dropped == {"n is not a list of lengths": 1}
