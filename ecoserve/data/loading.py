@@ -97,6 +97,7 @@ def _clean(
 ) -> Iterator[Record]:
     """The usable exchanges, their lengths taken from ``length`` or the row's own count, if it has one."""
     seen: set[object] = set()
+    turns: dict[str, int] = {}
     for index, row in enumerate(rows):
         row, mended = (row.row, row.note) if isinstance(row, MendedRow) else (row, None)
         if isinstance(row, dict):
@@ -106,6 +107,10 @@ def _clean(
         report.rows_in += bool(items)
         for item in items:
             record = item.reason if isinstance(item, Reject) else _draft(item, length, samples)
+            if isinstance(item, Exchange) and item.counts_turn:
+                name = item.record.conversation
+                turns[name] = turns.get(name, -1) + 1
+                record = replace(record, turn=turns[name]) if isinstance(record, Record) else record
             if isinstance(record, Record) and (key := _identity(record, form)) is not None:
                 record = "duplicate" if key in seen else record
                 seen.add(key)
@@ -134,7 +139,7 @@ def _draft(item: Exchange, length: FieldPath | None, samples: FieldPath | None) 
             return f"{length.text} is not a whole number"
         changes["response_tokens"] = count
     elif problem is not None and (problem != "no answer" or record.response_tokens is None):
-        return problem
+        return item.missing or problem
     if absurd(changes.get("response_tokens", record.response_tokens)):
         return "absurd length"
     if samples is not None and (values := samples.get(fields)) is not None:
@@ -155,11 +160,12 @@ def _samples(values: object, own: int | None) -> tuple[int, ...] | None:
 def _identity(record: Record, form: Format) -> object:
     """What makes two exchanges the same one; ``None`` where there is no text to tell."""
     if form.own_ids:
-        return (record.conversation, record.turn, record.sample, record.prompt, record.response, record.arrival_s)
+        name = (record.conversation, record.turn, record.sample, record.model)
+        return (*name, record.prompt, record.response, record.arrival_s)
     if record.prompt is None:
         return None
     lengths = (record.response_tokens, record.sample_tokens)
-    return (record.messages or record.prompt, record.response, lengths, record.model, record.arrival_s)
+    return (record.messages or record.prompt, record.response, lengths, record.model, record.sample, record.arrival_s)
 
 
 def _nothing_usable(

@@ -180,7 +180,8 @@ def test_model_and_counts_are_taken_from_the_answer() -> None:
     item = only("sharegpt", row)
     record = item.record
     assert (record.response_tokens, record.censored, record.model, record.split) == (9, True, "m2", "train")
-    assert item.fields == row["conversations"][1]
+    # Beside the message's own fields, those of the row: it has one answer only.
+    assert dict(item.fields) == {**row, **row["conversations"][1]}
 
 
 # -- recognising --------------------------------------------------------------------------------------
@@ -199,7 +200,6 @@ def test_model_and_counts_are_taken_from_the_answer() -> None:
 )
 def test_a_row_is_known_by_its_fields(row: dict[str, Any], name: str) -> None:
     assert detect([row], "f").name == name
-    assert [f.name for f in FORMATS if f.matches(row)] == [name]
 
 
 def test_most_of_the_first_rows_decide() -> None:
@@ -219,14 +219,15 @@ def test_an_unknown_format_says_what_was_seen_and_what_is_known(rows: list[Any],
     with pytest.raises(TraceError, match=seen) as caught:
         detect(rows, "some/file")
     for form in FORMATS:
-        assert f"{form.name}: {form.looks_like}" in str(caught.value)
+        assert form.name in str(caught.value)
+    assert "--format plain --length-field NAME" in str(caught.value)
     assert str(caught.value).startswith("some/file: ")
 
 
 def test_a_format_can_be_named_but_not_invented(write: Any) -> None:
     path = write([{"instruction": "a", "output": "b"}])
     assert load_trace(path, format="alpaca").format == "alpaca"
-    with pytest.raises(TraceError, match="auto, records, sharegpt, alpaca"):
+    with pytest.raises(TraceError, match="auto, records, sharegpt, openai, chat"):
         load_trace(path, format="alpaka")
     with pytest.raises(TraceError, match=r"no usable record.*1 no conversation.*sharegpt needs id"):
         load_trace(path, format="sharegpt")

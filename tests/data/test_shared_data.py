@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from ecoserve.data import load_trace, record_groups, save_trace, split_trace
-from ecoserve.errors import TraceError
 
 
 def test_alpaca_as_it_is(shared_data: Path) -> None:
@@ -48,15 +45,3 @@ def test_sharegpt(shared_data: Path, tmp_path: Path) -> None:
     assert stems[0].isdisjoint(stems[1])
     assert len(set(record_groups(trace.records).tolist())) > 600
     assert load_trace(save_trace(trace, tmp_path / "t.jsonl")).records == trace.records
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("traces/azure_2023_conv.csv", "neither JSON nor Parquet"),
-        ("traces/mooncake_synthetic.jsonl.gz", "unknown trace format, it has fields timestamp"),
-    ],
-)
-def test_formats_that_are_not_known_yet_are_refused_in_one_line(shared_data: Path, name: str, what: str) -> None:
-    with pytest.raises(TraceError, match=what):
-        load_trace(shared_data / name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.formats.values import was_cut_off
 from ecoserve.data.records import Record
 
 
@@ -25,22 +26,27 @@ class Alpaca:
 
     def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
         """One exchange; rejected where instruction and input make no prompt."""
-        instruction, extra = row.get("instruction"), row.get("input")
-        problem = unusable_text(instruction, "prompt")
-        if problem is None and extra not in (None, ""):
-            problem = unusable_text(extra, "input")
-            problem = None if problem == "empty input" else problem
-        if problem is not None:
-            yield Reject(problem)
-            return
-        prompt = f"{instruction}\n{extra}" if text_or_none(extra) else str(instruction)
-        record = Record(
-            conversation=f"row-{index}",
-            prompt=prompt,
-            response_tokens=whole(first_of(row, "response_tokens", "output_tokens", "completion_tokens")),
-            prompt_tokens=whole(first_of(row, "prompt_tokens", "input_tokens")),
-            model=text_or_none(first_of(row, "model", "generator")),
-            split=text_or_none(row.get("split")),
-            censored=row.get("finish_reason") == "length",
-        )
-        yield Exchange(record, row.get("output"), row)
+        yield instruction(row, index)
+
+
+def instruction(row: Row, index: int) -> Exchange | Reject:
+    """The exchange of a row with an instruction, named by the row's number."""
+    asked, extra = row.get("instruction"), row.get("input")
+    problem = unusable_text(asked, "prompt")
+    if problem is None and extra not in (None, ""):
+        problem = unusable_text(extra, "input")
+        problem = None if problem == "empty input" else problem
+    if problem is not None:
+        return Reject(problem)
+    reason = text_or_none(row.get("finish_reason"))
+    record = Record(
+        conversation=f"row-{index}",
+        prompt=f"{asked}\n{extra}" if text_or_none(extra) else str(asked),
+        response_tokens=whole(first_of(row, "response_tokens", "output_tokens", "completion_tokens")),
+        prompt_tokens=whole(first_of(row, "prompt_tokens", "input_tokens")),
+        model=text_or_none(first_of(row, "model", "generator")),
+        split=text_or_none(row.get("split")),
+        censored=was_cut_off(reason, row.get("output")),
+        finish_reason=reason,
+    )
+    return Exchange(record, row.get("output"), row)

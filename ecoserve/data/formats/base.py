@@ -6,13 +6,17 @@ are the loader's. A row it cannot use becomes a :class:`Reject` with a reason to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ecoserve.data.records import Record
 
 Row = Mapping[str, Any]
+
+#: A whole number as tables (CSV) write it; columns with gaps in them become ``12.0``.
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,17 @@ class Exchange:
         answer: the answer as found, whatever its type.
         fields: where ``length_field`` and ``sample_field`` are looked up.
         notes: peculiarities to be counted if the record is kept.
+        missing: the reason to count where there is neither an answer's text nor its length; ``None`` lets the
+            loader name it.
+        counts_turn: the file says which conversation this is, but not which turn: the loader counts.
     """
 
     record: Record
     answer: object
     fields: Row
     notes: tuple[str, ...] = ()
+    missing: str | None = None
+    counts_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,12 @@ def first_of(row: Row, *names: str) -> Any:
 
 
 def whole(value: object) -> int | None:
-    """``value`` as a whole number, ``None`` if it is not one (readers widen whole columns to float)."""
+    """``value`` as a whole number, ``None`` if it is not one.
+
+    Readers widen whole columns to float, and tables (CSV) hold nothing but text.
+    """
+    if isinstance(value, str):
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if value == value and value not in (float("inf"), float("-inf")) and value == int(value) else None

@@ -33,7 +33,10 @@ class Records:
 
     def matches(self, row: Row) -> bool:
         """Whether the row is a header or one of our records."""
-        return row.get(HEADER) is not None or ("conversation" in row and "turn" in row)
+        if row.get(HEADER) is not None:
+            return True
+        # Published chats have fields of these names too, but there the conversation is a list.
+        return "turn" in row and "conversation" in row and not isinstance(row["conversation"], list)
 
     def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
         """The record of one line; nothing for a header."""
