@@ -159,13 +159,12 @@ def _samples(values: object, own: int | None) -> tuple[int, ...] | None:
 
 def _identity(record: Record, form: Format) -> object:
     """What makes two exchanges the same one; ``None`` where there is no text to tell."""
-    if form.own_ids:
-        name = (record.conversation, record.turn, record.sample, record.model)
-        return (*name, record.prompt, record.response, record.arrival_s)
-    if record.prompt is None:
+    if record.prompt is None and (record.response is None or not form.own_ids):
         return None
+    name = (record.conversation, record.turn) if form.own_ids else None
     lengths = (record.response_tokens, record.sample_tokens)
-    return (record.messages or record.prompt, record.response, lengths, record.model, record.sample, record.arrival_s)
+    said = (record.messages or record.prompt, record.response, record.model, record.sample)
+    return (name, said, lengths, record.arrival_s)
 
 
 def _nothing_usable(
