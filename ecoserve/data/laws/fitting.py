@@ -93,51 +93,60 @@ class FittedLaw:
         }
 
 
-def fit_law(name: str, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None) -> FittedLaw:
+def fit_law(
+    name: str, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, *, longest: int | None = None
+) -> FittedLaw:
     """Fit one law by maximum likelihood.
 
     Args:
         name: one of :data:`~ecoserve.data.laws.LAWS`.
         lengths: shape ``[n]``, tokens, whole numbers >= 1.
         censored: shape ``[n]``, true where the answer was cut off at that length.
+        longest: if given, longer answers were left out of these lengths, and the law is fitted and returned as
+            conditioned on that.
 
     Raises:
         TraceError: if there is no such law, or the lengths do not allow a fit: fewer than 10, all cut off, all that
-            ended equally long.
+            ended equally long, one above ``longest``.
     """
-    return fit_counts(name, Histogram.of(lengths, censored))
+    return fit_counts(name, Histogram.of(lengths, censored), longest)
 
 
 def fit_laws(
-    lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, names: Sequence[str] = tuple(LAWS)
+    lengths: npt.ArrayLike,
+    censored: npt.ArrayLike | None = None,
+    names: Sequence[str] = tuple(LAWS),
+    *,
+    longest: int | None = None,
 ) -> list[FittedLaw]:
     """Fit each law of ``names``; the best (smallest AIC) first. Arguments and errors as of :func:`fit_law`."""
     counts = Histogram.of(lengths, censored)
-    return sorted((fit_counts(name, counts) for name in names), key=lambda fit: fit.aic)
+    return sorted((fit_counts(name, counts, longest) for name in names), key=lambda fit: fit.aic)
 
 
-def fit_counts(name: str, counts: Histogram) -> FittedLaw:
+def fit_counts(name: str, counts: Histogram, longest: int | None = None) -> FittedLaw:
     """:func:`fit_law` for lengths already counted."""
     from scipy import optimize
 
     if name not in LAWS:
         raise TraceError(f"{name!r} is no law that can be fitted", fix=f"one of {', '.join(LAWS)}")
-    _check(counts)
+    _check(counts, longest)
     start, bounds = _start(name, counts)
 
     def loss(at: Floats) -> float:
-        return -_log_likelihood(continuous(name, dict(zip(LAWS[name], np.exp(at).tolist(), strict=True))), counts)
+        parameters = dict(zip(LAWS[name], np.exp(at).tolist(), strict=True))
+        return -_log_likelihood(continuous(name, parameters), counts, longest)
 
     found = optimize.minimize(
         loss, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-6, "fatol": 1e-7, "maxfev": 4000}
     )
-    law = Law(name, dict(zip(LAWS[name], np.exp(found.x).tolist(), strict=True)))
+    law = Law(name, dict(zip(LAWS[name], np.exp(found.x).tolist(), strict=True)), longest)
     return judge(law, counts, fitted_parameters=len(start))
 
 
 def judge(law: Law, counts: Histogram, *, fitted_parameters: int = 0) -> FittedLaw:
     """How well ``law``, of which ``fitted_parameters`` were fitted to ``counts``, describes them."""
-    likelihood = _log_likelihood(continuous(law.name, law.parameters), counts)
+    likelihood = _log_likelihood(continuous(law.name, law.parameters), counts, law.longest)
     seen = KaplanMeier.of(counts)
     grid = comparison_grid(seen)
     above = law.survival_at(grid)
@@ -190,13 +199,15 @@ def bootstrap_p(
         index = np.searchsorted(np.cumsum(steps), rng.random(counts.n), side="right")
         limit = np.append(limits.lengths, np.iinfo(np.int64).max)[index]
         drawn = Histogram.of(np.minimum(wanted, limit), wanted > limit)
-        farther += fit_counts(fit.law.name, drawn).ks >= fit.ks
+        farther += fit_counts(fit.law.name, drawn, fit.law.longest).ks >= fit.ks
     return (farther + 1) / (draws + 1)
 
 
-def _check(counts: Histogram) -> None:
+def _check(counts: Histogram, longest: int | None) -> None:
     if counts.n < FEWEST:
         raise TraceError(f"{counts.n} lengths are too few to fit a law", fix=f"give {FEWEST} or more")
+    if longest is not None and counts.lengths[-1] > longest:
+        raise TraceError(f"a length of {counts.lengths[-1]} is above the longest, {longest}", fix="raise longest")
     ended = np.flatnonzero(counts.ended)
     if not len(ended):
         raise TraceError(f"all {counts.n:,} answers were cut off: how long they would have been is not known")
@@ -237,13 +248,16 @@ def _start(name: str, counts: Histogram) -> tuple[Floats, list[tuple[float, floa
     return np.asarray(clipped), bounds
 
 
-def _log_likelihood(law: Continuous, counts: Histogram) -> float:
+def _log_likelihood(law: Continuous, counts: Histogram, longest: int | None) -> float:
     n = counts.lengths.astype(np.float64)
     with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
         total = float(counts.ended @ log_probability(law, n))
+        beyond = 0.0 if longest is None else float(law.sf(longest + 0.5))
         if counts.cut.any():
             cut = counts.cut > 0
-            total += float(counts.cut[cut] @ np.maximum(np.log(law.sf(n[cut] + 0.5)), -1e4))
+            total += float(counts.cut[cut] @ np.maximum(np.log(law.sf(n[cut] + 0.5) - beyond), -1e4))
+        if longest is not None:
+            total -= counts.n * float(np.log(law.cdf(longest + 0.5)))
     return total if math.isfinite(total) else -1e300
 
 

@@ -124,6 +124,8 @@ class Law:
     Args:
         name: one of :data:`LAWS` or :data:`GIVEN_LAWS`.
         parameters: as the table above says; positive numbers.
+        longest: if given, the law is conditioned on N <= ``longest``: longer ones were left out, as where a context
+            window decides what is in a data set. (Answers that were *cut off* at a limit are another matter.)
 
     Raises:
         TraceError: naming the law, or the parameter, that is not one.
@@ -131,6 +133,7 @@ class Law:
 
     name: str
     parameters: Mapping[str, float]
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         names = {**LAWS, **GIVEN_LAWS}.get(self.name)
@@ -150,6 +153,11 @@ class Law:
         if self.name == "uniform" and values["low"] > values["high"]:
             raise TraceError(f"low {values['low']:g} of law uniform is above high {values['high']:g}")
         object.__setattr__(self, "parameters", values)
+        if self.longest is not None:
+            if isinstance(self.longest, bool) or not isinstance(self.longest, int) or not 1 <= self.longest <= LONGEST:
+                raise TraceError(f"longest must be a whole number from 1 to {LONGEST}, not {self.longest!r}")
+            if self._unbounded(np.asarray([float(self.longest)]))[0] >= 1.0:
+                raise TraceError(f"law {self.name} with these parameters has no length up to longest ({self.longest})")
 
     def survival(self, length: float) -> float:
         """P(N > length)."""
@@ -158,14 +166,29 @@ class Law:
     def survival_at(self, lengths: npt.ArrayLike) -> Floats:
         """P(N > n) for each n of ``lengths`` (any shape, tokens)."""
         n = np.floor(np.asarray(lengths, dtype=np.float64))
+        above, most = self._unbounded(n), self._most
+        if self.longest is not None:
+            beyond = self._beyond
+            above = np.maximum(above - beyond, 0.0) / (1.0 - beyond)
+        return np.where(n < 1, 1.0, np.where(n >= most, 0.0, above))
+
+    @property
+    def _most(self) -> int:
+        return LONGEST if self.longest is None else self.longest
+
+    @property
+    def _beyond(self) -> float:
+        """The share that ``longest`` leaves out."""
+        return 0.0 if self.longest is None else float(self._unbounded(np.asarray([float(self.longest)]))[0])
+
+    def _unbounded(self, n: Floats) -> Floats:
+        """P(N > n) for whole n, before ``longest`` leaves anything out."""
         p = self.parameters
         if self.name == "constant":
-            above: Floats = (n < p["tokens"]).astype(np.float64)
-        elif self.name == "uniform":
-            above = np.clip((p["high"] - n) / (p["high"] - p["low"] + 1), 0.0, 1.0)
-        else:
-            above = np.asarray(continuous(self.name, p).sf(np.maximum(n, 0.0) + 0.5), dtype=np.float64)
-        return np.where(n < 1, 1.0, np.where(n >= LONGEST, 0.0, above))
+            return (n < p["tokens"]).astype(np.float64)
+        if self.name == "uniform":
+            return np.clip((p["high"] - n) / (p["high"] - p["low"] + 1), 0.0, 1.0)
+        return np.asarray(continuous(self.name, p).sf(np.maximum(n, 0.0) + 0.5), dtype=np.float64)
 
     def quantile(self, q: float) -> int:
         """The least n with P(N <= n) >= ``q``, 0 < q < 1."""
@@ -180,15 +203,15 @@ class Law:
         at = np.asarray(q, dtype=np.float64)
         if at.size and not (at.min() > 0.0 and at.max() < 1.0):
             raise TraceError("a quantile is asked for at a number between 0 and 1, both excluded")
-        p = self.parameters
+        p, above = self.parameters, self._beyond + (1.0 - at) * (1.0 - self._beyond)
         if self.name == "constant":
             x: Floats = np.full(at.shape, p["tokens"])
         elif self.name == "uniform":
-            x = p["low"] - 1 + np.ceil(at * (p["high"] - p["low"] + 1))
+            x = p["low"] - 1 + np.ceil((1.0 - above) * (p["high"] - p["low"] + 1) - 1e-9)
         else:
             with np.errstate(over="ignore", divide="ignore"):  # a heavy tail may reach infinity, which is cut below
-                x = np.ceil(np.asarray(continuous(self.name, p).isf(1.0 - at), dtype=np.float64) - 0.5)
-        return np.clip(x, 1, LONGEST).astype(np.int64)
+                x = np.ceil(np.asarray(continuous(self.name, p).isf(above), dtype=np.float64) - 0.5)
+        return np.clip(x, 1, self._most).astype(np.int64)
 
     def sample(self, rng: np.random.Generator, n: int) -> Ints:
         """``n`` lengths (shape ``[n]``, tokens): quantiles of uniform draws, so that two laws given the same
@@ -204,7 +227,8 @@ class Law:
 
     def as_dict(self) -> dict[str, Any]:
         """``{"law": name, parameter: value, ...}``, for JSON and for workload files."""
-        return {"law": self.name, **self.parameters}
+        row: dict[str, Any] = {"law": self.name, **self.parameters}
+        return row if self.longest is None else {**row, "longest": self.longest}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Law:
@@ -215,4 +239,5 @@ class Law:
         """
         if not isinstance(content.get("law"), str):
             raise TraceError("a law is given as `law: NAME` and its parameters")
-        return cls(content["law"], {key: value for key, value in content.items() if key != "law"})
+        parameters = {key: value for key, value in content.items() if key not in ("law", "longest")}
+        return cls(content["law"], parameters, content.get("longest"))

@@ -54,6 +54,23 @@ def test_cutting_answers_off_does_not_bias(law: Law) -> None:
     assert fit.censored == int(cut.sum())
 
 
+@pytest.mark.parametrize("name", ["lognormal", "weibull", "gamma"])
+def test_lengths_that_were_left_out_do_not_bias(name: str) -> None:
+    """Of a data set without answers beyond the 70 % quantile, some of the rest cut off, the law is still found."""
+    law = next(law for law in TRUE if law.name == name)
+    rng = np.random.default_rng(10)
+    longest = law.quantile(0.7)
+    wanted = law.sample(rng, 150_000)
+    wanted = wanted[wanted <= longest]
+    seen, cut = cut_at(wanted, np.where(rng.random(len(wanted)) < 0.3, law.quantile(0.4), longest))
+    fit = fit_law(name, seen, cut, longest=longest)
+    free = Law(name, fit.law.parameters)
+    for q in (0.3, 0.6, 0.9):
+        assert free.quantile(q) == pytest.approx(law.quantile(q), rel=0.08), q
+    assert fit.law.longest == longest
+    assert fit.ks < 0.01 < fit_law(name, seen, cut).ks
+
+
 @each
 def test_the_true_law_wins(law: Law) -> None:
     fits = fit_laws(law.sample(np.random.default_rng(9), 30_000))
@@ -204,6 +221,11 @@ def test_lengths_without_a_law_are_refused_in_one_line(lengths: list[int], cut: 
     with pytest.raises(TraceError, match=said) as refused:
         fit_law("lognormal", lengths, cut)
     assert "\n" not in str(refused.value)
+
+
+def test_a_length_above_the_longest_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"a length of 99 is above the longest, 50; raise longest"):
+        fit_law("gamma", range(1, 100), longest=50)
 
 
 def test_an_unknown_law_is_refused() -> None:

@@ -24,15 +24,22 @@ EXAMPLES = [
     Law("exponential", {"scale": 40}),
     Law("constant", {"tokens": 128}),
     Law("uniform", {"low": 3, "high": 9}),
+    Law("lognormal", {"median": 900, "sigma": 1.5}, longest=1024),
+    Law("uniform", {"low": 3, "high": 9}, longest=5),
 ]
-each = pytest.mark.parametrize("law", EXAMPLES, ids=lambda law: law.name)
+each = pytest.mark.parametrize("law", EXAMPLES, ids=lambda law: f"{law.name}-{law.longest}")
 
 
 def laws() -> st.SearchStrategy[Law]:
     size, shape = st.floats(0.5, 5000.0), st.floats(0.3, 8.0)
     of = {"median": size, "scale": size, "sigma": st.floats(0.05, 2.5), "shape": shape, "df": st.floats(0.5, 50.0)}
     return st.sampled_from(sorted(LAWS)).flatmap(
-        lambda name: st.builds(Law, st.just(name), st.fixed_dictionaries({p: of[p] for p in LAWS[name]}))
+        lambda name: st.builds(
+            Law,
+            st.just(name),
+            st.fixed_dictionaries({p: of[p] for p in LAWS[name]}),
+            st.none() | st.integers(5000, LONGEST),
+        )
     )
 
 
@@ -130,6 +137,18 @@ def test_what_parameters_mean() -> None:
     )
 
 
+def test_a_longest_length_conditions_the_law() -> None:
+    free = Law("weibull", {"scale": 400, "shape": 0.9})
+    bound = Law("weibull", {"scale": 400, "shape": 0.9}, longest=600)
+    inside = 1.0 - free.survival(600)
+    for n in (1, 50, 300, 599):
+        assert 1.0 - bound.survival(n) == pytest.approx((1.0 - free.survival(n)) / inside)
+    assert bound.survival(600) == 0.0
+    assert bound.sample(np.random.default_rng(0), 100_000).max() == 600
+    kept = free.sample(np.random.default_rng(1), 200_000)
+    assert bound.mean() == pytest.approx(kept[kept <= 600].mean(), rel=0.01)
+
+
 @each
 def test_a_law_travels_as_json(law: Law) -> None:
     assert Law.from_dict(json.loads(json.dumps(law.as_dict()))) == law
@@ -147,6 +166,8 @@ def test_a_law_travels_as_json(law: Law) -> None:
         ({"law": "exponential", "scale": "40"}, r"must be a number above 0, not '40'"),
         ({"law": "constant", "tokens": 2.5}, r"must be a whole number up to 1048576, not 2.5"),
         ({"law": "uniform", "low": 9, "high": 3}, r"low 9 of law uniform is above high 3"),
+        ({"law": "constant", "tokens": 7, "longest": 5}, r"law constant with these parameters has no length up to"),
+        ({"law": "constant", "tokens": 7, "longest": 0}, r"longest must be a whole number from 1 to 1048576, not 0"),
         ({"scale": 3}, r"a law is given as `law: NAME`"),
     ],
 )
