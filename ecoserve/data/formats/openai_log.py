@@ -35,10 +35,10 @@ class OpenAILog:
     own_ids = True
 
     def matches(self, row: Row) -> bool:
-        """Whether the row has a response, or a request and a place for one."""
-        if _response(row) is not None:
+        """Whether the row has a response, or a request and a place for one, or an id of the batch API."""
+        if _response(row) is not None or ("custom_id" in row and ("response" in row or "body" in row)):
             return True
-        return _request(row) is not None and ("response" in row or "custom_id" in row)
+        return "response" in row and _request(row) is not None
 
     def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
         """The answers to the row's request."""
@@ -79,7 +79,8 @@ def _exchange(row: Row, base: Record, response: Row, asked: list[Asked], answer:
         finish_reason=answer.reason,
         censored=was_cut_off(answer.reason, answer.said.text),
     )
-    return told(record, answer.said, row if count == 1 else {**row, **answer.fields}, answer.said.notes)
+    notes = tuple(dict.fromkeys((*answer.said.notes, *prompt.notes)))
+    return told(record, answer.said, row if count == 1 else {**row, **answer.fields}, notes)
 
 
 def _base(row: Row, request: Row, response: Row, index: int) -> Record:

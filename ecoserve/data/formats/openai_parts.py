@@ -28,12 +28,14 @@ class Asked:
         messages: the whole context of a chat.
         turn: how many answers it holds.
         tokens: its length, where it came as token ids.
+        notes: peculiarities of its messages.
     """
 
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
     turn: int = 0
     tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,9 @@ def _chat(messages: list[Any]) -> list[Asked] | str:
     context = Context()
     for message in messages:
         context.add(read_message(_item(message)))
+    said = tuple(context.messages)
     problem = context.problem()
-    return problem or [Asked(context.messages[-1].content, tuple(context.messages), context.answers)]
+    return problem or [Asked(said[-1].content, said, context.answers, notes=context.notes)]
 
 
 def _item(item: object) -> object:

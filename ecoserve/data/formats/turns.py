@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_none, unusable_text, whole
-from ecoserve.data.formats.messages import ASKS, Said, read_message
+from ecoserve.data.formats.messages import ASKS, TEXT_LEFT_OUT, Said, read_message
 from ecoserve.data.formats.values import times_of, usage_of, was_cut_off
 from ecoserve.data.records import ASSISTANT, SYSTEM, Message, Record
 
@@ -31,12 +31,14 @@ class Context:
         messages: those that are text.
         answers: how many exchanges there have been.
         broken: whether something was said that is no text.
+        notes: peculiarities of the messages, each once.
         last: the message before, if any.
     """
 
     messages: list[Message] = field(default_factory=list)
     answers: int = 0
     broken: bool = False
+    notes: tuple[str, ...] = ()
     last: Said | None = None
 
     def asks(self) -> bool:
@@ -58,6 +60,8 @@ class Context:
         else:
             # An empty message says nothing and is left out; one that is no text may have said anything.
             self.broken = self.broken or problem != "empty message"
+        if TEXT_LEFT_OUT in said.notes and TEXT_LEFT_OUT not in self.notes:
+            self.notes = (*self.notes, TEXT_LEFT_OUT)
         self.last = said
 
 
@@ -100,7 +104,7 @@ def _exchange(base: Record, context: Context, said: Said, row: Row | None) -> Ex
     reason = text_or_none(first_of(fields, "finish_reason", "stop_reason"))
     asked = context.last.fields if context.last is not None else {}
     arrival = times_of(asked)
-    notes = list(said.notes)
+    notes = list(dict.fromkeys((*said.notes, *context.notes)))
     if arrival is None and (arrival := times_of(fields)) is not None:
         notes.append(ANSWER_TIME)
     first = next((m.role for m in context.messages if m.role not in (SYSTEM, "developer")), None)
