@@ -157,6 +157,11 @@ class LengthDistribution:
         """The largest length with room in the last bin, in tokens."""
         return self.edges[-1]
 
+    @property
+    def cdf(self) -> tuple[float, ...]:
+        """P(RL <= edge) at each edge: ``K + 1`` numbers from 0 to 1."""
+        return self._cdf
+
     def quantile(self, q: float) -> int:
         """The smallest length n (tokens) with P(RL <= n) >= q, for 0 <= q <= 1."""
         if not 0.0 <= q <= 1.0:

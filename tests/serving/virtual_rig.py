@@ -17,12 +17,14 @@ import pytest
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.kvc import Pipelined, Pooled
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, VirtualLoop
 from ecoserve.serving.simulate.worker import WorkerError, WorkerModel
 
-OURS = ("ecoserve", "ecoserve-exact", "ecoserve-d")
+OURS = ("ecoserve", "ecoserve-exact", "ecoserve-d", "ecoserve-paper", "orca")
 STOCK = "vllm"
 
 #: What a request may be told of its length; ``told`` below says what each means.
@@ -231,12 +233,15 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         assert not {r.request_id for r in scheduler.kv_holding_waiting} & set(output.num_scheduled_tokens)
         assert {r.request_id for r in scheduler.kv_holding_waiting} <= paused or case.policy == STOCK
         assert step < most_steps, f"{step} steps for {total} tokens: nothing gets done"
-        if case.policy == "ecoserve":
+        if isinstance(getattr(scheduler, "kvc", None), Pooled):
             ledger, forecast = scheduler.ledger, scheduler.forecast
             forecast.rebase(ledger.holders(), ledger.shared_blocks())
-            apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
-            held = pytest.approx(apart - ledger.shared_blocks())
-            assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KVC is not in the forecast"
+            if isinstance(forecast, Forecast):
+                apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
+                held = pytest.approx(apart - ledger.shared_blocks())
+                assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KVC is not in the forecast"
+            else:
+                assert (forecast._alive[:, 0] == len(ledger.holders())).all(), "somebody is not in the forecast"
         if on_step is not None:
             on_step(scheduler, output)
         if step in case.resets:
@@ -275,7 +280,11 @@ def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
         return
     assert not s.paused_at
     assert not s.ledger.tasks
-    assert sorted(s.forecast._free_rows) == list(range(len(s.forecast._tables)))
+    tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
+    assert sorted(s.forecast._free_rows) == list(range(len(tables)))
+    if isinstance(s.kvc, Pipelined):
+        assert not s.kvc.lending.loan_of
+        assert not s.kvc.lending.loans_in
     assert not {n for n, b in s._blocks_of().items() if b}
     c = s.counters
     if not case.resets:
@@ -395,9 +404,15 @@ def random_case(seed: int, **fixed: Any) -> Case:
         "waiting_share": rng.choice([0.25, 0.25, 0.01, 1.0]),
         "reserve": rng.choice([0.02, 0.02, 0.0, 0.3]),
         "resume_steps": rng.choice([4, 4, 1, 64]),
-        "z": rng.choice([2.0, 0.0, 0.0 if pressed else 6.0]),
-        "ordering": rng.choice([None, None, "fcfs", "sjf"]),
-        "kvc": rng.choice([None, None, None, "on-demand"]),
+        "epsilon": rng.choice([0.023, 0.5, 0.5 if pressed else 1e-6]),
+        "forecast": rng.choice(["spread", "scenarios"]),
+        "ordering": rng.choice([None, None, "fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]),
+        "kvc": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled"]),
+        "buffer_tokens": rng.choice([16, 16, 0, 64]),
+        "buffer_quantile": rng.choice([None, None, 0.9]),
+        "lending_depth": rng.choice([3, 1]),
+        "relend": rng.choice([True, False]),
+        "max_wait_s": rng.choice([120.0, 0.2]),
     }
     drawn: dict[str, Any] = {
         "policy": rng.choice(OURS),

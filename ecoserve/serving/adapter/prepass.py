@@ -68,6 +68,8 @@ class PrePass:
                     self._enter_generation(request, task)
                 elif task.generated >= task.promised:
                     self._outlived(request, task)
+        for guest in s.kvc.overdue_guests():
+            self._host_arrives(guest)
         self._relieve_shortage()
         if not s.running and len(s.kv_holding_waiting):
             self._make_room_for_one()
@@ -125,7 +127,7 @@ class PrePass:
         task.state = TaskState.WAITING
         task.written = 0
         task.promised = 0
-        self.s.forecast.leave(task)
+        self.s.kvc.left(task)
 
     # -- PT to GT, and the ladder's first rungs ----------------------------------------------------------
 
@@ -143,10 +145,8 @@ class PrePass:
             task.overdrawn = True
             counters.under_predictions += 1
         self._renew_belief(task)
-        next_span = task.prompt_tokens + task.generated + 1
-        if s.ledger.blocks(next_span) <= s.ledger.promised_blocks(task) and kvc.knobs.policy == "exact":
+        if kvc.extends(task):
             counters.rung_own_space += 1
-            kvc.reserve_for(task, task.generated + 1)
         elif kvc.admits_generation(task):
             counters.re_reservations += 1
             counters.rung_re_reserved += 1
@@ -157,6 +157,19 @@ class PrePass:
         elif s.admitting:
             counters.rung_paused += 1
             self._pause(request, task)
+
+    def _host_arrives(self, guest: Task) -> None:
+        """A host has come to what it lent: its guest gets a window of its own, or stops. It never holds up its host."""
+        s = self.s
+        s.counters.rung_guest_moved += 1
+        if not s.admitting or s.kvc.settles(guest):
+            s.kvc.evict(guest)
+            return
+        s.kvc.evict(guest)
+        guest.promised = guest.generated
+        if guest.state is TaskState.DECODE:
+            s.counters.rung_paused += 1
+            self._pause(s.requests[guest.request_id], guest)
 
     def _alone(self, request: Request) -> bool:
         return len(self.s.running) == 1 and self.s.running[0] is request

@@ -35,10 +35,11 @@ from ecoserve.serving.adapter.settings import SchedulerSettings
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.history import LengthHistory
-from ecoserve.serving.core.kvc import KvcPolicy
+from ecoserve.serving.core.kvc import PoolForecast, make_policy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, SortKey
 from ecoserve.serving.core.pace import Pace
+from ecoserve.serving.core.scenarios import Scenarios
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -54,9 +55,12 @@ class EcoServeScheduler(CountingScheduler):
         refuse_unsupported(self.vllm_config, self.kv_cache_config)
         self.settings = SchedulerSettings.from_config(self.vllm_config.additional_config)
         self.ledger = Ledger(self.usable_blocks, self.block_size)
-        forecast = Forecast(self.block_size, self.max_model_len, self.settings.rho, self.settings.reaction_steps)
-        self.forecast = forecast
-        self.kvc = KvcPolicy(self.settings.knobs(), self.ledger, forecast)
+        knobs = self.settings.knobs()
+        kind = Scenarios if knobs.forecast == "scenarios" else Forecast
+        self.forecast: PoolForecast = kind(
+            self.block_size, self.max_model_len, self.settings.rho, self.settings.reaction_steps
+        )
+        self.kvc = make_policy(knobs, self.ledger, self.forecast)
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)
         #: request id -> step that paused it; only paused GTs are in here
         self.paused_at: dict[str, int] = {}
@@ -177,7 +181,7 @@ class EcoServeScheduler(CountingScheduler):
         super()._free_blocks(request)
         self.paused_at.pop(request.request_id, None)
         task = self.ledger.tasks.pop(request.request_id)
-        self.forecast.leave(task)
+        self.kvc.left(task)
         generated = request.num_output_tokens
         if request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
             self.history.record(generated)
@@ -205,7 +209,7 @@ class EcoServeScheduler(CountingScheduler):
         out = super().gauges()
         self.ledger.held_blocks = out.held_blocks
         out.reserved_blocks = self.ledger.reserved_blocks()
-        out.lent_blocks = self.ledger.lent_blocks()
+        out.lent_blocks = self.kvc.lent_blocks()
         return out
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicyName
+from ecoserve.serving.core.kvc.base import ForecastName, KvcKnobs, KvcPolicyName
 from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
 
 #: Policies that run on our scheduler, as (KVC policy, ordering).
@@ -19,6 +19,8 @@ POLICIES: Final[dict[str, tuple[KvcPolicyName, OrderingName]]] = {
     "ecoserve": ("pooled", "slo"),
     "ecoserve-exact": ("exact", "srpt"),
     "ecoserve-d": ("exact", "fcfs"),
+    "ecoserve-paper": ("pipelined", "paper"),
+    "orca": ("max", "fcfs"),
 }
 
 #: Policies that are vLLM itself.
@@ -36,10 +38,21 @@ class SchedulerSettings(BaseModel):
     policy: str = Field("ecoserve", description="a row of the policy table: " + ", ".join(POLICIES))
     kvc: KvcPolicyName | None = Field(None, description="KVC policy in place of the policy's own")
     ordering: OrderingName | None = Field(None, description="ordering in place of the policy's own")
-    z: float = Field(2.0, ge=0, le=6, description="pooled: standard deviations above the mean forecast")
+    epsilon: float = Field(0.023, gt=0, le=0.5, description="pooled: share of the batch's futures that may overflow")
+    forecast: ForecastName = Field(
+        "spread", description="pooled: mean + spread (two standard deviations at 0.023), or sampled joint scenarios"
+    )
     reaction_steps: float = Field(30.0, gt=0, description="pooled: uncertainty farther ahead than this counts less")
     rho: float = Field(0.02, ge=0, le=1, description="pooled: common share of the lengths' spread")
-    padding: float = Field(0.15, ge=0, le=4, description="exact: added to the predicted length, as a share")
+    padding: float = Field(0.15, ge=0, le=4, description="exact, pipelined: added to the predicted length, as a share")
+    buffer_tokens: int = Field(
+        16, ge=0, le=65536, description="pipelined: a guest is to be gone so many tokens before its host arrives"
+    )
+    buffer_quantile: float | None = Field(
+        None, gt=0, lt=1, description="pipelined: in place of buffer_tokens, the guest's length at this quantile"
+    )
+    lending_depth: int = Field(3, ge=1, le=16, description="pipelined: levels of guests of guests")
+    relend: bool = Field(True, description="pipelined: lend a stretch again after its guest has left")
     quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
     reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
     waiting_share: float = Field(0.25, gt=0, le=1, description="the most KVC that paused GTs may hold, as a share")
@@ -91,7 +104,12 @@ class SchedulerSettings(BaseModel):
         """The KVC policy and its knobs."""
         return KvcKnobs(
             policy=self.kvc or POLICIES[self.policy][0],
-            z=self.z,
+            epsilon=self.epsilon,
+            forecast=self.forecast,
+            buffer_tokens=self.buffer_tokens,
+            buffer_quantile=self.buffer_quantile,
+            lending_depth=self.lending_depth,
+            relend=self.relend,
             padding=self.padding,
             quantile=self.quantile,
             reserve=self.reserve,

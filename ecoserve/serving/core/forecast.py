@@ -20,6 +20,8 @@ NumPy operations on an R x T matrix.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,12 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.tasks import Task
 
 Floats = npt.NDArray[np.float64]
+
+
+@lru_cache(maxsize=16)
+def deviations(epsilon: float) -> float:
+    """Standard deviations above the mean that a normal quantity passes with probability ``epsilon``; 0 at a half."""
+    return NormalDist().inv_cdf(1.0 - epsilon)
 
 
 class Forecast:
@@ -126,6 +134,13 @@ class Forecast:
         total = self._mean + mean - shared_blocks
         var = (1.0 - self.rho) * (self._var + spread * spread) + self.rho * (self._sd + spread) ** 2
         return float((total + z * self._near * np.sqrt(var)).max())
+
+    def fits_with(self, task: Task, limit_blocks: int, epsilon: float) -> bool:
+        """Whether the peak stays within the limit if ``task`` started now, but in a share ``epsilon`` of the futures.
+
+        The sum over a batch is taken to be normal.
+        """
+        return self.peak_with(task, deviations(epsilon)) <= limit_blocks
 
     def peak(self, z: float) -> float:
         """Largest mean + z * sd over the future, in blocks, of those who hold KVC now."""

@@ -157,7 +157,7 @@ def test_every_pause_ends_in_one_way(policy: str) -> None:
         c = counters[-1]
         gone = dropped_paused - before[0] + over_paused - before[1]
         assert c.pauses == c.resumes + gone, f"seed {seed}"
-    assert sum(c.pauses for c in counters) > 20
+    assert sum(c.pauses for c in counters) > 10
 
 
 def test_what_was_told_too_short_or_too_long_is_counted() -> None:

@@ -27,9 +27,9 @@ def test_a_policy_is_its_row_of_the_table(policy: str) -> None:
 
 
 def test_a_knob_beside_a_policy_replaces_that_part() -> None:
-    settings = SchedulerSettings.parse({"policy": "ecoserve-d", "kvc": "pooled", "ordering": "sjf", "z": 1.5})
+    settings = SchedulerSettings.parse({"policy": "ecoserve-d", "kvc": "pooled", "ordering": "sjf", "epsilon": 0.1})
     assert settings.knobs().policy == "pooled"
-    assert settings.knobs().z == 1.5
+    assert settings.knobs().epsilon == 0.1
     assert settings.ordering_knobs().name == "sjf"
 
 
@@ -41,11 +41,11 @@ def test_a_knob_beside_a_policy_replaces_that_part() -> None:
         ("policy", 3),
         ("kvc", "exakt"),
         ("ordering", "lifo"),
-        ("z", -0.1),
-        ("z", 7),
-        ("z", "two"),
-        ("z", float("nan")),
-        ("z", None),
+        ("epsilon", -0.1),
+        ("epsilon", 0.6),
+        ("epsilon", "two"),
+        ("epsilon", float("nan")),
+        ("epsilon", None),
         ("reaction_steps", 0),
         ("reaction_steps", float("nan")),
         ("rho", 1.1),
@@ -95,5 +95,5 @@ def test_they_reach_the_scheduler() -> None:
     assert s.settings.policy == "ecoserve-exact"
     assert s.kvc.reserve_blocks == 5
     assert s.history._lengths.maxlen == 50
-    with pytest.raises(ConfigError, match="ecoserve scheduler setting z: Input should be less than or equal to 6"):
-        scheduler_for(Case((), knobs=(("z", 60),)))
+    with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: Input should be less"):
+        scheduler_for(Case((), knobs=(("epsilon", 60),)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicy
+from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicy, make_policy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -21,7 +21,7 @@ def a_policy(name: str, *holders: Task, usable: int = 100, **knobs: float) -> Kv
     ledger.tasks = {t.request_id: t for t in holders}
     ledger.set_holders(list(holders))
     ledger.held_blocks = sum(ledger.blocks(t.written) for t in holders)
-    policy = KvcPolicy(
+    policy = make_policy(
         KvcKnobs(policy=name, **knobs),  # type: ignore[arg-type]
         ledger,
         Forecast(BLOCK, 4096, 0.0, 1e9),
@@ -141,15 +141,15 @@ def test_the_reserve_is_lent_to_the_outlived_only() -> None:
 
 def test_pooled_starts_a_prompt_if_the_forecast_stays_within_the_cache() -> None:
     hosts = [holder(str(i), TaskState.DECODE, 16, lengths=exactly(64)) for i in range(10)]  # 5 blocks each in the end
-    policy = a_policy("pooled", *hosts, reserve=0.0, z=2.0)
+    policy = a_policy("pooled", *hosts, reserve=0.0, epsilon=0.023)
     # The hosts will have gone by the time this one is long.
     assert policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1300)))
     assert not policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1700)))
 
 
-def test_pooled_is_the_more_careful_the_larger_z() -> None:
-    def admitted(z: float) -> int:
-        policy = a_policy("pooled", reserve=0.0, z=z, usable=400)
+def test_pooled_is_the_more_careful_the_smaller_epsilon() -> None:
+    def admitted(epsilon: float) -> int:
+        policy = a_policy("pooled", reserve=0.0, epsilon=epsilon, usable=400)
         for i in range(200):
             task = a_task(str(i), lengths=LengthDistribution.lognormal(300, 0.8, 4000))
             if not policy.admits_prompt(task):
@@ -157,7 +157,7 @@ def test_pooled_is_the_more_careful_the_larger_z() -> None:
             policy.admitted(task)
         raise AssertionError("everybody was let in")
 
-    assert admitted(4.0) < admitted(2.0) < admitted(0.0)
+    assert admitted(0.0001) < admitted(0.023) < admitted(0.5)
 
 
 def test_stock_is_taken_again_after_begin_step_only() -> None:

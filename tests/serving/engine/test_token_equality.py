@@ -89,7 +89,7 @@ def reference(tiny_model: Path) -> Outcome:
     ("settings", "told", "must_happen"),
     [
         pytest.param({"check_every_step": True}, "noisy", ("pauses",), id="pooled"),
-        pytest.param({"z": 0.0}, "far too short", ("pauses", "preemptions"), id="pooled, misled"),
+        pytest.param({"epsilon": 0.5}, "far too short", ("pauses", "preemptions"), id="pooled, misled"),
         pytest.param({"policy": "ecoserve-exact", "check_every_step": True}, "noisy", ("pauses",), id="exact"),
     ],
 )

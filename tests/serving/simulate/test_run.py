@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
+from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate
 from ecoserve.serving.workload import LengthsTold, make_load, trace_for
 
@@ -62,11 +63,11 @@ def test_what_is_told_is_written_down(lengths: str, predicted: bool) -> None:
 
 
 def test_policies_of_vllm_itself_are_vllms_settings() -> None:
-    assert _scheduler(settings(policy="vllm")).kv_cache_manager.watermark_blocks == 0
-    assert _scheduler(settings(policy="vllm-watermark")).kv_cache_manager.watermark_blocks == 6
-    assert _scheduler(settings(policy="vllm-priority")).policy.value == "priority"
-    assert type(_scheduler(settings(policy="vllm"))).__name__ == "CountingScheduler"
-    assert type(_scheduler(settings(policy="ecoserve-d"))).__name__ == "EcoServeScheduler"
+    assert _scheduler(settings(policy="vllm"), 120).kv_cache_manager.watermark_blocks == 0
+    assert _scheduler(settings(policy="vllm-watermark"), 120).kv_cache_manager.watermark_blocks == 6
+    assert _scheduler(settings(policy="vllm-priority"), 120).policy.value == "priority"
+    assert type(_scheduler(settings(policy="vllm"), 120)).__name__ == "CountingScheduler"
+    assert type(_scheduler(settings(policy="ecoserve-d"), 120)).__name__ == "EcoServeScheduler"
 
 
 def test_priority_is_the_predicted_length() -> None:
@@ -80,18 +81,19 @@ def test_priority_is_the_predicted_length() -> None:
         max_tokens=300,
         max_prompt_tokens=700,
     )
+    prompts = PromptIds(load)
     for one in load:
-        assert _arrival(chosen, one).request.priority == one.response_tokens
-        assert _arrival(settings(policy="vllm"), one).request.priority == 0
+        assert _arrival(chosen, prompts, one).request.make().priority == one.response_tokens
+        assert _arrival(settings(policy="vllm"), prompts, one).request.make().priority == 0
 
 
 @pytest.mark.parametrize(("depth", "runner", "v2"), [(1, None, False), (2, None, True), (1, 2, True), (2, 1, False)])
 def test_which_runners_rules_hold(depth: int, runner: int | None, v2: bool) -> None:
-    assert _scheduler(settings(depth=depth, runner=runner)).use_v2_model_runner is v2
+    assert _scheduler(settings(depth=depth, runner=runner), 120).use_v2_model_runner is v2
 
 
 def test_knobs_reach_the_scheduler_and_bad_ones_are_named() -> None:
-    assert _scheduler(settings(scheduler={"z": 1.0})).settings.z == 1.0
+    assert _scheduler(settings(scheduler={"history_window": 64}), 120).settings.history_window == 64
     with pytest.raises(ConfigError, match="ecoserve scheduler setting zed"):
         simulate(settings(scheduler={"zed": 1.0}))
 

@@ -1,0 +1,115 @@
+"""``exact``, the paper's allocation, and ``max``, ORCA's: every GT has a window of its own.
+
+``exact``: a GT is promised its predicted length (the median of what is believed) plus ``padding`` and starts only if
+all promises together fit; accounting, since vLLM takes blocks as they are written. ``max``: the same with the most tokens
+that the request may have, so that nothing is ever under-predicted and most of the cache stays empty.
+
+A prompt may run ahead of its GT's promise as long as those who hold KVC without one (waiting GTs, prompts on their way)
+hold at most ``waiting_share`` of the cache. What a waiting GT claims is kept for it once it was passed by long enough:
+else a stream of short ones would keep a long one waiting for ever.
+
+Sources: EcoServe (arXiv 2411.06364), "exact allocation"; ORCA (OSDI 2022), reservation of the maximum.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy
+from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.tasks import Task, TaskState
+
+
+class Exact(KvcPolicy):
+    """A window of its own for every GT, of its padded predicted length."""
+
+    exclusive = True
+
+    def __init__(self, knobs: KvcKnobs, ledger: Ledger) -> None:
+        super().__init__(knobs, ledger)
+        #: promises given, and what is held without one
+        self._promised_blocks = 0
+        #: held by those who are without a promise: waiting GTs and prompts on their way
+        self._waiting_blocks = 0
+        #: what those of them claim beyond it who have been passed by long enough
+        self._claimed_blocks = 0
+        self._stale = True
+
+    def begin_step(self) -> None:
+        self._stale = True
+
+    def _stock(self) -> None:
+        if not self._stale:
+            return
+        self._stale = False
+        ledger = self.ledger
+        holders = ledger.holders()
+        self._promised_blocks = sum(self.charge(t) for t in holders)
+        without = [t for t in holders if t.promised <= t.generated and t.state is not TaskState.DECODE]
+        self._waiting_blocks = sum(ledger.blocks(t.span_tokens()) for t in without)
+        self._claimed_blocks = sum(max(0, self.whole(t) - self.charge(t)) for t in without if t.passed_by)
+
+    def charge(self, task: Task) -> int:
+        """Blocks that a holder counts for in the books."""
+        return self.ledger.promised_blocks(task)
+
+    def whole(self, task: Task) -> int:
+        """Blocks of prompt and response if the promise were made now."""
+        return self.ledger.blocks(task.prompt_tokens + self.promise(task))
+
+    def admits_prompt(self, task: Task) -> bool:
+        self._stock()
+        if self._promised_blocks + self._claimed_blocks + self.whole(task) <= self.open_blocks:
+            return True
+        prompt = self.ledger.blocks(task.span_tokens() + 1)
+        ahead = self._waiting_blocks + prompt <= self.knobs.waiting_share * self.ledger.usable_blocks
+        return ahead and self._promised_blocks + prompt <= self.open_blocks
+
+    def admitted(self, task: Task) -> None:
+        self._stock()
+        whole = self.whole(task)
+        if self._promised_blocks + self._claimed_blocks + whole <= self.open_blocks:
+            self._promised_blocks += whole
+        else:
+            prompt = self.ledger.blocks(task.span_tokens() + 1)
+            self._promised_blocks += prompt
+            self._waiting_blocks += prompt
+
+    def enters_generation(self, task: Task) -> bool:
+        """It may unless that takes from a GT that was passed by long enough: then it takes its place among them."""
+        self._stock()
+        return self._fits(task, self.promise(task), self.open_blocks - self._claimed_blocks)
+
+    def admits_generation(self, task: Task) -> bool:
+        return self._fits(task, self.promise(task), self.open_blocks)
+
+    def lends_reserve(self, task: Task) -> bool:
+        return self._fits(task, task.generated + self.ledger.block_size, self.ledger.usable_blocks)
+
+    def extends(self, task: Task) -> bool:
+        next_span = task.prompt_tokens + task.generated + 1
+        if self.ledger.blocks(next_span) > self.ledger.promised_blocks(task):
+            return False
+        self.reserve_for(task, task.generated + 1)
+        return True
+
+    def _fits(self, task: Task, response_tokens: int, limit_blocks: int) -> bool:
+        self._stock()
+        others = self._promised_blocks - self.charge(task)
+        return others + self.ledger.blocks(task.prompt_tokens + response_tokens) <= limit_blocks
+
+    def reserve_for(self, task: Task, response_tokens: int) -> None:
+        before = self.charge(task)
+        super().reserve_for(task, response_tokens)
+        self._promised_blocks += self.charge(task) - before
+
+    def promise(self, task: Task) -> int:
+        middle = task.lengths.given_longer_than(task.generated).quantile(0.5)
+        return min(task.limit, max(task.generated + 1, math.ceil(middle * (1.0 + self.knobs.padding))))
+
+
+class Max(Exact):
+    """A window of its own for every GT, of the most tokens it may have."""
+
+    def promise(self, task: Task) -> int:
+        return task.limit

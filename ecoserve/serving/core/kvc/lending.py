@@ -1,0 +1,144 @@
+"""Lending KVC that is reserved and not reached yet: the books of the paper's KVC pipelining.
+
+A *host* with a window of L tokens, g of them generated, will not come to the tokens behind g + t for t steps. A *guest*
+whose own window is w may use a stretch of w tokens there, from ``start``, if it will be gone before the host arrives:
+
+    start - g >= w + buffer        (time: every step gives both one token)
+    start + w <= end of the gap    (space: inside the host's window, clear of other guests)
+
+From a fresh window that is the far half for a guest of at most L/2 - buffer, then, of the near half, its far half, and
+so on; and a guest is a host to others in the same way, ``depth`` levels deep. With ``relend`` a stretch whose guest has
+left is free again, which also gives the far half's own far half once the host has entered it.
+
+Among all stretches that would do, the one whose host arrives soonest is taken: roomier ones are left for longer guests.
+
+Source of the idea: EcoServe (arXiv 2411.06364), KVC pipelining; what it leaves open (several guests, re-lending, late
+guests) is decided here.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ecoserve.serving.core.tasks import Task
+
+
+@dataclass(slots=True, order=True)
+class Loan:
+    """A stretch ``[start, end)`` of a host's response window, lent to a guest.
+
+    ``base_tokens``: what the guest had of its own when it came (prompt and tokens out): it is charged for that.
+    """
+
+    start: int
+    end: int
+    host: Task = field(compare=False)
+    guest: Task = field(compare=False)
+    base_tokens: int = field(compare=False)
+    level: int = field(compare=False)
+    #: False once the guest has left a stretch that is not lent again
+    live: bool = field(compare=False, default=True)
+    #: the guest has not been let through yet
+    fresh: bool = field(compare=False, default=True)
+
+
+class Lending:
+    """Who lends what to whom.
+
+    Args:
+        buffer: tokens by which a guest is to be gone before its host arrives, >= 0.
+        depth: levels of guests, >= 1.
+        relend: whether a stretch is lent again.
+    """
+
+    def __init__(self, buffer: int, depth: int, relend: bool) -> None:
+        self.buffer = buffer
+        self.depth = depth
+        self.relend = relend
+        #: guest -> its loan; host -> loans in its window, by start
+        self.loan_of: dict[Task, Loan] = {}
+        self.loans_in: dict[Task, list[Loan]] = {}
+
+    def find(self, hosts: Iterable[Task], guest: Task, window: int, stay: int) -> Loan | None:
+        """The stretch for a guest that needs ``window`` tokens and will stay ``stay`` steps; None if there is none.
+
+        ``hosts`` are GTs with a promise; the guest itself is passed over. Changes nothing.
+        """
+        best: Loan | None = None
+        best_wait = 0
+        for host in hosts:
+            if host is guest or host.promised - host.generated < 2 * window:
+                continue
+            level = self.level(host) + 1
+            if level > self.depth:
+                continue
+            for low, high in self._gaps(host):
+                start = high - window
+                wait = start - host.generated
+                if start < low or wait < stay + self.buffer:
+                    continue
+                if best is None or wait < best_wait:
+                    best = Loan(start, high, host, guest, guest.prompt_tokens + guest.generated, level)
+                    best_wait = wait
+                break  # later gaps of the same host make it wait longer
+        return best
+
+    def _gaps(self, host: Task) -> list[tuple[int, int]]:
+        """Stretches of a host's window that are not lent, nearest first."""
+        gaps, low = [], host.generated
+        for loan in self.loans_in.get(host, ()):
+            if loan.start > low:
+                gaps.append((low, loan.start))
+            low = max(low, loan.end)
+        if host.promised > low:
+            gaps.append((low, host.promised))
+        return gaps
+
+    def level(self, task: Task) -> int:
+        """0 for a task with a window of its own, 1 for a guest, 2 for a guest's guest, ..."""
+        loan = self.loan_of.get(task)
+        return loan.level if loan is not None else 0
+
+    def lend(self, loan: Loan) -> None:
+        """Enter a loan that :meth:`find` found."""
+        self.loan_of[loan.guest] = loan
+        insort(self.loans_in.setdefault(loan.host, []), loan)
+
+    def extend(self, guest: Task) -> bool:
+        """Let a late guest have one token more, off the buffer before its stretch; whether that was possible."""
+        loan = self.loan_of[guest]
+        loans = self.loans_in[loan.host]
+        before = loans[loans.index(loan) - 1].end if loans.index(loan) else 0
+        if loan.start - 1 <= max(before, loan.host.generated):
+            return False
+        loan.start -= 1
+        return True
+
+    def overdue(self, notice: int) -> list[Task]:
+        """Guests whose host will have come to their stretch within ``notice`` steps."""
+        return [g for g, loan in self.loan_of.items() if loan.start - loan.host.generated <= notice]
+
+    def end(self, guest: Task) -> None:
+        """A guest has no use for its loan any more."""
+        loan = self.loan_of.pop(guest, None)
+        if loan is None:
+            return
+        if self.relend or loan.start <= loan.host.generated:
+            self.loans_in[loan.host].remove(loan)
+            if not self.loans_in[loan.host]:
+                del self.loans_in[loan.host]
+        else:
+            loan.live = False
+
+    def orphan(self, host: Task) -> list[Task]:
+        """A host's window is no more: its guests, nearest first, are without a loan."""
+        guests = [loan.guest for loan in self.loans_in.pop(host, ()) if loan.live]
+        for guest in guests:
+            del self.loan_of[guest]
+        return guests
+
+    def lent_tokens(self) -> int:
+        """Tokens of windows that are lent now."""
+        return sum(loan.end - loan.start for loan in self.loan_of.values())

@@ -1,0 +1,119 @@
+"""``pipelined``: exact allocation, and what is reserved but not reached yet is lent to guests.
+
+A GT starts if a window of its own fits, as under ``exact``; else if some host can lend it a stretch in which it will
+be done before the host arrives (:mod:`~ecoserve.serving.core.kvc.lending`). A guest is charged for its prompt only, and one
+block more for rounding. If its host arrives first, the host has the right of way: the guest gets a window of its own if
+one fits, else it must stop. When a host ends early or loses its KVC, its guests take over what it leaves: a stretch was
+never longer than half of its host's window, so their windows fit where it was.
+
+The buffer is ``buffer_tokens``, or as long as the guest stays at its own ``buffer_quantile``.
+"""
+
+from __future__ import annotations
+
+from ecoserve.serving.core.kvc.base import KvcKnobs
+from ecoserve.serving.core.kvc.exact import Exact
+from ecoserve.serving.core.kvc.lending import Lending, Loan
+from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.tasks import Task, TaskState
+
+#: A host arrives when it is so many steps away: at depth 2 two of its tokens are under way already.
+NOTICE_STEPS = 2
+
+
+class Pipelined(Exact):
+    """Exact allocation with lending."""
+
+    def __init__(self, knobs: KvcKnobs, ledger: Ledger) -> None:
+        super().__init__(knobs, ledger)
+        buffer = knobs.buffer_tokens if knobs.buffer_quantile is None else 0
+        self.lending = Lending(buffer + NOTICE_STEPS, knobs.lending_depth, knobs.relend)
+
+    def charge(self, task: Task) -> int:
+        loan = self.lending.loan_of.get(task)
+        if loan is None:
+            return super().charge(task)
+        return self.ledger.blocks(loan.base_tokens) + 1
+
+    def admits_prompt(self, task: Task) -> bool:
+        if super().admits_prompt(task):
+            return True
+        prompt = self.ledger.blocks(task.span_tokens() + 1) + 1
+        if self._promised_blocks + self._claimed_blocks + prompt > self.open_blocks:
+            return False
+        return self._loan_for(task) is not None
+
+    def enters_generation(self, task: Task) -> bool:
+        return super().enters_generation(task) or self._borrows(task)
+
+    def admits_generation(self, task: Task) -> bool:
+        return super().admits_generation(task) or self._borrows(task)
+
+    def _borrows(self, task: Task) -> bool:
+        """Take a loan for a GT that has no window, if there is one; what it holds must fit by itself."""
+        held = self.lending.loan_of.get(task)
+        if held is not None:
+            return held.fresh
+        if self.lending.loans_in.get(task):
+            return False
+        self._stock()
+        loan = self._loan_for(task)
+        if loan is None:
+            return False
+        before = self.charge(task)
+        charge = self.ledger.blocks(loan.base_tokens) + 1
+        if self._promised_blocks - before + charge > self.open_blocks:
+            return False
+        self.lending.lend(loan)
+        self._promised_blocks += charge - before
+        return True
+
+    def _loan_for(self, task: Task) -> Loan | None:
+        window = self.promise(task) - task.generated
+        stay = window
+        if self.knobs.buffer_quantile is not None:
+            posterior = task.lengths.given_longer_than(task.generated)
+            stay = max(stay, posterior.quantile(self.knobs.buffer_quantile) - task.generated)
+        hosts = (t for t in self.ledger.holders() if t.promised and t.state is TaskState.DECODE)
+        return self.lending.find(hosts, task, window, stay)
+
+    def reserve_for(self, task: Task, response_tokens: int) -> None:
+        """A guest that is given more than its loan has a window of its own from then on."""
+        loan = self.lending.loan_of.get(task)
+        if loan is not None and not loan.fresh:
+            self.evict(task)
+        elif loan is not None:
+            loan.fresh = False
+        super().reserve_for(task, response_tokens)
+
+    def extends(self, task: Task) -> bool:
+        """A guest's own unlent space is the buffer before its stretch."""
+        if task not in self.lending.loan_of:
+            return super().extends(task)
+        if not self.lending.extend(task):
+            return False
+        task.promised = min(task.limit, task.generated + 1)
+        return True
+
+    def settles(self, guest: Task) -> bool:
+        """Whether a guest whose host has come can have a window of its own; if so, it has it."""
+        if not self._fits(guest, guest.promised, self.open_blocks):
+            return False
+        self.evict(guest)
+        return True
+
+    def overdue_guests(self) -> list[Task]:
+        return self.lending.overdue(NOTICE_STEPS)
+
+    def evict(self, guest: Task) -> None:
+        before = self.charge(guest)
+        self.lending.end(guest)
+        self._promised_blocks += self.charge(guest) - before
+
+    def left(self, task: Task) -> None:
+        self.lending.end(task)
+        self.lending.orphan(task)
+        self._stale = True
+
+    def lent_blocks(self) -> int:
+        return -(-self.lending.lent_tokens() // self.ledger.block_size)
