@@ -4,7 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecoserve.data import load_trace, record_groups, save_trace, split_trace
+import pytest
+
+from ecoserve.data import load_trace, record_groups, save_trace, split_trace, with_arrivals
+from ecoserve.errors import TraceError
+
+LLAMA = "vllm_logs/rtxpro6000_llama-3.1-8b"
+QWEN = "vllm_logs/rtxpro6000_qwen3-30b-a3b-instruct-2507"
+
+#: Files of lengths: format, rows (all of them kept), tokens of all answers, tokens of all prompts.
+LENGTHS = {
+    "traces/azure_2023_conv.csv": ("azure", 14_176, 2_856_415, 16_942_346),
+    "traces/azure_2023_code.csv": ("azure", 7_491, 206_626, 15_282_456),
+    "traces/mooncake_synthetic.jsonl.gz": ("mooncake", 3_993, 595_432, 61_194_628),
+    "traces/sharegpt_lengths_llama2.csv.gz": ("plain", 30_731, 13_481_988, 71_911_571),
+    "traces/arxiv_summarization_lengths_llama2.csv.gz": ("plain", 28_257, 8_234_948, 73_131_321),
+    "traces/lmsys_vicuna13b_bert_predictions.csv.gz": ("plain", 85_482, 15_110_268, 0),
+    f"{LLAMA}/workload.jsonl.gz": ("vllm", 300, 195_753, 257_239),
+    f"{LLAMA}/requests.jsonl": ("vllm", 300, 195_753, 257_239),
+    f"{QWEN}/workload.jsonl.gz": ("vllm", 300, 199_486, 258_691),
+    f"{QWEN}/requests.jsonl": ("vllm", 300, 199_486, 258_691),
+}
+#: Files with texts: they have tests of their own.
+TEXTS = {"alpaca.json.gz", "sharegpt.json.gz", "alpaca_eval.json.gz"}
+#: Files that are no traces.
+NO_TRACES = {f"{run}/{name}" for run in (LLAMA, QWEN) for name in ("config.json", "meta.json", "timeseries.csv")}
 
 
 def test_alpaca_as_it_is(shared_data: Path) -> None:
@@ -45,3 +69,61 @@ def test_sharegpt(shared_data: Path, tmp_path: Path) -> None:
     assert stems[0].isdisjoint(stems[1])
     assert len(set(record_groups(trace.records).tolist())) > 600
     assert load_trace(save_trace(trace, tmp_path / "t.jsonl")).records == trace.records
+
+
+def test_alpaca_eval(shared_data: Path, tmp_path: Path) -> None:
+    trace = load_trace(shared_data / "alpaca_eval.json.gz")
+    assert trace.format == "model_outputs"
+    assert (trace.report.rows_in, trace.report.kept, trace.report.dropped) == (6_102, 6_102, {})
+    assert len({r.conversation for r in trace.records}) == len({r.prompt for r in trace.records}) == 678
+    assert len({r.model for r in trace.records}) == 9
+    parts = split_trace(trace)
+    assert {r.prompt for r in parts["train"].records}.isdisjoint(r.prompt for r in parts["dev"].records)
+    assert load_trace(save_trace(trace, tmp_path / "t.jsonl.gz")).records == trace.records
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_and_arrivals(shared_data: Path, tmp_path: Path, name: str) -> None:
+    trace = load_trace(shared_data / name)
+    answers = sum(r.response_tokens or 0 for r in trace.records)
+    prompts = sum(r.prompt_tokens or 0 for r in trace.records)
+    assert (trace.format, trace.report.rows_in, answers, prompts) == LENGTHS[name]
+    assert (trace.report.kept, trace.report.dropped) == (trace.report.rows_in, {})
+    assert (trace.length_source, trace.prompt_length_source) == ("trace", "trace")
+    assert load_trace(save_trace(trace, tmp_path / "t.jsonl.gz")).records == trace.records
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("traces/azure_2023_conv.csv", 2399.964630),
+        ("traces/azure_2023_code.csv", 2392.555564),
+        ("traces/mooncake_synthetic.jsonl.gz", 1022.025),
+        (f"{LLAMA}/workload.jsonl.gz", 29.136836),
+        # The same load as it arrived.
+        (f"{LLAMA}/requests.jsonl", 29.121193),
+    ],
+)
+def test_arrivals_are_in_seconds(shared_data: Path, name: str, seconds: float) -> None:
+    arrived = with_arrivals(load_trace(shared_data / name)).records
+    assert arrived[0].arrival_s == 0.0
+    assert arrived[-1].arrival_s == pytest.approx(seconds, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(NO_TRACES))
+def test_what_is_no_trace_is_refused_in_one_line(shared_data: Path, name: str) -> None:
+    with pytest.raises(TraceError, match="unknown trace format, it has fields") as caught:
+        load_trace(shared_data / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_not_named_here_loads_or_says_why_not(shared_data: Path) -> None:
+    for path in sorted(p for p in shared_data.rglob("*") if p.is_file()):
+        if str(path.relative_to(shared_data)) in {*LENGTHS, *TEXTS, *NO_TRACES}:
+            continue
+        try:
+            trace = load_trace(path)
+        except TraceError as e:
+            assert str(e).startswith(f"{path}: ")
+        else:
+            assert trace.report.kept == len(trace) > 0
