@@ -81,6 +81,25 @@ class EngineTotals:
     update_s: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Bounds that hold for every request of a run, in seconds; what is None is not asked for."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def met_by(self, row: RequestRow) -> bool | None:
+        """Whether a request met all that is asked of it, its own deadline included; None if nothing is."""
+        verdicts = [row.met_deadline]
+        if self.ttft_s is not None:
+            verdicts.append(row.finish_s is not None and row.ttft_s is not None and row.ttft_s <= self.ttft_s)
+        if self.tpot_s is not None:
+            # An answer of one token has no time per token after the first, and cannot miss it.
+            verdicts.append(row.finish_s is not None and (row.tpot_s or 0.0) <= self.tpot_s)
+        known = [v for v in verdicts if v is not None]
+        return all(known) if known else None
+
+
 @dataclass(slots=True)
 class RunResult:
     """One run: what was asked, what happened to each request, and the engine's totals."""
@@ -93,6 +112,7 @@ class RunResult:
     totals: EngineTotals
     #: anything else that identifies the run: depth, slo_scale, blocks, trace, ...
     labels: dict[str, Any] = field(default_factory=dict)
+    slo: Slo = Slo()
 
     def summary(self) -> dict[str, Any]:
         """The run's flat summary; figures that cannot be given are None, never NaN."""
@@ -101,7 +121,8 @@ class RunResult:
         end = max((r.finish_s for r in done if r.finish_s is not None), default=start)
         duration = end - start
         tokens = sum(r.output_tokens for r in done)
-        verdicts = [r.met_deadline for r in self.rows if r.deadline_s is not None and r.status != "rejected"]
+        met = [self.slo.met_by(r) for r in self.rows if r.status != "rejected"]
+        verdicts = [m for m in met if m is not None]
         out: dict[str, Any] = {
             "policy": self.policy,
             "lengths": self.lengths,

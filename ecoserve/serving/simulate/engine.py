@@ -12,11 +12,13 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecoserve.errors import ConfigError
 
@@ -31,7 +33,7 @@ _CONFIG: Final = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "vocab_size": 4096,
-    "max_position_embeddings": 131072,
+    "max_position_embeddings": 2**24,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "torch_dtype": "float32",
@@ -82,7 +84,8 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
     """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
 
     Raises:
-        ConfigError: if the longest allowed sequence does not fit the KV cache (vLLM itself refuses that at start).
+        ConfigError: if the longest allowed sequence does not fit the KV cache (vLLM itself refuses that at start), or
+            vLLM refuses the shape.
     """
     quiet_vllm()
     import torch
@@ -98,34 +101,37 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
             fix="raise kv_blocks or lower max_model_len",
         )
     folder = _model_folder()
-    config = VllmConfig(
-        model_config=ModelConfig(
-            model=folder,
-            tokenizer=folder,
-            skip_tokenizer_init=True,
-            dtype="float32",
-            max_model_len=shape.max_model_len,
-            seed=0,
-        ),
-        scheduler_config=SchedulerConfig(
-            max_num_seqs=shape.max_num_seqs,
-            max_num_batched_tokens=shape.max_num_batched_tokens,
-            max_model_len=shape.max_model_len,
-            enable_chunked_prefill=shape.chunked_prefill,
-            async_scheduling=False,
-            policy=shape.scheduling_policy,
-            is_encoder_decoder=False,
-            watermark=shape.watermark,
-        ),
-        cache_config=CacheConfig(
-            block_size=shape.block_size,
-            gpu_memory_utilization=0.9,
-            cache_dtype="auto",
-            enable_prefix_caching=shape.prefix_caching,
-        ),
-        device_config=DeviceConfig("cpu"),
-        additional_config=additional_config or {},
-    )
+    try:
+        config = VllmConfig(
+            model_config=ModelConfig(
+                model=folder,
+                tokenizer=folder,
+                skip_tokenizer_init=True,
+                dtype="float32",
+                max_model_len=shape.max_model_len,
+                seed=0,
+            ),
+            scheduler_config=SchedulerConfig(
+                max_num_seqs=shape.max_num_seqs,
+                max_num_batched_tokens=shape.max_num_batched_tokens,
+                max_model_len=shape.max_model_len,
+                enable_chunked_prefill=shape.chunked_prefill,
+                async_scheduling=False,
+                policy=shape.scheduling_policy,
+                is_encoder_decoder=False,
+                watermark=shape.watermark,
+            ),
+            cache_config=CacheConfig(
+                block_size=shape.block_size,
+                gpu_memory_utilization=0.9,
+                cache_dtype="auto",
+                enable_prefix_caching=shape.prefix_caching,
+            ),
+            device_config=DeviceConfig("cpu"),
+            additional_config=additional_config or {},
+        )
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, "), where="vLLM's engine") from None
     blocks = shape.kv_blocks + 1  # one is vLLM's null block
     config.cache_config.num_gpu_blocks = blocks
     spec = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -141,6 +147,15 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
     )
     scheduler.use_v2_model_runner = shape.runner == 2
     return scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRequest:
+    """A request that is made when it arrives: a long load would not fit memory as vLLM requests."""
+
+    request_id: str
+    num_prompt_tokens: int
+    make: Callable[[], Any]
 
 
 def make_request(

@@ -2,107 +2,135 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
-from ecoserve.serving.runs import RunResult
-from ecoserve.serving.simulate.cost import LinearCost
-from ecoserve.serving.simulate.engine import WORD, EngineShape, make_request, make_scheduler, quiet_vllm
-from ecoserve.serving.simulate.loop import Arrival, VirtualLoop
+from ecoserve.serving.runs import RunResult, Slo
+from ecoserve.serving.simulate.cost import alone_s
+from ecoserve.serving.simulate.demand import demand_peak
+from ecoserve.serving.simulate.engine import EngineShape, LazyRequest, make_request, make_scheduler, quiet_vllm
+from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
+from ecoserve.serving.simulate.machine import Machine, machine_of
+from ecoserve.serving.simulate.prompts import PromptIds
+from ecoserve.serving.simulate.replica import Recorder, Replica
+from ecoserve.serving.simulate.router import ROUTERS
+from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, trace_for
 
-
-class SimulateSettings(BaseModel):
-    """What to run in virtual time."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    trace: str = Field(description="file, hub id, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field of the trace that holds the response length")
-    tokenizer: str | None = None
-    split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
-    policy: str = "ecoserve"
-    lengths: str = Field("true", description="true, none, noise:SIGMA or predicted:CHECKPOINT")
-    rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; None: as recorded")
-    seed: int = 0
-    requests: int = Field(400, ge=1)
-    depth: int = Field(1, ge=1, le=2, description="steps in flight")
-    blocks: int = Field(1800, ge=2, description="usable KVC blocks")
-    block_size: int = Field(16, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(2048, ge=1)
-    max_model_len: int = Field(4096, ge=2)
-    max_tokens: int = Field(2000, ge=1, description="the same for every request")
-    prefix_caching: bool = False
-    runner: int | None = Field(None, ge=1, le=2, description="model runner whose rules hold; by default V2 at depth 2")
-    slo_scale: float | None = Field(
-        None, gt=0, description="deadline: this many times what an idle engine needs for the request"
-    )
-    scheduler: dict[str, Any] = Field(default_factory=dict, description="knobs of our scheduler")
-    cost: LinearCost = LinearCost()
+__all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate"]
 
 
-def simulate(settings: SimulateSettings) -> RunResult:
+def simulate(
+    settings: SimulateSettings, *, progress: Progress | None = None, recorder: Recorder | None = None
+) -> RunResult:
     """Run one load through one policy in virtual time.
+
+    Args:
+        settings: what to run.
+        progress: called with (requests ended, virtual seconds) whenever a request ends.
+        recorder: told of everything that happens.
 
     Raises:
         InputError: for a trace, policy or setting that cannot be used.
     """
     quiet_vllm()
-    scheduler = _scheduler(settings)
+    machine = machine_of(settings)
+    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     load = _load(settings)
-    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, settings.block_size)
-    loop = VirtualLoop(scheduler, settings.cost, settings.depth, worker)
-    result = loop.run([_arrival(settings, r) for r in load])
+    prompts = PromptIds(load)
+    router = ROUTERS[settings.router](settings.replicas)
+    arrivals = [_arrival(settings, prompts, r) for r in load]
+    result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
     if settings.slo_scale is not None:
         for row, request in zip(result.rows, load, strict=True):
-            row.deadline_s = row.arrival_s + settings.slo_scale * _alone_s(settings, request)
-    labels = {
-        "depth": settings.depth,
-        "blocks": settings.blocks,
-        "length_source": trace.length_source,
-        "kvc_demand_peak": demand_peak_blocks(settings) / settings.blocks,
-    }
+            alone = alone_s(
+                machine.cost,
+                request.prompt_tokens,
+                request.response_tokens,
+                settings.depth,
+                settings.max_num_batched_tokens,
+            )
+            row.deadline_s = row.arrival_s + settings.slo_scale * alone
+    rate = settings.rate_rps
     return RunResult(
         policy=settings.policy,
         lengths=settings.lengths,
-        rate_rps=settings.rate_rps,
+        rate_rps=None if rate is None or math.isinf(rate) else rate,
         seed=settings.seed,
         rows=result.rows,
         totals=result.totals,
-        labels=labels,
+        slo=Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms)),
+        labels=_labels(settings, machine, trace.length_source),
     )
+
+
+def check(settings: SimulateSettings) -> Machine:
+    """Refuse at once what :func:`simulate` would refuse later, the trace aside; returns the machine.
+
+    Raises:
+        InputError: for a policy, GPU, model or setting that cannot be used.
+    """
+    quiet_vllm()
+    machine = machine_of(settings)
+    LengthsTold.parse(settings.lengths)
+    _scheduler(settings, machine.blocks)
+    return machine
 
 
 def demand_peak_blocks(settings: SimulateSettings) -> int:
-    """Peak KVC demand of the load if nobody waited, in blocks: vLLM's own scheduler with room for everybody."""
-    roomy = settings.model_copy(
-        update={
-            "policy": "vllm",
-            "lengths": "none",
-            "scheduler": {},
-            "slo_scale": None,
-            "max_num_seqs": settings.requests,
-            "blocks": settings.requests * -(-settings.max_model_len // settings.block_size),
-            "depth": 1,
-            "runner": 1,
-        }
-    )
-    return _demand_peak(roomy.model_dump_json())
+    """Peak KVC demand of the load if nobody waited, in blocks, over all replicas."""
+    # What does not change it is set to one value, so that all runs of one load share one answer.
+    same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
+    same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
+    same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None}
+    if not settings.on_gpu:
+        same["depth"] = 1  # the host's time is a part of the step, which both depths pay
+    return _demand_peak(settings.model_copy(update=same).model_dump_json())
 
 
 @lru_cache(maxsize=64)
 def _demand_peak(roomy: str) -> int:
     settings = SimulateSettings.model_validate_json(roomy)
-    scheduler, load = _scheduler(settings), _load(settings)
-    result = VirtualLoop(scheduler, settings.cost, keep_series=True).run([_arrival(settings, r) for r in load])
-    return max((held for _, held, _, _ in result.series), default=0)
+    load = _load(settings)
+    cost = machine_of(settings).cost
+    shares = [load[i :: settings.replicas] for i in range(settings.replicas)]
+    if not (settings.prefix_caching and PromptIds(load).shared):
+        return sum(
+            demand_peak(s, cost, settings.depth, settings.block_size, settings.max_num_batched_tokens) for s in shares
+        )
+    room = settings.requests * -(-settings.max_model_len // settings.block_size)
+    peak = 0
+    for share in shares:
+        prompts = PromptIds(load)
+        replica = Replica(_scheduler(settings, room), cost, settings.depth, keep_series=True)
+        result = run_replicas([replica], [_arrival(settings, prompts, r) for r in share])
+        peak += max((held for _, held, _, _ in result.series), default=0)
+    return peak
+
+
+def _labels(settings: SimulateSettings, machine: Machine, length_source: str) -> dict[str, Any]:
+    labels: dict[str, Any] = {
+        "depth": settings.depth,
+        "blocks": machine.blocks,
+        "length_source": length_source,
+        "kvc_demand_peak": demand_peak_blocks(settings) / (machine.blocks * settings.replicas),
+    }
+    if settings.on_gpu:
+        labels |= {"gpu": settings.gpu, "model": settings.model, "tp": settings.tp}
+    if settings.rate_rps is not None and math.isinf(settings.rate_rps):
+        labels["arrivals"] = "at once"
+    if settings.replicas > 1:
+        labels |= {"replicas": settings.replicas, "router": settings.router}
+    if settings.charge_scheduler != "model":
+        labels["charge_scheduler"] = settings.charge_scheduler
+    if settings.charge_scheduler == "measured":
+        labels["repeatable"] = False
+    return labels
 
 
 def _load(settings: SimulateSettings) -> list[LoadRequest]:
@@ -117,7 +145,13 @@ def _load(settings: SimulateSettings) -> list[LoadRequest]:
     )
 
 
-def _scheduler(settings: SimulateSettings) -> Any:
+def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
+    scheduler = _scheduler(settings, machine.blocks)
+    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, settings.block_size)
+    return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
+
+
+def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
     from ecoserve.serving.adapter.counting import CountingScheduler
     from ecoserve.serving.adapter.scheduler import EcoServeScheduler
     from ecoserve.serving.adapter.settings import CONFIG_KEY, POLICIES, STOCK_POLICIES
@@ -132,7 +166,7 @@ def _scheduler(settings: SimulateSettings) -> Any:
         known = ", ".join((*POLICIES, *STOCK_POLICIES))
         raise ConfigError(f"policy {settings.policy!r} is not known", where="simulate", fix=f"one of {known}")
     shape = EngineShape(
-        kv_blocks=settings.blocks,
+        kv_blocks=blocks,
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -146,31 +180,28 @@ def _scheduler(settings: SimulateSettings) -> Any:
     return make_scheduler(EcoServeScheduler if ours else CountingScheduler, shape, config)
 
 
-def _arrival(settings: SimulateSettings, request: LoadRequest) -> Arrival:
-    # Unlike prompts: the prefix cache must not find what real prompts would not share.
-    number = int(request.name[1:])
-    prompt = [WORD] * request.prompt_tokens
-    prompt[: min(2, len(prompt))] = [100 + number // 1000, 100 + number % 1000][: len(prompt)]
+def _arrival(settings: SimulateSettings, prompts: PromptIds, request: LoadRequest) -> Arrival:
     predicted = request.lengths.quantile(0.5) if request.lengths else None
-    return Arrival(
-        at_s=request.arrival_s,
-        request=make_request(
+
+    def make() -> Any:
+        return make_request(
             request.name,
-            prompt,
+            prompts.of(request),
             settings.max_tokens,
             request.arrival_s,
             {keys.LENGTHS: request.lengths.to_wire()} if request.lengths else None,
             priority=(predicted or 0) if settings.policy == "vllm-priority" else 0,
             block_size=settings.block_size if settings.prefix_caching else None,
-        ),
+        )
+
+    return Arrival(
+        at_s=request.arrival_s,
+        request=LazyRequest(request.name, request.prompt_tokens, make),
         response_tokens=request.response_tokens,
         predicted_tokens=predicted,
+        expected_tokens=request.lengths.mean() if request.lengths else None,
     )
 
 
-def _alone_s(settings: SimulateSettings, request: LoadRequest) -> float:
-    """Seconds the request would take on an idle engine."""
-    c = settings.cost
-    steps = request.response_tokens
-    context = request.prompt_tokens + steps / 2
-    return steps * (c.step_s + c.decode_s + c.context_token_s * context) + c.prefill_token_s * request.prompt_tokens
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3

@@ -1,0 +1,310 @@
+"""One simulated engine: a vLLM scheduler, a step cost, and its own clock, driven one event at a time.
+
+Mirrors vLLM's engine core, which does two things in turn: *start* a step (take what has arrived, schedule, launch)
+while fewer than ``depth`` are in flight and there is something to schedule, else *take* the output of the oldest one.
+At depth 2 (asynchronous scheduling) step N + 1 is started before N's output is there.
+
+Time: the host is busy for the host's part of a start; the GPU begins a step when the host has launched it and the step
+before is done. So at depth 1 a step's period is host + GPU, and at depth 2 the longer of the two. Whether a request
+ends is known to the simulation only: the scheduler sees an end-of-sequence token when it comes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, Final, Literal, Protocol
+
+from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.runs import RequestRow
+from ecoserve.serving.simulate.cost import StepCost, StepWork
+from ecoserve.serving.simulate.engine import EOS, WORD
+from ecoserve.serving.simulate.worker import WorkerModel
+
+#: Whose time scheduling is charged as: the cost's own figure, this machine's measured CPU time, or nobody's.
+Charge = Literal["model", "measured", "none"]
+
+#: Events at one time happen in this order: outputs, then arrivals, then steps.
+TAKE: Final = 0
+ARRIVE: Final = 1
+START: Final = 2
+
+
+@dataclass(slots=True)
+class Live:
+    """A request that was handed to a replica, and what only the simulation knows of it."""
+
+    request: Any
+    response_tokens: int
+    row: RequestRow
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that was started, as a recorder sees it. Times in virtual seconds."""
+
+    work: StepWork
+    output: Any
+    #: the host began with it; the GPU began; the GPU was done
+    began_s: float
+    start_s: float
+    end_s: float
+    gauges: Gauges
+
+
+class Recorder(Protocol):
+    """Told of everything that happens on a replica, in order of its time."""
+
+    def arrived(self, replica: int, row: RequestRow) -> None:
+        """A request was handed to a replica."""
+
+    def stepped(self, replica: int, scheduler: Any, step: Step) -> None:
+        """A step was started."""
+
+    def ended(self, replica: int, row: RequestRow, at_s: float) -> None:
+        """A request has its last token, or was aborted."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    output: Any
+    end_s: float
+    samples: set[str]
+
+
+class _ReplicaClock:
+    """The scheduler's clock: the replica's."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def now(self) -> float:
+        return self._replica.now
+
+    def arrival(self, arrival_time: float) -> float:
+        return arrival_time
+
+
+class Replica:
+    """One engine in virtual time.
+
+    Args:
+        scheduler: a :class:`~ecoserve.serving.adapter.counting.CountingScheduler` or a subclass.
+        cost: seconds a step takes.
+        depth: 1 or 2 steps in flight.
+        worker: if given, checks every output as a model runner would.
+        charge: what scheduling costs; ``measured`` makes results differ from run to run.
+        keep_series: keep the KVC's state after every step.
+        index: its number among the replicas.
+    """
+
+    #: so many steps without a token, with work waiting, is a hang
+    MAX_IDLE_STEPS: Final = 64
+
+    def __init__(
+        self,
+        scheduler: Any,
+        cost: StepCost,
+        depth: int = 1,
+        worker: WorkerModel | None = None,
+        *,
+        charge: Charge = "model",
+        keep_series: bool = False,
+        index: int = 0,
+    ) -> None:
+        if depth not in (1, 2):
+            raise ValueError(f"depth must be 1 or 2, not {depth}")
+        self.scheduler = scheduler
+        self.cost = cost
+        self.depth = depth
+        self.worker = worker
+        self.charge = charge
+        self.keep_series = keep_series
+        self.index = index
+        self.on_step: Callable[[Any], None] | None = None
+        self.on_end: Callable[[Replica, RequestRow], None] | None = None
+        self.recorder: Recorder | None = None
+        self.now = 0.0
+        self.live: dict[str, Live] = {}
+        self.schedule_s: list[float] = []
+        self.update_s: list[float] = []
+        #: block-seconds held, reserved, lent; and the seconds
+        self.kvc = [0.0, 0.0, 0.0]
+        self.kvc_time = 0.0
+        self.series: list[tuple[float, int, int, int]] = []
+        self._inbox: deque[Live] = deque()
+        self._aborts: list[tuple[float, str]] = []
+        self._flights: deque[_Flight] = deque()
+        self._gpu_free_s = 0.0
+        self._next: int | None = None
+        self._idle = 0
+        scheduler.clock = _ReplicaClock(self)
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    def next_event(self) -> tuple[float, int] | None:
+        """Time and kind of what this replica does next; None if it waits for a request."""
+        if self._next is None:
+            return None
+        return (max(self.now, self._flights[0].end_s) if self._next == TAKE else self.now, self._next)
+
+    def hand(self, live: Live, abort_at_s: float | None = None) -> None:
+        """A request for this replica; the scheduler is given it when it starts its next step."""
+        self._inbox.append(live)
+        if abort_at_s is not None:
+            heappush(self._aborts, (abort_at_s, live.row.request_id))
+        if self._next is None:
+            self.now = max(self.now, live.row.arrival_s)
+            self._next = START
+        if self.recorder is not None:
+            self.recorder.arrived(self.index, live.row)
+
+    def act(self) -> None:
+        """Do what :meth:`next_event` says."""
+        if self._next == TAKE:
+            self._take(self._flights.popleft())
+            self._next = START
+        else:
+            self._start()
+
+    @property
+    def stuck(self) -> bool:
+        """It has work and does nothing, whatever it is asked."""
+        return self._next is None and bool(self.scheduler.has_unfinished_requests())
+
+    # -- starting a step -----------------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        from vllm.v1.request import RequestStatus
+
+        s = self.scheduler
+        while self._inbox:
+            live = self._inbox.popleft()
+            self.live[live.row.request_id] = live
+            s.add_request(live.request)
+        while self._aborts and self._aborts[0][0] <= self.now:
+            name = heappop(self._aborts)[1]
+            if s.finish_requests(name, RequestStatus.FINISHED_ABORTED):
+                row = self.live[name].row
+                row.status, row.error = "failed", "aborted"
+                self._end(row)
+
+    def _start(self) -> None:
+        self._deliver()
+        s = self.scheduler
+        if not s.has_requests():
+            self._next = TAKE if self._flights else None
+            return
+        began_s = self.now
+        clock = time.perf_counter()
+        output = s.schedule()
+        took = time.perf_counter() - clock
+        self.schedule_s.append(took)
+        if self.worker is not None:
+            self.worker.execute(output)
+        if self.on_step is not None:
+            self.on_step(output)
+        work, samples = self._work(output)
+        # When the GPU could have begun, had the host not been needed: what is between counts as this step's time.
+        could_s = start_s = end_s = max(self.now, self._gpu_free_s)
+        if output.total_num_scheduled_tokens:
+            if self.charge == "measured":
+                host_s = took + self.cost.launch_s(work)
+            else:
+                host_s = (self.cost.host_s if self.charge == "model" else self.cost.launch_s)(work)
+            self.now += host_s
+            start_s = max(self.now, self._gpu_free_s)
+            end_s = start_s + self.cost.seconds(work)
+        gauges = s.gauges()
+        self._integrate(gauges, end_s - could_s, began_s)
+        if self.recorder is not None:
+            self.recorder.stepped(self.index, s, Step(work, output, began_s, start_s, end_s, gauges))
+        flight = _Flight(output, end_s, samples)
+        if output.total_num_scheduled_tokens:
+            self._idle = 0
+            self._gpu_free_s = end_s
+            self._flights.append(flight)
+            self._next = START if len(self._flights) < self.depth else TAKE
+            return
+        # vLLM runs an empty step too: it tells the workers who has finished.
+        self._idle += 1
+        if self._flights:
+            self._flights.append(flight)
+            self._next = TAKE
+        else:
+            self._take(flight)
+            hangs = self._idle > self.MAX_IDLE_STEPS and s.has_unfinished_requests()
+            self._next = None if hangs and not self._inbox else START
+
+    def _work(self, output: Any) -> tuple[StepWork, set[str]]:
+        """What the step computes, and whose next token it samples."""
+        requests = self.scheduler.requests
+        work = StepWork()
+        chunks = work.chunks
+        samples = set()
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = requests[name]
+            computed = request.num_computed_tokens
+            work.context_tokens += computed
+            if tokens > 1 or request.num_output_tokens == 0:
+                work.prefill_tokens += tokens
+                chunks.append((tokens, computed - tokens))
+            else:
+                work.decodes += 1
+                work.decode_context_tokens += computed
+            if not request.is_prefill_chunk:
+                samples.add(name)
+        return work, samples
+
+    def _integrate(self, gauges: Gauges, seconds: float, at_s: float) -> None:
+        for i, blocks in enumerate((gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks)):
+            self.kvc[i] += blocks * seconds
+        self.kvc_time += seconds
+        if self.keep_series:
+            self.series.append((at_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks))
+
+    # -- taking its output -------------------------------------------------------------------------------------
+
+    def _take(self, flight: _Flight) -> None:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        s = self.scheduler
+        self.now = max(self.now, flight.end_s)
+        requests, live = s.requests, self.live
+        names = list(flight.output.num_scheduled_tokens)
+        sampled: list[list[int]] = []
+        for name in names:
+            request = requests.get(name)
+            if request is None or name not in flight.samples:
+                sampled.append([])
+                continue
+            last = request.num_output_tokens + 1 >= live[name].response_tokens
+            sampled.append([EOS if last else WORD])
+        result = ModelRunnerOutput(
+            req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
+        )
+        clock = time.perf_counter()
+        outputs = s.update_from_output(flight.output, result)
+        took = time.perf_counter() - clock
+        self.update_s.append(took)
+        if self.charge == "measured":
+            self.now += took
+        for batch in outputs.values():
+            for out in batch.outputs:
+                row = live[out.request_id].row
+                row.output_tokens += len(out.new_token_ids)
+                if row.first_token_s is None and out.new_token_ids:
+                    row.first_token_s = self.now
+                if out.finished:
+                    row.finish_s = self.now
+                    self._end(row)
+
+    def _end(self, row: RequestRow) -> None:
+        row.preemptions = self.live.pop(row.request_id).request.num_preemptions
+        if self.recorder is not None:
+            self.recorder.ended(self.index, row, self.now)
+        if self.on_end is not None:
+            self.on_end(self, row)
