@@ -25,8 +25,9 @@ from ecoserve.data.formats.base import Exchange
 from ecoserve.data.formats.records import Records
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.files import replacing, write_atomically
+from ecoserve.serving.collect.entries import from_line, to_line
 from ecoserve.serving.collect.lines import NumberedLines, line_at, lock_folder
-from ecoserve.serving.collect.replies import Answer, Failed, Outcome, Refused
+from ecoserve.serving.collect.replies import Answer, Failed, Outcome
 
 VERSION: Final = 1
 _OPEN: Final = 0
@@ -129,21 +130,17 @@ class Journal:
         return damaged
 
     def _read(self, line: bytes, place: int) -> bool:
-        try:
-            row = json.loads(line)
-            prompt, sample = row["p"], row["s"]
-            whole = type(prompt) is int and type(sample) is int
-            if not (whole and 0 <= prompt < self.prompts and 0 <= sample < self.samples):
-                return False
-            tokens = row.get("tokens", _REFUSED if "refused" in row else _OPEN)
-            if type(tokens) is not int or ("tokens" in row and tokens < 1):
-                return False
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = from_line(line)
+        if found is None or found[0] >= self.prompts or found[1] >= self.samples:
             return False
-        if tokens != _OPEN and self.tokens[prompt, sample] == _OPEN:
-            self.tokens[prompt, sample] = tokens
-            self._places[prompt, sample] = place
+        self._note(*found, place)
         return True
+
+    def _note(self, prompt: int, sample: int, outcome: Outcome, place: int) -> None:
+        """What was written at ``place`` settles the sample, unless it failed, or an earlier line has."""
+        if not isinstance(outcome, Failed) and self.tokens[prompt, sample] == _OPEN:
+            self.tokens[prompt, sample] = outcome.tokens if isinstance(outcome, Answer) else _REFUSED
+            self._places[prompt, sample] = place
 
     # -- while it runs -------------------------------------------------------------------------------------
 
@@ -169,18 +166,9 @@ class Journal:
         """
         assert self._answers is not None
         assert self.tokens[prompt, sample] == _OPEN, (prompt, sample)
-        row: dict[str, Any] = {"p": prompt, "s": sample}
-        if isinstance(outcome, Answer):
-            row |= {"tokens": outcome.tokens, "reason": outcome.reason}
-            row |= {"prompt_tokens": outcome.prompt_tokens} if outcome.prompt_tokens is not None else {}
-            row |= {"text": outcome.text} if outcome.text is not None else {}
-        else:
-            row["refused" if isinstance(outcome, Refused) else "failed"] = outcome.why
-        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        line = to_line(prompt, sample, outcome)
         self._append(line)
-        if not isinstance(outcome, Failed):
-            self.tokens[prompt, sample] = outcome.tokens if isinstance(outcome, Answer) else _REFUSED
-            self._places[prompt, sample] = self._size
+        self._note(prompt, sample, outcome, self._size)
         self._size += len(line)
 
     def _append(self, line: bytes) -> None:
@@ -229,8 +217,10 @@ class Journal:
         assert self._answers is not None
         out = []
         for sample in np.flatnonzero(self.tokens[prompt] > 0).tolist():
-            row = json.loads(line_at(self._answers, int(self._places[prompt, sample])))
-            out.append((sample, Answer(row["tokens"], row["reason"], row.get("prompt_tokens"), row.get("text"))))
+            found = from_line(line_at(self._answers, int(self._places[prompt, sample])))
+            assert found is not None, (prompt, sample)
+            assert isinstance(found[2], Answer), found
+            out.append((sample, found[2]))
         return out
 
     # -- ending --------------------------------------------------------------------------------------------

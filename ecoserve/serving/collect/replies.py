@@ -27,7 +27,7 @@ _FATAL: Final = frozenset((401, 402, 403, 404, 405, 407))
 #: 4xx codes that another attempt may be spared.
 _AGAIN: Final = frozenset((408, 409, 425, 429))
 #: No answer has more tokens; as everywhere in traces.
-_MOST_TOKENS: Final = 2**20
+MOST_TOKENS: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def read_answer(data: bytes) -> Answer | Again:
         return Again("a reply that is no OpenAI-compatible answer with its usage")
     if reason is None or reason in _DROPPED:
         return Again(f"the server did not finish the answer ({reason})")
-    if not isinstance(reason, str) or not _count(tokens) or tokens > _MOST_TOKENS:
+    if not isinstance(reason, str) or not _count(tokens) or tokens > MOST_TOKENS:
         return Again("a reply without a finish reason, or with no number of tokens")
     prompt = usage.get("prompt_tokens")
     # Where EOS is not counted, an answer that is nothing else has length 0; RL counts it.
