@@ -190,11 +190,12 @@ def _shown(quiet: bool) -> Iterator[Progress]:
     """Progress: a bar on a terminal, else a line a minute."""
     console = stderr_console(quiet)
     if not console.is_terminal:
-        last = [0.0]
+        last, ending = 0.0, False
 
         def line(state: CollectProgress) -> None:
-            if state.elapsed_s - last[0] >= _LINE_S:
-                last[0] = state.elapsed_s
+            nonlocal last, ending
+            if state.elapsed_s - last >= _LINE_S or state.ending > ending:
+                last, ending = state.elapsed_s, state.ending
                 console.print(_state_in_words(state, ahead=True))
 
         yield line

@@ -132,7 +132,7 @@ class Collector:
                 self._away(reply)
                 continue
             self._gate.reached()
-            self.state.note = ""
+            self.state.note = self.state.note if self.state.ending else ""
             if isinstance(reply, Stop):
                 raise RunError(reply.why, where=self._endpoint.base, fix=reply.fix or self._go_on())
             if not isinstance(reply, Again):
@@ -241,6 +241,7 @@ class Collector:
                 for worker in workers:
                     worker.cancel()
             else:
+                self.state.ending = True
                 self.state.note = f"ending: {self.state.open} requests are open; once more drops them"
                 self._tell()
 

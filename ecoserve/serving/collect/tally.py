@@ -22,6 +22,7 @@ class CollectProgress:
         open: requests under way.
         elapsed_s: seconds since this run's first request.
         note: what everybody waits for, or nothing.
+        ending: a signal has come, and no new request is sent.
     """
 
     total: int
@@ -35,6 +36,7 @@ class CollectProgress:
     open: int = 0
     elapsed_s: float = 0.0
     note: str = ""
+    ending: bool = False
 
     @property
     def settled(self) -> int:

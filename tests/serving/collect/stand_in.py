@@ -31,6 +31,7 @@ class Reply:
         headers: besides the usual ones.
         cut: hang up after so many bytes of the body.
         delay_s: before it.
+        once: not before this is so.
     """
 
     status: int = 200
@@ -38,6 +39,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     delay_s: float = 0.0
+    once: Callable[[], bool] = lambda: True
 
 
 Behaviour = Callable[[dict[str, Any], int], Reply]
@@ -49,15 +51,15 @@ def true_length(text: str, seed: int) -> tuple[int, str]:
     return (64, "length") if n > 64 else (n, "stop")
 
 
-def answer(body: dict[str, Any], **changes: Any) -> Reply:
+def answer(body: dict[str, Any], delay_s: float = 0.0, once: Callable[[], bool] = lambda: True) -> Reply:
     """The proper answer to a request."""
     text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     tokens, reason = true_length(text, body.get("seed", 0))
-    choice = {"index": 0, "finish_reason": reason}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
     said = f"answer {tokens} to {text}"
     choice |= {"message": {"role": "assistant", "content": said}} if "messages" in body else {"text": said}
     usage = {"prompt_tokens": len(text.split()), "completion_tokens": tokens}
-    return Reply(200, json.dumps({"choices": [choice], "usage": usage, **changes}).encode())
+    return Reply(200, json.dumps({"choices": [choice], "usage": usage}).encode(), delay_s=delay_s, once=once)
 
 
 def fails(status: int, message: str = "out of order", **more: Any) -> Reply:
@@ -138,7 +140,7 @@ class StandIn:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._connections.discard(writer)
@@ -178,6 +180,8 @@ class StandIn:
             reply = self.behave(body, n)
             # At least once around, so that requests do overlap.
             await asyncio.sleep(reply.delay_s)
+            while not reply.once():
+                await asyncio.sleep(0.01)
             return reply
         finally:
             self.open -= 1
