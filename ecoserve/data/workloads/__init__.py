@@ -1,0 +1,10 @@
+"""Synthetic workloads: a YAML file says what the traffic is like, and any command that takes a trace takes the file.
+
+docs/workloads.md says how to describe one's own traffic.
+"""
+
+from ecoserve.data.workloads.making import make_workload
+from ecoserve.data.workloads.reading import is_workload, load_workload, read_workload
+from ecoserve.data.workloads.spec import Workload
+
+__all__ = ["Workload", "is_workload", "load_workload", "make_workload", "read_workload"]

@@ -1,0 +1,183 @@
+"""Where the lengths and arrivals of a workload come from: laws, or traces that it names.
+
+Rule: a length source turns uniform numbers into lengths by its quantile function, so that prompt and response can be
+drawn together and the same seed gives the same ranks under another law.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data.arrivals import (
+    RateProfile,
+    burst_arrivals,
+    gamma_arrivals,
+    poisson_arrivals,
+    varying_arrivals,
+)
+from ecoserve.data.laws import Histogram, KaplanMeier, Law, fit_law, fit_laws
+from ecoserve.data.records import Trace
+from ecoserve.data.workloads import parts
+from ecoserve.errors import TraceError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Side = Literal["prompt", "response"]
+
+#: Uniform numbers (shape ``[n]``) -> lengths in tokens, and whether the answer was cut off there (both ``[n]``).
+Quantiles = Callable[[Floats], tuple[Ints, Bools]]
+
+_ARRIVALS_A_WINDOW: Final = 200
+_MOST_WINDOWS: Final = 48
+_HOUR_S: Final = 3600.0
+
+
+@dataclass
+class Sources:
+    """The traces that a workload file names, each loaded once.
+
+    Args:
+        base: the folder that their paths are relative to.
+        where: the workload file, for messages.
+    """
+
+    base: Path
+    where: str
+    _loaded: dict[str, Trace] = field(default_factory=dict)
+
+    def trace(self, source: parts.TraceSource) -> Trace:
+        """The trace that ``source`` names.
+
+        Raises:
+            TraceError: if a variable is not set, the trace is another workload, or it cannot be loaded.
+        """
+        from ecoserve.data.loading import load_trace
+        from ecoserve.data.workloads.reading import is_workload
+
+        name = os.path.expanduser(os.path.expandvars(source.trace))
+        if unset := re.search(r"\$\{?(\w+)\}?", name):
+            what = f"the environment variable {unset[1]} is not set"
+            raise TraceError(what, where=self.where, fix=f"export {unset[1]}=...")
+        # What a variable holds was typed in the current folder, not in the file's.
+        path = (Path.cwd() if "$" in source.trace else self.base) / name
+        name = str(path) if path.exists() else name
+        if is_workload(name):
+            raise TraceError(f"a workload cannot be made of the workload {name}", where=self.where, fix="name a trace")
+        key = source.model_copy(update={"trace": name}).model_dump_json(include=set(parts.TraceSource.model_fields))
+        if key not in self._loaded:
+            self._loaded[key] = load_trace(
+                name, format=source.format, length_field=source.length_field, tokenizer=source.tokenizer
+            )
+        return self._loaded[key]
+
+    def lengths(self, source: parts.TraceSource, side: Side) -> tuple[Ints, Bools]:
+        """Lengths of the trace's prompts or responses, and which of them were cut off (shape ``[n]`` each).
+
+        Raises:
+            TraceError: if the trace does not know them.
+        """
+        trace = self.trace(source)
+        if side == "response":
+            counts = [r.response_tokens for r in trace.records]
+            cut = np.array([r.censored for r in trace.records], dtype=np.bool_)
+        else:
+            counts = [r.prompt_tokens for r in trace.records]
+            cut = np.zeros(len(counts), dtype=np.bool_)
+        known = np.array([n is not None and n >= 1 for n in counts], dtype=np.bool_)
+        if not known.any():
+            raise TraceError(f"the trace has no {side} lengths", where=trace.source, fix="name a tokenizer")
+        return np.array([n for n in counts if n is not None and n >= 1], dtype=np.int64), cut[known]
+
+    def correlation(self, source: parts.TraceSource) -> float:
+        """Correlation of the normals behind prompt and response length that gives their rank correlation.
+
+        For a Gaussian copula it is 2 sin(pi / 6 * Spearman's rho) (Kruskal 1958).
+        """
+        from scipy import stats
+
+        pairs = [(r.prompt_tokens, r.response_tokens) for r in self.trace(source).records]
+        known = np.array([p for p in pairs if None not in p], dtype=np.float64).reshape(-1, 2)
+        if len(known) < 3 or (known == known[0]).all(axis=0).any():
+            raise TraceError("the trace's prompt and response lengths have no correlation", where=self.where)
+        return float(2 * np.sin(np.pi / 6 * stats.spearmanr(known).statistic))
+
+    def quantiles(self, spec: parts.LengthSpec, side: Side) -> Quantiles:
+        """The quantile function of a length."""
+        if isinstance(spec, parts.EmpiricalLength):
+            return _empirical(Histogram.of(*self.lengths(spec.empirical, side)))
+        law = spec.as_law() if isinstance(spec, parts.GivenLength) else self.fitted_law(spec.fitted, side)
+        return lambda u: (law.quantile_at(u), np.zeros(u.shape, dtype=np.bool_))
+
+    def fitted_law(self, spec: parts.FittedTo, side: Side) -> Law:
+        """The law that ``spec`` asks to be fitted."""
+        lengths, cut = self.lengths(spec, side)
+        if spec.longest is not None:
+            lengths, cut = lengths[lengths <= spec.longest], cut[lengths <= spec.longest]
+        try:
+            if spec.law == "best":
+                return fit_laws(lengths, cut, longest=spec.longest)[0].law
+            return fit_law(spec.law, lengths, cut, longest=spec.longest).law
+        except TraceError as error:
+            raise TraceError(error.what, where=f"{self.where}: {side} lengths of {spec.trace}", fix=error.fix) from None
+
+    def arrivals(self, spec: parts.ArrivalSpec, n: int, seed: int, share: float) -> Floats:
+        """``n`` arrivals (seconds, ascending) at ``share`` times the rate of ``spec``."""
+        match spec:
+            case parts.AtOnce():
+                return np.zeros(n)
+            case parts.PoissonArrivals():
+                return poisson_arrivals(n, spec.rate * share, seed)
+            case parts.GammaArrivals():
+                return gamma_arrivals(n, spec.rate * share, spec.cv, seed)
+            case parts.BurstArrivals():
+                durations = {"burst_s": spec.burst_s, "calm_s": spec.calm_s}
+                return burst_arrivals(n, spec.rate * share, factor=spec.factor, seed=seed, cv=spec.cv, **durations)
+            case parts.DiurnalArrivals():
+                start = spec.start_hour / 24.0 * spec.day_s
+                return varying_arrivals(n, spec.rate * share, spec.profile(), seed, cv=spec.cv, start_s=start)
+        times = self._recorded(spec)
+        own_rate = (len(times) - 1) / float(times[-1])
+        stretch = own_rate / (spec.rate or own_rate)
+        if isinstance(spec, parts.FittedArrivals):
+            windows = spec.windows or int(np.clip(len(times) // _ARRIVALS_A_WINDOW, 1, _MOST_WINDOWS))
+            profile = RateProfile.of_arrivals(times, windows)
+            # On the clock on which the rate is constant, what is left is the unevenness of the gaps.
+            gaps = np.diff(profile.integral(times[times < times[-1]]))
+            cv = min(100.0, float(gaps.std() / gaps.mean()))
+            return varying_arrivals(n, own_rate * share, profile, seed, cv=cv) * stretch
+        if n > len(times):
+            what = f"{n:,} arrivals are wanted, {spec.trace} has {len(times):,}"
+            raise TraceError(what, where=self.where, fix="lower requests, or take process: fitted")
+        return times[:n] * (stretch / share)
+
+    def _recorded(self, spec: parts.TraceSource) -> Floats:
+        """Recorded arrivals, ascending, the first at 0 s; at least three at different times."""
+        trace = self.trace(spec)
+        times = np.sort(np.array([r.arrival_s for r in trace.records if r.arrival_s is not None], dtype=np.float64))
+        if len(np.unique(times)) < 3:
+            raise TraceError("the trace has no recorded arrivals to go by", where=trace.source)
+        return np.asarray(times - times[0])
+
+
+def _empirical(counts: Histogram) -> Quantiles:
+    """The Kaplan-Meier quantiles; beyond what is known, the longest length seen, cut off."""
+    seen = KaplanMeier.of(counts)
+    reached = 1.0 - seen.survival
+    if len(reached) and seen.survival[-1] < 1e-9:
+        reached[-1] = 1.0
+    lengths = np.append(seen.lengths, counts.lengths[-1])
+
+    def quantiles(u: Floats) -> tuple[Ints, Bools]:
+        index = np.searchsorted(reached, u, side="left")
+        return lengths[index], index == len(reached)
+
+    return quantiles

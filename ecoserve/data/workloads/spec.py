@@ -1,0 +1,206 @@
+"""A workload file: what it may say.
+
+Rule: what a class of requests does not say for itself, it takes from the file's top level; a file without classes has
+one. Everything random follows from the file's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, Tag, model_validator
+
+from ecoserve.data.workloads.parts import ArrivalSpec, LengthSpec, Strict, TraceSource
+from ecoserve.data.workloads.texts import check_templates
+
+#: The class of a file that names none.
+ONLY_CLASS: Final = "request"
+_MAX_REQUESTS: Final = 10_000_000
+
+
+def _weighted(content: Any) -> Any:
+    """Words without factors have the factor 1."""
+    return dict.fromkeys(content, 1.0) if isinstance(content, list) else content
+
+
+Words = Annotated[dict[str, PositiveFloat], BeforeValidator(_weighted), Field(min_length=1)]
+MaxTokens = Annotated[int, Field(ge=1)]
+
+
+class Prompt(Strict):
+    """What is asked."""
+
+    tokens: LengthSpec | None = Field(
+        None, description="How long prompts are. With templates, shorter texts are filled up to it."
+    )
+    templates: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Jinja templates of the text, drawn alike; without them a trace has lengths only. `{{ filler }}` "
+        "is where texts are filled up (else: at the end).",
+    )
+    words: dict[str, Words] = Field(
+        default_factory=dict,
+        description="Name -> words that templates use as `{{ name }}`, drawn alike. `word: factor` makes answers that "
+        "many times as long, so that the text tells something about the length.",
+    )
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Prompt:
+        if self.tokens is None and self.templates is None:
+            raise ValueError("give `tokens`, `templates`, or both")
+        if self.words and not self.templates:
+            raise ValueError("`words` need `templates` that use them")
+        check_templates(self.templates or [], set(self.words), filled=self.tokens is not None)
+        return self
+
+
+class Response(Strict):
+    """What is answered."""
+
+    tokens: LengthSpec = Field(description="How long answers would be if nothing cut them off.")
+    max_tokens: MaxTokens | None = Field(
+        None, description="Answers are cut off here, and marked so; every request carries it as its limit."
+    )
+
+
+class Rows(TraceSource):
+    """Requests drawn from a trace as they are: text, lengths, both together."""
+
+    max_tokens: MaxTokens | None = Field(None, description="As in `response`.")
+
+
+class Conversations(Strict):
+    """Several turns, each with all before it as its context."""
+
+    turns: float = Field(ge=1, description="Turns of a conversation on average (geometric, at least 1).")
+    think_s: PositiveFloat = Field(description="Median seconds from an answer's end to the next turn (log-normal).")
+    think_sigma: NonNegativeFloat = Field(1.0, description="Standard deviation of the logarithm of that.")
+    seconds_per_token: NonNegativeFloat = Field(
+        0.03, description="How fast answers are taken to come: the load does not wait for the server."
+    )
+    max_context_tokens: MaxTokens = Field(
+        32_768, description="A conversation ends before a turn whose context and answer would exceed this."
+    )
+
+
+class FittedCorrelation(Strict):
+    """The rank correlation of a trace."""
+
+    fitted: TraceSource = Field(description="The trace.")
+
+
+def _correlation_kind(content: Any) -> str:
+    fitted = isinstance(content, Mapping | FittedCorrelation)
+    return "correlation:fitted" if fitted else "correlation:given"
+
+
+Correlation = Annotated[
+    Annotated[float, Field(gt=-1, lt=1), Tag("correlation:given")]
+    | Annotated[FittedCorrelation, Tag("correlation:fitted")],
+    Discriminator(_correlation_kind),
+]
+
+
+class Traffic(Strict):
+    """Requests of one kind."""
+
+    prompt: Prompt | None = Field(None, description="What is asked.")
+    response: Response | None = Field(None, description="What is answered.")
+    correlation: Correlation = Field(
+        0.0,
+        description="Between prompt and response length: of the normal variables behind both (Gaussian copula), -1 to "
+        "1, or `fitted: {trace: ...}`.",
+    )
+    rows: Rows | None = Field(None, description="Instead of prompt and response: requests drawn from a trace.")
+    conversations: Conversations | None = Field(None, description="Makes requests into conversations.")
+    model: str | None = Field(None, description="Name of the model that answers.")
+
+    def problem(self) -> str | None:
+        """What is missing or does not go together, if anything."""
+        if self.rows is not None:
+            others = [k for k in ("prompt", "response", "conversations") if getattr(self, k) is not None]
+            others += ["correlation"] if self.correlation != 0.0 else []
+            return f"`rows` stand for whole requests: they go without `{others[0]}`" if others else None
+        missing = [k for k in ("prompt", "response") if getattr(self, k) is None]
+        if missing:
+            return f"`{missing[0]}` is missing (or `rows` in place of prompt and response)"
+        if self.correlation != 0.0 and self.prompt is not None and self.prompt.tokens is None:
+            return "`correlation` needs `prompt.tokens`"
+        return None
+
+
+class TrafficClass(Traffic):
+    """One class of several."""
+
+    weight: PositiveFloat | None = Field(None, description="Its share of the requests, relative to the others'; 1.")
+    arrivals: ArrivalSpec | None = Field(
+        None, description="Its own arrivals, in place of the file's; then all classes have theirs, and no weights."
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> TrafficClass:
+        if (problem := self.problem()) is not None:
+            raise ValueError(problem)
+        if self.weight is not None and self.arrivals is not None:
+            raise ValueError("a class with its own `arrivals` has no `weight`: its rate says how many it sends")
+        return self
+
+
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
+
+
+class Workload(Traffic):
+    """A workload file."""
+
+    requests: int = Field(ge=1, le=_MAX_REQUESTS, description="How many requests.")
+    seed: int = Field(0, ge=0, description="Decides everything random.")
+    arrivals: ArrivalSpec | None = Field(
+        None, description="When they arrive; without it the command must be given a rate."
+    )
+    classes: dict[ClassName, TrafficClass] | None = Field(
+        None,
+        min_length=1,
+        description="Name -> a class of requests: the keys of the file's own traffic, and what it has of its own.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or not isinstance(content.get("classes"), Mapping):
+            return content
+        shared = {key: content[key] for key in Traffic.model_fields if key in content}
+        classes = {}
+        for name, own in content["classes"].items():
+            own = {} if own is None else own
+            if not isinstance(own, Mapping):
+                classes[name] = own
+                continue
+            taken = dict(shared)
+            if "rows" in own:  # stand for all the rest
+                taken = {key: value for key, value in shared.items() if key == "model"}
+            elif "prompt" in own or "response" in own:
+                taken.pop("rows", None)
+            classes[name] = {**taken, **own}
+        return {**content, "classes": classes}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Workload:
+        if self.classes is None:
+            if (problem := self.problem()) is not None:
+                raise ValueError(problem)
+            return self
+        own = [name for name, each in self.classes.items() if each.arrivals is not None]
+        if own and len(own) < len(self.classes):
+            other = next(name for name in self.classes if name not in own)
+            raise ValueError(f"class {own[0]} has its own `arrivals`, class {other} has none: give all, or none")
+        if own and self.arrivals is not None:
+            raise ValueError("`arrivals` of the file would not be used: every class has its own")
+        return self
+
+    def traffic(self) -> dict[str, TrafficClass]:
+        """The classes; of a file that has none, the one it is."""
+        if self.classes is not None:
+            return dict(self.classes)
+        return {ONLY_CLASS: TrafficClass(**{key: getattr(self, key) for key in Traffic.model_fields})}
