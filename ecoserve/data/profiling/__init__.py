@@ -1,0 +1,23 @@
+"""Profiles of response lengths: what a user learns about their own traffic before training anything.
+
+:func:`read_table` reads a trace or a stream once into a compact :class:`TraceTable`; :func:`profile_trace` makes a
+:class:`Profile` of it. What each figure means is said in the module that computes it, what each key means in
+:mod:`~ecoserve.data.profiling.model`.
+"""
+
+from ecoserve.data.profiling.model import Profile
+from ecoserve.data.profiling.predicted import QUANTILES, Predictions
+from ecoserve.data.profiling.profile import profile_trace
+from ecoserve.data.profiling.table import AskedSample, Origin, RecordStream, TraceTable, read_table
+
+__all__ = [
+    "QUANTILES",
+    "AskedSample",
+    "Origin",
+    "Predictions",
+    "Profile",
+    "RecordStream",
+    "TraceTable",
+    "profile_trace",
+    "read_table",
+]

@@ -1,0 +1,300 @@
+"""A trace as a compact table: what a profile needs of each record, in NumPy columns, read in one pass.
+
+Rule: records are looked at once and forgotten. A record costs :data:`BYTES_PER_RECORD` bytes (and four for each other
+sample of its prompt), so that ten million records are half a gigabyte. Texts are not kept: a prompt becomes a hash of
+its whole context, and a seeded sample of prompts is kept for recognising languages, another one of requests for a
+predictor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.data.measuring import find_cap
+from ecoserve.data.profiling.languages import LANGUAGE_SAMPLE, LanguageSample, recognise
+from ecoserve.data.profiling.sampling import SeededSample
+from ecoserve.data.records import LoadReport, Message, Record, Trace
+from ecoserve.errors import TraceError
+
+#: Of a record in the finished table; the sum of the columns' widths.
+BYTES_PER_RECORD: Final = 45
+#: Where a number is not known.
+UNKNOWN: Final = -1
+_BATCH: Final = 4096
+_LARGEST: Final = 2**31 - 1
+
+Ints = npt.NDArray[np.int64]
+
+
+class RecordStream(Protocol):
+    """Records in batches; what is known of the whole is known once they have all been seen."""
+
+    source: str
+    format: str
+    sha256: str
+    length_source: str
+    prompt_length_source: str
+    report: LoadReport
+
+    def batches(self) -> Iterator[list[Record]]:
+        """The records, in the order of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a table's records come from."""
+
+    source: str
+    format: str
+    sha256: str
+    length_source: str
+    prompt_length_source: str
+    report: LoadReport
+
+
+@dataclass(frozen=True, slots=True)
+class AskedSample:
+    """Requests kept for a predictor.
+
+    Attributes:
+        rows: shape ``[k]``, their rows in the table, ascending.
+        requests: their chat messages.
+        held_out: whether they are the rows that the trace itself does not call ``train``.
+    """
+
+    rows: Ints
+    requests: tuple[tuple[Message, ...], ...]
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTable:
+    """The columns, all of shape ``[n]`` unless said otherwise; -1 stands for a number that is not known.
+
+    Attributes:
+        response: RL, tokens.
+        prompt: tokens of the whole context.
+        turn: turn within the conversation, 0-based.
+        model: index into ``models``.
+        split: index into ``splits``.
+        arrival: seconds on the trace's own clock; NaN where unknown.
+        censored: the answer was cut off.
+        max_tokens: most tokens the request allowed.
+        prompt_hash: of the whole context; 0 where there is no text.
+        conversation: hash of the conversation's name.
+        sample_count: how many other samples of the same prompt the record brings along.
+        samples: shape ``[sample_count.sum()]``: those samples' RLs, in the order of the records.
+        models, splits: the names; ``None`` for records without one.
+        origin: where all this comes from.
+        languages: languages of a sample of prompts.
+        asked: requests kept for a predictor, if that was asked for.
+    """
+
+    response: npt.NDArray[np.int32]
+    prompt: npt.NDArray[np.int32]
+    turn: npt.NDArray[np.uint16]
+    model: npt.NDArray[np.uint16]
+    split: npt.NDArray[np.uint16]
+    arrival: npt.NDArray[np.float64]
+    censored: npt.NDArray[np.bool_]
+    max_tokens: npt.NDArray[np.int32]
+    prompt_hash: npt.NDArray[np.uint64]
+    conversation: npt.NDArray[np.uint64]
+    sample_count: npt.NDArray[np.uint16]
+    samples: npt.NDArray[np.int32]
+    models: tuple[str | None, ...]
+    splits: tuple[str | None, ...]
+    origin: Origin
+    languages: LanguageSample
+    asked: AskedSample | None = None
+
+    def __len__(self) -> int:
+        return len(self.response)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns."""
+        return sum(int(getattr(self, name).nbytes) for name in [*_COLUMNS, "samples"])
+
+
+#: Column -> its type and how it is read from a record; codes are filled in by the builder.
+_COLUMNS: Final[dict[str, Any]] = {
+    "response": np.int32,
+    "prompt": np.int32,
+    "turn": np.uint16,
+    "model": np.uint16,
+    "split": np.uint16,
+    "arrival": np.float64,
+    "censored": np.bool_,
+    "max_tokens": np.int32,
+    "prompt_hash": np.uint64,
+    "conversation": np.uint64,
+    "sample_count": np.uint16,
+}
+
+
+def read_table(
+    source: Trace | RecordStream,
+    *,
+    seed: int = 0,
+    language_sample: int = LANGUAGE_SAMPLE,
+    requests: int = 0,
+) -> TraceTable:
+    """Read a trace, or a stream of one, into a table.
+
+    Args:
+        source: a loaded trace, or a stream, which is read to its end.
+        seed: of the samples of prompts.
+        language_sample: prompts whose language is recognised, at most; 0 for none.
+        requests: requests to keep for a predictor, at most; rows that the trace calls ``train`` are left out if there
+            are others.
+
+    Raises:
+        TraceError: if there is no record with a response length.
+    """
+    builder = _Builder(seed, language_sample, requests)
+    for batch in _batches(source):
+        builder.add(batch)
+    if not builder.rows:
+        raise TraceError("no record has a response length", where=source.source)
+    return builder.finish(source)
+
+
+def _batches(source: Trace | RecordStream) -> Iterable[Sequence[Record]]:
+    if isinstance(source, Trace):
+        return (source.records[i : i + _BATCH] for i in range(0, len(source.records), _BATCH))
+    return source.batches()
+
+
+class _Codes(dict[str | None, int]):
+    """Name -> a number in the order of first appearance; past 65,535 names all further ones share the last."""
+
+    def __missing__(self, name: str | None) -> int:
+        code = min(len(self), np.iinfo(np.uint16).max)
+        if len(self) <= code:
+            self[name] = code
+        return code
+
+
+class _Builder:
+    """Columns in blocks, one per batch."""
+
+    def __init__(self, seed: int, language_sample: int, requests: int) -> None:
+        self.rows = 0
+        self._blocks: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in [*_COLUMNS, "samples"]}
+        self._models, self._splits = _Codes(), _Codes()
+        self._prompts = SeededSample[str](language_sample, seed)
+        # Two samples, because only at the end is it known whether the trace has rows that are not for training.
+        self._requests = SeededSample[tuple[Message, ...]](requests, seed + 1)
+        self._held_out = SeededSample[tuple[Message, ...]](requests, seed + 2)
+
+    def add(self, batch: Sequence[Record]) -> None:
+        """Take over the records of ``batch`` that have a length."""
+        batch = [r for r in batch if r.response_tokens is not None]
+        n = len(batch)
+        values: dict[str, Iterable[Any]] = {
+            "response": (r.response_tokens for r in batch),
+            "prompt": (_whole(r.prompt_tokens) for r in batch),
+            "turn": (min(r.turn, np.iinfo(np.uint16).max) for r in batch),
+            "model": (self._models[r.model] for r in batch),
+            "split": (self._splits[r.split] for r in batch),
+            "arrival": (np.nan if r.arrival_s is None else r.arrival_s for r in batch),
+            "censored": (r.censored for r in batch),
+            "max_tokens": (_whole(r.max_tokens) for r in batch),
+            "prompt_hash": (prompt_hash(r) for r in batch),
+            "conversation": (text_hash(r.conversation) for r in batch),
+            "sample_count": (min(len(r.sample_tokens), np.iinfo(np.uint16).max) for r in batch),
+        }
+        for name, column in values.items():
+            self._blocks[name].append(np.fromiter(column, _COLUMNS[name], n))
+        others = [t for r in batch for t in r.sample_tokens[: np.iinfo(np.uint16).max]]
+        self._blocks["samples"].append(np.asarray(others, dtype=np.int32))
+        self._prompts.offer(self.rows, batch, _beginning)
+        self._requests.offer(self.rows, batch, _request)
+        self._held_out.offer(self.rows, batch, lambda r: _request(r) if r.split not in (None, "train") else None)
+        self.rows += n
+
+    def finish(self, source: Trace | RecordStream) -> TraceTable:
+        """The table; the blocks are gone afterwards."""
+        columns: dict[str, Any] = {}
+        for name in list(self._blocks):
+            # Column by column, so that nothing but one column is ever there twice.
+            blocks = self._blocks.pop(name)
+            columns[name] = np.concatenate(blocks)
+            blocks.clear()
+        origin = Origin(
+            source.source,
+            source.format,
+            source.sha256,
+            source.length_source,
+            source.prompt_length_source,
+            source.report,
+        )
+        rows, prompts = self._prompts.result()
+        held_out, held_out_requests = self._held_out.result()
+        asked = AskedSample(held_out, tuple(held_out_requests), True)
+        if not len(held_out):
+            asked = AskedSample(*_rows_and_requests(self._requests), held_out=False)
+        return TraceTable(
+            **columns,
+            models=tuple(self._models),
+            splits=tuple(self._splits),
+            origin=origin,
+            languages=recognise(rows, prompts),
+            asked=asked if len(asked.rows) else None,
+        )
+
+
+def _rows_and_requests(sample: SeededSample[tuple[Message, ...]]) -> tuple[Ints, tuple[tuple[Message, ...], ...]]:
+    rows, requests = sample.result()
+    return rows, tuple(requests)
+
+
+def _whole(value: int | None) -> int:
+    return UNKNOWN if value is None else min(value, _LARGEST)
+
+
+#: Characters of a prompt by which its language is recognised.
+_CHARACTERS: Final = 1000
+
+
+def _beginning(record: Record) -> str | None:
+    return record.prompt[:_CHARACTERS] if record.prompt is not None else None
+
+
+def _request(record: Record) -> tuple[Message, ...] | None:
+    return record.chat() or None
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def prompt_hash(record: Record) -> int:
+    """64 bits of a record's whole context; of its pieces' ids where it has no text; 0 where it has neither."""
+    if record.messages:
+        digest = hashlib.blake2b(digest_size=8)
+        for message in record.messages:
+            digest.update(f"{message.role}\x1f{message.content}\x1e".encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest(), "little") or 1
+    if record.prompt is not None:
+        return text_hash(f"user\x1f{record.prompt}\x1e") or 1
+    if record.prefix_hashes:
+        return text_hash(f"{record.prefix_hashes} {record.prompt_tokens}") or 1
+    return 0
+
+
+def cap_of(table: TraceTable) -> int | None:
+    """The limit at which answers were cut off: where the cut ones pile up, else where lengths do; ``None`` for none."""
+    cut = table.response[table.censored]
+    if len(cut):
+        lengths, counts = np.unique(cut, return_counts=True)
+        return int(lengths[counts.argmax()]) if counts.max() * 2 >= len(cut) else None
+    return find_cap(table.response)  # type: ignore[arg-type]  # it makes an array of whatever it is given

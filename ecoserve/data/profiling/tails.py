@@ -1,0 +1,162 @@
+"""What the longest answers are like: which law describes the lengths, and how heavy the tail is.
+
+Rule: laws and tail indices are fitted by :mod:`ecoserve.data.laws`, answers cut off as such. Of a law it is said how
+far it is off, not whether it is right: with enough answers every law is rejected. Of the tail index only what its
+interval shows, and nothing where a higher threshold contradicts it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_counts, fit_tails
+from ecoserve.data.laws.law import LAWS
+from ecoserve.data.profiling.model import Law, Tail, TailIndex
+from ecoserve.data.profiling.summaries import Z95, quantile
+from ecoserve.errors import TraceError
+from ecoserve.pages.numbers import write
+
+#: A tail index above this is called heavy: an exponential tail has 0, a power law with exponent 10 has 0.1.
+HEAVY: Final = 0.1
+#: A law whose distribution function is nowhere further off than this describes the lengths well enough to draw from.
+CLOSE: Final = 0.05
+
+
+def tail(counts: Histogram, cap: int | None) -> tuple[Tail, list[FittedLaw]]:
+    """The tail of the lengths in ``counts``, and the fitted laws for drawing; ``cap``: where answers are cut off."""
+    try:
+        laws = sorted((fit_counts(name, counts) for name in LAWS), key=lambda fit: fit.aic)
+    except TraceError:
+        # Too few lengths, or all alike: there is no law, and that is all there is to say.
+        laws = []
+    lengths = np.repeat(counts.lengths, counts.ended + counts.cut)
+    indices = [_index(f) for f in fit_tails(lengths, _cut(counts))]
+    kind = _kind(indices)
+    p50, p99 = _corrected(counts, 0.5), _corrected(counts, 0.99)
+    found = Tail(
+        p99_over_p50=p99 / p50 if p50 and p99 else None,
+        top10_token_share=_top_share(counts, 0.1),
+        top1_token_share=_top_share(counts, 0.01),
+        laws=[_law(fit) for fit in laws],
+        ks_by_chance=laws[0].chance_ks if laws else None,
+        ends_at=cap if counts.cut.any() else None,
+        indices=indices,
+        kind=kind,
+        verdict=_verdict(kind, indices, laws, cap if counts.cut.any() else None),
+    )
+    return found, laws
+
+
+def _cut(counts: Histogram) -> np.ndarray:
+    """For each length of ``counts`` laid out, whether that answer was cut off."""
+    marks = np.tile(np.asarray([False, True]), len(counts.lengths))
+    return np.repeat(marks, np.column_stack((counts.ended, counts.cut)).ravel())
+
+
+def _corrected(counts: Histogram, q: float) -> int | None:
+    return KaplanMeier.of(counts).quantile(q) if counts.cut.any() else quantile(counts, q)
+
+
+def _top_share(counts: Histogram, top: float) -> float:
+    """Share of all tokens that the longest ``top`` of the answers has; the answer at the edge counts in part."""
+    n = counts.ended + counts.cut
+    longest_first = np.cumsum(n[::-1]).astype(np.float64)
+    wanted = top * counts.n
+    taken = np.clip(wanted - (longest_first - n[::-1]), 0.0, n[::-1])
+    return float(taken @ counts.lengths[::-1] / (n @ counts.lengths))
+
+
+def _law(fit: FittedLaw) -> Law:
+    return Law(
+        name=fit.law.name,
+        parameters=dict(fit.law.parameters),
+        log_likelihood=fit.log_likelihood,
+        aic=fit.aic,
+        bic=fit.bic,
+        ks=fit.ks,
+        anderson_darling=fit.anderson_darling,
+        p50=fit.law.quantile(0.5),
+        p99=fit.law.quantile(0.99),
+        p99_9=fit.law.quantile(0.999),
+    )
+
+
+def _index(fit: TailFit) -> TailIndex:
+    error = None if fit.xi_error is None else Z95 * fit.xi_error
+    return TailIndex(
+        threshold=fit.threshold,
+        above=fit.n,
+        index=fit.xi,
+        low=None if error is None else fit.xi - error,
+        high=None if error is None else fit.xi + error,
+        ks=fit.ks,
+    )
+
+
+def _kind(indices: list[TailIndex]) -> str:
+    if not indices:
+        return "unknown"
+    main = _main(indices)
+    low, high = _bounds(main)
+    # Lower thresholds may be too low for such a law to hold; from the main one on it should not change any more.
+    if any(_bounds(other)[0] > high or _bounds(other)[1] < low for other in indices[indices.index(main) :]):
+        return "mixed"
+    if high < 0:
+        return "ends"
+    if high < HEAVY:
+        return "light"
+    return "heavy" if low > HEAVY else "open"
+
+
+def _main(indices: list[TailIndex]) -> TailIndex:
+    """The one above the 90th percentile, else above the 80th."""
+    return indices[1] if len(indices) > 1 else indices[0]
+
+
+def _bounds(index: TailIndex) -> tuple[float, float]:
+    # Without a standard error xi is at -0.5 or below: the tail ends, and abruptly.
+    return (index.index, index.index) if index.low is None or index.high is None else (index.low, index.high)
+
+
+_NAMES: Final = {
+    "lognormal": "log-normal", "weibull": "Weibull", "pareto": "Pareto (Lomax)", "logt": "log-t", "gamma": "gamma",
+    "exponential": "exponential",
+}  # fmt: skip
+
+
+def law_name(name: str) -> str:
+    """A law's name for people."""
+    return _NAMES.get(name, name)
+
+
+def _verdict(kind: str, indices: list[TailIndex], laws: list[FittedLaw], cap: int | None) -> str:
+    parts = []
+    if laws:
+        best = laws[0]
+        off = write(best.ks, "share")
+        closest = f"of the laws tried, {law_name(best.law.name)} comes closest, at most {off} of the answers off"
+        parts.append(
+            closest if best.ks <= CLOSE else f"{closest}: no simple law fits, so draw from the recorded lengths"
+        )
+    if indices:
+        main = _main(indices)
+        low, high = _bounds(main)
+        told = f"tail index {main.index:.2f} (95 % interval {low:.2f} to {high:.2f}) above {main.threshold:,} tokens"
+        parts.append(
+            {
+                "ends": f"the tail is thinner than exponential and comes to an end ({told})",
+                "light": f"the tail is about as light as an exponential one ({told})",
+                "heavy": f"the tail is heavy, like a power law ({told}): means and totals hang on few answers",
+                "mixed": f"the tail is not of one kind: {told}, but "
+                + ", ".join(f"{i.index:.2f} above {i.threshold:,}" for i in indices if i.threshold > main.threshold),
+                "open": f"so many answers do not tell how heavy the tail is ({told})",
+            }[kind]
+        )
+    else:
+        parts.append("too few long answers to tell how heavy the tail is")
+    if cap is not None:
+        parts.append(f"answers are cut off at {cap:,} tokens, and what they would have been beyond is not known")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
