@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from ecoserve.errors import EcoServeError, RunError
+from ecoserve.errors import ConfigError, EcoServeError, RunError
 from ecoserve.files import write_atomically
 
 if TYPE_CHECKING:
@@ -37,9 +37,23 @@ EXIT_INTERRUPTED = 130
 OutputOption = Annotated[
     Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.", show_default=True)
 ]
+
+
+def _place_for_json(target: str | None) -> str | None:
+    """Refuse at once what could only fail after the work is done."""
+    if target is not None and target != "-" and Path(target).is_dir():
+        raise ConfigError("is a folder", where=f"--json {target}", fix="give a file in it, or - for stdout")
+    return target
+
+
 JsonOption = Annotated[
     str | None,
-    typer.Option("--json", metavar="FILE|-", help="Write the summary as JSON to FILE, or to stdout with '-'."),
+    typer.Option(
+        "--json",
+        metavar="FILE|-",
+        callback=_place_for_json,
+        help="Write the summary as JSON to FILE, or to stdout with '-'.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no tables on stderr.")]

@@ -86,9 +86,12 @@ def _read(source: str) -> list[str | Sequence[Message]]:
     try:
         content = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise TraceError("no such file", where=source) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot be read: {' '.join(str(error).split())[:120]}", where=source) from error
+        raise TraceError("no such file", where=source, fix="check the path") from error
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text, it has the byte 0x{error.object[error.start]:02x}"
+        raise TraceError(what, where=source, fix="give one prompt a line, in UTF-8") from error
+    except OSError as error:
+        raise TraceError(f"cannot be read ({error.strerror or error})", where=source, fix="give a file") from error
     lines = enumerate(content.splitlines(), start=1)
     return [_request(line, f"{source}:{number}") for number, line in lines if line.strip()]
 
@@ -104,6 +107,8 @@ def _request(line: str, where: str) -> str | Sequence[Message]:
     except ValueError:
         # A prompt may well begin with a bracket.
         return line
+    except RecursionError as error:
+        raise TraceError("is nested too deeply", where=where, fix="give the prompt as text") from error
     if isinstance(content, dict):
         content = content.get("messages", content.get("prompt"))
     if isinstance(content, str):
@@ -114,5 +119,5 @@ def _request(line: str, where: str) -> str | Sequence[Message]:
         fix = 'give a text, {"prompt": ...} or {"messages": [{"role": ..., "content": ...}]}'
         raise TraceError("neither a prompt nor chat messages", where=where, fix=fix) from error
     if not messages:
-        raise TraceError("no messages", where=where)
+        raise TraceError("no messages", where=where, fix="remove the line")
     return messages

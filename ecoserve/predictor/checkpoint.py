@@ -73,10 +73,11 @@ def check_place(directory: Path) -> None:
     """Refuse to write a checkpoint among files that are none of ours.
 
     Raises:
-        CheckpointError: if ``directory`` is a file, or a folder with other things in it.
+        CheckpointError: if ``directory``, or a folder above it, is a file, or it is a folder with other things in it.
     """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError("is a file", where=str(directory), fix="give a folder for the checkpoint")
+    place = next((p for p in (directory, *directory.parents) if p.exists()), directory)
+    if place.exists() and not place.is_dir():
+        raise CheckpointError("is a file", where=str(place), fix="give a folder for the checkpoint")
     if not directory.exists():
         return
     names = [p.name for p in directory.iterdir() if not p.name.startswith(".")]
@@ -94,7 +95,7 @@ def locate(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError("is a file, not a checkpoint's folder", where=str(source))
+        raise CheckpointError("is a file, not a checkpoint's folder", where=str(source), fix="give the folder")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source) or folder.parent.is_dir():
         raise CheckpointError("no such checkpoint", where=str(source), fix="train one with ecoserve train-predictor")
     from ecoserve.predictor.hub import snapshot
@@ -162,7 +163,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError("is missing: this is no checkpoint", where=str(path)) from error
+        fix = "give the folder that ecoserve train-predictor wrote"
+        raise CheckpointError("is missing: this is no checkpoint", where=str(path), fix=fix) from error
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except ValueError as error:

@@ -43,7 +43,8 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
     """
     rows = [r for r in records if r.response_tokens is not None and read_record(r) is not None]
     if not rows:
-        raise TraceError("no rows with a text and a length to evaluate on")
+        what = "no record has both a prompt's text and a length to evaluate on"
+        raise TraceError(what, fix="give a trace with texts, or name the lengths with --length-field")
     requests: list[Request] = [r.messages or (r.prompt or "") for r in rows]
     predicted: list[LengthDistribution] = []
     for start in range(0, len(requests), _BATCH):

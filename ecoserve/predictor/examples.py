@@ -72,8 +72,11 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
     of ``train``, split the same way (conversations and near-duplicate prompts stay on one side).
 
     Raises:
-        TraceError: if too few rows have a text and a length.
+        TraceError: if too few rows have a text and a length, or too few answers ended by themselves.
     """
+    if not any(read_record(r) is not None for r in trace.records):
+        what = "has lengths only, and a predictor learns from the texts of prompts"
+        raise TraceError(what, where=trace.source, fix="give a trace with prompts")
     parts = split_trace(trace, seed=seed)
     rows = [r for r in parts["train"].records if r.response_tokens is not None and read_record(r) is not None]
     if max_rows is not None and len(rows) > max_rows:
@@ -84,6 +87,13 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
             f"{len(rows)} training rows with a text and a length, need at least {MIN_ROWS}",
             where=trace.source,
             fix="check --length-field, or give more rows",
+        )
+    ended = sum(not r.censored for r in rows)
+    if ended < MIN_ROWS:
+        raise TraceError(
+            f"only {ended} of {len(rows)} training answers ended by themselves, need at least {MIN_ROWS}",
+            where=trace.source,
+            fix="collect answers with a larger max_tokens: of those cut off, nobody knows the length",
         )
     fit, held = _hold_out(trace, rows, held_out, seed)
     return Parts(Examples.of(fit), Examples.of(held), held, parts["dev"].records)

@@ -135,7 +135,7 @@ class SweepPlan(BaseModel):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConfigError("there is no such file", where=str(path)) from error
+            raise ConfigError("there is no such file", where=str(path), fix="check the path") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot be read ({error})", where=str(path)) from error
         except yaml.YAMLError as error:
@@ -152,7 +152,8 @@ class SweepPlan(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"] if part != "constrained-float")
-            raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=str(path)) from error
+            what = f"{key}: {first['msg'].removeprefix('Value error, ')}"
+            raise ConfigError(what, where=str(path), fix="see docs/sweep.md") from error
         return plan.resolved(path.parent.resolve(), where=str(path))
 
     def resolved(self, base: Path, *, where: str | None = None) -> SweepPlan:

@@ -105,5 +105,5 @@ def test_rows_without_text_or_length_do_not_count() -> None:
     ]
     constant = ConstantMedian(LengthDistribution((0, 10), (1.0,)))
     assert evaluate_predictor(constant, records)["rows"] == 1
-    with pytest.raises(TraceError, match="no rows"):
+    with pytest.raises(TraceError, match="no record has both"):
         evaluate_predictor(constant, records[1:])
