@@ -8,6 +8,7 @@ from ecoserve.data.formats import save_trace
 from ecoserve.data.loading import load_trace
 from ecoserve.data.records import LoadReport, Message, Record, Trace, fingerprint
 from ecoserve.data.splitting import record_groups, split_trace
+from ecoserve.data.streaming import TraceStream, stream_trace
 from ecoserve.data.synthetic import SYNTHETIC_MODEL, bayes_optimal_mae, synthetic_trace, true_distribution
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Message",
     "Record",
     "Trace",
+    "TraceStream",
     "bayes_optimal_mae",
     "fingerprint",
     "load_trace",
@@ -23,6 +25,7 @@ __all__ = [
     "record_groups",
     "save_trace",
     "split_trace",
+    "stream_trace",
     "synthetic_trace",
     "true_distribution",
     "with_arrivals",

@@ -1,18 +1,20 @@
 """How long prompts and answers are, in tokens.
 
 Rule: counts of the served model's tokenizer where it is given, else the trace's own, else characters / 4.0; never
-two sources for the responses of one trace. An answer that ended by itself is one token longer than its text: EOS.
+two sources for the responses of one trace. Which one it is, the first :data:`DECIDING` exchanges decide, so that a
+file of any size is read once. An answer that ended by itself is one token longer than its text: EOS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ecoserve.data.records import LoadReport, Record
+from ecoserve.data.records import Record
 from ecoserve.data.tokens import TokenCounter
 
 #: ``length_source`` of the trace's own counts.
@@ -21,9 +23,15 @@ OWN: Final = "trace"
 MAX_RESPONSE_TOKENS: Final = 2**20
 #: Characters a token, where nothing better is known.
 CHARACTERS_PER_TOKEN: Final = 4.0
-_BY_CHARACTERS: Final = f"characters/{CHARACTERS_PER_TOKEN}"
+BY_CHARACTERS: Final = f"characters/{CHARACTERS_PER_TOKEN}"
+#: Exchanges that decide where lengths come from; fewer if their texts together reach this many characters.
+DECIDING: Final = 10_000
+DECIDING_CHARACTERS: Final = 1 << 25
+#: What is noted where a trace that counts its prompts does not count this one.
+ESTIMATED_PROMPT: Final = f"with a prompt estimated as {BY_CHARACTERS}"
 #: Fewest lengths from which a cap can be told from chance.
 _FEWEST: Final = 100
+_BY_TOKENIZER: Final = "tokenizer:"
 
 
 def absurd(tokens: int | None) -> bool:
@@ -31,86 +39,124 @@ def absurd(tokens: int | None) -> bool:
     return tokens is not None and not 1 <= tokens <= MAX_RESPONSE_TOKENS
 
 
-def measure_responses(records: Sequence[Record], tokenizer: str | None, report: LoadReport) -> tuple[list[Record], str]:
-    """Fill ``response_tokens``; drop and count what stays without.
+class Sources(NamedTuple):
+    """Where lengths come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"`` or ``"characters/4.0"``.
+
+    Attributes:
+        response: the source of ``response_tokens``.
+        prompt: the source of ``prompt_tokens``.
+    """
+
+    response: str
+    prompt: str
+
+    def tokenizer(self) -> bool:
+        """Whether a tokenizer is needed."""
+        return _BY_TOKENIZER in (self.response[: len(_BY_TOKENIZER)], self.prompt[: len(_BY_TOKENIZER)])
+
+
+def decide(records: Sequence[Record], length_field: str | None, tokenizer: str | None) -> Sources:
+    """Where the lengths of a trace come from that begins with ``records``."""
+    if length_field is not None:
+        response = f"field:{length_field}"
+    elif tokenizer is not None and any(r.response is not None for r in records):
+        response = _BY_TOKENIZER + tokenizer
+    else:
+        counted = sum(r.response_tokens is not None for r in records)
+        response = OWN if counted * 2 > len(records) else BY_CHARACTERS
+    if tokenizer is not None and any(r.prompt is not None for r in records):
+        prompt = _BY_TOKENIZER + tokenizer
+    else:
+        prompt = OWN if all(r.prompt_tokens is not None or r.prompt is None for r in records) else BY_CHARACTERS
+    return Sources(response, prompt)
+
+
+def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str | None]:
+    """``record`` with its lengths, except those that a tokenizer counts (:func:`count_tokens`).
 
     Returns:
-        The records left, and the ``length_source``.
-
-    Raises:
-        TraceError: if the tokenizer cannot be loaded.
+        The record, why it is dropped or ``None``, and what is noted or ``None``.
     """
-    counted = sum(r.response_tokens is not None for r in records)
-    texts = [r for r in records if r.response is not None]
-    if tokenizer is not None and texts:
-        source = f"tokenizer:{tokenizer}"
-        counts = iter(TokenCounter(tokenizer).count([r.response or "" for r in texts], "answers"))
-        new = [
-            replace(r, response_tokens=next(counts) + (not r.censored)) if r.response is not None else r
-            for r in records
-        ]
-        mixed = [r.response is None for r in records]
-    elif counted * 2 > len(records):
-        source, new, mixed = OWN, list(records), [r.response_tokens is None for r in records]
-    else:
-        source = _BY_CHARACTERS
-        new = [replace(r, response_tokens=_by_characters(r.response)) if r.response is not None else r for r in records]
-        mixed = [r.response is None for r in records]
-    kept = []
-    for record, other_source in zip(new, mixed, strict=True):
-        if other_source:
-            report.drop("no length" if source == OWN else "no answer text to count")
-        elif absurd(record.response_tokens):
-            report.drop("absurd length")
-        else:
-            kept.append(record)
-    return kept, source
+    changes: dict[str, Any] = {}
+    problem = note = None
+    if sources.response == OWN:
+        problem = "no length" if record.response_tokens is None else None
+    elif record.response is None and not sources.response.startswith("field:"):
+        problem = "no answer text to count"
+    elif sources.response == BY_CHARACTERS:
+        changes["response_tokens"] = tokens = _by_characters(record.response or "")
+        problem = "absurd length" if absurd(tokens) else None
+    if record.prompt is not None:
+        missing = sources.prompt == OWN and record.prompt_tokens is None
+        if missing or sources.prompt == BY_CHARACTERS:
+            changes["prompt_tokens"] = _by_characters("".join(m.content for m in record.chat()))
+            note = ESTIMATED_PROMPT if missing else None
+    return (replace(record, **changes) if changes else record), problem, note
 
 
-def measure_prompts(records: Sequence[Record], tokenizer: str | None) -> tuple[list[Record], str]:
-    """Fill ``prompt_tokens`` where there is a text; returns the records and the ``prompt_length_source``."""
-    if tokenizer is not None and any(r.prompt is not None for r in records):
-        counts = TokenCounter(tokenizer).count_contexts([r.chat() for r in records])
-        source = f"tokenizer:{tokenizer}"
-        return [
-            replace(r, prompt_tokens=n) if r.prompt is not None else r for r, n in zip(records, counts, strict=True)
-        ], source
-    if all(r.prompt_tokens is not None or r.prompt is None for r in records):
-        return list(records), OWN
-    filled = [
-        r if r.prompt is None else replace(r, prompt_tokens=_by_characters("".join(m.content for m in r.chat())))
-        for r in records
-    ]
-    return filled, _BY_CHARACTERS
+def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCounter) -> list[Record]:
+    """``records`` with the lengths that ``sources`` leaves to a tokenizer; those of answers may be absurd."""
+    changes: list[dict[str, Any]] = [{} for _ in records]
+    if sources.response.startswith(_BY_TOKENIZER):
+        texts = [r.response for r in records]
+        counts = iter(counter.count([t for t in texts if t is not None]))
+        for record, change in zip(records, changes, strict=True):
+            if record.response is not None:
+                change["response_tokens"] = next(counts) + (not record.censored)
+    if sources.prompt.startswith(_BY_TOKENIZER):
+        for record, change, tokens in zip(
+            records, changes, counter.count_contexts([r.chat() for r in records]), strict=True
+        ):
+            if record.prompt is not None:
+                change["prompt_tokens"] = tokens
+    return [replace(r, **c) if c else r for r, c in zip(records, changes, strict=True)]
 
 
 def _by_characters(text: str) -> int:
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
-def mark_cut_off(records: Sequence[Record]) -> list[Record]:
-    """Set ``censored`` where a length reached the cap that these lengths have (:func:`find_cap`)."""
-    cap = find_cap([r.response_tokens for r in records if r.response_tokens is not None])
+class LengthHistogram:
+    """How often each length (tokens) came: all that is needed to find a cap, in at most 8 MiB."""
+
+    def __init__(self) -> None:
+        self._counts: NDArray[np.int64] = np.zeros(1024, dtype=np.int64)
+
+    def add(self, lengths: Iterable[int]) -> None:
+        """Count ``lengths``, 0 to 2^20 each."""
+        counts = np.bincount(np.fromiter(lengths, dtype=np.int64))
+        if len(counts) > len(self._counts):
+            self._counts = np.concatenate((self._counts, np.zeros(len(counts) - len(self._counts), dtype=np.int64)))
+        self._counts[: len(counts)] += counts
+
+    def cap(self) -> int | None:
+        """The limit at which answers were cut off, told from where their lengths pile up; else ``None``.
+
+        Rule: the smallest length c that nothing exceeds by more than 1 % and that is at least 10 times, and by at
+        least 10 answers, more frequent than the lengths from 0.9 c to c are on average. (A limit is often overshot by
+        a token or two: counts may include EOS or a special token.)
+        """
+        counts = self._counts
+        if counts.sum() < _FEWEST:
+            return None
+        top = int(counts.nonzero()[0][-1])
+        for cap in range(max(2, int(top / 1.01)), top + 1):
+            low = int(0.9 * cap)
+            usual = float(counts[low:cap].sum()) / max(1, cap - low)
+            if counts[cap] >= 10 + usual and counts[cap] >= 10 * usual:
+                return cap
+        return None
+
+
+def find_cap(lengths: Iterable[int]) -> int | None:
+    """:meth:`LengthHistogram.cap` of ``lengths`` (tokens)."""
+    histogram = LengthHistogram()
+    histogram.add(lengths)
+    return histogram.cap()
+
+
+def mark_cut_off(records: Iterable[Record], cap: int | None) -> list[Record]:
+    """Set ``censored`` where a length reached ``cap``; ``None``: there is no cap."""
     if cap is None:
         return list(records)
     return [replace(r, censored=True) if (r.response_tokens or 0) >= cap and not r.censored else r for r in records]
-
-
-def find_cap(lengths: Sequence[int]) -> int | None:
-    """The limit at which answers were cut off, told from where their lengths (tokens) pile up; else ``None``.
-
-    Rule: the smallest length c that nothing exceeds by more than 1 % and that is at least 10 times, and by at least
-    10 answers, more frequent than the lengths from 0.9 c to c are on average. (A limit is often overshot by a token
-    or two: counts may include EOS or a special token.)
-    """
-    x = np.asarray(lengths, dtype=np.int64)
-    if len(x) < _FEWEST:
-        return None
-    top = int(x.max())
-    for cap in range(max(2, int(top / 1.01)), top + 1):
-        at = int((x == cap).sum())
-        low = int(0.9 * cap)
-        usual = float(((x >= low) & (x < cap)).sum()) / max(1, cap - low)
-        if at >= 10 + usual and at >= 10 * usual:
-            return cap
-    return None

@@ -25,6 +25,9 @@ RAGGED: Final = "row has another number of cells than there are columns"
 _DELIMITERS: Final = (",", "\t", ";", "|")
 #: Lines looked at to find what separates the columns.
 _LOOK: Final = 20
+#: A line behind the last of a part of a file, and the value that stands for it if it was read as a row of its own.
+END: Final = object()
+_END: Final = "\0end"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
 #: Longest cell, in characters: an unclosed quote must not swallow the whole file.
 _LONGEST: Final = 1 << 24
@@ -41,6 +44,10 @@ class Dialect:
 
     columns: tuple[str, ...]
     delimiter: str
+
+    def end_line(self) -> str:
+        """A line that is no row, and shows behind the last one whether that one was whole."""
+        return _END + "\n" if len(self.columns) > 1 else f"{_END}{self.delimiter}\n"
 
 
 def sniff(head: str) -> Dialect | None:
@@ -102,7 +109,8 @@ def csv_rows(
         rows: how many rows came before.
 
     Yields:
-        ``dict[str, str | None]``, :class:`BadRow`, or :class:`MendedRow` around a ``dict``.
+        ``dict[str, str | None]``, :class:`BadRow`, or :class:`MendedRow` around a ``dict``; :data:`END` for
+        :meth:`Dialect.end_line`.
 
     Raises:
         TraceError: if the file cannot go on being read as CSV.
@@ -120,7 +128,7 @@ def csv_rows(
                 continue
             rows += 1
             if len(cells) != count:
-                yield BadRow(RAGGED)
+                yield END if cells[0] == _END else BadRow(RAGGED)
                 continue
             note = None
             if not is_clean(joined := "".join(cells)):

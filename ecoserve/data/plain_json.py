@@ -32,7 +32,9 @@ class Text(Protocol):
         """The next ``size`` characters; fewer only at the end."""
 
 
-def json_rows(text: Text, where: str, *, in_list: bool | None = None, rows: int = 0) -> Iterator[object]:
+def json_rows(
+    text: Text, where: str, *, in_list: bool | None = None, goes_on: bool = False, rows: int = 0
+) -> Iterator[object]:
     """The rows of ``[value, value, ...]`` or of ``value value ...``, decoded from a sliding buffer.
 
     Args:
@@ -40,6 +42,7 @@ def json_rows(text: Text, where: str, *, in_list: bool | None = None, rows: int 
         where: the file, for messages.
         in_list: ``None`` at the beginning of a file, whose first character tells; else whether ``text`` goes on
             within a list, where a value is expected.
+        goes_on: whether the list goes on behind ``text``, which then ends with a comma.
         rows: how many rows came before.
 
     Yields:
@@ -84,7 +87,7 @@ def json_rows(text: Text, where: str, *, in_list: bool | None = None, rows: int 
                     raise _not_json(where, rows, e.msg) from e
             except (ValueError, RecursionError) as e:
                 raise _not_json(where, rows, "a number is too long, or it is nested too deeply") from e
-        elif ended and not in_list:
+        elif ended and (not in_list or (goes_on and expects == "value")):
             return
         if ended:
             raise TraceError(f"JSON is cut off after {rows:,} rows", where=where, fix=_AGAIN)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,33 +22,74 @@ from ecoserve.data.plain_json import json_rows
 from ecoserve.errors import TraceError
 
 _BATCH: Final = 1000
+#: How the bytes of a trace are made text: line ends as they are, wrong bytes as lone surrogates.
+AS_TEXT: Final[Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 def read_file(path: Path) -> Iterator[object]:
+    """The rows of a trace file (:class:`FileRows`)."""
+    return iter(FileRows(path))
+
+
+class FileRows:
     """The rows of a trace file as Python values, in the order of the file.
 
-    Yields:
-        What stands in the file: ``dict`` for an object; from CSV ``dict[str, str | None]``. :class:`MendedRow` around a
-        row that was not UTF-8, :class:`BadRow` in place of one that cannot be used.
+    Iterating gives what stands in the file: ``dict`` for an object; from CSV ``dict[str, str | None]``.
+    :class:`MendedRow` comes around a row that was not UTF-8, :class:`BadRow` in place of one that cannot be used.
+
+    Args:
+        path: a trace file.
 
     Raises:
-        TraceError: if it is missing, cut off, damaged, or of a kind that cannot be read.
+        TraceError: if it is missing; while iterating, if it is cut off, damaged, or of a kind that cannot be read.
     """
-    kind = kind_of(path)
-    return _parquet_rows(path) if kind == "parquet" else _text_rows(path, kind)
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kind = kind_of(path)
+        #: Bytes on the disk.
+        self.size = path.stat().st_size
+        #: The encoding, known when all was read.
+        self.encoding = "utf-8"
+        self._position: Callable[[], int] = lambda: 0
 
-def _text_rows(path: Path, kind: str) -> Iterator[object]:
-    where = str(path)
-    with opened(path, kind) as data:
-        buffered = io.BufferedReader(data, BLOCK)
-        head = buffered.peek(BLOCK)
-        dialect = dialect_of(head, where)
-        with io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape", newline="") as text:
-            if dialect is None:
-                yield from json_rows(text, where)
-            else:
-                yield from csv_rows(text, dialect, where)
+    def position(self) -> int:
+        """Bytes of the file read so far."""
+        return self._position()
+
+    def __iter__(self) -> Iterator[object]:
+        return self._parquet() if self.kind == "parquet" else self._text()
+
+    def _text(self) -> Iterator[object]:
+        where = str(self.path)
+        with opened(self.path, self.kind) as data:
+            self._position = data.position
+            buffered = io.BufferedReader(data, BLOCK)
+            dialect = dialect_of(buffered.peek(BLOCK), where)
+            try:
+                with io.TextIOWrapper(buffered, **AS_TEXT) as text:
+                    yield from json_rows(text, where) if dialect is None else csv_rows(text, dialect, where)
+            finally:
+                end = data.position()
+                self._position, self.encoding = (lambda: end), data.encoding
+
+    def _parquet(self) -> Iterator[object]:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        done = 0
+        try:
+            with pq.ParquetFile(self.path) as file:
+                share = self.size / max(1, file.metadata.num_rows)
+                self._position = lambda: int(done * share)
+                for batch in file.iter_batches(_BATCH):
+                    rows = batch.to_pylist()
+                    done += len(rows)
+                    yield from rows
+        except (OSError, pa.ArrowException) as e:
+            reason = " ".join(str(e).split())[:120]
+            what = f"is not a readable Parquet file ({reason})"
+            raise TraceError(what, where=str(self.path), fix="download or copy it again") from e
 
 
 def dialect_of(head: bytes, where: str) -> Dialect | None:
@@ -64,20 +105,6 @@ def dialect_of(head: bytes, where: str) -> Dialect | None:
         return dialect
     fix = "traces are JSON lists, JSON lines, CSV with a first line of names (all also compressed), or Parquet"
     raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {text[:20]!r}", where=where, fix=fix)
-
-
-def _parquet_rows(path: Path) -> Iterator[object]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        reason = " ".join(str(e).split())[:120]
-        what = f"is not a readable Parquet file ({reason})"
-        raise TraceError(what, where=str(path), fix="download or copy it again") from e
 
 
 def table_rows(dataset: Any) -> Iterator[object]:

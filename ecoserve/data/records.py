@@ -179,8 +179,23 @@ class Trace:
 
 def fingerprint(records: Iterable[Record]) -> str:
     """SHA-256 (hex) of the records' contents in their order."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(record.as_row(), ensure_ascii=True, separators=(",", ":")).encode())
-        digest.update(b"\n")
+    digest = Fingerprint()
+    digest.add(records)
     return digest.hexdigest()
+
+
+class Fingerprint:
+    """:func:`fingerprint` of records that come bit by bit."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Go on with ``records``."""
+        for record in records:
+            line = json.dumps(record.as_row(), ensure_ascii=True, separators=(",", ":"))
+            self._digest.update(line.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The fingerprint so far."""
+        return self._digest.hexdigest()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data.hub import HUB_ID, require_hub
-from ecoserve.data.progress import track
 from ecoserve.data.records import ASSISTANT, USER, Message
 from ecoserve.errors import TraceError
 
@@ -34,13 +33,13 @@ class TokenCounter:
             self._fast.no_padding()
         self._overhead = self._chat_overhead()
 
-    def count(self, texts: Sequence[str], what: str = "texts") -> list[int]:
+    def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens not counted."""
         lengths: dict[str, int] = {}
         distinct = list(dict.fromkeys(texts))
         # By length: a batch of equal texts wastes no padding and no thread.
         distinct.sort(key=len)
-        for i in track(range(0, len(distinct), _BATCH), f"tokenizing {what}"):
+        for i in range(0, len(distinct), _BATCH):
             batch = distinct[i : i + _BATCH]
             lengths.update(zip(batch, self._lengths(batch), strict=True))
         return [lengths[t] for t in texts]
@@ -58,7 +57,7 @@ class TokenCounter:
         The template's part is measured on a chat of one and of three messages and taken to grow evenly, which is
         how templates work; without a template it is the tokenizer's special tokens.
         """
-        contents = iter(self.count([m.content for chat in chats for m in chat], "prompts"))
+        contents = iter(self.count([m.content for chat in chats for m in chat]))
         first, more = self._overhead
         return [sum(next(contents) for _ in chat) + round(first + more * (len(chat) - 1)) for chat in chats]
 

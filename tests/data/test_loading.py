@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.data import LoadReport, load_trace, save_trace
+from ecoserve.data import LoadReport, TraceStream, load_trace, save_trace
+from ecoserve.data.cleaning import Wanted
 from ecoserve.data.fields import FieldPath
+from ecoserve.data.formats import get_format
 from ecoserve.data.measuring import find_cap
+from ecoserve.data.streaming_sources import RowSource
 from ecoserve.errors import TraceError
 
 Write = Callable[..., Path]
@@ -93,14 +96,15 @@ def test_dirt_is_dropped_and_every_row_accounted_for(write: Write) -> None:
     st.booleans(),
 )
 def test_kept_and_dropped_add_up(lines: list[dict[str, Any]], by_field: bool) -> None:
-    from ecoserve.data.formats import get_format
-    from ecoserve.data.loading import _clean
-
-    report = LoadReport()
-    path = FieldPath.parse("tokens") if by_field else None
-    kept = list(_clean(lines, get_format("alpaca"), path, None, report))
-    report.kept = len(kept)
-    assert report.rows_in == len(lines) == report.exchanges
+    wanted = Wanted(get_format("alpaca"), FieldPath.parse("tokens") if by_field else None)
+    stream = TraceStream("memory", RowSource(lines, wanted), wanted, [*lines])
+    kept = []
+    try:
+        kept = [record for batch in stream.batches() for record in batch]
+    except TraceError:
+        assert stream.report.kept == 0
+    assert stream.report.kept == len(kept)
+    assert stream.report.rows_in == len(lines) == stream.report.exchanges
     if by_field:
         assert {r.response_tokens for r in kept} <= {1, 5, 7}
     else:
