@@ -10,7 +10,7 @@ answers were cut off (:meth:`TraceStream.cap`); records of a stream are marked a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -38,6 +38,7 @@ from ecoserve.data.records import Fingerprint, LoadReport, Record
 from ecoserve.data.rows import BadRow, MendedRow
 from ecoserve.data.streaming_sources import FileSource, RowSource
 from ecoserve.data.tokens import TokenCounter
+from ecoserve.data.workload_rows import is_workload, workload_rows
 from ecoserve.errors import TraceError
 
 CUT_OFF: Final = "answers cut off"
@@ -77,8 +78,14 @@ def stream_trace(
     where = str(source)
     length = FieldPath.parse(length_field) if length_field is not None else None
     samples = FieldPath.parse(sample_field) if sample_field is not None else None
-    file = None if is_hub_id(source) else FileRows(Path(source))
-    rows = iter(file) if file is not None else hub_rows(where)
+    file = None if is_workload(source) or is_hub_id(source) else FileRows(Path(source))
+    rows: Iterator[object]
+    if is_workload(source):
+        rows = workload_rows(source, limit)
+    elif file is None:
+        rows = hub_rows(where)
+    else:
+        rows = iter(file)
     looked = list(islice(rows, _LOOK))
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:

@@ -7,13 +7,13 @@ its own law each of the two lies (Nelsen 2006, section 2.3), so that either law 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from ecoserve.data.laws import LONGEST
-from ecoserve.data.progress import track
 from ecoserve.data.workloads.sources import Bools, Floats, Ints, Sources
 from ecoserve.data.workloads.spec import FittedCorrelation, TrafficClass
 from ecoserve.data.workloads.texts import Templates, tokens_of
@@ -67,7 +67,7 @@ def draw_requests(traffic: TrafficClass, n: int, seed: int, sources: Sources) ->
     if templates is not None:
         texts, factors = [], np.ones(n)
         rows = np.random.default_rng([seed, 1]).random((n, templates.draws)).tolist()
-        for i, row in enumerate(track(rows, "writing prompts", n) if n >= _MANY else rows):
+        for i, row in enumerate(_shown(rows) if n >= _MANY else rows):
             try:
                 text, factors[i] = templates.render(row, None if asked is None else int(asked[i]))
             except ValueError as error:
@@ -80,6 +80,15 @@ def draw_requests(traffic: TrafficClass, n: int, seed: int, sources: Sources) ->
         cut = (cut & (wanted <= response.max_tokens)) | (wanted > response.max_tokens)
         wanted = np.minimum(wanted, response.max_tokens)
     return Drawn(asked, wanted, cut, texts, draws[:, 2])
+
+
+def _shown(rows: list[list[float]]) -> Iterable[list[float]]:
+    """``rows``, with a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(rows, "writing prompts", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _correlation(traffic: TrafficClass, sources: Sources) -> float:

@@ -14,13 +14,7 @@ from ecoserve.data.workloads.making import make_workload
 from ecoserve.data.workloads.spec import Workload
 from ecoserve.errors import TraceError
 
-_SUFFIXES: Final = (".yaml", ".yml")
 _FIX: Final = "see docs/workloads.md"
-
-
-def is_workload(source: str | Path) -> bool:
-    """Whether ``source`` is a workload file, by its suffix."""
-    return str(source).endswith(_SUFFIXES)
 
 
 def load_workload(path: str | Path, *, limit: int | None = None) -> Trace:

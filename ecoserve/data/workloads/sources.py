@@ -25,6 +25,7 @@ from ecoserve.data.arrivals import (
 )
 from ecoserve.data.laws import Histogram, KaplanMeier, Law, fit_law, fit_laws
 from ecoserve.data.records import Trace
+from ecoserve.data.workload_rows import is_workload
 from ecoserve.data.workloads import parts
 from ecoserve.errors import TraceError
 
@@ -61,7 +62,6 @@ class Sources:
             TraceError: if a variable is not set, the trace is another workload, or it cannot be loaded.
         """
         from ecoserve.data.loading import load_trace
-        from ecoserve.data.workloads.reading import is_workload
 
         name = os.path.expanduser(os.path.expandvars(source.trace))
         if unset := re.search(r"\$\{?(\w+)\}?", name):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ecoserve.data import Record, Trace, fingerprint, save_trace
+from ecoserve.data import Record, Trace, fingerprint, load_trace, save_trace, stream_trace
 from ecoserve.data.records import LoadReport
 from ecoserve.data.workloads import load_workload, read_workload
 from ecoserve.errors import TraceError
+from ecoserve.serving.workload import trace_for
 
 GOOD: dict[str, Any] = {
     "requests": 20,
@@ -207,3 +208,40 @@ def test_variables_and_the_files_folder(tmp_path: Path, monkeypatch: pytest.Monk
     one = load_workload(by_variable).records
     by_path = written(tmp_path, response={"tokens": {"empirical": {"trace": "data/t.jsonl"}}})
     assert load_workload(by_path).records == one
+
+
+def test_every_command_that_takes_a_trace_takes_the_file(tmp_path: Path, tiny_model: Path) -> None:
+    path = written(tmp_path, prompt={"templates": ["Say {{ word }}"], "words": {"word": ["yes", "no"]}})
+    trace = load_trace(path)
+    assert trace.records == load_workload(path).records == load_trace(str(path)).records
+    assert trace.records[:7] == load_trace(path, limit=7).records
+    named = load_trace(path, model="tiny", tokenizer=str(tiny_model))
+    assert {r.model for r in named.records} == {"tiny"}
+    assert named.prompt_length_source == f"tokenizer:{tiny_model}"
+    assert named.records[0].prompt_tokens != trace.records[0].prompt_tokens
+    assert [r.response_tokens for r in named.records] == [r.response_tokens for r in trace.records]
+    assert trace_for(str(path), None, None, None).records == trace.records
+
+
+def test_a_workload_streams_and_can_be_sampled(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    trace = load_workload(path)
+    stream = stream_trace(path)
+    assert [r for batch in stream.batches() for r in batch] == list(trace.records)
+    assert (stream.length_source, stream.prompt_length_source, stream.sha256) == (
+        "synthetic",
+        "synthetic",
+        trace.sha256,
+    )
+    some = load_trace(path, sample=5, seed=3).records
+    assert len(some) == 5
+    assert set(some) < set(trace.records)
+
+
+def test_what_is_wrong_with_a_workload_is_said_by_whatever_reads_traces(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"w\.yaml: requests: is missing"):
+        load_trace(written(tmp_path, requests=...))
+    with pytest.raises(TraceError, match=r"none\.yaml: there is no such file"):
+        load_trace(tmp_path / "none.yaml")
+    with pytest.raises(TraceError, match="a limit of 0 records"):
+        load_trace(written(tmp_path), limit=0)
