@@ -48,8 +48,9 @@ class Step:
 
     work: StepWork
     output: Any
-    #: the host began with it; the GPU began; the GPU was done
+    #: the host began with it, and took so long; the GPU began; the GPU was done
     began_s: float
+    host_s: float
     start_s: float
     end_s: float
     gauges: Gauges
@@ -210,6 +211,7 @@ class Replica:
         work, samples = self._work(output)
         # When the GPU could have begun, had the host not been needed: what is between counts as this step's time.
         could_s = start_s = end_s = max(self.now, self._gpu_free_s)
+        host_s = 0.0
         if output.total_num_scheduled_tokens:
             if self.charge == "measured":
                 host_s = took + self.cost.launch_s(work)
@@ -221,7 +223,7 @@ class Replica:
         gauges = s.gauges()
         self._integrate(gauges, end_s - could_s, began_s)
         if self.recorder is not None:
-            self.recorder.stepped(self.index, s, Step(work, output, began_s, start_s, end_s, gauges))
+            self.recorder.stepped(self.index, s, Step(work, output, began_s, host_s, start_s, end_s, gauges))
         flight = _Flight(output, end_s, samples)
         if output.total_num_scheduled_tokens:
             self._idle = 0

@@ -18,7 +18,8 @@ LINEAR_BLOCKS: Final = 1800
 class SimulateSettings(BaseModel):
     """What to run in virtual time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no word for a rate of infinity.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     trace: str = Field(description="file, hub id, or synthetic[:N]")
     length_field: str | None = Field(None, description="field of the trace that holds the response length")
