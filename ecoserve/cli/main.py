@@ -50,7 +50,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("predict", "Predict the lengths of answers to prompts."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Drive a trace at a URL or an engine in this process."),
-    Entry("simulate", "What a trace would do on other GPUs, in virtual time."),
+    Entry("simulate", "What a trace would do on GPUs, in virtual time."),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
     Entry("report", "Make the report of a result folder anew."),
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,119 +12,253 @@ import typer
 from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, progress_bar, stderr_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ecoserve.serving.simulate.run import SimulateSettings
-    from ecoserve.sweep.simulations import Simulations
     from ecoserve.sweep.summary import RunRow
 
-#: Key of the summary, title, factor and form of each column; values are means over the seeds.
-_TABLE = (
-    ("completed", "done", 1, "{:.0f}"),
-    ("throughput_rps", "req/s", 1, "{:.2f}"),
-    ("output_tokens_per_s", "tok/s", 1, "{:.0f}"),
-    ("ttft_p50_ms", "TTFT", 1, "{:.0f}"),
-    ("ttft_p99_ms", "p99", 1, "{:.0f}"),
-    ("tpot_mean_ms", "TPOT", 1, "{:.1f}"),
-    ("e2el_mean_ms", "E2EL", 1, "{:.0f}"),
-    ("normalized_latency_mean_ms", "/token", 1, "{:.1f}"),
-    ("kvc_used_mean", "KVC", 100, "{:.0f}%"),
-    ("preemptions", "drop", 1, "{:.0f}"),
-    ("pauses", "pause", 1, "{:.0f}"),
-    ("slo_attainment", "SLO", 100, "{:.0f}%"),
-)
-#: DESIGN's words: below this share of the KVC nobody has to wait, and above the other somebody surely has.
-_NO_PRESSURE, _PRESSURE = 0.7, 1.3
+#: The parts of the list of options.
+_LOAD, _POLICIES, _MACHINE, _ENGINE = "Load", "Policies", "Machine", "Engine"
+_SLO, _RESULTS = "SLO (exit code 3 where it is missed)", "Results"
 
 
 def command(
     trace: Annotated[
-        str, typer.Option("--trace", metavar="FILE", help="A file, a data set on the hub, or synthetic[:N].")
+        str,
+        typer.Option(
+            "--trace", metavar="FILE", help="A file, a data set on the hub, or synthetic[:N].", rich_help_panel=_LOAD
+        ),
     ],
     gpu: Annotated[
-        str, typer.Option("--gpu", metavar="NAME", help="As h100_sxm; or linear: a step cost of no GPU in particular.")
+        str,
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="As h100_sxm; or linear: a step cost of no GPU in particular.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = "linear",
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME|DIR", help="Served model, or a folder with its config.json."),
+        typer.Option(
+            "--model",
+            metavar="NAME|DIR",
+            help="Served model, or a folder with its config.json.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="GPUs of one replica, tensor parallel.")] = 1,
+    tp: Annotated[
+        int,
+        typer.Option(
+            "--tp", metavar="N", min=1, help="GPUs of one replica, tensor parallel.", rich_help_panel=_MACHINE
+        ),
+    ] = 1,
     rate: Annotated[
-        str, typer.Option("--rate", metavar="R,...|inf|recorded", help="Requests a second, Poisson; inf: all at once.")
+        str,
+        typer.Option(
+            "--rate",
+            metavar="R,...",
+            help="Requests a second, Poisson; inf: all at once; or recorded.",
+            rich_help_panel=_LOAD,
+        ),
     ] = "recorded",
-    policy: Annotated[str, typer.Option("--policy", metavar="A,B,...", help="Policies.")] = "vllm,ecoserve",
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="A,B,...", help="Policies.", rich_help_panel=_POLICIES)
+    ] = "vllm,ecoserve",
     lengths: Annotated[
         str,
-        typer.Option("--lengths", metavar="true|none|noise:SIGMA|predicted:CKPT,...", help="What policies are told."),
+        typer.Option(
+            "--lengths",
+            metavar="KIND,...",
+            help="What policies are told: true, none, noise:SIGMA, predicted:CKPT.",
+            rich_help_panel=_POLICIES,
+        ),
     ] = "true",
-    requests: Annotated[int, typer.Option("--requests", min=1, help="Requests of a run.")] = 400,
+    requests: Annotated[
+        int, typer.Option("--requests", metavar="N", min=1, help="Requests of a run.", rich_help_panel=_LOAD)
+    ] = 400,
     seed: SeedOption = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each setting, with seeds counting up.")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", metavar="N", min=1, help="Runs of each setting, with seeds counting up.", rich_help_panel=_LOAD
+        ),
+    ] = 1,
     length_field: Annotated[
-        str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
+        str | None,
+        typer.Option(
+            "--length-field",
+            metavar="FIELD",
+            help="Field with the lengths in tokens, as lengths[3].",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Counts tokens where the trace does not.")
+        str | None,
+        typer.Option(
+            "--tokenizer", metavar="DIR|ID", help="Counts tokens where the trace does not.", rich_help_panel=_LOAD
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="train, dev or all rows [dev; with recorded arrivals: all].")
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="train, dev or all.",
+            show_default="dev; recorded: all",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The same for every request.")] = 2000,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="The same for every request.", rich_help_panel=_LOAD)
+    ] = 2000,
     max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", min=2, help="Prompt and answer, at most [what the trace needs].")
+        int | None,
+        typer.Option(
+            "--max-model-len",
+            metavar="N",
+            min=2,
+            help="Prompt and answer, at most.",
+            show_default="what the trace needs",
+            rich_help_panel=_ENGINE,
+        ),
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Requests at once.")] = 256,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", metavar="N", min=1, help="Requests at once.", rich_help_panel=_ENGINE)
+    ] = 256,
     max_num_batched_tokens: Annotated[
-        int, typer.Option("--max-num-batched-tokens", min=1, help="Tokens a step.")
+        int,
+        typer.Option("--max-num-batched-tokens", metavar="N", min=1, help="Tokens a step.", rich_help_panel=_ENGINE),
     ] = 2048,
     kv_blocks: Annotated[
-        int | None, typer.Option("--kv-blocks", min=2, help="Usable KVC blocks [what the GPU's memory holds].")
+        int | None,
+        typer.Option(
+            "--kv-blocks",
+            metavar="N",
+            min=2,
+            help="Usable KVC blocks.",
+            show_default="what fits the GPU",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
-    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens a block.")] = 16,
+    block_size: Annotated[
+        int, typer.Option("--block-size", metavar="N", min=1, help="Tokens a block.", rich_help_panel=_MACHINE)
+    ] = 16,
     gpu_memory_utilization: Annotated[
-        float, typer.Option("--gpu-memory-utilization", min=0.01, max=1, help="vLLM's share of the GPU's memory.")
+        float,
+        typer.Option(
+            "--gpu-memory-utilization",
+            metavar="SHARE",
+            min=0.01,
+            max=1,
+            help="vLLM's share of the GPU's memory.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = 0.9,
-    prefix_caching: Annotated[
-        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Prompts that begin alike share KVC.")
-    ] = True,
+    no_prefix_caching: Annotated[
+        bool,
+        typer.Option("--no-prefix-caching", help="Equal beginnings share no KVC.", rich_help_panel=_ENGINE),
+    ] = False,
     depth: Annotated[
-        int, typer.Option("--depth", min=1, max=2, help="Steps in flight: 2 is vLLM's asynchronous scheduling.")
+        int,
+        typer.Option(
+            "--depth",
+            metavar="1|2",
+            min=1,
+            max=2,
+            help="Steps in flight: 2 is vLLM's asynchronous scheduling.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = 2,
     charge_scheduler: Annotated[
         str,
-        typer.Option("--charge-scheduler", metavar="model|measured|none", help="What scheduling costs the host."),
+        typer.Option(
+            "--charge-scheduler",
+            metavar="HOW",
+            help="Scheduling costs the host what the model says (model), what it takes here (measured), or none.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = "model",
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Engines behind a router.")] = 1,
+    replicas: Annotated[
+        int, typer.Option("--replicas", metavar="N", min=1, help="Engines behind a router.", rich_help_panel=_ENGINE)
+    ] = 1,
     router: Annotated[
-        str, typer.Option("--router", metavar="round-robin|least-requests|least-tokens", help="Who gets a request.")
+        str,
+        typer.Option(
+            "--router",
+            metavar="NAME",
+            help="Who gets a request: round-robin, least-requests, least-tokens.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = "least-tokens",
     scheduler: Annotated[
-        list[str] | None, typer.Option("--scheduler", metavar="KEY=VALUE", help="A knob of our scheduler; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--scheduler", metavar="KEY=VALUE", help="A knob of our scheduler; repeatable.", rich_help_panel=_POLICIES
+        ),
     ] = None,
-    slo_ttft_ms: Annotated[float | None, typer.Option("--slo-ttft-ms", help="SLO: time to first token.")] = None,
-    slo_tpot_ms: Annotated[float | None, typer.Option("--slo-tpot-ms", help="SLO: time per further token.")] = None,
+    slo_ttft_ms: Annotated[
+        float | None,
+        typer.Option("--slo-ttft-ms", metavar="MS", help="SLO: time to first token.", rich_help_panel=_SLO),
+    ] = None,
+    slo_tpot_ms: Annotated[
+        float | None,
+        typer.Option("--slo-tpot-ms", metavar="MS", help="SLO: time per further token.", rich_help_panel=_SLO),
+    ] = None,
     slo_scale: Annotated[
-        float | None, typer.Option("--slo-scale", help="SLO: so many times what an idle engine needs for the request.")
+        float | None,
+        typer.Option(
+            "--slo-scale",
+            metavar="X",
+            help="SLO: so many times what an idle engine needs for the request.",
+            rich_help_panel=_SLO,
+        ),
     ] = None,
     min_attainment: Annotated[
         float | None,
-        typer.Option("--min-attainment", min=0, max=1, help="Exit code 3 if a run meets the SLO for fewer [0.9]."),
+        typer.Option(
+            "--min-attainment",
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Exit code 3 if a run meets the SLO for fewer.",
+            show_default="0.9",
+            rich_help_panel=_SLO,
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for summary.json and every request.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Folder for summary.json and every request.", rich_help_panel=_RESULTS
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in that folder; finished runs are not run again.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on in that folder; finished runs are not run again.", rich_help_panel=_RESULTS
+        ),
     ] = False,
     trace_out: Annotated[
-        Path | None, typer.Option("--trace-out", metavar="FILE", help="Picture for ui.perfetto.dev (.json, .json.gz).")
+        Path | None,
+        typer.Option(
+            "--trace-out",
+            metavar="FILE",
+            help="Picture for ui.perfetto.dev (.json, .json.gz).",
+            rich_help_panel=_RESULTS,
+        ),
     ] = None,
     trace_requests: Annotated[
-        int, typer.Option("--trace-requests", min=1, help="Draw only the first so many requests of each run.")
+        int,
+        typer.Option(
+            "--trace-requests",
+            metavar="N",
+            min=1,
+            help="Draw only the first so many requests of each run.",
+            rich_help_panel=_RESULTS,
+        ),
     ] = 1000,
     trace_window: Annotated[
-        str | None, typer.Option("--trace-window", metavar="A:B", help="Draw only these seconds of each run.")
+        str | None,
+        typer.Option(
+            "--trace-window", metavar="A:B", help="Draw only these seconds of each run.", rich_help_panel=_RESULTS
+        ),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -136,11 +268,12 @@ def command(
     from ecoserve.serving.simulate.perfetto import trace_file
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.simulations import perform, prepare
+    from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_rate, parsed_window, show
 
     slo = {"slo_ttft_ms": slo_ttft_ms, "slo_tpot_ms": slo_tpot_ms, "slo_scale": slo_scale}
     if min_attainment is not None and not any(slo.values()):
         raise ConfigError("needs an SLO", where="--min-attainment", fix="state one, as --slo-ttft-ms 500")
-    rates = [_rate(text) for text in _listed(rate, "--rate")]
+    rates = [parsed_rate(text) for text in listed(rate, "--rate")]
     common: dict[str, Any] = {
         "trace": trace,
         "length_field": length_field,
@@ -157,21 +290,21 @@ def command(
         "max_num_batched_tokens": max_num_batched_tokens,
         "max_model_len": max_model_len,
         "max_tokens": max_tokens,
-        "prefix_caching": prefix_caching,
+        "prefix_caching": not no_prefix_caching,
         "depth": depth,
         "charge_scheduler": charge_scheduler,
         "replicas": replicas,
         "router": router,
-        "scheduler": dict(_knob(text) for text in scheduler or []),
+        "scheduler": dict(parsed_knob(text) for text in scheduler or []),
         **slo,
     }
-    window = _window(trace_window)
+    window = parsed_window(trace_window)
     picture = None if trace_out is None else trace_file(trace_out, requests=trace_requests, window_s=window)
     console = stderr_console(quiet)
     simulations = prepare(
         common,
-        policies=_listed(policy, "--policy"),
-        lengths=_listed(lengths, "--lengths"),
+        policies=listed(policy, "--policy"),
+        lengths=listed(lengths, "--lengths"),
         rates=rates,
         seeds=range(seed, seed + seeds),
         command=shlex.join(["ecoserve", *sys.argv[1:]]),
@@ -180,126 +313,11 @@ def command(
         console.print(f"note: {note}", markup=False)
     folder = None if output is None else ResultFolder.create(output, simulations.meta, resume=resume)
     with progress_bar(quiet) as bar:
-        summary = perform(simulations, folder=folder, trace_file=picture, progress=_Watch(bar, simulations))
+        summary = perform(simulations, folder=folder, trace_file=picture, progress=Watch(bar, simulations))
     emit_json(summary.model_dump(mode="json"), json)
-    _show(summary.runs, console)
+    show(summary.runs, console)
     if any(slo.values()):
         _judge(summary.runs, 0.9 if min_attainment is None else min_attainment)
-
-
-def _listed(text: str, option: str) -> list[str]:
-    from ecoserve.errors import ConfigError
-
-    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not parts:
-        raise ConfigError("names nothing", where=option)
-    return parts
-
-
-def _rate(text: str) -> float | None:
-    from ecoserve.errors import ConfigError
-
-    if text == "recorded":
-        return None
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not rate > 0:
-        raise ConfigError(f"{text!r} is no rate", where="--rate", fix="requests a second, inf, or recorded")
-    return rate
-
-
-def _knob(text: str) -> tuple[str, Any]:
-    import yaml
-
-    from ecoserve.errors import ConfigError
-
-    key, equals, value = text.partition("=")
-    try:
-        if equals and key:
-            return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
-    raise ConfigError(f"{text!r} is not KEY=VALUE", where="--scheduler", fix="as --scheduler reserve=0.05")
-
-
-def _window(text: str | None) -> tuple[float, float] | None:
-    from ecoserve.errors import ConfigError
-
-    if text is None:
-        return None
-    first, colon, last = text.partition(":")
-    try:
-        window = (float(first or 0), float(last or "inf"))
-    except ValueError:
-        window = (0.0, 0.0)
-    if not (colon and 0 <= window[0] < window[1]):
-        raise ConfigError(f"{text!r} is no window", where="--trace-window", fix="two times in seconds, as 10:20")
-    return window
-
-
-class _Watch:
-    """One progress bar for all runs; it says how fast virtual time passes."""
-
-    def __init__(self, bar: Progress, simulations: Simulations) -> None:
-        self._bar = bar
-        self._task = bar.add_task("simulating", total=sum(s.requests for s in simulations.runs))
-        self._run: SimulateSettings | None = None
-        self._before = self._ended = 0
-        self._begun = 0.0
-
-    def __call__(self, settings: SimulateSettings, ended: int, now: float) -> None:
-        from ecoserve.sweep.simulations import name_of
-
-        if settings is not self._run:
-            self._run, self._begun = settings, time.perf_counter()
-            self._before += self._ended
-        self._ended = ended
-        pace = now / max(1e-9, time.perf_counter() - self._begun)
-        text = f"{name_of(settings)}: {now:,.0f} s simulated, {pace:.1f} times real time"
-        self._bar.update(self._task, completed=self._before + ended, description=text)
-
-
-def _show(runs: list[RunRow], console: Console) -> None:
-    """One line for each policy, lengths and rate, means over the seeds; and how hard the KVC is pressed."""
-    from rich.table import Table
-
-    from ecoserve.sweep.identity import short_lengths
-
-    groups: dict[tuple[str, str, float | None], list[RunRow]] = {}
-    for run in runs:
-        groups.setdefault((run.policy, short_lengths(run.lengths), run.rate_rps), []).append(run)
-    table = Table(
-        caption="TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KVC used; preemptions; pauses",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("policy", no_wrap=True)
-    table.add_column("lengths", no_wrap=True)
-    table.add_column("rate", justify="right", no_wrap=True)
-    shown = [column for column in _TABLE if any(getattr(run, column[0]) is not None for run in runs)]
-    for _, title, _, _ in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    for (policy, lengths, rate), group in groups.items():
-        cells = []
-        for key, _, factor, form in shown:
-            known = [getattr(run, key) for run in group if getattr(run, key) is not None]
-            cells.append(form.format(factor * sum(known) / len(known)) if known else "-")
-        given = getattr(group[0], "arrivals", None) or "recorded"
-        table.add_row(policy, lengths, given if rate is None else f"{rate:g}", *cells)
-    if not console.is_terminal:
-        console.width = 160  # a file has no edge to cut figures at
-    console.print(table)
-    pressures = [run.kvc_demand_peak for run in runs if run.kvc_demand_peak is not None]
-    if not pressures:
-        return
-    low, high = min(pressures), max(pressures)
-    span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
-    console.print(f"pressure: if nobody waited, the load would hold {span} times the KVC at its peak", markup=False)
-    if high <= _NO_PRESSURE:
-        fix = "raise --rate or lower --kv-blocks"
-        console.print(f"note: the KVC is not pressed, so no policy can gain much by its lengths; {fix}", markup=False)
 
 
 def _judge(runs: list[RunRow], least: float) -> None:
