@@ -23,6 +23,7 @@ class StepWork:
         chunks: (new tokens, tokens of context before them) of each piece of a prompt; recomputed tokens are prompt
             tokens, tokens that the prefix cache gave back are context.
         decode_context_tokens: the decodes' part of ``context_tokens``.
+        decode_longest_tokens: that of the decode with the longest context.
     """
 
     prefill_tokens: int = 0
@@ -30,6 +31,7 @@ class StepWork:
     context_tokens: int = 0
     chunks: list[tuple[int, int]] = field(default_factory=list)
     decode_context_tokens: int = 0
+    decode_longest_tokens: int = 0
 
     @property
     def requests(self) -> int:

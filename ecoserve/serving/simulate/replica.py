@@ -257,6 +257,8 @@ class Replica:
             else:
                 work.decodes += 1
                 work.decode_context_tokens += computed
+                if computed > work.decode_longest_tokens:
+                    work.decode_longest_tokens = computed
             if not request.is_prefill_chunk:
                 samples.add(name)
         return work, samples

@@ -1,0 +1,209 @@
+"""A modelled GPU, or several that serve one model together: how long a step takes and how much KVC there is.
+
+A step is the sum of its parts, because one stream of the GPU runs them one after the other: what scales with tokens,
+what scales with sampled requests, attention, what the GPUs of a replica send each other, and the gap to the next step.
+A batch of decodes alone is run by a captured graph of the next size there is, so it costs what that size costs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Final
+
+from ecoserve.serving.simulate.cost import StepWork
+from ecoserve.serving.simulate.gpu.attention import BatchAttention
+from ecoserve.serving.simulate.gpu.hardware import Gpu, find_gpu
+from ecoserve.serving.simulate.gpu.host import HostTimes, sampling_s
+from ecoserve.serving.simulate.gpu.links import Link
+from ecoserve.serving.simulate.gpu.memory import kvc_blocks
+from ecoserve.serving.simulate.gpu.shapes import ModelShape
+from ecoserve.serving.simulate.gpu.tables import SAMPLES, TOKENS, Line, Progress, Tables, load_tables
+
+#: Batch sizes for which vLLM captures graphs of decodes.
+_GRAPHS: Final[list[int]] = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class StepParts:
+    """A step's seconds on the GPU, by what takes them.
+
+    Attributes:
+        tokens: projections, norms, feed-forward of a dense model.
+        experts: feed-forward of a mixture of experts.
+        sampling: output layer and sampling.
+        attention: prompts and decodes.
+        links: what GPUs send each other.
+        gap: from its end to the next step's beginning, if the host is ahead.
+    """
+
+    tokens: float
+    experts: float
+    sampling: float
+    attention: float
+    links: float
+    gap: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.tokens + self.experts + self.sampling + self.attention + self.links + self.gap
+
+
+class GpuModel:
+    """One replica: ``tp`` GPUs of one kind with one model.
+
+    Args:
+        shape: the model.
+        gpu: the GPU.
+        tp: GPUs that share every layer.
+        tables: kernel times of exactly this combination.
+        host: what happens around the kernels.
+        link: how GPUs reach each other, if it is not as where the kernels were measured.
+        expert_ranks: replicas that share out the experts (see
+            :class:`~ecoserve.serving.simulate.gpu.expert_parallel.ExpertParallel`); what this class answers is then
+            one replica's part, with as many tokens on the others.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        gpu: Gpu,
+        tp: int,
+        tables: Tables,
+        *,
+        host: HostTimes | None = None,
+        link: Link | None = None,
+        expert_ranks: int = 1,
+    ) -> None:
+        self.shape = shape
+        self.gpu = gpu
+        self.tp = tp
+        self.host = host or HostTimes()
+        self.link = link
+        self.expert_ranks = expert_ranks
+        self.attention = BatchAttention(shape, gpu, tp, tables)
+        self._tokens = Line(TOKENS, tables.tokens)
+        self._experts = Line(TOKENS, tables.experts)
+        self._reduce = Line(TOKENS, tables.reduce)
+        self._dispatch = Line(TOKENS, tables.dispatch)
+        self._logits = Line(SAMPLES, tables.logits)
+        self._gather = Line(SAMPLES, tables.gather)
+        self._sample_s = sampling_s(1, shape.vocab, gpu.bandwidth)
+
+    def step_s(self, work: StepWork) -> float:
+        """Seconds of the GPU for one step, the gap to the next one included."""
+        return self.parts(work).total
+
+    def parts(self, work: StepWork) -> StepParts:
+        """Where the seconds of a step go."""
+        tokens = self.run_tokens(work)
+        own = self.own_parts(work)
+        experts = self._experts(tokens) * 1e-3 if self.shape.experts else 0.0
+        links = own.links + (self.exchange_s([tokens] * self.expert_ranks) if self.expert_ranks > 1 else 0.0)
+        return StepParts(own.tokens, experts, own.sampling, own.attention, links, own.gap)
+
+    def run_tokens(self, work: StepWork) -> int:
+        """Tokens that the kernels run with: a graph's size for decodes alone."""
+        tokens = work.prefill_tokens + work.decodes
+        if not work.chunks and 0 < tokens <= _GRAPHS[-1]:
+            return _GRAPHS[bisect_left(_GRAPHS, tokens)]
+        return max(1, tokens)
+
+    def own_parts(self, work: StepWork) -> StepParts:
+        """What a replica does by itself: all but experts, and what replicas exchange."""
+        tokens = self.run_tokens(work)
+        samples = max(1, work.decodes + len(work.chunks))
+        links = self._replica_links_s(tokens, samples) if self.tp > 1 else 0.0
+        return StepParts(
+            self._tokens(tokens) * 1e-3,
+            0.0,
+            self._logits(samples) * 1e-3 + samples * self._sample_s,
+            self._attention_ms(work) * 1e-3,
+            links,
+            self.gap_s(work),
+        )
+
+    def _attention_ms(self, work: StepWork) -> float:
+        attention, decodes, context = self.attention, work.decodes, work.decode_context_tokens
+        if not work.chunks:
+            return attention.decode_ms(decodes, context, work.decode_longest_tokens) if decodes else 0.0
+        prompts = attention.prefill_ms(work.chunks)
+        return prompts + (attention.decode_beside_prompts_ms(decodes, context) if decodes else 0.0)
+
+    def _replica_links_s(self, tokens: int, samples: int) -> float:
+        if self.link is None:
+            return (self._reduce(tokens) + self._gather(samples)) * 1e-3
+        # Two sums a layer (after attention, after the feed-forward), one after the embedding; logits in 16 bits.
+        sums = 2 * self.shape.layers + 1
+        message = 2.0 * tokens * self.shape.hidden
+        logits = 2.0 * samples * self.shape.vocab / self.tp
+        return sums * self.link.all_reduce_s(message, self.tp) + self.link.gather_s([logits] * self.tp)
+
+    def experts_s(self, tokens: int) -> float:
+        """Seconds of the experts for ``tokens`` of each replica that shares them."""
+        return self._experts(max(1, tokens)) * 1e-3
+
+    def exchange_s(self, tokens: list[int]) -> float:
+        """Seconds in which replicas bring tokens to their experts and back, each with so many tokens, all layers."""
+        if self.link is None:
+            return self._dispatch(max(1, *tokens)) * 1e-3
+        pieces = [2.0 * n * self.shape.hidden for n in tokens]
+        return 2 * self.shape.layers * self.link.gather_s(pieces)
+
+    def gap_s(self, work: StepWork) -> float:
+        """Seconds between this step and the next on the GPU, whatever the host does."""
+        host = self.host
+        return host.gap_s + host.gap_request_s * work.requests + (host.gap_prompt_s if work.chunks else 0.0)
+
+    def host_s(self, work: StepWork) -> float:
+        """Seconds the host needs for a step: schedule, prepare, launch, take the output."""
+        host = self.host
+        return host.schedule_s + host.schedule_request_s * work.requests + self.launch_s(work)
+
+    def launch_s(self, work: StepWork) -> float:
+        """The part of ``host_s`` that is not the scheduler's."""
+        return self.host.launch_s + self.host.launch_request_s * work.requests
+
+    def kvc_blocks(
+        self,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        gpu_memory_utilization: float = 0.9,
+    ) -> int:
+        """Usable KVC blocks.
+
+        Raises:
+            ConfigError: if the model does not fit.
+        """
+        return kvc_blocks(
+            self.shape,
+            self.gpu,
+            self.tp,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            expert_ranks=self.expert_ranks,
+        )
+
+
+def gpu_model(
+    gpu: str,
+    shape: ModelShape,
+    tp: int = 1,
+    *,
+    host: HostTimes | None = None,
+    link: Link | None = None,
+    expert_ranks: int = 1,
+    progress: Progress | None = None,
+) -> GpuModel:
+    """A model on a GPU; kernel times come from the cache, or are asked for now.
+
+    Raises:
+        ConfigError: for an unknown GPU, or a combination without measurements.
+    """
+    found = find_gpu(gpu)
+    tables = load_tables(shape, found, tp, expert_ranks, progress)
+    return GpuModel(shape, found, tp, tables, host=host, link=link, expert_ranks=expert_ranks)

@@ -1,0 +1,257 @@
+"""Kernel times on a grid, made once and kept on disk.
+
+Rule: the grid is as fine as the kernels' own steps. By tokens there is a value for every size up to ``DENSE_TOKENS``,
+because matrix kernels work in tiles and their time jumps where a tile more is needed; attention, which is smooth, is on
+a geometric grid, between whose points a plane is laid. A cache file that cannot be read, or was made by another
+version, is made again.
+
+The decode attention kernel was measured again and again on the same KVC. Where that fits the GPU's cache (L2), it never
+came from memory, which in a model, with all other layers in between, it does. For such sizes the time is continued
+from sizes that do not fit, along the line that memory bandwidth gives: ``decode_attention`` is the greater of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecoserve.files import write_atomically
+from ecoserve.serving.simulate.gpu.hardware import Gpu
+from ecoserve.serving.simulate.gpu.kernels import KernelTimes, kernels_version
+from ecoserve.serving.simulate.gpu.shapes import ModelShape
+
+#: Raised whenever grids or their meaning change.
+VERSION: Final = 1
+DENSE_TOKENS: Final = 4096
+MAX_TOKENS: Final = 32768
+MAX_SAMPLES: Final = 2048
+MAX_CONTEXT: Final = 131072
+
+Floats = NDArray[np.float64]
+#: Called with (queries made, queries in all).
+Progress = Callable[[int, int], None]
+
+
+def _geometric(first: int, last: int, ratio: float) -> list[int]:
+    grid = [first]
+    while grid[-1] < last:
+        grid.append(min(last, max(grid[-1] + 1, round(grid[-1] * ratio))))
+    return grid
+
+
+#: Above the dense part a tile is a small share of the whole.
+TOKENS: Final = [*range(1, DENSE_TOKENS + 1), *range(DENSE_TOKENS + 128, MAX_TOKENS + 1, 128)]
+SAMPLES: Final = list(range(1, MAX_SAMPLES + 1))
+PREFILL_NEW: Final = [*range(1, 64, 9), *_geometric(64, MAX_TOKENS, 1.1)]
+#: The kernels with and without tokens before the new ones are measured apart, hence 0 and 1.
+PREFILL_CONTEXT: Final = [0, 1, *_geometric(64, MAX_CONTEXT, 1.25)]
+DECODE_REQUESTS: Final = sorted({*range(1, 17), *_geometric(16, MAX_SAMPLES, 1.15), *(1 << i for i in range(12))})
+DECODE_CONTEXT: Final = sorted({*_geometric(1, MAX_CONTEXT, 1.15), *(1 << i for i in range(18))})
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Milliseconds of one GPU over all layers, by the grids of this module.
+
+    ``tokens``, ``experts``, ``reduce`` and ``dispatch`` are by ``TOKENS``; ``logits`` and ``gather`` by ``SAMPLES``;
+    ``prefill_attention`` by ``PREFILL_NEW`` and ``PREFILL_CONTEXT``; ``decode_attention`` by ``DECODE_REQUESTS`` and
+    ``DECODE_CONTEXT``. ``stream`` is one number: bytes of KVC that decode attention takes from memory a second.
+    """
+
+    tokens: Floats
+    experts: Floats
+    reduce: Floats
+    dispatch: Floats
+    logits: Floats
+    gather: Floats
+    prefill_attention: Floats
+    decode_attention: Floats
+    stream: Floats
+
+
+def load_tables(
+    shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1, progress: Progress | None = None
+) -> Tables:
+    """The tables of a model on a GPU, from the cache or made now (a second or two).
+
+    Raises:
+        ConfigError: if there are no measurements for the combination.
+    """
+    path = cache_file(shape, gpu, tp, expert_ranks)
+    tables = _read(path)
+    if tables is None:
+        tables = make_tables(shape, gpu, tp, expert_ranks, progress)
+        _write(path, tables)
+    return tables
+
+
+def cache_file(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Path:
+    """Where the tables of this combination are kept; its name says all that they depend on."""
+    sizes = shape.model_dump_json(exclude={"name", "max_model_len"})
+    key = f"{sizes} {gpu} {tp} {expert_ranks} {kernels_version()} {VERSION}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ecoserve", "gpu")
+    return folder / f"{gpu.name}-tp{tp}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+
+
+def _read(path: Path) -> Tables | None:
+    """The tables in a file, or None if there are none that can be used."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {f.name: np.asarray(stored[f.name], dtype=np.float64) for f in fields(Tables)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    good = all(a.shape == _SHAPES[n] and bool(np.isfinite(a).all()) and (a >= 0).all() for n, a in arrays.items())
+    return Tables(**arrays) if good else None
+
+
+def _write(path: Path, tables: Tables) -> None:
+    """Keep the tables if the cache can be written; a read-only home only costs time."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f.name: getattr(tables, f.name) for f in fields(Tables)})
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError:
+        return
+
+
+_SHAPES: Final[dict[str, tuple[int, ...]]] = {
+    "tokens": (len(TOKENS),),
+    "experts": (len(TOKENS),),
+    "reduce": (len(TOKENS),),
+    "dispatch": (len(TOKENS),),
+    "logits": (len(SAMPLES),),
+    "gather": (len(SAMPLES),),
+    "prefill_attention": (len(PREFILL_NEW), len(PREFILL_CONTEXT)),
+    "decode_attention": (len(DECODE_REQUESTS), len(DECODE_CONTEXT)),
+    "stream": (1,),
+}
+
+
+def make_tables(
+    shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1, progress: Progress | None = None
+) -> Tables:
+    """Ask for all kernel times of the grids.
+
+    Raises:
+        ConfigError: if there are no measurements for the combination.
+    """
+    kernels = KernelTimes(shape, gpu, tp, expert_ranks)
+    total = sum(int(np.prod(s)) for s in _SHAPES.values())
+    done = 0
+
+    def ask(values: Sequence[float]) -> Floats:
+        nonlocal done
+        done += len(values)
+        if progress is not None:
+            progress(done, total)
+        return np.asarray(values, dtype=np.float64)
+
+    with kernels.asking():
+        measured = np.stack([ask([kernels.decode_attention_ms(b, c) for c in DECODE_CONTEXT]) for b in DECODE_REQUESTS])
+        stream, decode = _from_memory(kernels, measured)
+        return Tables(
+            tokens=ask([kernels.tokens_ms(n) for n in TOKENS]),
+            experts=ask([kernels.experts_ms(n) for n in TOKENS]),
+            reduce=ask([kernels.reduce_ms(n) for n in TOKENS]),
+            dispatch=ask([kernels.dispatch_ms(n) for n in TOKENS]),
+            logits=ask([kernels.logits_ms(n) for n in SAMPLES]),
+            gather=ask([kernels.gather_logits_ms(n) for n in SAMPLES]),
+            prefill_attention=np.stack(
+                [ask([kernels.prefill_attention_ms(n, c) for c in PREFILL_CONTEXT]) for n in PREFILL_NEW]
+            ),
+            decode_attention=decode,
+            stream=np.asarray([stream]),
+        )
+
+
+#: KVC of this many times the cache comes from memory for all but a part that does not matter.
+_BEYOND: Final = 2.0
+#: Decoding requests that show the bandwidth: enough to keep the GPU busy, with contexts long enough to measure.
+_BUSY: Final = (8, 16, 32, 64, 128)
+
+
+def _from_memory(kernels: KernelTimes, measured: Floats) -> tuple[float, Floats]:
+    """Decode attention whose KVC comes from memory, and the bandwidth at which it does (bytes a second).
+
+    Args:
+        kernels: to ask.
+        measured: milliseconds by DECODE_REQUESTS and DECODE_CONTEXT.
+    """
+    gpu = kernels.gpu
+    token = layer_kv_bytes(kernels.shape, kernels.tp)
+    layers = kernels.shape.layers
+    seen = []
+    for requests in _BUSY:
+        near, far = (int(times * gpu.cache_bytes / (token * requests)) for times in (_BEYOND, 2 * _BEYOND))
+        if near >= 256 and far <= MAX_CONTEXT:
+            took = kernels.decode_attention_ms(requests, far) - kernels.decode_attention_ms(requests, near)
+            if took > 0:
+                seen.append(layers * token * requests * (far - near) / took * 1e3)
+    stream = min(gpu.bandwidth, float(np.median(seen))) if seen else 0.85 * gpu.bandwidth
+    corrected = measured.copy()
+    contexts = np.asarray(DECODE_CONTEXT, dtype=np.float64)
+    for i, requests in enumerate(DECODE_REQUESTS):
+        near = _BEYOND * gpu.cache_bytes / (token * requests)
+        slope = layers * token * requests / stream * 1e3
+        if near <= MAX_CONTEXT:
+            line = kernels.decode_attention_ms(requests, max(1, int(near))) + slope * (contexts - near)
+        else:
+            # Too few requests to be measured beyond the cache: what the kernel takes at least, and the bandwidth.
+            line = measured[i, 0] + slope * contexts
+        inside = contexts < near
+        corrected[i, inside] = np.maximum(measured[i, inside], line[inside])
+        peak = layers * token * requests * contexts / gpu.bandwidth * 1e3
+        corrected[i] = np.maximum(corrected[i], peak)
+    return stream, corrected
+
+
+def layer_kv_bytes(shape: ModelShape, tp: int) -> int:
+    """KVC of one token in one layer on one GPU; KV heads that cannot be divided are there several times."""
+    heads = -(-shape.kv_heads // tp)
+    return heads * shape.head_dim * 2 * (2 if shape.kv_cache == "bfloat16" else 1)
+
+
+class Line:
+    """Values by a whole number, dense at first; beyond the grid they go on along its last piece."""
+
+    def __init__(self, grid: Sequence[int], values: Floats) -> None:
+        self._grid = list(grid)
+        self._values: list[float] = values.tolist()
+        self._dense = next((i for i, g in enumerate(grid) if g != i + 1), len(grid))
+
+    def __call__(self, at: int) -> float:
+        if at <= self._dense:
+            return self._values[at - 1]
+        grid, values = self._grid, self._values
+        i = min(bisect_right(grid, at), len(grid) - 1)
+        share = (at - grid[i - 1]) / (grid[i] - grid[i - 1])
+        return values[i - 1] + share * (values[i] - values[i - 1])
+
+
+class Plane:
+    """Values by two numbers, laid between the points of a grid; beyond it the last piece goes on."""
+
+    def __init__(self, rows: Sequence[int], columns: Sequence[int], values: Floats) -> None:
+        self._rows, self._columns = list(rows), list(columns)
+        self._values: list[list[float]] = values.tolist()
+
+    def __call__(self, row: float, column: float) -> float:
+        rows, columns = self._rows, self._columns
+        i = min(max(bisect_right(rows, row), 1), len(rows) - 1)
+        j = min(max(bisect_right(columns, column), 1), len(columns) - 1)
+        low, high = self._values[i - 1], self._values[i]
+        x = (row - rows[i - 1]) / (rows[i] - rows[i - 1])
+        y = (column - columns[j - 1]) / (columns[j] - columns[j - 1])
+        a = low[j - 1] + y * (low[j] - low[j - 1])
+        b = high[j - 1] + y * (high[j] - high[j - 1])
+        return a + x * (b - a)
