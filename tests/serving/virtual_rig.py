@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.settings import POLICIES
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.kvc import Pipelined, Pooled
@@ -24,7 +25,7 @@ from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_reques
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, VirtualLoop
 from ecoserve.serving.simulate.worker import WorkerError, WorkerModel
 
-OURS = ("ecoserve", "ecoserve-exact", "ecoserve-d", "ecoserve-paper", "orca")
+OURS = tuple(POLICIES)
 STOCK = "vllm"
 
 #: What a request may be told of its length; ``told`` below says what each means.
@@ -46,6 +47,8 @@ class Spec:
     group: int = 0
     shared: int = 0
     abort_after_s: float | None = None
+    #: deadlines are asked for: the first token after so long, each further one after a tenth of it
+    slo_s: float | None = None
     #: the answer that the telling is made from, where it is not this request's own
     told_answer: int | None = None
 
@@ -88,7 +91,14 @@ class Case:
 
 
 def told(spec: Spec, answer: int) -> dict[str, Any] | None:
-    """The ``extra_args`` that tell the scheduler of a response of ``answer`` tokens."""
+    """The ``extra_args`` that tell the scheduler of a response of ``answer`` tokens, and of its deadlines."""
+    known = _lengths_told(spec, answer)
+    if spec.slo_s is None:
+        return known
+    return {**(known or {}), keys.SLO_TTFT: spec.slo_s, keys.SLO_TPOT: spec.slo_s / 10}
+
+
+def _lengths_told(spec: Spec, answer: int) -> dict[str, Any] | None:
     match spec.told:
         case "true":
             lengths = LengthDistribution.point(answer)
@@ -397,6 +407,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
                 priority=rng.choice([0, 0, 0, 1, -3]),
                 group=rng.randint(0, 2),
                 shared=rng.choice([0, prompt // 2, prompt]),
+                slo_s=rng.choice([None, None, 0.02, 0.3, 5.0]),
                 abort_after_s=rng.random() * 0.5 if aborts and rng.random() < 0.15 else None,
             )
         )
@@ -413,7 +424,13 @@ def random_case(seed: int, **fixed: Any) -> Case:
         "lending_depth": rng.choice([3, 1]),
         "relend": rng.choice([True, False]),
         "max_wait_s": rng.choice([120.0, 0.2]),
+        "groups": rng.choice([None, None, None, True]),
+        "correction": rng.choice([None, None, True, False]),
+        "rho": rng.choice([None, 0.0, 0.3]),
+        "target_forward_tokens": rng.choice([None, None, None, 48]),
     }
+    if not chunked:
+        knobs["target_forward_tokens"] = None
     drawn: dict[str, Any] = {
         "policy": rng.choice(OURS),
         "depth": rng.choice([1, 2]),

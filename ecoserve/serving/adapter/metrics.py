@@ -51,6 +51,8 @@ _COUNTER_HELP: Final = {
     "predictions_missing": "Requests scheduled by the history of finished lengths, for want of a prediction.",
     "predictions_refused": "Predictions that were no valid length distribution.",
     "forced_admissions": "Requests admitted against the policy because nothing else was running.",
+    "slos_refused": "SLO fields of requests that were no durations.",
+    "shortage_steps": "Steps in which running requests needed more blocks of KVC than were free.",
     "finished": "Requests that left the scheduler.",
 }
 _GAUGE_HELP: Final = {
@@ -61,6 +63,10 @@ _GAUGE_HELP: Final = {
     "running": "Requests that are running.",
     "waiting_prompts": "Prompt tasks that wait.",
     "waiting_generations": "Generation tasks that wait, holding KVC.",
+    "length_scale": "Factor by which the correction scales predicted lengths when it scales them.",
+    "coverage_90": "Share of late responses that were within what was believed their 0.9 quantile.",
+    "believed": "What is believed of lengths: 0 predictions, 1 scaled predictions, 2 the history of finished ones.",
+    "common_error": "Share of the lengths' uncertainty that requests have in common.",
 }
 
 
@@ -73,7 +79,7 @@ def gauge_name(field: str) -> str:
     """The Prometheus name of a field of :class:`Gauges`."""
     if field.endswith("_blocks"):
         return f"ecoserve_kv_{field}"
-    return f"ecoserve_{field}" if field.startswith("waiting_") else f"ecoserve_{field}_requests"
+    return f"ecoserve_{field}_requests" if field == "running" else f"ecoserve_{field}"
 
 
 @contextmanager

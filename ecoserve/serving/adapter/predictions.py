@@ -6,14 +6,16 @@ they are read as untrusted numbers. What is missing or not a distribution is cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from vllm.v1.request import Request
 
 from ecoserve.errors import PredictionError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.correction import Told
 from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.tasks import Task
@@ -68,28 +70,49 @@ def batch_item(values: Any, index: int) -> list[float]:
     raise PredictionError(f"predictions of a batch have no item {index}")
 
 
+#: No deadline is farther away than this, seconds.
+LONGEST_SLO_S: Final = 1e6
+
+
+def _duration(extra: Mapping[str, Any], key: str, counters: Counters) -> float | None:
+    """A time that a request asks for, or None; what is no duration is counted."""
+    value = extra.get(key)
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 < value < math.inf:
+        return min(float(value), LONGEST_SLO_S)
+    counters.slos_refused += 1
+    return None
+
+
 def task_of(request: Request, max_model_len: int, history: LengthHistory, counters: Counters) -> Task:
-    """What the core knows of a new request; counts where its lengths came from."""
+    """What the core knows of a new request; counts where its lengths came from. Times are on the request's clock."""
     limit = response_limit(request, max_model_len)
     params = request.sampling_params
-    extra = params.extra_args if params is not None else None
+    extra = (params.extra_args if params is not None else None) or {}
     lengths: LengthDistribution | None = None
     try:
         lengths = prediction_of(request.request_id, extra)
     except PredictionError:
         counters.predictions_refused += 1
+    past = history.distribution(limit)
+    told = None
     if lengths is None:
         counters.predictions_missing += 1
-        known = history.distribution(limit)
     else:
         counters.predictions_used += 1
-        known = lengths.closed_at(limit)
+        told = Told(lengths.closed_at(limit), past)
+    deadline = _duration(extra, keys.DEADLINE, counters)
     return Task(
         request_id=request.request_id,
         prompt_tokens=request.num_prompt_tokens,
-        lengths=known,
+        lengths=told.predicted if told is not None else past,
         limit=limit,
-        predicted=lengths is not None,
+        predicted=told is not None,
         arrival_s=request.arrival_time,
         priority=request.priority,
+        ttft_slo_s=_duration(extra, keys.SLO_TTFT, counters),
+        tpot_slo_s=_duration(extra, keys.SLO_TPOT, counters),
+        deadline_s=None if deadline is None else request.arrival_time + deadline,
+        told=told,
     )

@@ -27,6 +27,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.pausing import drop, pause
+from ecoserve.serving.core.events import Rung
 from ecoserve.serving.core.ladder import relieve
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -76,6 +77,9 @@ class PrePass:
         self._spare_blocks = s.free_blocks - self._needed(s.settings.resume_steps)
         self._pressed = any(s.ledger.tasks[name].promised for name in s.paused_at)
         s.ledger.set_holders([t for t in s.ledger.holders() if t.state is not TaskState.WAITING])
+        if s.groups is not None:
+            waiting = [s.ledger.tasks[name] for name in s.paused_at]
+            s.groups.begin_step(s.current_step, [(t, s.ordering.generation_key(t, s.now)) for t in waiting])
         s.kvc.begin_step()
         s.waiting.new_step()
         s.kv_holding_waiting.new_step()
@@ -121,6 +125,7 @@ class PrePass:
         for name in [n for n in s.paused_at if n in scheduled]:
             del s.paused_at[name]
             s.counters.resumes += 1
+            s.recorder.note("resumed", s.ledger.tasks[name])
 
     def dropped(self, task: Task) -> None:
         """A request's KVC is being dropped: it is a PT again, with nothing promised."""
@@ -134,7 +139,8 @@ class PrePass:
     def _enter_generation(self, request: Request, task: Task) -> None:
         kvc = self.s.kvc
         self._renew_belief(task)
-        if kvc.enters_generation(task) or self._alone(request):
+        waits_for_group = self.s.groups is not None and self.s.admitting and not self._alone(request)
+        if not waits_for_group and (kvc.enters_generation(task) or self._alone(request)):
             kvc.reserve_for(task, kvc.promise(task))
         elif self.s.admitting:
             self._pause(request, task)
@@ -146,29 +152,29 @@ class PrePass:
             counters.under_predictions += 1
         self._renew_belief(task)
         if kvc.extends(task):
-            counters.rung_own_space += 1
+            s.recorder.rung(Rung.OWN_SPACE, task)
         elif kvc.admits_generation(task):
             counters.re_reservations += 1
-            counters.rung_re_reserved += 1
             kvc.reserve_for(task, kvc.promise(task))
+            s.recorder.rung(Rung.RE_RESERVED, task)
         elif kvc.lends_reserve(task) or self._alone(request):
-            counters.rung_global_reserve += 1
             kvc.reserve_for(task, task.generated + s.block_size)
+            s.recorder.rung(Rung.GLOBAL_RESERVE, task)
         elif s.admitting:
-            counters.rung_paused += 1
+            s.recorder.rung(Rung.PAUSED, task)
             self._pause(request, task)
 
     def _host_arrives(self, guest: Task) -> None:
         """A host has come to what it lent: its guest gets a window of its own, or stops. It never holds up its host."""
         s = self.s
-        s.counters.rung_guest_moved += 1
+        s.recorder.rung(Rung.GUEST_MOVED, guest)
         if not s.admitting or s.kvc.settles(guest):
             s.kvc.evict(guest)
             return
         s.kvc.evict(guest)
         guest.promised = guest.generated
         if guest.state is TaskState.DECODE:
-            s.counters.rung_paused += 1
+            s.recorder.rung(Rung.PAUSED, guest)
             self._pause(s.requests[guest.request_id], guest)
 
     def _alone(self, request: Request) -> bool:
@@ -206,6 +212,7 @@ class PrePass:
         if sum(needs.values()) <= s.free_blocks:
             return
         self._shortage = True
+        s.counters.shortage_steps += 1
         by_task = {s.task(r): r for r in s.running}
         asleep = {s.task(r): r for r in s.kv_holding_waiting if r.request_id in s.paused_at}
         relief = relieve(
@@ -220,7 +227,7 @@ class PrePass:
         for task in relief.drop:
             self._give_up(by_task.get(task) or asleep[task])
         for task in relief.pause:
-            s.counters.rung_paused += 1
+            s.recorder.rung(Rung.PAUSED, task)
             self._pause(by_task[task], task)
 
     def _private_blocks(self, task: Task) -> int:
@@ -254,7 +261,7 @@ class PrePass:
             self._give_up(head)
 
     def _give_up(self, request: Request) -> None:
-        self.s.counters.rung_recomputed += 1
+        self.s.recorder.rung(Rung.RECOMPUTED, self.s.task(request))
         self.s.counters.ladder_preemptions += 1
         drop(self.s, request, time.monotonic())
 
@@ -289,6 +296,7 @@ class PrePass:
     def _prompt_starts(self, task: Task, forced: bool) -> None:
         self.s.counters.forced_admissions += forced
         self.s.kvc.admitted(task)
+        self.s.recorder.note("admitted", task)
 
     def _settle(self) -> None:
         """Count whoever was popped last, unless vLLM has skipped it (adapters): then it is put back as it was."""
@@ -315,6 +323,8 @@ class PrePass:
     def _generation_goes_on(self, task: Task) -> None:
         kvc = self.s.kvc
         self._spare_blocks -= self._resume_needs(task)
+        if self.s.groups is not None:
+            self.s.groups.started(task, self.s.current_step)
         if task.promised <= task.generated:
             if task.overdrawn:
                 self.s.counters.re_reservations += 1

@@ -23,8 +23,10 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.clock import EngineClock, SchedulerClock
 from ecoserve.serving.adapter.counting import CountingScheduler
+from ecoserve.serving.adapter.event_log import EventLog
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import drop, may_resume
 from ecoserve.serving.adapter.predictions import response_limit, task_of
@@ -32,10 +34,15 @@ from ecoserve.serving.adapter.prepass import PrePass
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.adapter.scope import refuse_unsupported
 from ecoserve.serving.adapter.settings import SchedulerSettings
+from ecoserve.serving.core.common_error import CommonError
+from ecoserve.serving.core.correction import Correction
 from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.core.events import Recorder
 from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.groups import Groups
 from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.kvc import PoolForecast, make_policy
+from ecoserve.serving.core.learning import Learner
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, SortKey
 from ecoserve.serving.core.pace import Pace
@@ -50,25 +57,43 @@ class EcoServeScheduler(CountingScheduler):
         ConfigError: at construction, for a setting that is wrong or a feature that is not supported.
     """
 
+    max_num_scheduled_tokens: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self.vllm_config, self.kv_cache_config)
         self.settings = SchedulerSettings.from_config(self.vllm_config.additional_config)
+        if self.settings.target_forward_tokens is not None and not self.scheduler_config.enable_chunked_prefill:
+            raise ConfigError(
+                "a forward can be filled up to a target only with chunked prefill",
+                where="ecoserve scheduler setting target_forward_tokens",
+                fix="enable chunked prefill, or leave the setting out",
+            )
         self.ledger = Ledger(self.usable_blocks, self.block_size)
         knobs = self.settings.knobs()
         kind = Scenarios if knobs.forecast == "scenarios" else Forecast
         self.forecast: PoolForecast = kind(
-            self.block_size, self.max_model_len, self.settings.rho, self.settings.reaction_steps
+            self.block_size, self.max_model_len, self.settings.rho or 0.0, self.settings.reaction_steps
         )
         self.kvc = make_policy(knobs, self.ledger, self.forecast)
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)
+        self.learner = Learner(
+            Correction(self.settings.correction_rate) if self.settings.corrected() else None,
+            CommonError() if self.settings.rho is None else None,
+            self.forecast,
+        )
+        path = self.settings.event_log
+        self.event_log = EventLog(path, self.settings.event_log_mb) if path is not None else None
+        self.recorder = Recorder(self.counters, self._state_of, self.event_log)
+        self.groups = Groups(self.settings.group_ratio, self.kvc.promise) if self.settings.grouped() else None
         #: request id -> step that paused it; only paused GTs are in here
         self.paused_at: dict[str, int] = {}
         #: replaced by the virtual loop's
         self.clock: SchedulerClock = EngineClock()
         #: the time of the step, frozen within one ``schedule()``
         self.now = self.clock.now()
-        self.pace = Pace(self.max_num_scheduled_tokens)
+        self._most_scheduled_tokens = self.max_num_scheduled_tokens
+        self.pace = Pace(self.settings.target_forward_tokens or self.max_num_scheduled_tokens)
         self.ordering = Ordering(self.settings.ordering_knobs(), self.pace)
         self._numbers = 0
         #: streaming sessions whose turn ended while they were in a queue
@@ -91,7 +116,7 @@ class EcoServeScheduler(CountingScheduler):
             eligible=lambda r: may_resume(self, r),
             blocked=self.is_blocked,
             taken=self.prepass.generation_taken,
-            moves=lambda: self.ordering.moves,
+            moves=lambda: self.ordering.moves or self.groups is not None,
         )
 
     # -- the order of the queues -----------------------------------------------------------------------
@@ -100,7 +125,9 @@ class EcoServeScheduler(CountingScheduler):
         return self.ordering.prompt_key(self.ledger.tasks[request.request_id], self.now)
 
     def _generation_key(self, request: Request) -> SortKey:
-        return self.ordering.generation_key(self.ledger.tasks[request.request_id], self.now)
+        task = self.ledger.tasks[request.request_id]
+        own = self.ordering.generation_key(task, self.now)
+        return own if self.groups is None else self.groups.key(task, own)
 
     def is_blocked(self, request: Request) -> bool:
         """Whether vLLM waits for something outside (a grammar, a streaming client) before it can go on."""
@@ -112,9 +139,10 @@ class EcoServeScheduler(CountingScheduler):
         name = request.request_id
         if name not in self.requests:
             task = task_of(request, self.max_model_len, self.history, self.counters)
-            task.arrival_s = self.clock.arrival(request.arrival_time)
             task.number = self._numbers = self._numbers + 1
             self.now = self.clock.now()
+            task.arrives(self.clock.arrival(request.arrival_time))
+            self.learner.arrives(task)
             self.ordering.meet(task)
             self.ledger.tasks[name] = task
         super().add_request(request)
@@ -126,18 +154,26 @@ class EcoServeScheduler(CountingScheduler):
         task.generated = 0
         task.promised = 0
         task.overdrawn = False
+        task.told = None
         task.limit = response_limit(session, self.max_model_len)
         self.prepass.believe(task, self.history.distribution(task.limit))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.now = self.clock.now()
         self.pace.step(self.now, busy=bool(self.running))
+        if self.settings.target_forward_tokens is not None:
+            self._fill_forward(self.settings.target_forward_tokens)
         self.prepass.run()
         output = super().schedule(throttle_prefills)
         self.prepass.resumed(output.num_scheduled_tokens)
         if self.settings.check_every_step:
             self.check()
         return output
+
+    def _fill_forward(self, target: int) -> None:
+        """TFS: prompts may fill this forward up to ``target`` tokens; generations always have their place."""
+        decodes = sum(not r.is_prefill_chunk for r in self.running)
+        self.max_num_scheduled_tokens = min(self._most_scheduled_tokens, max(target, decodes + 1))
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
@@ -146,6 +182,8 @@ class EcoServeScheduler(CountingScheduler):
             if request.request_id in self.requests:
                 self._enqueue_waiting_request(request)
         self._turned.clear()
+        if self.event_log is not None and not self.running:
+            self.event_log.flush()
         if self._publisher is not None and (self._publisher.due() or not self.requests):
             self._publisher.publish(self.counters, self.gauges())
         return outputs
@@ -181,9 +219,14 @@ class EcoServeScheduler(CountingScheduler):
         super()._free_blocks(request)
         self.paused_at.pop(request.request_id, None)
         task = self.ledger.tasks.pop(request.request_id)
+        generated = task.generated = request.num_output_tokens
+        if self.groups is not None:
+            self.groups.ended(task, self.current_step)
         self.kvc.left(task)
-        generated = request.num_output_tokens
-        if request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
+        completed = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+        self.recorder.note("finished" if completed else "aborted", task)
+        self.learner.ended(task, generated if completed else None)
+        if completed:
             self.history.record(generated)
             if self._publisher is not None and task.predicted:
                 self._publisher.observe_error(task.first_guess, generated)
@@ -210,7 +253,12 @@ class EcoServeScheduler(CountingScheduler):
         self.ledger.held_blocks = out.held_blocks
         out.reserved_blocks = self.ledger.reserved_blocks()
         out.lent_blocks = self.kvc.lent_blocks()
+        self.learner.show(out)
         return out
+
+    def _state_of(self, task: Task) -> tuple[float, int, int, int]:
+        blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks.get(task.request_id, ())
+        return self.now, self.current_step, len(blocks), self.free_blocks
 
     def check(self) -> None:
         """Recount the ledger from vLLM's own lists; raises :class:`LedgerError` with the equation that failed."""

@@ -6,7 +6,8 @@ A policy's name stands for a row of the table in docs/architecture.md; a knob gi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,13 +15,25 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.core.kvc.base import ForecastName, KvcKnobs, KvcPolicyName
 from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
 
-#: Policies that run on our scheduler, as (KVC policy, ordering).
-POLICIES: Final[dict[str, tuple[KvcPolicyName, OrderingName]]] = {
-    "ecoserve": ("pooled", "slo"),
-    "ecoserve-exact": ("exact", "srpt"),
-    "ecoserve-d": ("exact", "fcfs"),
-    "ecoserve-paper": ("pipelined", "paper"),
-    "orca": ("max", "fcfs"),
+
+class PolicyRow(NamedTuple):
+    """A row of the policy table: its parts."""
+
+    kvc: KvcPolicyName
+    ordering: OrderingName
+    groups: bool = False
+    correction: bool = False
+
+
+#: Policies that run on our scheduler.
+POLICIES: Final[dict[str, PolicyRow]] = {
+    "ecoserve": PolicyRow("pooled", "slo", correction=True),
+    "ecoserve-exact": PolicyRow("exact", "srpt"),
+    "ecoserve-d": PolicyRow("exact", "fcfs"),
+    "ecoserve-sd": PolicyRow("exact", "fcfs", groups=True),
+    "ecoserve-sdo": PolicyRow("exact", "paper", groups=True),
+    "ecoserve-paper": PolicyRow("pipelined", "paper", groups=True),
+    "orca": PolicyRow("max", "fcfs"),
 }
 
 #: Policies that are vLLM itself.
@@ -43,7 +56,20 @@ class SchedulerSettings(BaseModel):
         "spread", description="pooled: mean + spread (two standard deviations at 0.023), or sampled joint scenarios"
     )
     reaction_steps: float = Field(30.0, gt=0, description="pooled: uncertainty farther ahead than this counts less")
-    rho: float = Field(0.02, ge=0, le=1, description="pooled: common share of the lengths' spread")
+    rho: float | None = Field(
+        None, ge=0, le=1, description="pooled: common share of the lengths' spread; None: as measured on finished ones"
+    )
+    groups: bool | None = Field(None, description="time-synced groups of generations, in place of the policy's own")
+    group_ratio: float = Field(1.25, gt=1, le=16, description="groups: upper over lower edge of a bin of lengths")
+    correction: bool | None = Field(
+        None, description="correct predictions by finished responses, in place of the policy's own"
+    )
+    correction_rate: float = Field(0.02, gt=0, le=0.2, description="correction: step of the levels per response")
+    target_forward_tokens: int | None = Field(
+        None, ge=1, description="prompts fill each forward up to so many tokens; None: vLLM's max_num_batched_tokens"
+    )
+    event_log: Path | None = Field(None, description="file for one JSON line per event")
+    event_log_mb: float = Field(256.0, gt=0, description="the log ends when it is this large")
     padding: float = Field(0.15, ge=0, le=4, description="exact, pipelined: added to the predicted length, as a share")
     buffer_tokens: int = Field(
         16, ge=0, le=65536, description="pipelined: a guest is to be gone so many tokens before its host arrives"
@@ -103,7 +129,7 @@ class SchedulerSettings(BaseModel):
     def knobs(self) -> KvcKnobs:
         """The KVC policy and its knobs."""
         return KvcKnobs(
-            policy=self.kvc or POLICIES[self.policy][0],
+            policy=self.kvc or POLICIES[self.policy].kvc,
             epsilon=self.epsilon,
             forecast=self.forecast,
             buffer_tokens=self.buffer_tokens,
@@ -119,9 +145,17 @@ class SchedulerSettings(BaseModel):
     def ordering_knobs(self) -> OrderingKnobs:
         """The ordering of both queues and its knobs."""
         return OrderingKnobs(
-            name=self.ordering or POLICIES[self.policy][1],
+            name=self.ordering or POLICIES[self.policy].ordering,
             ageing=self.ageing_tokens_per_s,
             quantile=self.ordering_quantile,
             max_wait_s=self.max_wait_s,
             longer_first=self.longer_first,
         )
+
+    def grouped(self) -> bool:
+        """Whether generations are admitted in time-synced groups."""
+        return POLICIES[self.policy].groups if self.groups is None else self.groups
+
+    def corrected(self) -> bool:
+        """Whether predictions are corrected."""
+        return POLICIES[self.policy].correction if self.correction is None else self.correction

@@ -34,8 +34,12 @@ class Counters:
     predictions_used: int = 0
     predictions_missing: int = 0
     predictions_refused: int = 0
+    #: SLO fields that were no durations
+    slos_refused: int = 0
     #: requests admitted although the policy said no, because nothing else was running
     forced_admissions: int = 0
+    #: steps in which running requests needed more blocks than were free
+    shortage_steps: int = 0
     finished: int = 0
 
     def as_dict(self) -> dict[str, int]:
@@ -45,7 +49,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Gauges:
-    """The state after the last step, in blocks of KVC and numbers of requests."""
+    """The state after the last step: blocks of KVC, numbers of requests, and what the correction does."""
 
     usable_blocks: int = 0
     held_blocks: int = 0
@@ -54,7 +58,13 @@ class Gauges:
     running: int = 0
     waiting_prompts: int = 0
     waiting_generations: int = 0
+    #: the correction's factor on predicted lengths, the share of responses within their 0.9 quantile, whether the
+    #: prediction (0), the scaled prediction (1) or history (2) is believed, and the lengths' common error
+    length_scale: float = 1.0
+    coverage_90: float = 0.9
+    believed: int = 0
+    common_error: float = 0.0
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, float]:
         """Every gauge by its name."""
         return asdict(self)

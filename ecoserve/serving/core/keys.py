@@ -10,7 +10,10 @@ LENGTHS: Final = "ecoserve_lengths"
 LENGTHS_BATCH: Final = "ecoserve_lengths_batch"
 #: The deadline of the last token, in seconds after arrival.
 DEADLINE: Final = "ecoserve_deadline_s"
+#: The time to the first token that is asked for, and the time per further token: seconds.
+SLO_TTFT: Final = "ecoserve_slo_ttft_s"
+SLO_TPOT: Final = "ecoserve_slo_tpot_s"
 #: The recorded length that replay forces. The scheduler never reads it.
 REPLAY_TOKENS: Final = "ecoserve_replay_tokens"
 #: Every key of ours; clients may not send them unless the operator allows it.
-ALL: Final = (LENGTHS, LENGTHS_BATCH, DEADLINE, REPLAY_TOKENS)
+ALL: Final = (LENGTHS, LENGTHS_BATCH, DEADLINE, SLO_TTFT, SLO_TPOT, REPLAY_TOKENS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.correction import Told
 
 
 class TaskState(Enum):
@@ -42,6 +43,7 @@ class Task:
         row: index in the forecast's tables, -1 when it is not in them.
         ttft_slo_s: the first token is due so long after arrival. tpot_slo_s: each further one so long after it.
         deadline_s: the last token is due at this time, where it was given as such.
+        told: what was predicted, for the correction; None if nothing was.
     """
 
     request_id: str
@@ -64,11 +66,18 @@ class Task:
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     deadline_s: float | None = None
+    told: Told | None = None
     _rest: tuple[LengthDistribution, int, float | None, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.first_guess:
             self.first_guess = self.lengths.quantile(0.5)
+
+    def arrives(self, at_s: float) -> None:
+        """Put the arrival, and the deadline with it, on the scheduler's clock."""
+        if self.deadline_s is not None:
+            self.deadline_s += at_s - self.arrival_s
+        self.arrival_s = at_s
 
     def expected_rest(self, quantile: float | None = None) -> float:
         """Tokens still to come, given those that are out: the mean, or a quantile."""

@@ -117,6 +117,7 @@ def test_a_scheduler_that_peeks_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     def peeking(request: Any, *rest: Any) -> Any:
         task = task_of(request, *rest)
         task.lengths = predictions.LengthDistribution.point(truth[request.request_id])
+        task.told = None  # nothing that would be corrected
         return task
 
     monkeypatch.setattr("ecoserve.serving.adapter.scheduler.task_of", peeking)

@@ -1,8 +1,8 @@
 """``exact``, the paper's allocation, and ``max``, ORCA's: every GT has a window of its own.
 
 ``exact``: a GT is promised its predicted length (the median of what is believed) plus ``padding`` and starts only if
-all promises together fit; accounting, since vLLM takes blocks as they are written. ``max``: the same with the most tokens
-that the request may have, so that nothing is ever under-predicted and most of the cache stays empty.
+all promises together fit; accounting, since vLLM takes blocks as they are written. ``max``: the same with the most
+tokens that the request may have, so that nothing is ever under-predicted and most of the cache stays empty.
 
 A prompt may run ahead of its GT's promise as long as those who hold KVC without one (waiting GTs, prompts on their way)
 hold at most ``waiting_share`` of the cache. What a waiting GT claims is kept for it once it was passed by long enough:

@@ -1,10 +1,10 @@
 """``pipelined``: exact allocation, and what is reserved but not reached yet is lent to guests.
 
 A GT starts if a window of its own fits, as under ``exact``; else if some host can lend it a stretch in which it will
-be done before the host arrives (:mod:`~ecoserve.serving.core.kvc.lending`). A guest is charged for its prompt only, and one
-block more for rounding. If its host arrives first, the host has the right of way: the guest gets a window of its own if
-one fits, else it must stop. When a host ends early or loses its KVC, its guests take over what it leaves: a stretch was
-never longer than half of its host's window, so their windows fit where it was.
+be done before the host arrives (:mod:`~ecoserve.serving.core.kvc.lending`). A guest is charged for its prompt only,
+and one block more for rounding. If its host arrives first, the host has the right of way: the guest gets a window of
+its own if one fits, else it must stop. When a host ends early or loses its KVC, its guests take over what it leaves: a
+stretch was never longer than half of its host's window, so their windows fit where it was.
 
 The buffer is ``buffer_tokens``, or as long as the guest stays at its own ``buffer_quantile``.
 """

@@ -1,0 +1,76 @@
+"""Time-synced batching: GTs that are expected to be equally long start together and end together.
+
+GTs that wait are put into bins of equal predicted response length (bins ``ratio`` wide). Bins are served one after the
+other, each in the order of its best member; within a bin, members keep the queue's own order. As many members as fit
+start at once, so a group that does not fit is split, and its rest goes first next time.
+
+A member that ends before its window leaves a *vacancy* until the window's end. Those whose own window is of the same
+bin as what is left of the vacancy go first: they will end when the group does.
+
+Source: EcoServe (arXiv 2411.06364), "time-synced batching"; bins and refilling are decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from ecoserve.serving.core.orderings import SortKey
+from ecoserve.serving.core.tasks import Task
+
+
+class Groups:
+    """Which bin of GTs goes first.
+
+    Args:
+        ratio: upper over lower edge of a bin, > 1.
+        window: the response length that a GT would be promised now, tokens.
+    """
+
+    def __init__(self, ratio: float, window: Callable[[Task], int]) -> None:
+        self._log = math.log(ratio)
+        self._window = window
+        #: steps at which the windows of those end who ended early
+        self._vacant_until: list[int] = []
+        self._refill: Counter[int] = Counter()
+        self._best: dict[int, SortKey] = {}
+
+    def bin_of(self, tokens: float) -> int:
+        """The bin of a length, tokens."""
+        return math.floor(math.log(max(1.0, tokens)) / self._log + 1e-9)
+
+    def begin_step(self, step: int, waiting: Iterable[tuple[Task, SortKey]]) -> None:
+        """Take stock of the GTs that wait, each with its key in the queue's own order."""
+        self._vacant_until = [end for end in self._vacant_until if end > step]
+        self._refill = Counter(self.bin_of(end - step) for end in self._vacant_until)
+        self._best = {}
+        for task, key in waiting:
+            bin_ = self.bin_of(self._rest(task))
+            best = self._best.get(bin_)
+            if best is None or key < best:
+                self._best[bin_] = key
+
+    def key(self, task: Task, own: SortKey) -> SortKey:
+        """The key of a GT whose key in the queue's own order is ``own``."""
+        bin_ = self.bin_of(self._rest(task))
+        best = min(own, self._best.get(bin_, own))
+        return (own[0], 0.0 if self._refill[bin_] else 1.0, *best[1:], float(bin_), *own[1:])
+
+    def started(self, task: Task, step: int) -> None:
+        """A GT goes on: if it fills a vacancy, that is gone."""
+        bin_ = self.bin_of(self._rest(task))
+        if self._refill[bin_]:
+            self._refill[bin_] -= 1
+            for end in self._vacant_until:
+                if self.bin_of(end - step) == bin_:
+                    self._vacant_until.remove(end)
+                    break
+
+    def ended(self, task: Task, step: int) -> None:
+        """A GT has finished; early, if its window goes on."""
+        if task.promised > task.generated:
+            self._vacant_until.append(step + task.promised - task.generated)
+
+    def _rest(self, task: Task) -> int:
+        return max(1, self._window(task) - task.generated)

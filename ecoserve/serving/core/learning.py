@@ -1,0 +1,70 @@
+"""What the scheduler learns from finished responses while it runs: the correction, and how much requests err together.
+
+Both are optional. Responses are learned from in the order in which they arrived
+(:class:`~ecoserve.serving.core.correction.InOrder`).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from ecoserve.serving.core.common_error import CommonError
+from ecoserve.serving.core.correction import Correction, InOrder
+from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.core.tasks import Task
+
+_CODES: Final = {"predicted": 0, "scaled": 1, "history": 2}
+
+
+class _HasRho(Protocol):
+    rho: float
+
+
+class Learner:
+    """Feeds the correction and the common error.
+
+    Args:
+        correction: None: predictions are taken as they are.
+        common_error: None: the forecast's rho is fixed.
+        forecast: has its ``rho`` kept up to date.
+    """
+
+    def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: _HasRho) -> None:
+        self.correction = correction
+        self.common_error = common_error
+        self._forecast = forecast
+        self._in_order = InOrder()
+        if common_error is not None:
+            forecast.rho = common_error.rho
+
+    def arrives(self, task: Task) -> None:
+        """A request has arrived: what is believed of it is corrected."""
+        if task.told is None:
+            return
+        if self.correction is not None:
+            task.lengths = self.correction.apply(task.told)
+            task.first_guess = task.lengths.quantile(0.5)
+        task.told.believed = task.lengths
+        task.told.number = task.number
+        self._in_order.began(task.request_id, task.told)
+
+    def ended(self, task: Task, length: int | None) -> None:
+        """A response has ended with ``length`` tokens; None: it was aborted."""
+        if task.told is None:
+            return
+        for told in self._in_order.ended(task.request_id, length):
+            if self.correction is not None:
+                self.correction.learn(told)
+            if self.common_error is not None and told.believed is not None and told.length is not None:
+                above = told.believed.survival(told.length)
+                at = told.believed.survival(told.length - 1) - above
+                self.common_error.learn(told.number, 1.0 - above - at / 2)
+                self._forecast.rho = self.common_error.rho
+
+    def show(self, gauges: Gauges) -> None:
+        """Put the state into the gauges."""
+        if self.correction is not None:
+            gauges.length_scale = self.correction.scale
+            gauges.coverage_90 = self.correction.coverage_90
+            gauges.believed = _CODES[self.correction.believed]
+        gauges.common_error = self._forecast.rho

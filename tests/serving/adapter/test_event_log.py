@@ -1,0 +1,65 @@
+"""The event log: what stands in it agrees with the counters, and it never gets in the way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from virtual_rig import play, random_case, same
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.core.events import Event, Rung
+
+
+def event(kind: str = "paused") -> Event:
+    return Event(1.0, 2, "r", kind, 10, 12, 10, 3, 4)
+
+
+def test_every_event_of_a_run_is_one_line_and_the_counters_agree(tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+    lines: Counter[str] = Counter()
+    for seed in range(4):
+        log = tmp_path / f"events-{seed}.jsonl"
+        case = random_case(seed, policy="ecoserve-exact", told="one", aborts=False)
+        done = play(same(case, knobs=(*case.knobs, ("event_log", str(log)))))
+        done.scheduler.event_log.close()
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        lines.update(row["kind"] for row in rows)
+        counters = done.scheduler.counters.as_dict()
+        seen.update({rung.value: counters[f"rung_{rung.value}"] for rung in Rung})
+        seen.update({"finished": counters["finished"], "resumed": counters["resumes"]})
+        assert all(row["blocks"] >= 0 and row["generated"] >= 0 and row["predicted"] >= 1 for row in rows)
+        assert [row["at_s"] for row in rows] == sorted(row["at_s"] for row in rows)
+    for kind, count in seen.items():
+        assert lines[kind] == count, kind
+    assert seen["recomputed"] + seen["paused"] + seen["re_reserved"] > 10
+
+
+def test_a_log_ends_at_its_size_and_scheduling_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(tmp_path / "events.jsonl", most_mb=0.001)
+    for _ in range(1000):
+        log(event())
+    log.close()
+    assert 0 < (tmp_path / "events.jsonl").stat().st_size <= 1000
+    assert [r.message.count("has reached its size") for r in caplog.records] == [1]
+
+
+def test_a_log_that_cannot_be_opened_is_one_line_at_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"event_log .*file/events.jsonl: cannot be written|cannot be written"):
+        EventLog(tmp_path / "file" / "events.jsonl", 1.0)
+
+
+def test_lines_are_kept_until_they_are_many_or_flushed(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, 10.0)
+    log(event())
+    assert path.read_text() == ""
+    log.flush()
+    assert json.loads(path.read_text())["kind"] == "paused"
+    log.close()
+    log(event())
+    assert len(path.read_text().splitlines()) == 1

@@ -1,0 +1,148 @@
+"""What is learned from finished responses, against predictors that are wrong in known ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.common_error import CommonError
+from ecoserve.serving.core.correction import WARM_UP, Correction, InOrder, Told, pinball
+
+SIGMA = 0.5
+HISTORY = LengthDistribution.lognormal(150, 1.0, 4096)
+
+
+def taught(predict: Callable[[float, np.random.Generator], LengthDistribution], n: int = 1500) -> Correction:
+    """A correction that has seen ``n`` responses: medians log-normal around 150, lengths around each median."""
+    rng = np.random.default_rng(1)
+    correction = Correction()
+    for _ in range(n):
+        median = 150 * math.exp(rng.normal(0, 0.9))
+        length = max(1, round(median * math.exp(rng.normal(0, SIGMA))))
+        told = Told(predict(median, rng), HISTORY, length=length, gone=True)
+        correction.apply(told)
+        correction.learn(told)
+    return correction
+
+
+def good(median: float, rng: np.random.Generator) -> LengthDistribution:
+    return LengthDistribution.lognormal(median, SIGMA, 8192)
+
+
+def test_a_good_prediction_is_left_alone() -> None:
+    correction = taught(good)
+    assert correction.believed == "predicted"
+    assert correction.scale == pytest.approx(1.0, abs=0.2)
+    assert correction.coverage_90 == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_factor_is_found_and_believed() -> None:
+    correction = taught(lambda median, rng: good(median / 4, rng))
+    assert correction.believed == "scaled"
+    assert correction.scale == pytest.approx(4.0, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [
+        lambda median, rng: LengthDistribution.point(1),
+        lambda median, rng: LengthDistribution.point(32768),
+        lambda median, rng: LengthDistribution.point(int(rng.integers(1, 4096))),
+        lambda median, rng: LengthDistribution.point(max(1, round(150 * 150 / median))),
+    ],
+    ids=["all 1", "all 32768", "random", "inverted"],
+)
+def test_what_is_worthless_is_not_believed(
+    predict: Callable[[float, np.random.Generator], LengthDistribution],
+) -> None:
+    correction = taught(predict)
+    told = Told(predict(150, np.random.default_rng(0)), HISTORY)
+    losses = [pinball(correction.apply(told), length) for length in (50, 150, 450)]
+    by_history = [pinball(HISTORY, length) for length in (50, 150, 450)]
+    assert correction.believed != "predicted"
+    assert sum(losses) < 1.35 * sum(by_history)
+
+
+def test_overconfidence_is_widened_until_nine_of_ten_are_covered() -> None:
+    correction = taught(lambda median, rng: LengthDistribution.lognormal(median, SIGMA / 2, 8192), n=3000)
+    assert correction.coverage_90 == pytest.approx(0.9, abs=0.06)
+    narrow = LengthDistribution.lognormal(200, SIGMA / 2, 8192)
+    assert correction.apply(Told(narrow, HISTORY)).quantile(0.9) > 1.05 * narrow.quantile(0.9)
+
+
+def test_the_truth_is_left_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    correction = Correction()
+    for n in rng.integers(1, 500, 300):
+        correction.learn(Told(LengthDistribution.point(int(n)), HISTORY, length=int(n), gone=True))
+    point = LengthDistribution.point(77)
+    assert correction.believed == "predicted"
+    assert correction.apply(Told(point, HISTORY)) == point
+
+
+def test_nothing_is_corrected_before_enough_was_seen() -> None:
+    correction = taught(lambda median, rng: LengthDistribution.lognormal(median / 8, SIGMA, 8192), n=WARM_UP - 1)
+    lengths = LengthDistribution.lognormal(20, SIGMA, 8192)
+    assert correction.apply(Told(lengths, HISTORY)) is lengths
+
+
+def test_the_scale_stays_within_its_bound() -> None:
+    correction = taught(lambda median, rng: good(median / 1000 + 1, rng), n=3000)
+    assert 1 / 16 <= correction.scale <= 16.0
+
+
+def told_of(name: str) -> Told:
+    return Told(LengthDistribution.point(len(name)), HISTORY)
+
+
+def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
+    order = InOrder()
+    told = {name: told_of(name) for name in ("a", "b", "c", "d")}
+    for name, one in told.items():
+        order.began(name, one)
+    assert order.ended("c", 3) == []
+    assert order.ended("b", None) == []
+    assert order.ended("a", 1) == [told["a"], told["c"]]
+    assert order.ended("nobody", 5) == []
+    assert len(order) == 1
+
+
+def test_one_that_takes_very_long_is_passed_over() -> None:
+    order = InOrder(most=3)
+    for name in "abcde":
+        order.began(name, told_of(name))
+    assert [t.length for t in order.ended("b", 2)] == [2]
+    assert len(order) == 3
+
+
+def places(rho: float, n: int = 4000) -> list[float]:
+    """Places in their distributions of responses that have a share ``rho`` of their error in common with the last."""
+    rng = np.random.default_rng(2)
+    score, out = 0.0, []
+    for _ in range(n):
+        score = rho * score + math.sqrt(1 - rho * rho) * rng.normal()
+        out.append(0.5 * math.erfc(-score / math.sqrt(2)))
+    return out
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_common_error_is_measured(rho: float) -> None:
+    error = CommonError()
+    for i, place in enumerate(places(rho)):
+        error.learn(i, place)
+    assert error.rho == pytest.approx(rho, abs=0.08)
+
+
+def test_common_error_is_a_share_whatever_happens() -> None:
+    error = CommonError()
+    assert error.rho == pytest.approx(0.02)
+    for i in range(3000):
+        error.learn(i, 1.0)
+    assert error.rho == 0.5
+    for i in range(3000):
+        error.learn(i, float(i % 2))
+    assert error.rho == 0.0
