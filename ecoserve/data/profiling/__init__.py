@@ -8,11 +8,10 @@
 from ecoserve.data.profiling.model import Profile
 from ecoserve.data.profiling.predicted import QUANTILES, Predictions
 from ecoserve.data.profiling.profile import profile_trace
-from ecoserve.data.profiling.table import AskedSample, Origin, RecordStream, TraceTable, read_table
+from ecoserve.data.profiling.table import Origin, RecordStream, TraceTable, read_table
 
 __all__ = [
     "QUANTILES",
-    "AskedSample",
     "Origin",
     "Predictions",
     "Profile",

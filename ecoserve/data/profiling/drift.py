@@ -19,7 +19,7 @@ from ecoserve.data.profiling.groupings import explained, prompt_bands
 from ecoserve.data.profiling.model import Drift, Window
 from ecoserve.data.profiling.summaries import Z95, count, design_effect, interval, quantile
 from ecoserve.data.profiling.table import TraceTable
-from ecoserve.pages.numbers import signed, write, write_change
+from ecoserve.pages.numbers import write, write_change
 
 WINDOWS: Final = 20
 _FEWEST: Final = 200
@@ -164,7 +164,10 @@ def _verdict(
         return f"No drift {order} beyond chance: {lie}."
     text = f"{'Marked' if kind == 'marked' else 'Small'} drift {order}: "
     if shown:
-        text += f"the second half’s mean is {signed(round(change), 'tokens')} ({write_change(relative)}) to the first’s"
+        more = "longer" if change > 0 else "shorter"
+        text += (
+            f"the second half’s mean is {abs(change):,.0f} tokens ({write_change(relative)}) {more} than the first’s"
+        )
         if mix is not None and change:
             part = mix / change
             text += ", " + (

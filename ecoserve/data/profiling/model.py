@@ -196,9 +196,8 @@ class Predicted(Keys):
 
     predictor: str = key("The checkpoint.")
     rows: int = key("Records predicted: a seeded sample.", "count")
-    rows_are: Literal["held out", "all", "learned from"] = key(
-        "`held out`: not called `train` by the trace; `all`: the trace has no split; `learned from`: the checkpoint "
-        "was trained on this very trace, so that its figures flatter it."
+    rows_are: Literal["held out", "all"] = key(
+        "`held out`: kept apart by the trace, or by the training on it; `all`: it was trained on something else."
     )
     mae_tokens: float = tokens("Mean error of the predicted median.")
     mae_constant_tokens: float = tokens("Mean error of always saying the median of these records.")
@@ -341,7 +340,7 @@ class Source(Keys):
 
     source: str = key("Path or hub id.")
     format: str = key("Format it was read as.")
-    sha256: str = key("Fingerprint of the records.")
+    sha256: str = key("Fingerprint of the records as they came, before a cap found at the end marks the cut-off ones.")
     length_source: str = key("Where response lengths come from.")
     prompt_length_source: str = key("Where prompt lengths come from.")
     rows_in: int = key("Rows read.", "count")

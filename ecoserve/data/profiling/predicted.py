@@ -1,7 +1,6 @@
 """What a predictor tells about a trace's lengths. The predictions are made elsewhere and come as arrays.
 
-Rule: rows that the trace calls ``train`` are left out where there are others; a checkpoint that learned from this
-very trace is named as such, because its figures flatter it.
+Rule: a predictor is only asked about rows that it cannot have learned from.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ class Predictions:
         name: the checkpoint.
         rows: shape ``[k]``, the rows, k >= 1.
         quantiles: each of :data:`QUANTILES` -> shape ``[k]``, tokens.
-        learned_from: whether the checkpoint was trained on this very trace.
+        held_out: whether the rows are those that were kept apart when it was trained on this trace (else it was trained
+            on something else, and they are any rows).
 
     Raises:
         TraceError: if shapes do not go together.
@@ -39,7 +39,7 @@ class Predictions:
     name: str
     rows: npt.NDArray[np.int64]
     quantiles: Mapping[float, npt.NDArray[np.int64]]
-    learned_from: bool = False
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         shapes = {len(self.rows), *(len(told) for told in self.quantiles.values())}
@@ -54,11 +54,10 @@ def predicted(table: TraceTable, told: Predictions, seed: int) -> Predicted:
     measured = measure(median, response, seed)
     logs, told_logs = np.log(response), np.log(np.maximum(median, 1.0))
     variance = float(((logs - logs.mean()) ** 2).mean())
-    held_out = table.asked is not None and table.asked.held_out
     return Predicted(
         predictor=told.name,
         rows=len(response),
-        rows_are="held out" if held_out else "learned from" if told.learned_from else "all",
+        rows_are="held out" if told.held_out else "all",
         mae_tokens=measured.mae_tokens,
         mae_constant_tokens=float(np.abs(response - np.median(response)).mean()),
         within_50=measured.within_50,

@@ -33,6 +33,15 @@ SKILL: Final = 0.2
 SOME_SKILL: Final = 0.08
 
 
+#: What the verdict is called in a sentence.
+VERDICTS: Final[dict[Worth, str]] = {
+    "yes": "Predicting lengths is worth it here",
+    "perhaps": "Predicting lengths is perhaps worth it here",
+    "no": "Predicting lengths is hardly worth it here",
+    "unknown": "Whether predicting lengths is worth it here is open",
+}
+
+
 def percent(part: float) -> str:
     """A share for a sentence: ``78 %``."""
     return write_change(part, sign=False)
@@ -72,7 +81,8 @@ def how_predictable(
     if same is not None:
         parts.append(
             f"over {same.prompts:,} prompts with several answers, the prompt explains {percent(same.icc)} of "
-            f"the variance of lengths: another answer to the same prompt is off by {write(same.one_other.mae_tokens, 'tokens')} on average, always saying the median by "
+            f"the variance of lengths: another answer to the same prompt is off by "
+            f"{write(same.one_other.mae_tokens, 'tokens')} on average, always saying the median by "
             f"{write(same.constant.mae_tokens, 'tokens')}, and what other answers tell at best, "
             f"{write(same.floor_mae_high_tokens, 'tokens')}, is about what a predictor can reach"
         )
@@ -83,9 +93,8 @@ def how_predictable(
             f"habit {percent(across.model_share or 0.0)}"
         )
     if told is not None:
-        flattered = " on rows that it may have learned from" if told.rows_are == "learned from" else ""
         parts.append(
-            f"the predictor is off by {write(told.mae_tokens, 'tokens')}{flattered}, always saying the median by "
+            f"the predictor is off by {write(told.mae_tokens, 'tokens')}, always saying the median by "
             f"{write(told.mae_constant_tokens, 'tokens')}"
         )
     if not parts and by_length is not None:
@@ -125,8 +134,8 @@ def is_it_worth_it(
     best = wait["true length"]
     if best < LITTLE_WAIT and room < LITTLE_ROOM:
         return "no", (
-            "Prediction is hardly worth it here: answers are so alike that knowing their lengths would save only "
-            f"{percent(best)} of the wait in a long queue."
+            f"{VERDICTS['no']}: answers are so alike that knowing their lengths would save only {percent(best)} of the "
+            "wait in a long queue."
         )
     gain = f"knowing every length would save {percent(best)} of the wait in a long queue, shortest first"
     if room >= LITTLE_ROOM:
@@ -134,15 +143,11 @@ def is_it_worth_it(
     skill, evidence = _skill(same, across, by_length, told, wait)
     if skill is None:
         return "unknown", (
-            f"Whether prediction is worth it is open: {gain}, but nothing here says how predictable lengths are. "
-            "Collect several answers per prompt (ecoserve profile --collect), or train a predictor and give it with "
-            "--predictor."
+            f"{VERDICTS['unknown']}: {gain}, but nothing here says how predictable lengths are. Collect several "
+            "answers per prompt (ecoserve profile --collect), or train a predictor and give it with --predictor."
         )
-    if skill >= SKILL:
-        return "yes", f"Prediction is worth it here: {gain}, and {evidence}."
-    if skill >= SOME_SKILL:
-        return "perhaps", f"Prediction is perhaps worth it here: {gain}; but {evidence}."
-    return "no", f"Prediction is hardly worth it here: {gain}, but {evidence}."
+    worth: Worth = "yes" if skill >= SKILL else "perhaps" if skill >= SOME_SKILL else "no"
+    return worth, f"{VERDICTS[worth]}: {gain}; {evidence}."
 
 
 def _skill(

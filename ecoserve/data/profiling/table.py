@@ -2,8 +2,7 @@
 
 Rule: records are looked at once and forgotten. A record costs :data:`BYTES_PER_RECORD` bytes (and four for each other
 sample of its prompt), so that ten million records are half a gigabyte. Texts are not kept: a prompt becomes a hash of
-its whole context, and a seeded sample of prompts is kept for recognising languages, another one of requests for a
-predictor.
+its whole context, and the beginnings of a seeded sample of prompts are kept for recognising their languages.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.data.measuring import find_cap
 from ecoserve.data.profiling.languages import LANGUAGE_SAMPLE, LanguageSample, recognise
-from ecoserve.data.profiling.sampling import SeededSample
-from ecoserve.data.records import LoadReport, Message, Record, Trace
+from ecoserve.data.records import LoadReport, Record, Trace
+from ecoserve.data.reservoir import Reservoir
+from ecoserve.data.streaming import CUT_OFF
 from ecoserve.errors import TraceError
 
 #: Of a record in the finished table; the sum of the columns' widths.
@@ -27,6 +26,8 @@ BYTES_PER_RECORD: Final = 45
 #: Where a number is not known.
 UNKNOWN: Final = -1
 _BATCH: Final = 4096
+#: Characters of a prompt by which its language is recognised.
+_CHARACTERS: Final = 1000
 _LARGEST: Final = 2**31 - 1
 
 Ints = npt.NDArray[np.int64]
@@ -35,15 +36,27 @@ Ints = npt.NDArray[np.int64]
 class RecordStream(Protocol):
     """Records in batches; what is known of the whole is known once they have all been seen."""
 
+    @property
+    def length_source(self) -> str:
+        """Where response lengths come from; as of a :class:`~ecoserve.data.Trace`, like what follows."""
+
+    @property
+    def prompt_length_source(self) -> str:
+        """Where prompt lengths come from."""
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the records."""
+
     source: str
     format: str
-    sha256: str
-    length_source: str
-    prompt_length_source: str
     report: LoadReport
 
     def batches(self) -> Iterator[list[Record]]:
-        """The records, in the order of the file."""
+        """The records, in the order of the file; not yet marked as cut off where only the whole tells that."""
+
+    def cap(self) -> int | None:
+        """Behind the last batch: the length from which on answers count as cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +69,6 @@ class Origin:
     length_source: str
     prompt_length_source: str
     report: LoadReport
-
-
-@dataclass(frozen=True, slots=True)
-class AskedSample:
-    """Requests kept for a predictor.
-
-    Attributes:
-        rows: shape ``[k]``, their rows in the table, ascending.
-        requests: their chat messages.
-        held_out: whether they are the rows that the trace itself does not call ``train``.
-    """
-
-    rows: Ints
-    requests: tuple[tuple[Message, ...], ...]
-    held_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,6 @@ class TraceTable:
         models, splits: the names; ``None`` for records without one.
         origin: where all this comes from.
         languages: languages of a sample of prompts.
-        asked: requests kept for a predictor, if that was asked for.
     """
 
     response: npt.NDArray[np.int32]
@@ -112,7 +109,6 @@ class TraceTable:
     splits: tuple[str | None, ...]
     origin: Origin
     languages: LanguageSample
-    asked: AskedSample | None = None
 
     def __len__(self) -> int:
         return len(self.response)
@@ -144,7 +140,6 @@ def read_table(
     *,
     seed: int = 0,
     language_sample: int = LANGUAGE_SAMPLE,
-    requests: int = 0,
 ) -> TraceTable:
     """Read a trace, or a stream of one, into a table.
 
@@ -152,13 +147,11 @@ def read_table(
         source: a loaded trace, or a stream, which is read to its end.
         seed: of the samples of prompts.
         language_sample: prompts whose language is recognised, at most; 0 for none.
-        requests: requests to keep for a predictor, at most; rows that the trace calls ``train`` are left out if there
-            are others.
 
     Raises:
         TraceError: if there is no record with a response length.
     """
-    builder = _Builder(seed, language_sample, requests)
+    builder = _Builder(seed, language_sample)
     for batch in _batches(source):
         builder.add(batch)
     if not builder.rows:
@@ -185,14 +178,11 @@ class _Codes(dict[str | None, int]):
 class _Builder:
     """Columns in blocks, one per batch."""
 
-    def __init__(self, seed: int, language_sample: int, requests: int) -> None:
+    def __init__(self, seed: int, language_sample: int) -> None:
         self.rows = 0
         self._blocks: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in [*_COLUMNS, "samples"]}
         self._models, self._splits = _Codes(), _Codes()
-        self._prompts = SeededSample[str](language_sample, seed)
-        # Two samples, because only at the end is it known whether the trace has rows that are not for training.
-        self._requests = SeededSample[tuple[Message, ...]](requests, seed + 1)
-        self._held_out = SeededSample[tuple[Message, ...]](requests, seed + 2)
+        self._prompts = Reservoir[tuple[int, str]](language_sample, seed) if language_sample else None
 
     def add(self, batch: Sequence[Record]) -> None:
         """Take over the records of ``batch`` that have a length."""
@@ -215,9 +205,9 @@ class _Builder:
             self._blocks[name].append(np.fromiter(column, _COLUMNS[name], n))
         others = [t for r in batch for t in r.sample_tokens[: np.iinfo(np.uint16).max]]
         self._blocks["samples"].append(np.asarray(others, dtype=np.int32))
-        self._prompts.offer(self.rows, batch, _beginning)
-        self._requests.offer(self.rows, batch, _request)
-        self._held_out.offer(self.rows, batch, lambda r: _request(r) if r.split not in (None, "train") else None)
+        if self._prompts is not None:
+            texts = ((i, r.prompt) for i, r in enumerate(batch, self.rows))
+            self._prompts.add([(i, text[:_CHARACTERS]) for i, text in texts if text is not None])
         self.rows += n
 
     def finish(self, source: Trace | RecordStream) -> TraceTable:
@@ -228,6 +218,9 @@ class _Builder:
             blocks = self._blocks.pop(name)
             columns[name] = np.concatenate(blocks)
             blocks.clear()
+        if not isinstance(source, Trace) and (cap := source.cap()) is not None:
+            columns["censored"] |= columns["response"] >= cap
+            source.report.noted[CUT_OFF] = int(columns["censored"].sum())
         origin = Origin(
             source.source,
             source.format,
@@ -236,40 +229,22 @@ class _Builder:
             source.prompt_length_source,
             source.report,
         )
-        rows, prompts = self._prompts.result()
-        held_out, held_out_requests = self._held_out.result()
-        asked = AskedSample(held_out, tuple(held_out_requests), True)
-        if not len(held_out):
-            asked = AskedSample(*_rows_and_requests(self._requests), held_out=False)
+        prompts = self._prompts.items() if self._prompts is not None else []
         return TraceTable(
             **columns,
             models=tuple(self._models),
             splits=tuple(self._splits),
             origin=origin,
-            languages=recognise(rows, prompts),
-            asked=asked if len(asked.rows) else None,
+            languages=recognise(_rows(prompts), [text for _, text in prompts]),
         )
 
 
-def _rows_and_requests(sample: SeededSample[tuple[Message, ...]]) -> tuple[Ints, tuple[tuple[Message, ...], ...]]:
-    rows, requests = sample.result()
-    return rows, tuple(requests)
+def _rows(items: Sequence[tuple[int, Any]]) -> Ints:
+    return np.asarray([row for row, _ in items], dtype=np.int64)
 
 
 def _whole(value: int | None) -> int:
     return UNKNOWN if value is None else min(value, _LARGEST)
-
-
-#: Characters of a prompt by which its language is recognised.
-_CHARACTERS: Final = 1000
-
-
-def _beginning(record: Record) -> str | None:
-    return record.prompt[:_CHARACTERS] if record.prompt is not None else None
-
-
-def _request(record: Record) -> tuple[Message, ...] | None:
-    return record.chat() or None
 
 
 def text_hash(text: str) -> int:
@@ -292,9 +267,9 @@ def prompt_hash(record: Record) -> int:
 
 
 def cap_of(table: TraceTable) -> int | None:
-    """The limit at which answers were cut off: where the cut ones pile up, else where lengths do; ``None`` for none."""
+    """The limit at which answers were cut off: the length that at least half of those have, else ``None``."""
     cut = table.response[table.censored]
-    if len(cut):
-        lengths, counts = np.unique(cut, return_counts=True)
-        return int(lengths[counts.argmax()]) if counts.max() * 2 >= len(cut) else None
-    return find_cap(table.response)  # type: ignore[arg-type]  # it makes an array of whatever it is given
+    if not len(cut):
+        return None
+    lengths, counts = np.unique(cut, return_counts=True)
+    return int(lengths[counts.argmax()]) if counts.max() * 2 >= len(cut) else None

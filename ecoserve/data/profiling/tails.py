@@ -120,6 +120,10 @@ def _bounds(index: TailIndex) -> tuple[float, float]:
     return (index.index, index.index) if index.low is None or index.high is None else (index.low, index.high)
 
 
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
 _NAMES: Final = {
     "lognormal": "log-normal", "weibull": "Weibull", "pareto": "Pareto (Lomax)", "logt": "log-t", "gamma": "gamma",
     "exponential": "exponential",
@@ -143,14 +147,16 @@ def _verdict(kind: str, indices: list[TailIndex], laws: list[FittedLaw], cap: in
     if indices:
         main = _main(indices)
         low, high = _bounds(main)
-        told = f"tail index {main.index:.2f} (95 % interval {low:.2f} to {high:.2f}) above {main.threshold:,} tokens"
+        told = (
+            f"tail index {_two(main.index)}, 95 % interval {_two(low)} to {_two(high)}, above {main.threshold:,} tokens"
+        )
         parts.append(
             {
                 "ends": f"the tail is thinner than exponential and comes to an end ({told})",
                 "light": f"the tail is about as light as an exponential one ({told})",
                 "heavy": f"the tail is heavy, like a power law ({told}): means and totals hang on few answers",
                 "mixed": f"the tail is not of one kind: {told}, but "
-                + ", ".join(f"{i.index:.2f} above {i.threshold:,}" for i in indices if i.threshold > main.threshold),
+                + ", ".join(f"{_two(i.index)} above {i.threshold:,}" for i in indices if i.threshold > main.threshold),
                 "open": f"so many answers do not tell how heavy the tail is ({told})",
             }[kind]
         )

@@ -17,7 +17,7 @@
   };
   const theme = () => root.dataset.theme || (dark.matches ? "dark" : "light");
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const LIGHT = { "--ink": "#16202c", "--soft": "#51606f", "--line": "#d9dfe6", "--card": "#ffffff" };
+  const LIGHT = { "--page": "#f6f7f9", "--ink": "#16202c", "--soft": "#51606f", "--line": "#d9dfe6", "--card": "#ffffff" };
   const paint = (name) => (printing && LIGHT[name]) || color(name);
 
   function axis(own) {
@@ -43,6 +43,15 @@
       const own = color(`--slot-${trace.meta.slot}`);
       if (range) {
         if (Array.isArray(trace.x)) trace.x = trace.x.map((x) => (x === "low" ? range[0] : x === "high" ? range[1] : x));
+      }
+      if (trace.type === "bar") {
+        trace.marker = { ...trace.marker, color: own, line: { width: 0 } };
+        if (trace.marker.pattern) Object.assign(trace.marker.pattern, { fillmode: "overlay", fgcolor: paint("--card"), fgopacity: 0.75, size: 7, solidity: 0.3 });
+        continue;
+      }
+      if (trace.type === "heatmap") {
+        trace.colorscale = [[0, paint("--page")], [1, own]];
+        continue;
       }
       if (trace.meta.band) {
         trace.fillcolor = own;
