@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ecoserve.errors import TraceError
 
+#: Fields, and characters of each, that a message shows.
+_FIELDS = 6
+_CHARACTERS = 20
 _STEP = re.compile(r"([^.\[\]\s][^.\[\]]*)((?:\[\d+\])*)")
 
 
@@ -23,8 +27,8 @@ class FieldPath:
     steps: tuple[str | int, ...]
 
     @classmethod
-    def parse(cls, text: str) -> FieldPath:
-        """Parse ``text``.
+    def parse(cls, text: str, what: str | None = None) -> FieldPath:
+        """Parse ``text``, which was given as ``what``.
 
         Raises:
             TraceError: if it is not a field path.
@@ -33,7 +37,7 @@ class FieldPath:
         for part in text.split("."):
             found = _STEP.fullmatch(part)
             if not found:
-                raise TraceError(f"{text!r} is not a field path", fix="write name, name[3] or a.b[0]")
+                raise TraceError(f"{text!r} is not a field path", where=what, fix="write name, name[3] or a.b[0]")
             steps.append(found[1])
             steps.extend(int(i) for i in re.findall(r"\d+", found[2]))
         return cls(text, tuple(steps))
@@ -64,4 +68,16 @@ def describe(row: Mapping[str, object]) -> str:
             words.append(f"{name} (list of {len(value)})")
         elif value is not None:
             words.append(f"{name} ({type(value).__name__})")
+    return ", ".join(words) or "no fields"
+
+
+def shown(row: Mapping[str, object]) -> str:
+    """The row's first fields with the beginning of what is in them, for messages."""
+    words = []
+    for name, value in islice(row.items(), _FIELDS):
+        text = " ".join(value.split()) if isinstance(value, str) else value
+        if isinstance(value, (list, tuple, dict)):
+            words.append(f"{name} ({type(value).__name__} of {len(value)})")
+        else:
+            words.append(f"{name} {text[:_CHARACTERS]!r}" if isinstance(text, str) else f"{name} {text!r}"[:40])
     return ", ".join(words) or "no fields"

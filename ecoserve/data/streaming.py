@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from ecoserve.data.cleaning import Draft, Items, Wanted, measured
 from ecoserve.data.duplicates import SeenKeys, TurnCounter
-from ecoserve.data.fields import FieldPath, describe
+from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange, detect, get_format
 from ecoserve.data.formats.records import HEADER
 from ecoserve.data.hub import hub_rows, is_hub_id
@@ -76,8 +76,8 @@ def stream_trace(
     if workers is not None and workers < 0:
         raise TraceError(f"{workers} workers cannot read anything", fix="give 0 or more")
     where = str(source)
-    length = FieldPath.parse(length_field) if length_field is not None else None
-    samples = FieldPath.parse(sample_field) if sample_field is not None else None
+    length = FieldPath.parse(length_field, "length_field") if length_field is not None else None
+    samples = FieldPath.parse(sample_field, "sample_field") if sample_field is not None else None
     file = None if is_workload(source) or is_hub_id(source) else FileRows(Path(source))
     rows: Iterator[object]
     if is_workload(source):
@@ -89,7 +89,7 @@ def stream_trace(
     looked = list(islice(rows, _LOOK))
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
-        raise TraceError("the trace is empty", where=where)
+        raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
     form = detect(first, where) if format == "auto" else get_format(format)
     wanted = Wanted(form, length, samples, model)
     origin: FileSource | RowSource
@@ -135,7 +135,7 @@ class TraceStream:
         self._seen, self._turns = SeenKeys(), TurnCounter()
         self._fingerprint, self._lengths = Fingerprint(), LengthHistogram()
         self._taken = self._cut_off = 0
-        self._begun = self._ended = False
+        self._begun = self._ended = self._sampled = False
 
     def batches(self) -> Generator[list[Record], None, None]:
         """The records, up to 1,000 at a time.
@@ -158,6 +158,8 @@ class TraceStream:
             self.report.note(f"read as {self._origin.encoding}", self.report.kept)
         if not self.report.kept:
             raise self._nothing_usable()
+        if self._wanted.samples is not None and not self._sampled:
+            raise self._no_field(self._wanted.samples)
         self._ended = True
 
     @property
@@ -274,6 +276,7 @@ class TraceStream:
                 report.note(note)
         report.kept += len(records)
         self._cut_off += sum(r.censored for r in records)
+        self._sampled = self._sampled or any(r.sample_tokens for r in records)
         self._lengths.add(r.response_tokens or 0 for r in records)
         if self.takes_fingerprint:
             self._fingerprint.add(records)
@@ -298,8 +301,13 @@ class TraceStream:
     def _nothing_usable(self) -> TraceError:
         form, length, where = self._wanted.form, self._wanted.length, self.source
         if length is not None and set(self.report.dropped) == {f"no {length.text}"}:
-            row = next(r for r in self._first if isinstance(r, dict))
-            fields = (i.fields for i in form.read(row, 0) if isinstance(i, Exchange))
-            what = f"no row has the field {length.text}"
-            return TraceError(what, where=where, fix=f"the first has {describe(next(fields, row))}")
-        return TraceError(f"no usable record: {self.report}", where=where, fix=f"{form.name} needs {form.looks_like}")
+            return self._no_field(length)
+        row = next((r for r in self._first if isinstance(r, dict)), {})
+        fix = f"{form.name} needs {form.looks_like}; the first row has {shown(row)}"
+        return TraceError(f"no usable record: {self.report}", where=where, fix=fix)
+
+    def _no_field(self, path: FieldPath) -> TraceError:
+        row = next((r for r in self._first if isinstance(r, dict)), {})
+        fields = (i.fields for i in self._wanted.form.read(row, 0) if isinstance(i, Exchange))
+        what = f"no row has the field {path.text}"
+        return TraceError(what, where=self.source, fix=f"the first has {describe(next(fields, row))}")

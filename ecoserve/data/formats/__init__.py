@@ -19,7 +19,7 @@ from ecoserve.data.formats.model_outputs import ModelOutputs
 from ecoserve.data.formats.mooncake import Mooncake
 from ecoserve.data.formats.openai_log import OpenAILog
 from ecoserve.data.formats.plain import Plain
-from ecoserve.data.formats.records import Records, save_trace
+from ecoserve.data.formats.records import Records, check_layout, save_trace
 from ecoserve.data.formats.sharegpt import ShareGPT
 from ecoserve.data.formats.vllm_bench import VllmBench
 from ecoserve.data.formats.vllm_log import VllmLog
@@ -61,14 +61,18 @@ def detect(rows: Sequence[object], where: str) -> Format:
     """The format that most of ``rows`` (the first of a file) have.
 
     Raises:
-        TraceError: if no format knows any of them; says what was seen and what is known.
+        TraceError: if no format knows any of them (says what was seen and what is known), or only a later version
+            of ecoserve does.
     """
     objects = [r for r in rows if isinstance(r, dict)]
     votes = Counter(next((i for i, f in enumerate(FORMATS) if f.matches(r)), None) for r in objects)
     del votes[None]
     if votes:
         # Of equally many, the one that asks for more, which is tried earlier.
-        return FORMATS[min((-n, i) for i, n in votes.items() if i is not None)[1]]
+        form = FORMATS[min((-n, i) for i, n in votes.items() if i is not None)[1]]
+        for row in objects if isinstance(form, Records) else ():
+            check_layout(row, where)
+        return form
     seen = f"fields {describe(objects[0])}" if objects else f"rows that are no objects ({type(rows[0]).__name__})"
     known = ", ".join(f.name for f in FORMATS)
     fix = (

@@ -41,8 +41,7 @@ class Records:
     def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
         """The record of one line; nothing for a header."""
         if row.get(HEADER) is not None:
-            if row[HEADER] != VERSION:
-                raise TraceError(f"layout {row[HEADER]!r} of an ecoserve trace is not known", fix="update ecoserve")
+            check_layout(row)
             return
         problem = _problem(row)
         if problem is not None:
@@ -68,6 +67,17 @@ class Records:
             prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
         )
         yield Exchange(record, row.get("response"), row)
+
+
+def check_layout(row: Row, where: str | None = None) -> None:
+    """Return if ``row`` is no header, or that of a layout which is known.
+
+    Raises:
+        TraceError: if the layout is a later one.
+    """
+    if row.get(HEADER) not in (None, VERSION):
+        what = f"layout {row[HEADER]!r} of an ecoserve trace is not known, only {VERSION}"
+        raise TraceError(what, where=where, fix="update ecoserve")
 
 
 def _problem(row: Row) -> str | None:
