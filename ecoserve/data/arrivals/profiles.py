@@ -82,6 +82,8 @@ class RateProfile:
     def of_arrivals(cls, times: npt.ArrayLike, windows: int) -> RateProfile:
         """The rates seen in ``windows`` equal parts of the time from the first to the last of ``times`` (seconds).
 
+        Windows differ by chance, too: their differences are shrunk by the part that a Poisson process would show.
+
         Raises:
             TraceError: if there are fewer than two different times.
         """
@@ -89,7 +91,10 @@ class RateProfile:
         if len(at) < 2 or at[0] == at[-1]:
             raise TraceError(f"{len(at)} arrivals at one time have no rate")
         counts, _ = np.histogram(at, bins=windows)
-        return cls(float(at[-1] - at[0]), tuple(counts.astype(np.float64).tolist()))
+        relative = counts / counts.mean()
+        chance, seen = 1.0 / float(counts.mean()), float(relative.var())
+        kept = max(0.0, 1.0 - chance / seen) if seen > 0 else 0.0
+        return cls(float(at[-1] - at[0]), tuple((1.0 + kept * (relative - 1.0)).tolist()))
 
     def at(self, times: npt.ArrayLike) -> Floats:
         """The rate relative to its mean at each of ``times`` (seconds, any shape)."""

@@ -210,7 +210,7 @@ class RecordedArrivals(TraceSource):
 
 
 class FittedArrivals(TraceSource):
-    """Arrivals like those of a trace: its rate over time, and the unevenness of its gaps."""
+    """Arrivals like those of a trace: its rate over time, and its gaps, drawn in blocks."""
 
     process: Literal["fitted"] = Field(description="`fitted`")
     rate: Rate | None = Field(None, description="Stretch them to this many requests a second on average.")

@@ -11,16 +11,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.arrivals import (
-    RateProfile,
     burst_arrivals,
     gamma_arrivals,
     poisson_arrivals,
+    resampled_arrivals,
     varying_arrivals,
 )
 from ecoserve.data.laws import Histogram, KaplanMeier, Law, fit_law, fit_laws
@@ -36,10 +36,6 @@ Side = Literal["prompt", "response"]
 
 #: Uniform numbers (shape ``[n]``) -> lengths in tokens, and whether the answer was cut off there (both ``[n]``).
 Quantiles = Callable[[Floats], tuple[Ints, Bools]]
-
-_ARRIVALS_A_WINDOW: Final = 200
-_MOST_WINDOWS: Final = 48
-_HOUR_S: Final = 3600.0
 
 
 @dataclass
@@ -148,12 +144,7 @@ class Sources:
         own_rate = (len(times) - 1) / float(times[-1])
         stretch = own_rate / (spec.rate or own_rate)
         if isinstance(spec, parts.FittedArrivals):
-            windows = spec.windows or int(np.clip(len(times) // _ARRIVALS_A_WINDOW, 1, _MOST_WINDOWS))
-            profile = RateProfile.of_arrivals(times, windows)
-            # On the clock on which the rate is constant, what is left is the unevenness of the gaps.
-            gaps = np.diff(profile.integral(times[times < times[-1]]))
-            cv = min(100.0, float(gaps.std() / gaps.mean()))
-            return varying_arrivals(n, own_rate * share, profile, seed, cv=cv) * stretch
+            return resampled_arrivals(n, times, seed, windows=spec.windows, share=share) * stretch
         if n > len(times):
             what = f"{n:,} arrivals are wanted, {spec.trace} has {len(times):,}"
             raise TraceError(what, where=self.where, fix="lower requests, or take process: fitted")

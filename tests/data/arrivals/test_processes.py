@@ -16,6 +16,7 @@ from ecoserve.data.arrivals import (
     gamma_arrivals,
     index_of_dispersion,
     poisson_arrivals,
+    resampled_arrivals,
     varying_arrivals,
 )
 from ecoserve.errors import TraceError
@@ -153,6 +154,54 @@ def test_a_recorded_profile_is_found_again() -> None:
     want = DAY.at((np.arange(20) + 0.5) * 10.0)
     assert seen.relative == pytest.approx(want / want.mean(), rel=0.1)
     assert seen.period_s == pytest.approx(200.0, rel=0.01)
+
+
+def test_a_rate_that_is_constant_gets_a_flat_profile() -> None:
+    """What windows differ by chance is not taken for a pattern."""
+    flat = poisson_arrivals(4000, 5.0, seed=8)
+    seen, rising = (RateProfile.of_arrivals(times, windows=20) for times in (flat, flat**0.8))
+    assert np.std(seen.relative) < 0.04
+    assert rising.relative[-1] > 1.1
+
+
+def on_and_off(n: int, seed: int) -> np.ndarray:
+    """Trains of requests a few milliseconds apart, with pauses of seconds between them, twice as often at the end."""
+    rng = np.random.default_rng(seed)
+    train = rng.random(n) < 0.9
+    gaps = np.where(train, rng.exponential(0.01, n), rng.lognormal(0.5, 0.5, n))
+    return np.cumsum(np.where(np.arange(n) < n / 2, gaps, gaps / 2.0))
+
+
+def test_resampled_arrivals_are_like_the_recorded_ones() -> None:
+    recorded = on_and_off(8000, 1)
+    want = ArrivalStatistics.of(recorded)
+    made = [ArrivalStatistics.of(resampled_arrivals(8000, recorded + 50.0, seed)) for seed in range(4)]
+    assert np.mean([m.rate_rps for m in made]) == pytest.approx(want.rate_rps, rel=0.05)
+    assert np.mean([m.gap_cv for m in made]) == pytest.approx(want.gap_cv, rel=0.1)
+    for window in (1.0, 10.0, 60.0):
+        assert np.mean([m.dispersion[window] for m in made]) == pytest.approx(want.dispersion[window], rel=0.25)
+    # What one law would miss: most gaps are milliseconds, some are seconds.
+    shares = (0.25, 0.5, 0.85, 0.95)
+    gaps = np.quantile(np.diff(resampled_arrivals(8000, recorded, seed=0)), shares)
+    assert gaps == pytest.approx(np.quantile(np.diff(recorded), shares), rel=0.2)
+    assert want.rate_rps is not None
+    assert want.gap_cv is not None
+    gamma = np.quantile(np.diff(gamma_arrivals(8000, want.rate_rps, want.gap_cv, seed=0)), shares)
+    assert gamma[1] < gaps[1] / 10
+
+
+def test_resampled_arrivals_repeat_go_on_and_thin_out() -> None:
+    recorded = on_and_off(3000, 2)
+    long = resampled_arrivals(9000, recorded, seed=5)
+    assert np.array_equal(long, resampled_arrivals(9000, recorded, seed=5))
+    assert resampled_arrivals(500, recorded, seed=5) == pytest.approx(long[:500])
+    assert not np.array_equal(resampled_arrivals(500, recorded, seed=6), long[:500])
+    assert np.all(np.diff(long) >= 0)
+    assert long[-1] == pytest.approx(3 * (recorded[-1] - recorded[0]), rel=0.1)
+    half = resampled_arrivals(1500, recorded, seed=5, share=0.5)
+    assert half[-1] == pytest.approx(recorded[-1] - recorded[0], rel=0.15)
+    with pytest.raises(TraceError, match="4 arrivals at fewer than three times"):
+        resampled_arrivals(5, [1.0, 1.0, 2.0, 2.0], seed=0)
 
 
 def test_statistics_of_little() -> None:
