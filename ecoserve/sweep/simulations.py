@@ -79,7 +79,7 @@ def prepare(
     trace = trace_for(first.trace, first.length_field, first.tokenizer, first.split)
     if limit is None:
         longest = max((prompt_length(r) for r in trace.records if r.response_tokens), default=0)
-        limit = min(longest + first.max_tokens, machine.blocks * first.block_size)
+        limit = min(longest + first.max_tokens, machine.blocks * first.block_size, machine.max_model_len or 2**31)
     runs = []
     for rate, policy in itertools.product(rates, policies):
         for kind in ["none"] if policy in LENGTH_BLIND else told:

@@ -88,7 +88,7 @@ class LinearCost(BaseModel):
 
 
 class MachineModel(Protocol):
-    """What :func:`ecoserve.serving.simulate.gpu.gpu_model` makes."""
+    """What a :class:`~ecoserve.serving.simulate.gpu.GpuModel` answers."""
 
     def step_s(self, work: StepWork) -> float:
         """Seconds of the GPU."""
@@ -98,20 +98,19 @@ class MachineModel(Protocol):
         """Seconds of the host."""
         ...
 
+    def launch_s(self, work: StepWork) -> float:
+        """The part of ``host_s`` that is not the scheduler's."""
+        ...
+
 
 class ModelledCost:
-    """A modelled GPU as a step cost.
-
-    Args:
-        model: gives ``step_s(work)`` and ``host_s(work)``, and ``launch_s(work)`` if it can tell the scheduler's own
-            time from the rest of the host's.
-    """
+    """A modelled GPU as a step cost."""
 
     def __init__(self, model: MachineModel) -> None:
         self.model = model
         self.seconds = model.step_s
         self.host_s = model.host_s
-        self.launch_s = getattr(model, "launch_s", model.host_s)
+        self.launch_s = model.launch_s
 
 
 def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:
@@ -133,6 +132,6 @@ def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int
         work = StepWork(new, 0, before + new, [(new, before)])
         total += cost.seconds(work) + cost.host_s(work)
     context = prompt_tokens + response_tokens // 2
-    work = StepWork(0, 1, context, [], context)
+    work = StepWork(0, 1, context, [], context, context)
     gpu, host = cost.seconds(work), cost.host_s(work)
     return total + (response_tokens - 1) * (gpu + host if depth == 1 else max(gpu, host))

@@ -45,7 +45,7 @@ def demand_peak(
         written[:decoding] += 1
         left[:decoding] -= 1
         context = int(written[:decoding].sum())
-        work = StepWork(0, decoding, context, [], context)
+        work = StepWork(0, decoding, context, [], context, int(written[:decoding].max(initial=0)))
         done: list[LoadRequest] = []
         held = 0
         while budget and (partial or waiting):

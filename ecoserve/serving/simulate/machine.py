@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.cost import ModelledCost, StepCost
@@ -22,10 +21,12 @@ class Machine:
     Attributes:
         cost: seconds of a step.
         blocks: usable KVC blocks.
+        max_model_len: the most tokens the model can have in one sequence; None: nobody asks.
     """
 
     cost: StepCost
     blocks: int
+    max_model_len: int | None = None
 
 
 def machine_of(settings: SimulateSettings) -> Machine:
@@ -69,8 +70,10 @@ def _on_gpu(
     max_num_batched_tokens: int,
     gpu_memory_utilization: float,
 ) -> Machine:
-    package = import_module("ecoserve.serving.simulate.gpu")
-    made = package.gpu_model(gpu, package.load_shape(model), tp)
+    from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+
+    shape = load_shape(model)
+    made = gpu_model(gpu, shape, tp)
     if blocks is None:
         blocks = made.kvc_blocks(block_size, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
-    return Machine(ModelledCost(made), blocks)
+    return Machine(ModelledCost(made), blocks, shape.max_model_len)

@@ -77,6 +77,11 @@ def check(settings: SimulateSettings) -> Machine:
     """
     quiet_vllm()
     machine = machine_of(settings)
+    if machine.max_model_len is not None and settings.max_model_len > machine.max_model_len:
+        raise ConfigError(
+            f"max_model_len {settings.max_model_len} is more than {settings.model}'s {machine.max_model_len}",
+            where="simulate",
+        )
     LengthsTold.parse(settings.lengths)
     _scheduler(settings, machine.blocks)
     return machine
