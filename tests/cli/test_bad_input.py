@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train-predictor cut.json -o out", "cut.json: JSON is cut off after 1 row"),
         ("train-predictor empty.json -o out", "empty.json: the trace is empty"),
         ("train-predictor strange.json -o out", "strange.json: unknown trace format"),
-        ("train-predictor words.txt -o out", "words.txt: is neither JSON nor Parquet"),
+        ("train-predictor words.txt -o out", "words.txt: is neither JSON nor CSV nor Parquet"),
         ("train-predictor cut.json -o out --backend abacus", "--backend: no backend 'abacus'"),
         ("train-predictor cut.json -o out --seed -1", "--seed"),
         ("evaluate-predictor damaged cut.json", "damaged/config.json: is not valid JSON"),
