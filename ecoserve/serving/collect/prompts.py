@@ -1,7 +1,7 @@
 """Which requests are sent: the different prompts of a source, whether or not it has answers to them.
 
 Rules: two requests are the same if their whole contexts are, message by message; the first one counts. A draw depends
-on the prompts and the seed, not on their order or on how they are read. Memory holds 16 bytes for each different
+on the prompts and the seed, not on their order or on how they are read. Memory holds a digest of each different
 prompt, and a draw, never the texts of all.
 
 Sources: a trace of any format, of which the answers are passed over; rows that ask without an answer (``prompt``, or
@@ -112,9 +112,9 @@ def _requests(source: str, format: str, report: LoadReport) -> Iterator[Record]:
 def _items(source: str, format: str, report: LoadReport) -> Iterator[Record | str]:
     """Records, or why a row gives none."""
     if source.partition(":")[0] == "synthetic":
-        yield from _synthetic(source)
+        yield from _counted(_synthetic(source), report)
     elif source.lower().endswith((".yaml", ".yml")):
-        yield from load_trace(source).records
+        yield from _counted(load_trace(source).records, report)
     elif source.lower().endswith(".txt") and format == _AUTO:
         yield from _lines(Path(source), report)
     else:
@@ -122,11 +122,17 @@ def _items(source: str, format: str, report: LoadReport) -> Iterator[Record | st
         yield from _rows(rows, source, format, report)
 
 
-def _synthetic(source: str) -> Iterator[Record]:
+def _synthetic(source: str) -> Iterable[Record]:
     count = source.partition(":")[2] or "4000"
     if not count.isdecimal() or not 1 <= int(count) <= 1_000_000:
         raise TraceError(f"{count} is not a number of rows", where=source)
-    yield from synthetic_trace(int(count), seed=0).records
+    return synthetic_trace(int(count), seed=0).records
+
+
+def _counted(records: Iterable[Record], report: LoadReport) -> Iterator[Record]:
+    for record in records:
+        report.rows_in += 1
+        yield record
 
 
 def _lines(path: Path, report: LoadReport) -> Iterator[Record | str]:
