@@ -33,6 +33,7 @@ class Draft(NamedTuple):
         key: 64 bits that equal exchanges share (:func:`~ecoserve.data.duplicates.identity`).
         counts_turn: the turn is to be counted along the file.
         problem: why it is dropped after all, found when its length was taken.
+        line: what is hashed of it (:meth:`~ecoserve.data.records.Fingerprint.line`), where that was made already.
     """
 
     record: Record
@@ -40,6 +41,7 @@ class Draft(NamedTuple):
     key: int | None = None
     counts_turn: bool = False
     problem: str | None = None
+    line: bytes | None = None
 
     def with_turn(self, turn: int) -> Draft:
         """The same at that turn."""

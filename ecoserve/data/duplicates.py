@@ -33,14 +33,15 @@ def identity(record: Record, *, named: bool) -> int | None:
     """
     if record.prompt is None and (record.response is None or not named):
         return None
-    name = (record.conversation, record.turn) if named else ()
-    said: list[str | None] = [text for m in record.messages for text in (m.role, m.content)]
-    said = said or [record.prompt]
-    lengths = (record.response_tokens, record.sample_tokens)
-    parts = (*name, record.response, record.model, record.sample, *lengths, record.arrival_s, *said)
-    # Each with its length, so that no two lists of texts become the same bytes.
-    texts = ("-" if p is None else f"{len(p)}:{p}" if isinstance(p, str) else repr(p) for p in parts)
-    data = "\n".join(texts).encode("utf-8", "surrogatepass")
+    numbers = (record.response_tokens, record.sample_tokens, record.sample, record.arrival_s, named and record.turn)
+    texts = [record.response, record.model, record.conversation if named else None]
+    if record.messages:
+        texts += [text for m in record.messages for text in (m.role, m.content)]
+    else:
+        texts.append(record.prompt)
+    # With the texts' lengths, so that no two lists of texts become the same bytes.
+    lengths = [-1 if t is None else len(t) for t in texts]
+    data = f"{numbers}{lengths}".encode() + "".join(filter(None, texts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 

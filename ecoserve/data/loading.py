@@ -85,9 +85,8 @@ def load_trace(
             limit=limit,
             workers=workers,
             progress=show,
-        )
-        # Taken at the end, when all is known about the records.
-        stream.takes_fingerprint = False
+            # The fingerprint is taken at the end, when all is known about the records.
+        ).without_fingerprint()
         with closing(_guarded(stream) if sample is None else stream.batches()) as batches:
             if sample is None:
                 records = [record for batch in batches for record in batch]

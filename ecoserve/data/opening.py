@@ -71,10 +71,11 @@ class TraceBytes(io.RawIOBase):
         self._decoder: codecs.IncrementalDecoder | None = None
         #: The encoding of the file, as far as it is known yet.
         self.encoding = "utf-8"
+        self._position = 0
 
     def position(self) -> int:
         """Bytes of the file on the disk that have been read."""
-        return self._raw.tell()
+        return self._position
 
     def readable(self) -> bool:
         """True."""
@@ -91,6 +92,8 @@ class TraceBytes(io.RawIOBase):
 
     def _next(self) -> bytes:
         block = self._unpacked.read(BLOCK)
+        # Asked once a block, not by everybody who asks us.
+        self._position = self._raw.tell()
         self._ended = not block
         if self._first and block:
             self._first = False

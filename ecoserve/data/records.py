@@ -184,6 +184,9 @@ def fingerprint(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
+_as_json: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
 class Fingerprint:
     """:func:`fingerprint` of records that come bit by bit."""
 
@@ -193,8 +196,16 @@ class Fingerprint:
     def add(self, records: Iterable[Record]) -> None:
         """Go on with ``records``."""
         for record in records:
-            line = json.dumps(record.as_row(), ensure_ascii=True, separators=(",", ":"))
-            self._digest.update(line.encode() + b"\n")
+            self._digest.update(self.line(record))
+
+    def add_line(self, line: bytes) -> None:
+        """Go on with the record that :meth:`line` made this of."""
+        self._digest.update(line)
+
+    @staticmethod
+    def line(record: Record) -> bytes:
+        """What is hashed of ``record``: its row as one line of JSON."""
+        return _as_json(record.as_row()).encode() + b"\n"
 
     def hexdigest(self) -> str:
         """The fingerprint so far."""

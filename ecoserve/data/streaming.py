@@ -10,7 +10,7 @@ answers were cut off (:meth:`TraceStream.cap`); records of a stream are marked a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -78,14 +78,7 @@ def stream_trace(
     where = str(source)
     length = FieldPath.parse(length_field, "length_field") if length_field is not None else None
     samples = FieldPath.parse(sample_field, "sample_field") if sample_field is not None else None
-    file = None if is_workload(source) or is_hub_id(source) else FileRows(Path(source))
-    rows: Iterator[object]
-    if is_workload(source):
-        rows = workload_rows(source, limit)
-    elif file is None:
-        rows = hub_rows(where)
-    else:
-        rows = iter(file)
+    file, rows = _opened(source, limit)
     looked = list(islice(rows, _LOOK))
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
@@ -93,12 +86,27 @@ def stream_trace(
     form = detect(first, where) if format == "auto" else get_format(format)
     wanted = Wanted(form, length, samples, model)
     origin: FileSource | RowSource
-    if file is None:
-        origin = RowSource(chain(looked, rows), wanted)
-    else:
-        rows.close()  # type: ignore[attr-defined]
+    if file is not None:
+        # It is read from its beginning again.
+        rows.close()
         origin = FileSource(file, wanted, workers)
+    else:
+        origin = RowSource(chain(looked, rows), wanted)
     return TraceStream(where, origin, wanted, first, tokenizer=tokenizer, limit=limit, progress=progress)
+
+
+def _opened(source: str | Path, limit: int | None) -> tuple[FileRows | None, Generator[object, None, None]]:
+    """The rows of ``source``, and the file where it is one."""
+    if is_workload(source):
+        return None, _each(workload_rows(source, limit))
+    if is_hub_id(source):
+        return None, _each(hub_rows(str(source)))
+    file = FileRows(Path(source))
+    return file, _each(file)
+
+
+def _each(rows: Iterable[object]) -> Generator[object, None, None]:
+    yield from rows
 
 
 class TraceStream:
@@ -126,8 +134,6 @@ class TraceStream:
         self.report = LoadReport()
         #: Bytes of the file that the records so far came from, and its size; 0 for the hub.
         self.bytes_read, self.bytes_total = 0, origin.size
-        #: Whether :attr:`sha256` is wanted: it takes time.
-        self.takes_fingerprint = True
         self._origin, self._wanted, self._first = origin, wanted, first
         self._tokenizer, self._limit, self._progress = tokenizer, limit, progress
         self._sources: Sources | None = None
@@ -136,6 +142,11 @@ class TraceStream:
         self._fingerprint, self._lengths = Fingerprint(), LengthHistogram()
         self._taken = self._cut_off = 0
         self._begun = self._ended = self._sampled = False
+
+    def without_fingerprint(self) -> TraceStream:
+        """This stream, to be read without :attr:`sha256`, whose making takes time."""
+        self._origin.hashed = False
+        return self
 
     def batches(self) -> Generator[list[Record], None, None]:
         """The records, up to 1,000 at a time.
@@ -278,8 +289,9 @@ class TraceStream:
         self._cut_off += sum(r.censored for r in records)
         self._sampled = self._sampled or any(r.sample_tokens for r in records)
         self._lengths.add(r.response_tokens or 0 for r in records)
-        if self.takes_fingerprint:
-            self._fingerprint.add(records)
+        if self._origin.hashed:
+            for draft, record in zip(usable, records, strict=True):
+                self._fingerprint.add_line(draft.line or Fingerprint.line(record))
         return records
 
     def _decided(self) -> Sources:

@@ -49,6 +49,7 @@ class RowSource:
 
     size = 0
     encoding = "utf-8"
+    hashed = True
 
     def __init__(self, rows: Iterable[object], wanted: Wanted) -> None:
         self._rows, self._wanted = rows, wanted
@@ -75,6 +76,8 @@ class FileSource:
         self._workers = _workers_for(file) if workers is None else workers
         self.size = file.size
         self.encoding = "utf-8"
+        #: Whether the records are going to be hashed.
+        self.hashed = True
         #: Where lengths come from, once that is decided; blocks are then measured by who parses them.
         self.sources: Sources | None = None
 
@@ -105,7 +108,7 @@ class FileSource:
         reader = BlockReader(data, layout, head)
         ahead: deque[tuple[Block, Future[bytes] | None, bool]] = deque()
         problem: Exception | None = None
-        with WorkerPool(self._workers, layout, self._wanted) as pool:
+        with WorkerPool(self._workers, layout, self._wanted, hashed=self.hashed) as pool:
             coming: Future[Block | None] | None = pool.in_thread(reader.next)
             while True:
                 while coming is not None and len(ahead) < window(self._workers):
@@ -162,4 +165,4 @@ def _workers_for(file: FileRows) -> int:
     if text < _WORTH_WORKERS:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return min(cores, _MOST_WORKERS) if cores > 1 else 0

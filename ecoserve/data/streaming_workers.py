@@ -27,7 +27,7 @@ from ecoserve.data.cleaning import Draft, Dropped, Items, Wanted, measured
 from ecoserve.data.fields import FieldPath
 from ecoserve.data.formats import get_format
 from ecoserve.data.measuring import Sources
-from ecoserve.data.records import Message, Record
+from ecoserve.data.records import Fingerprint, Message, Record
 from ecoserve.data.streaming_blocks import Block, Layout, layout_of, parse_block
 from ecoserve.errors import EcoServeError, RunError
 
@@ -44,12 +44,13 @@ class WorkerPool:
         count: how many.
         layout: how the file's rows follow each other.
         wanted: what is read from each row.
+        hashed: whether drafts that are final come with what is hashed of them.
     """
 
-    def __init__(self, count: int, layout: Layout, wanted: Wanted) -> None:
+    def __init__(self, count: int, layout: Layout, wanted: Wanted, *, hashed: bool) -> None:
         path = os.pathsep.join(filter(None, (str(Path(ecoserve.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         paths = tuple(None if p is None else p.text for p in (wanted.length, wanted.samples))
-        setup = marshal.dumps((layout.plain(), wanted.form.name, *paths, wanted.model))
+        setup = marshal.dumps((layout.plain(), wanted.form.name, *paths, wanted.model, hashed))
         self._threads = ThreadPoolExecutor(count + 1, thread_name_prefix="ecoserve-read")
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         #: The processes, for who wants to see them.
@@ -159,15 +160,15 @@ def serve() -> None:
         setup = _read(jobs)
         if setup is None:
             return
-        plain, form, length, samples, model = marshal.loads(setup)
+        plain, form, length, samples, model, hashed = marshal.loads(setup)
         lengths, others = (None if p is None else FieldPath.parse(p) for p in (length, samples))
         wanted, layout = Wanted(get_format(form), lengths, others, model), layout_of(plain)
         while (job := _read(jobs)) is not None:
             block, sources = marshal.loads(job)
-            _write(answers, _work(Block(*block), layout, wanted, sources and Sources(*sources)))
+            _write(answers, _work(Block(*block), layout, wanted, sources and Sources(*sources), hashed))
 
 
-def _work(block: Block, layout: Layout, wanted: Wanted, sources: Sources | None) -> bytes:
+def _work(block: Block, layout: Layout, wanted: Wanted, sources: Sources | None, hashed: bool) -> bytes:
     rows = parse_block(block, layout, "")
     if rows is None:
         return b""
@@ -177,7 +178,15 @@ def _work(block: Block, layout: Layout, wanted: Wanted, sources: Sources | None)
         return b""
     if sources is not None:
         items = [measured(row, sources) for row in items]
+        if hashed and not sources.tokenizer():
+            items = [[_hashed(item) for item in row] for row in items]
     return pack(items)
+
+
+def _hashed(item: Draft | Dropped) -> Draft | Dropped:
+    if not isinstance(item, Draft) or item.counts_turn or item.problem is not None:
+        return item
+    return item._replace(line=Fingerprint.line(item.record))
 
 
 def pack(rows: list[Items]) -> bytes:
