@@ -251,7 +251,8 @@ class Replica:
             request = requests[name]
             computed = request.num_computed_tokens
             work.context_tokens += computed
-            if tokens > 1 or request.num_output_tokens == 0:
+            # At depth 2 the first decode is scheduled before the prompt's token is there: count what is computed.
+            if tokens > 1 or computed <= request.num_prompt_tokens:
                 work.prefill_tokens += tokens
                 chunks.append((tokens, computed - tokens))
             else:
