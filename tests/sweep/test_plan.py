@@ -116,6 +116,21 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_modelled_gpu_is_a_setting_and_its_model_may_lie_beside_the_plan(tmp_path):
+    (tmp_path / "own").mkdir()
+    text = """
+trace: synthetic
+rates: 8
+settings: {gpu: h100_sxm, model: MODEL, tp: 2}
+conditions: {a: {settings: {model: own}}}
+"""
+    for name, found in (("own", str(tmp_path / "own")), ("llama-3.1-8b", "llama-3.1-8b")):
+        plan = SweepPlan.load(write(tmp_path, text.replace("MODEL", name)))
+        assert plan.settings["model"] == found
+        assert {r.settings["model"] for r in plan.expand()} == {str(tmp_path / "own")}
+    assert {(r.settings["gpu"], r.settings["tp"]) for r in plan.expand()} == {("h100_sxm", 2)}
+
+
 def test_missing_plan(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file"):
         SweepPlan.load(tmp_path / "nope.yaml")
@@ -139,6 +154,16 @@ def test_keys_follow_contents_not_paths(tmp_path):
     assert key(a, depth=2) != first
     b.write_text("[1, 2]")
     assert key(b) != first
+
+
+def test_kernel_times_of_another_version_are_another_run(monkeypatch):
+    def key(version: str, **settings: object) -> str:
+        monkeypatch.setattr("ecoserve.sweep.identity.versions", lambda: {"vllm": "1", "aiconfigurator-core": version})
+        return PlannedRun.of({"seed": 0, **settings}).key
+
+    assert key("1", gpu="h100_sxm") != key("2", gpu="h100_sxm")
+    assert key("1", gpu="linear") == key("2", gpu="linear") != key("1", gpu="h100_sxm")
+    assert key("1") == key("2")
 
 
 def test_checkpoints_count_by_content(tmp_path):
