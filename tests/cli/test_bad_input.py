@@ -19,7 +19,23 @@ import pytest
 
 from ecoserve.cli.main import COMMANDS, main
 
-WORDS = "apple river stone cloud music paper window garden silver orange planet mirror forest castle bridge".split()
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "music",
+    "paper",
+    "window",
+    "garden",
+    "silver",
+    "orange",
+    "planet",
+    "mirror",
+    "forest",
+    "castle",
+    "bridge",
+]
 
 
 def rows(n: int, **more: Any) -> list[dict[str, Any]]:
