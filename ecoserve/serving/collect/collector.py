@@ -191,16 +191,17 @@ class Collector:
         Raises:
             RunError: if it will not come back, or has been away for too long.
         """
-        self._patience()
+        self._patience(reply.why)
         self._gate.away(time.monotonic())
         self.state.note = f"no server answers ({reply.why})"
 
-    def _patience(self) -> None:
-        if (why := self._ended()) is not None:
-            raise RunError(why, where=self._where, fix=self._go_on())
+    def _patience(self, why: str) -> None:
+        if (end := self._ended()) is not None:
+            raise RunError(end, where=self._where, fix=self._go_on())
         away = self._gate.away_for(time.monotonic())
         if away > self._settings.patience_s:
-            raise RunError(f"no server has answered for {away:.0f} s", where=self._endpoint.base, fix=self._go_on())
+            what = f"no server has answered for {away:.0f} s ({why})"
+            raise RunError(what, where=self._endpoint.base, fix=self._go_on())
 
     def _hold(self, reply: Again) -> None:
         seconds = reply.after_s or 0.0

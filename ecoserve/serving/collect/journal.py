@@ -10,9 +10,9 @@ The folder ``OUTPUT.journal``: ``settings.json``, ``prompts.jsonl`` (the request
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -226,10 +226,16 @@ class Journal:
     # -- ending --------------------------------------------------------------------------------------------
 
     def remove(self) -> None:
-        """Take the journal away: the trace is written, or there was never anything in it."""
-        # Without its settings it is no journal any more, should this be interrupted.
-        (self.folder / "settings.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take the journal away: the trace is written, or there was never anything in it.
+
+        Only its own files, and the folder if nothing else is in it.
+        """
+        # Without its settings it is no journal any more, should this be interrupted; the lock goes last.
+        for name in ("settings.json", "answers.jsonl", "prompts.jsonl", ".settings.json.*", ".prompts.jsonl.*", "lock"):
+            for path in self.folder.glob(name):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def close(self) -> None:
         """Sync, and let go of the lock."""

@@ -77,9 +77,10 @@ class _Collection:
         nobody = s.url is None and s.model is None
         if kept is None and nobody:
             raise ConfigError("needs a server to ask", fix="give --url, or --model for one of our own")
-        source = self._prompts(kept)
         if kept is not None:
             self._same(kept)
+        source = self._prompts(kept)
+        if kept is not None:
             self._open()
         if not nobody and (kept is None or self._journal.open_pairs):
             asyncio.run(self._ask(kept, source))
@@ -104,8 +105,8 @@ class _Collection:
             for _ in followed:
                 pass
             if kept["prompts_sha256"] != print_of.hex():
-                what = f"was begun with other prompts ({kept['prompts']:,} there, {print_of.count:,} now)"
-                raise self._other(what)
+                counts = f" ({kept['prompts']:,} there, {print_of.count:,} now)"
+                raise self._other(f"was begun with other prompts{counts * (kept['prompts'] != print_of.count)}")
         self._print = print_of
         return str(report)
 
@@ -240,7 +241,7 @@ def _log_of(output: Path) -> Path:
 
 
 def _said(value: object) -> object:
-    return "the server's" if value is None else value
+    return "not given" if value is None else value
 
 
 def _never() -> str | None:

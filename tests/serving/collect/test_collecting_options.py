@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from stand_in import StandIn, answer, fails, prompts_file
+import typer
+from stand_in import StandIn, answer, fails, prompts_file, rows_of
 
 from ecoserve.cli import collecting
 from ecoserve.cli.collecting import collect_trace, in_words, settings_of
@@ -98,3 +99,46 @@ def test_progress_is_drawn_on_a_terminal(tmp_path: Path, monkeypatch: pytest.Mon
     drawn = screen.getvalue()
     assert "tokens/s" in drawn
     assert "30/30" in drawn
+
+
+def test_a_command_can_take_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(
+        trace: str,
+        collect: collecting.CollectOption = None,
+        url: collecting.UrlOption = None,
+        served_model: collecting.ServedModelOption = None,
+        samples: collecting.SamplesOption = 1,
+        max_tokens: collecting.MaxTokensOption = None,
+        api_key: collecting.ApiKeyOption = None,
+        body: collecting.BodyOption = None,
+        keep_text: collecting.TextOption = True,
+        timeout_s: collecting.TimeoutOption = 600.0,
+    ) -> None:
+        assert collect is not None
+        collect_trace(
+            trace,
+            collect,
+            quiet=True,
+            url=url,
+            served_model=served_model,
+            samples=samples,
+            max_tokens=max_tokens,
+            api_key=api_key,
+            body=body,
+            keep_text=keep_text,
+            timeout_s=timeout_s,
+        )
+
+    app = typer.Typer()
+    app.command()(command)
+    out = tmp_path / "out.jsonl"
+    with StandIn(key="k") as server:
+        arguments = [str(prompts_file(tmp_path, 2)), "--collect", str(out), "--url", server.url, "-k", "3", "--no-text"]
+        arguments += ["--max-tokens", "64", "--served-model", "mine", "--timeout", "60", "--body", '{"top_k": 4}']
+        monkeypatch.setenv("VLLM_API_KEY", "k")
+        app(arguments, standalone_mode=False)
+    assert {(b["model"], b["max_tokens"], b["top_k"]) for b in server.bodies} == {("mine", 64, 4)}
+    assert len(rows_of(out)) == 6
+    assert capsys.readouterr().err == ""

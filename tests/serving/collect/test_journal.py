@@ -217,10 +217,10 @@ def test_a_lock_on_a_folder_that_was_taken_away_is_no_lock(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"temperature": 0.5}, "was begun with temperature the server's, now it is 0.5"),
+        ({"temperature": 0.5}, "was begun with temperature not given, now it is 0.5"),
         ({"samples": 3}, "was begun with samples 2, now it is 3"),
-        ({"top_p": 0.9}, "top_p the server's, now it is 0.9"),
-        ({"max_tokens": 9}, "other prompts|max_tokens"),
+        ({"top_p": 0.9}, "top_p not given, now it is 0.9"),
+        ({"max_tokens": 9}, "was begun with max_tokens not given, now it is 9"),
         ({"seed": 1}, "was begun with seed 0, now it is 1"),
         ({"api": "completions"}, "was begun with api chat, now it is completions"),
         ({"keep_text": False}, "was begun with keep_text True, now it is False"),
@@ -269,6 +269,27 @@ def test_a_damaged_journal_is_not_touched(tmp_path: Path, name: str, content: by
         with pytest.raises(ConfigError, match=r"remove .*out\.jsonl\.journal to begin anew"):
             collect(settings(source, out, server.url))
         assert (journal_of(out) / "answers.jsonl").read_bytes() == answers
+
+
+def test_a_folder_that_holds_more_than_a_journal_stays(tmp_path: Path) -> None:
+    source, out = prompts_file(tmp_path, 2), tmp_path / "out.jsonl"
+    folder = journal_of(out)
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    (folder / ".prompts.jsonl.x7").write_text("of a beginning that was killed")
+    with StandIn() as server:
+        collect(settings(source, out, server.url))
+    assert [p.name for p in folder.iterdir()] == ["mine"]
+
+
+def test_other_prompts_of_the_same_number_are_others(tmp_path: Path) -> None:
+    source, out = prompts_file(tmp_path, 6), tmp_path / "out.jsonl"
+    with StandIn(lambda body, n: answer(body) if len(server.bodies) < 5 else fails(401)) as server:
+        with pytest.raises(RunError):
+            collect(settings(source, out, server.url, concurrency=1))
+        source.write_text(source.read_text().replace("question 5", "question 6"))
+        with pytest.raises(ConfigError, match=r"was begun with other prompts; give the same, name another output"):
+            collect(settings(source, out, server.url))
 
 
 def test_what_an_unfinished_beginning_left_does_not_count(tmp_path: Path) -> None:

@@ -309,3 +309,26 @@ def test_server_words_are_one_short_line() -> None:
     assert server_words(b"\xff\xfe") == "\ufffd\ufffd"
     assert server_words(b"[" * 100_000)[:3] == "[[["
     assert len(server_words(b"x" * 10_000)) == 200
+
+
+def test_a_trace_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
+    source, out = prompts_file(tmp_path, 3), tmp_path / "out.jsonl"
+
+    def behave(body: dict[str, Any], n: int) -> Reply:
+        out.mkdir(exist_ok=True)
+        return answer(body)
+
+    with StandIn(behave) as server:
+        with pytest.raises(RunError, match=r"out\.jsonl: cannot be written .* the journal is kept"):
+            collect(settings(source, out, server.url))
+        out.rmdir()
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+        result = collect(settings(source, out, server.url))
+    assert (result.rows, result.requests_sent) == (3, 0)
+
+
+def test_a_trace_without_answers_is_not_written(tmp_path: Path) -> None:
+    source, out = prompts_file(tmp_path, 3), tmp_path / "out.jsonl"
+    with StandIn(lambda body, n: fails(400)) as server, pytest.raises(RunError, match="no request was answered"):
+        collect(settings(source, out, server.url))
+    assert not out.exists()
