@@ -57,9 +57,7 @@ def sniff(head: str) -> Dialect | None:
     """
     if _CONTROL.search(head):
         return None
-    # The last line may be cut by the end of what was read.
-    lines = head.splitlines(keepends=True)
-    lines = [line for line in (lines[:-1] if len(lines) > 2 else lines) if line.strip()]
+    lines = [line for line in head.splitlines(keepends=True) if line.strip()]
     best: tuple[int, Dialect] | None = None
     for delimiter in _DELIMITERS:
         try:

@@ -98,13 +98,14 @@ def dialect_of(head: bytes, where: str) -> Dialect | None:
     Raises:
         TraceError: if it is neither.
     """
-    text = head.decode("utf-8", "surrogateescape").lstrip()
-    if not text or text[0] in "[{":
+    text = head.decode("utf-8", "surrogateescape")
+    begin = text.lstrip()
+    if not begin or begin[0] in "[{":
         return None
     if dialect := sniff(text):
         return dialect
     fix = "traces are JSON lists, JSON lines, CSV with a first line of names (all also compressed), or Parquet"
-    raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {text[:20]!r}", where=where, fix=fix)
+    raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {begin[:20]!r}", where=where, fix=fix)
 
 
 def table_rows(dataset: Any) -> Iterator[object]:

@@ -105,7 +105,7 @@ class FileSource:
         # Only who starts processes needs this.
         from ecoserve.data.streaming_workers import WorkerPool, unpack
 
-        reader = BlockReader(data, layout, head)
+        reader = BlockReader(data, layout, head, BLOCK)
         ahead: deque[tuple[Block, Future[bytes] | None, bool]] = deque()
         problem: Exception | None = None
         with WorkerPool(self._workers, layout, self._wanted, hashed=self.hashed) as pool:
