@@ -232,7 +232,7 @@ LINES = [
     ("replay cut.json", "needs --url"),
     ("replay absent.json --url http://localhost:1 --rate 1", "absent.json: no such file"),
     ("simulate --trace cut.json --rate 1 -o out", "cut.json: JSON is cut off after 1 row"),
-    ("simulate --trace good.json -o out", "good.json: the trace has no recorded arrivals; give --rate"),
+    ("simulate --trace good.json --rate 0 -o out", "--rate: '0' is no rate; requests a second, inf, or recorded"),
     ("sweep absent.yaml -o out", "absent.yaml: there is no such file; check the path"),
     ("sweep words.txt -o out", "words.txt: is not a plan"),
     ("sweep plan.yaml -o out", "plan.yaml: rates: Field required; see docs/sweep.md"),

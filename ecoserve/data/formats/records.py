@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from typing import Any, Final
 from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
 from ecoserve.data.records import Message, Record, Trace
 from ecoserve.errors import TraceError
+from ecoserve.files import replacing
 
 #: Key of the first line, and the version of the layout it stands for.
 HEADER: Final = "ecoserve_trace"
@@ -131,22 +131,16 @@ def save_trace(trace: Trace, path: str | Path) -> Path:
     target = Path(path)
     if not target.name.endswith((".jsonl", ".jsonl.gz")):
         raise TraceError("a trace is saved as .jsonl or .jsonl.gz", where=str(target), fix="change the file name")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as raw:
-                # mtime 0: the same trace gives the same bytes.
-                out = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else raw
-                with out:
-                    out.write(_line(header(trace)))
-                    for record in trace.records:
-                        out.write(_line(record.as_row()))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(target) as raw:
+            # mtime 0: the same trace gives the same bytes.
+            out = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else raw
+            with out:
+                out.write(_line(header(trace)))
+                for record in trace.records:
+                    out.write(_line(record.as_row()))
     except OSError as e:
-        raise TraceError(f"cannot be written ({e.strerror or e})", where=str(target)) from e
+        raise TraceError(f"cannot be written ({e.strerror or e})", where=str(target), fix="give another place") from e
     return target
 
 
