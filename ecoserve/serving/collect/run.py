@@ -56,7 +56,7 @@ def collect(settings: CollectSettings, progress: Progress | None = None) -> Coll
             return _Collection(settings, journal, progress or (lambda state: None)).run(kept)
         finally:
             # A first run that brought nothing leaves nothing to go on with.
-            if kept is None and not journal.answered and not journal.refused:
+            if kept is None and not journal.answered:
                 journal.remove()
 
 

@@ -331,4 +331,4 @@ def test_a_trace_without_answers_is_not_written(tmp_path: Path) -> None:
     source, out = prompts_file(tmp_path, 3), tmp_path / "out.jsonl"
     with StandIn(lambda body, n: fails(400)) as server, pytest.raises(RunError, match="no request was answered"):
         collect(settings(source, out, server.url))
-    assert not out.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["prompts.jsonl"]
