@@ -82,7 +82,7 @@ class RateProfile:
     def of_arrivals(cls, times: npt.ArrayLike, windows: int) -> RateProfile:
         """The rates seen in ``windows`` equal parts of the time from the first to the last of ``times`` (seconds).
 
-        Windows differ by chance, too: their differences are shrunk by the part that a Poisson process would show.
+        Windows differ by chance, too: what a Poisson process would show of that is taken out of their variance.
 
         Raises:
             TraceError: if there are fewer than two different times.
@@ -93,7 +93,7 @@ class RateProfile:
         counts, _ = np.histogram(at, bins=windows)
         relative = counts / counts.mean()
         chance, seen = 1.0 / float(counts.mean()), float(relative.var())
-        kept = max(0.0, 1.0 - chance / seen) if seen > 0 else 0.0
+        kept = math.sqrt(max(0.0, 1.0 - chance / seen)) if seen > 0 else 0.0
         return cls(float(at[-1] - at[0]), tuple((1.0 + kept * (relative - 1.0)).tolist()))
 
     def at(self, times: npt.ArrayLike) -> Floats:
