@@ -36,6 +36,10 @@ RECORDS = st.builds(
     arrival_s=st.none() | st.floats(0, 1e9),
     split=NAME,
     censored=st.booleans(),
+    sample=st.integers(0, 9),
+    finish_reason=NAME,
+    max_tokens=st.none() | LENGTH,
+    prefix_hashes=st.lists(st.integers(0, 2**53), max_size=4).map(tuple),
 )
 
 
@@ -105,6 +109,13 @@ def test_equal_answers_of_two_requests_are_kept_and_the_same_line_twice_is_not(t
         ({"arrival_s": True}, "arrival is not a number"),
         ({"sample_tokens": [0]}, "sample_tokens are not lengths"),
         ({"sample_tokens": 5}, "sample_tokens are not lengths"),
+        ({"prefix_hashes": 5}, "prefix_hashes are not numbers"),
+        ({"prefix_hashes": ["a"]}, "prefix_hashes are not numbers"),
+        ({"turn": -1}, "turn is not a number from 0"),
+        ({"turn": "first"}, "turn is not a number from 0"),
+        ({"sample": 0.5}, "sample is not a number from 0"),
+        ({"conversation": {}}, "no conversation id"),
+        ({"arrival_s": 10**400}, "arrival is not a number"),
         ({"response_tokens": 0}, "absurd length"),
         ({"response_tokens": 2**20 + 1}, "absurd length"),
         ({"response_tokens": "many"}, "no answer"),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
+from ecoserve.data.formats.values import number
 from ecoserve.data.records import Message, Record, Trace
 from ecoserve.errors import TraceError
 from ecoserve.files import replacing
@@ -48,7 +48,7 @@ class Records:
             yield Reject(problem)
             return
         messages = tuple(Message(m["role"], m["content"]) for m in row.get("messages") or ())
-        arrival = row.get("arrival_s")
+        limit = whole(row.get("max_tokens"))
         record = Record(
             conversation=str(row["conversation"]),
             turn=whole(row.get("turn")) or 0,
@@ -58,12 +58,12 @@ class Records:
             prompt_tokens=whole(row.get("prompt_tokens")),
             sample_tokens=tuple(whole(n) or 0 for n in row.get("sample_tokens") or ()),
             model=text_or_none(row.get("model")),
-            arrival_s=None if arrival is None else float(arrival),
+            arrival_s=number(row.get("arrival_s")),
             split=text_or_none(row.get("split")),
             censored=row.get("censored") is True,
             sample=whole(row.get("sample")) or 0,
             finish_reason=text_or_none(row.get("finish_reason")),
-            max_tokens=whole(row.get("max_tokens")),
+            max_tokens=limit if limit is not None and limit >= 1 else None,
             prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
         )
         yield Exchange(record, row.get("response"), row)
@@ -81,18 +81,23 @@ def check_layout(row: Row, where: str | None = None) -> None:
 
 
 def _problem(row: Row) -> str | None:
-    if row.get("conversation") in (None, ""):
+    if row.get("conversation") in (None, "") or isinstance(row["conversation"], (list, dict)):
         return "no conversation id"
+    for name in ("turn", "sample"):
+        place = whole(row.get(name) or 0)
+        if place is None or place < 0:
+            return f"{name} is not a number from 0"
     if row.get("prompt") is not None and (problem := unusable_text(row["prompt"], "prompt")):
         return problem
     messages = row.get("messages") or ()
     if not isinstance(messages, (list, tuple)) or not all(_is_message(m) for m in messages):
         return "messages are not role and content"
     arrival = row.get("arrival_s")
-    if arrival is not None and (isinstance(arrival, bool) or not isinstance(arrival, (int, float))):
+    if arrival is not None and ((time := number(arrival)) is None or time < 0):
         return "arrival is not a number"
-    if arrival is not None and not (math.isfinite(arrival) and arrival >= 0):
-        return "arrival is not a number"
+    hashes = row.get("prefix_hashes") or ()
+    if not isinstance(hashes, (list, tuple)) or any(whole(h) is None for h in hashes):
+        return "prefix_hashes are not numbers"
     samples = row.get("sample_tokens") or ()
     if not isinstance(samples, (list, tuple)) or not all((whole(n) or 0) >= 1 for n in samples):
         return "sample_tokens are not lengths"
