@@ -5,7 +5,7 @@
 
 Each folder is a run of vLLM (layout: scripts/fidelity_logs.py). Its requests, with their arrivals, prompts and response
 lengths, are given to vLLM's own scheduler, with the engine's settings, on the modelled GPU that the folder names; then
-measured and modelled figures are put side by side. ``--calibrate`` fits the gap between steps to one log and prints it.
+measured and modelled figures are put side by side. ``--calibrate`` fits the gap a request (gpu/host.py) to one log and prints it.
 A model without a built-in shape: ``--model-config FOLDER`` with its config.json.
 """
 
@@ -215,35 +215,36 @@ def _series_figures(measured: list[int], modelled: list[int]) -> dict[str, float
     }
 
 
-def calibrate(log: VllmLog, config: str | None, gpu: str | None, rounds: int = 4) -> HostTimes:
-    """The gap's constants that make each request's time from first to last token right, in the least squares sense.
+def calibrate(log: VllmLog, config: str | None, gpu: str | None, rounds: int = 4) -> float:
+    """The gap a request that makes requests' times from first to last token right, in the least squares sense.
 
-    Every step between a request's first and last token adds ``gap_s``, ``gap_request_s`` x requests, and
-    ``gap_prompt_s`` if it has prompts. The steps are those of the simulation with the constants of the round before.
+    Every step between a request's first and last token adds ``gap_request_s`` for each request of its batch. The steps
+    are those of the simulation with the constant of the round before.
     """
-    from scipy.optimize import nnls
-
-    host = HostTimes(gap_s=0, gap_request_s=0, gap_prompt_s=0)
+    found = 0.0
     for _ in range(rounds):
-        model = model_of(log, config, gpu, host)
-        rows, watcher = simulate(log, model)
-        ends = np.asarray([end for _, _, end, *_ in watcher.steps])
-        works = [w for _, _, _, w, *_ in watcher.steps]
-        features = np.asarray([(1.0, w.requests, float(bool(w.chunks))) for w in works])
-        without = np.diff(ends, prepend=ends[0]) - features @ (host.gap_s, host.gap_request_s, host.gap_prompt_s)
-        sums = np.vstack([np.zeros(4), np.cumsum(np.column_stack([features, without]), axis=0)])
-        left, right = [], []
+        host = HostTimes(gap_request_s=found)
+        rows, watcher = simulate(log, model_of(log, config, gpu, host))
+        ends = np.asarray(sorted({step[2] for step in watcher.steps}))
+        requests = np.zeros(len(ends))
+        for _, _, end, work, *_ in watcher.steps:
+            # Of replicas in lockstep the one with the longer gap decides.
+            at = int(np.searchsorted(ends, end))
+            requests[at] = max(requests[at], work.requests)
+        passed = np.concatenate([[0.0], np.cumsum(requests)])
+        batch, missing = [], []
         for real, row in zip(log.requests, rows, strict=True):
             if real.output_tokens < 20 or row.first_token_s is None or row.finish_s is None:
                 continue
             first, last = np.searchsorted(ends, (row.first_token_s - 1e-9, row.finish_s - 1e-9))
-            span = (sums[last + 1] - sums[first + 1]) / (real.output_tokens - 1)
-            left.append(span[:3])
-            right.append((real.last_token_s - real.first_token_s) / (real.output_tokens - 1) - span[3])
-        found, _ = nnls(np.asarray(left), np.asarray(right))
-        host = HostTimes(**dict(zip(("gap_s", "gap_request_s", "gap_prompt_s"), map(float, found), strict=True)))
-        print(f"{log.name}: " + " ".join(f"{n} {v * 1e6:.2f} us" for n, v in host.model_dump().items() if "gap" in n))
-    return host
+            tokens = real.output_tokens - 1
+            batch.append((passed[last + 1] - passed[first + 1]) / tokens)
+            span = (real.last_token_s - real.first_token_s) - (row.finish_s - row.first_token_s)
+            missing.append(span / tokens)
+        x, y = np.asarray(batch), np.asarray(missing)
+        found = max(0.0, found + float(x @ y / (x @ x)))
+        print(f"{log.name}: gap_request_s {found * 1e6:.2f} us", flush=True)
+    return found
 
 
 def table(result: dict[str, Any]) -> str:
@@ -268,7 +269,7 @@ def main() -> int:
     parser.add_argument("--model-config", help="folder with a config.json, or built-in name, instead of the log's model")
     parser.add_argument("--gpu", help="GPU instead of the log's")
     parser.add_argument("--host", help="JSON with other constants than the calibrated ones")
-    parser.add_argument("--calibrate", action="store_true", help="fit the gap between steps to each log and print it")
+    parser.add_argument("--calibrate", action="store_true", help="fit the gap a request to each log and print it")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     try:

@@ -2,11 +2,12 @@
 
 With asynchronous scheduling (depth 2, vLLM's default since 0.14) the host schedules and launches a step while the GPU
 works on the one before, so its time is hidden unless it is longer than the GPU's. What cannot be hidden lies between
-two steps on the GPU itself: sampling, copying tokens into the next step's inputs, the small kernels before and after
-the model. That is the *gap*, and a part of the step's time; what the host does is ``host_s``.
+two steps on the GPU itself: block tables and tokens copied into the next step's inputs, sampling, the small kernels
+before and after the model. That is the *gap*, and a part of the step's time; what the host does is ``host_s``.
 
-The gap's constants were calibrated once, on the log of Llama-3.1-8B on an RTX PRO 6000 (vLLM 0.19, docs/fidelity.md).
-In that log the host never showed, so its constants are those of vLLM 0.32's scheduler measured on a server core.
+One constant is calibrated, the gap of each request in the batch: once, on the log of Llama-3.1-8B on an RTX PRO 6000
+(vLLM 0.19; ``scripts/fidelity.py --calibrate``, docs/fidelity.md). In that log the host never shows, so its own times are
+those of vLLM 0.32's scheduler, measured on a server core.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ class HostTimes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    gap_s: float = Field(1e-4, ge=0, description="between any two steps on the GPU")
-    gap_request_s: float = Field(1e-6, ge=0, description="more of it for each request")
-    gap_prompt_s: float = Field(1.2e-3, ge=0, description="more of it for a step with prompts, which no graph replays")
+    gap_s: float = Field(5e-5, ge=0, description="between any two steps on the GPU: a dozen small kernels")
+    gap_request_s: float = Field(2.1e-6, ge=0, description="more of it for each request; calibrated")
     schedule_s: float = Field(0.3e-3, ge=0, description="scheduling a step and taking its output")
     schedule_request_s: float = Field(25e-6, ge=0, description="more of it for each request")
     launch_s: float = Field(1.0e-3, ge=0, description="preparing inputs and launching")

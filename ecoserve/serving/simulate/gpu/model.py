@@ -153,8 +153,7 @@ class GpuModel:
 
     def gap_s(self, work: StepWork) -> float:
         """Seconds between this step and the next on the GPU, whatever the host does."""
-        host = self.host
-        return host.gap_s + host.gap_request_s * work.requests + (host.gap_prompt_s if work.chunks else 0.0)
+        return self.host.gap_s + self.host.gap_request_s * work.requests
 
     def host_s(self, work: StepWork) -> float:
         """Seconds the host needs for a step: schedule, prepare, launch, take the output."""
