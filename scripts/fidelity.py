@@ -5,7 +5,8 @@
 
 Each folder is a run of vLLM (layout: scripts/fidelity_logs.py). Its requests, with their arrivals, prompts and response
 lengths, are given to vLLM's own scheduler, with the engine's settings, on the modelled GPU that the folder names; then
-measured and modelled figures are put side by side. ``--calibrate`` fits the gap a request (gpu/host.py) to one log and prints it.
+measured and modelled figures are put side by side. ``--calibrate`` fits the gap a request (gpu/host.py) to one log and
+prints it.
 A model without a built-in shape: ``--model-config FOLDER`` with its config.json.
 """
 
@@ -254,7 +255,8 @@ def table(result: dict[str, Any]) -> str:
         for label, f in result[name].items():
             measured, modelled = f["measured_ms"], f["modelled_ms"]
             lines.append(
-                f"  {name:5} {label:5} {measured:11.2f} ms measured {modelled:11.2f} modelled {f['error_percent']:+7.2f} %"
+                f"  {name:5} {label:5} {measured:11.2f} ms measured {modelled:11.2f} modelled"
+                f" {f['error_percent']:+7.2f} %"
             )
     for name in ("running", "waiting"):
         f = result[name]
@@ -266,7 +268,9 @@ def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="+", type=Path)
-    parser.add_argument("--model-config", help="folder with a config.json, or built-in name, instead of the log's model")
+    parser.add_argument(
+        "--model-config", help="folder with a config.json, or built-in name, instead of the log's model"
+    )
     parser.add_argument("--gpu", help="GPU instead of the log's")
     parser.add_argument("--host", help="JSON with other constants than the calibrated ones")
     parser.add_argument("--calibrate", action="store_true", help="fit the gap a request to each log and print it")

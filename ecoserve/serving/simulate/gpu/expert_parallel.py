@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu.model import GpuModel
 from ecoserve.serving.simulate.loop import Arrival
 from ecoserve.serving.simulate.replica import Live, Recorder, Replica, Step, _Flight
-from ecoserve.serving.runs import RequestRow
 
 
 def group_step_s(model: GpuModel, works: Sequence[StepWork]) -> float:
