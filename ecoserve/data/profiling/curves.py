@@ -42,8 +42,8 @@ def curves(
     seen = KaplanMeier.of(counts)
     # Beyond its reach the estimate hangs on a handful of answers.
     known = at[at <= seen.reach]
-    survival = [Curve(name=SEEN, x=_floats(known), y=_floats(seen.survival_at(known)))]
-    survival += [Curve(name=fit.law.name, x=_floats(at), y=_floats(fit.law.survival_at(at))) for fit in laws[:_LAWS]]
+    survival = [Curve(name=SEEN, x=rounded(known), y=rounded(seen.survival_at(known)))]
+    survival += [Curve(name=fit.law.name, x=rounded(at), y=rounded(fit.law.survival_at(at))) for fit in laws[:_LAWS]]
     prompt_edges, response_edges, density = _density(table)
     return Curves(
         histogram_edges=edges.tolist(),
@@ -54,7 +54,7 @@ def curves(
         density_response_edges=response_edges,
         density=density,
         errors=_errors(table, others, predictions),
-        spread_edges=_floats(_SPREAD) if answers is not None else [],
+        spread_edges=rounded(_SPREAD) if answers is not None else [],
         spread=np.histogram(np.minimum(variation(answers), _SPREAD[-1]), _SPREAD)[0].tolist() if answers else [],
         rate_s=rate[0],
         rate_rps=rate[1],
@@ -100,9 +100,9 @@ def _errors(table: TraceTable, others: ByOthers | None, predictions: Predictions
     if true is None:
         return []
     told.insert(0, ("always the median", np.abs(true - np.median(true))))
-    return [Curve(name=name, x=_floats(_ERRORS), y=error_curve(errors, _ERRORS)) for name, errors in told]
+    return [Curve(name=name, x=rounded(_ERRORS), y=error_curve(errors, _ERRORS)) for name, errors in told]
 
 
-def _floats(values: npt.ArrayLike) -> list[float]:
+def rounded(values: npt.ArrayLike) -> list[float]:
     """Plain numbers, to six significant digits: no eye sees more, and a file of results stays small."""
     return [float(f"{v:.6g}") for v in np.asarray(values, dtype=np.float64).tolist()]

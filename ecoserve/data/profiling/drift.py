@@ -19,7 +19,7 @@ from ecoserve.data.profiling.groupings import explained, prompt_bands
 from ecoserve.data.profiling.model import Drift, Window
 from ecoserve.data.profiling.summaries import Z95, count, design_effect, interval, quantile
 from ecoserve.data.profiling.table import TraceTable
-from ecoserve.pages.numbers import write, write_change
+from ecoserve.pages.numbers import write_change
 
 WINDOWS: Final = 20
 _FEWEST: Final = 200
@@ -173,7 +173,7 @@ def _verdict(
             text += ", " + (
                 "by other kinds of requests" if part > 0.7 else
                 "with the same kinds of requests answered differently" if part < 0.3 else
-                f"{write(min(1.0, part), 'share')} of it by other kinds of requests"
+                f"{write_change(min(1.0, part), sign=False)} of it by other kinds of requests"
             )  # fmt: skip
     else:
         text += "no trend, but windows differ by more than chance"

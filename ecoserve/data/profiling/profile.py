@@ -59,7 +59,7 @@ def profile_trace(
     told = predicted(table, predictions, seed) if predictions is not None else None
     wasted = waste(table, answers, predictions, max_tokens)
     arrived, *rate = arrivals(table)
-    trace = _source(table, conversations, effect)
+    trace = describe_source(table, conversations, effect)
     across = across_models(table, seed)
     orders = orderings(table, others, predictions, bands)
     worth, reason = statements.is_it_worth_it(same, across, by_length, told, wasted, orders)
@@ -111,7 +111,8 @@ def _by_model(table: TraceTable, answers: AnswerSets | None, seed: int) -> list[
     return found
 
 
-def _source(table: TraceTable, conversations: np.ndarray, effect: float) -> Source:
+def describe_source(table: TraceTable, conversations: np.ndarray, effect: float) -> Source:
+    """Where a table's records come from; ``conversations``: number of each record's, shape ``[n]``."""
     origin = table.origin
     return Source(
         source=origin.source,

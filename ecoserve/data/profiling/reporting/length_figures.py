@@ -41,7 +41,7 @@ def histogram(profile: Profile) -> Figure:
             x.append((a + b) / 2)
             width.append(b - a)
             height.append(100 * n / total / math.log2(b / a))
-            hover.append(f"{_span(low, high)} tokens<br>{n:,} answers {name}, {write(n / total, 'share')}")
+            hover.append(f"{span(low, high)} tokens<br>{n:,} answers {name}, {write(n / total, 'share')}")
         pattern = {"marker": {"pattern": {"shape": "/"}}} if name == "cut off" else {}
         traces.append(
             {"type": "bar", "x": x, "y": height, "width": width, "text": hover, "textposition": "none",
@@ -58,7 +58,7 @@ def histogram(profile: Profile) -> Figure:
         "Answers by length.",
         [Column("Tokens", number=False), Column("Ended"), Column("Cut off"), Column("Share")],
         [
-            [Cell(_span(low, high)), number(ended), number(cut), number((ended + cut) / total, "share")]
+            [Cell(span(low, high)), number(ended), number(cut), number((ended + cut) / total, "share")]
             for low, high, ended, cut in zip(edges, edges[1:], *bars.values(), strict=False)
         ],
     )
@@ -217,7 +217,7 @@ def density(profile: Profile) -> Figure | None:
         "Records by prompt and answer length.",
         [Column("Prompt", number=False), Column("Answer", number=False), Column("Records")],
         [
-            [Cell(_span(a[i], a[i + 1])), Cell(_span(b[j], b[j + 1])), number(n)]
+            [Cell(span(a[i], a[i + 1])), Cell(span(b[j], b[j + 1])), number(n)]
             for i, row in enumerate(curves.density)
             for j, n in enumerate(row)
             if n
@@ -237,5 +237,6 @@ def density(profile: Profile) -> Figure | None:
     )
 
 
-def _span(low: int, high: int) -> str:
+def span(low: int, high: int) -> str:
+    """A bin of lengths: ``17–32``."""
     return f"{high:,}" if high == low + 1 else f"{low + 1:,}–{high:,}"

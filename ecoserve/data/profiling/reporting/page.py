@@ -27,8 +27,8 @@ GLOSSARY: Final = (
     ("CV", "Coefficient of variation: standard deviation divided by the mean."),
     ("Tail index", "How the longest answers thin out: 0 as an exponential law, above 0 more slowly, as "
      "a power law, below 0 they come to an end."),
-    ("95 % interval", "Where the figure would lie 19 times out of 20 with other answers of the same traffic; records of "
-     "one conversation count as related."),
+    ("95 % interval", "Where the figure would lie 19 times out of 20 with other answers of the same traffic; "
+     "records of one conversation count as related."),
 )  # fmt: skip
 
 _TONES: Final[dict[str, Tone]] = {"yes": "good", "no": "bad", "perhaps": "quiet", "unknown": "quiet"}
@@ -174,7 +174,7 @@ def _sections(profile: Profile) -> list[Section]:
             "predictability",
             "How predictable lengths are",
             "One prompt has many lengths. What other answers to it tell bounds what any predictor can.",
-            some(tables.guesses_table(profile), tables.same_prompt_table(profile), tables.pairs_table(profile)),
+            some(tables.guesses_table(profile), tables.same_prompt_table(profile), tables.models_table(profile)),
             some(spread_figures.errors(profile), spread_figures.spread(profile)),
             missing="prompts that were answered more than once, or prompts’ lengths",
         ),

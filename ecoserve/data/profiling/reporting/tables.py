@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from ecoserve.data.profiling.model import Lengths, NoiseFloor, Profile
 from ecoserve.data.profiling.reporting.words import between, decimal, law_title, number
+from ecoserve.data.profiling.statements import percent
 from ecoserve.pages import NOTHING, Cell, Column, Table
 
 _QUANTILES = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99", "p99_9")
@@ -14,7 +17,7 @@ def lengths_table(profile: Profile) -> Table:
     titles = [name.replace("_", ".") for name in _QUANTILES]
     table = Table(
         "lengths",
-        "Lengths in tokens. p90: nine in ten are not longer. Beneath: 95 % intervals.",
+        "Lengths in tokens. p90: nine in ten are not longer.",
         [
             Column("", number=False), Column("Counted"), Column("Mean"),
             Column("CV", "Coefficient of variation: standard deviation over mean."),
@@ -34,11 +37,7 @@ def lengths_table(profile: Profile) -> Table:
 
 
 def _lengths_row(name: str, lengths: Lengths) -> list[Cell]:
-    quantiles = []
-    for q in _QUANTILES:
-        low, high = getattr(lengths, f"{q}_low", None), getattr(lengths, f"{q}_high", None)
-        cell = number(getattr(lengths, q))
-        quantiles.append(Cell(cell.text, between(low, high), cell.raw))
+    quantiles = [number(getattr(lengths, q)) for q in _QUANTILES]
     return [
         Cell(name), number(lengths.n), number(lengths.mean), number(lengths.cv),
         number(lengths.min), *quantiles, number(lengths.max), number(lengths.censored_share, "share"),
@@ -162,34 +161,37 @@ def same_prompt_table(profile: Profile) -> Table | None:
     )  # fmt: skip
 
 
-def pairs_table(profile: Profile) -> Table | None:
-    """Two models each on the prompts both have answered."""
+def models_table(profile: Profile) -> Table | None:
+    """Each model against the others on the prompts they share; every pair is in ``profile.json``."""
     across = profile.across_models
     if across is None:
         return None
     shares = ""
     if across.prompt_share is not None and across.model_share is not None and across.rest_share is not None:
         shares = (
-            f" Over {across.prompts:,} prompts that all of them answered, {across.prompt_share:.0%} of the variance of "
-            f"log length is the prompt’s, {across.model_share:.0%} the model’s habit, {across.rest_share:.0%} the rest."
+            f" Over {across.prompts:,} prompts that all of them answered, {percent(across.prompt_share)} of the "
+            f"variance of log length is the prompt’s, {percent(across.model_share)} the model’s habit, "
+            f"{percent(across.rest_share)} the rest."
         )
+    # Of each model: prompts, log of its length over the other's, tau.
+    seen: dict[str, list[tuple[int, float, float]]] = {}
+    for pair in across.pairs:
+        seen.setdefault(pair.a, []).append((pair.prompts, -math.log(pair.ratio), pair.kendall_tau))
+        seen.setdefault(pair.b, []).append((pair.prompts, math.log(pair.ratio), pair.kendall_tau))
+    rows = []
+    for model, against in seen.items():
+        prompts, logs, taus = zip(*against, strict=True)
+        ratio = math.exp(sum(logs) / len(logs))
+        rows.append([Cell(model), number(max(prompts)), number(ratio), number(sum(taus) / len(taus))])
     return Table(
-        "pairs",
+        "models",
         f"The same prompts answered by {across.models} models.{shares}",
         [
-            Column("Model", number=False), Column("Against", number=False), Column("Prompts"),
-            Column("Length, times", "Geometric mean of the second’s over the first’s; beneath, its 95 % interval."),
-            Column("Spread", "Standard deviation of the log of that quotient."),
-            Column("Kendall’s τ", "Do both find the same prompts long? 1: the same order, 0: chance."),
+            Column("Model", number=False), Column("Prompts shared"),
+            Column("Times the others’", "Geometric mean over prompts and other models."),
+            Column("τ with the others", "Kendall’s τ: do they find the same prompts long? 1: the same order, 0: chance."),
         ],
-        [
-            [
-                Cell(pair.a), Cell(pair.b), number(pair.prompts),
-                Cell(number(pair.ratio).text, between(pair.ratio_low, pair.ratio_high), pair.ratio),
-                number(pair.sd_log_ratio), number(pair.kendall_tau),
-            ]
-            for pair in across.pairs
-        ],
+        sorted(rows, key=lambda row: -float(row[2].raw or 0.0)),
     )  # fmt: skip
 
 
