@@ -44,7 +44,7 @@ class Source:
 
 
 SOURCES = (
-    Source("ShareGPT (Llama 2 tokens)", "traces/sharegpt_lengths_llama2.csv.gz", {}, 1024),
+    Source("ShareGPT (Llama 2 tokens)", "traces/sharegpt_lengths_llama2.csv.gz", {}, 1024, 8192),
     Source("arXiv summaries (Llama 2 tokens)", "traces/arxiv_summarization_lengths_llama2.csv.gz", {}, 4096, 4096),
     Source("Azure 2023 conversation", "traces/azure_2023_conv.csv"),
     Source("Azure 2023 code", "traces/azure_2023_code.csv"),

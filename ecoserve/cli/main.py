@@ -45,7 +45,7 @@ class Entry:
 
 COMMANDS: tuple[Entry, ...] = (
     Entry("doctor", "What is installed, what is missing, does it fit."),
-    Entry("profile", "What response lengths are like; would prediction pay."),
+    Entry("profile", "What response lengths are like; if prediction pays."),
     Entry("train-predictor", "Learn response lengths from a trace."),
     Entry("evaluate-predictor", "Say how good a predictor is."),
     Entry("predict", "Predict the lengths of answers to prompts."),

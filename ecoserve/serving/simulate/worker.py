@@ -54,12 +54,12 @@ class WorkerModel:
         for new in output.scheduled_new_reqs:
             if self.runner == 2 and new.req_id in self._known:
                 raise WorkerError(f"request {new.req_id} is sent as new and still has a slot")
-            self._known[new.req_id] = _Seen(list(new.block_ids[0]), new.num_computed_tokens)
+            self._known[new.req_id] = self._checked(new.req_id, _Seen(list(new.block_ids[0]), new.num_computed_tokens))
         cached = output.scheduled_cached_reqs
         for i, name in enumerate(cached.req_ids):
-            if name not in self._known:
+            seen = self._known.get(name)
+            if seen is None:
                 raise WorkerError(f"request {name} is sent as cached and is not known")
-            seen = self._known[name]
             resumed = name in cached.resumed_req_ids
             sent = name in cached.all_token_ids
             if resumed and not sent:
@@ -68,8 +68,13 @@ class WorkerModel:
                 raise WorkerError(f"request {name} left and came back in one step")
             if self.runner == 1 and name not in self._previous and not sent:
                 raise WorkerError(f"request {name} was away for a step and its tokens are not sent")
-            fresh: Sequence[int] = cached.new_block_ids[i][0] if cached.new_block_ids[i] else []
-            seen.blocks = list(fresh) if resumed else [*seen.blocks, *fresh]
+            fresh: Sequence[int] = cached.new_block_ids[i][0] if cached.new_block_ids[i] else ()
+            if resumed:
+                seen.blocks = list(fresh)
+            else:
+                seen.blocks.extend(fresh)
+            if fresh:
+                self._checked(name, seen)
             if not resumed and cached.num_computed_tokens[i] != seen.computed:
                 raise WorkerError(
                     f"request {name} goes on at token {cached.num_computed_tokens[i]}, the runner is at {seen.computed}"
@@ -80,9 +85,14 @@ class WorkerModel:
             seen.computed += tokens
             if seen.computed > len(seen.blocks) * self.block_size:
                 raise WorkerError(f"request {name} writes token {seen.computed} into {len(seen.blocks)} blocks")
-            if len(set(seen.blocks)) != len(seen.blocks):
-                raise WorkerError(f"request {name} has a block twice in its table")
         in_use = len(self._known) if self.runner == 2 else len(output.num_scheduled_tokens)
         if in_use > self.slots:
             raise WorkerError(f"{in_use} requests in a runner with {self.slots} slots")
         self._previous = set(output.num_scheduled_tokens)
+
+    @staticmethod
+    def _checked(name: str, seen: _Seen) -> _Seen:
+        """A table that has just changed; looking at all of them in every step would be most of what this costs."""
+        if len(set(seen.blocks)) != len(seen.blocks):
+            raise WorkerError(f"request {name} has a block twice in its table")
+        return seen
