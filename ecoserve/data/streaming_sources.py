@@ -19,7 +19,7 @@ from ecoserve.data.reading import FileRows
 from ecoserve.data.streaming_blocks import Block, BlockReader, Layout, find_layout, read_on
 
 #: Bytes by which the kind of a file is told.
-HEAD: Final = BLOCK
+_HEAD: Final = BLOCK
 #: Bytes of text from which on worker processes are worth their start, and how much more a compressed file holds.
 _WORTH_WORKERS: Final = 1 << 26
 _UNPACKED: Final = 4
@@ -93,7 +93,7 @@ class FileSource:
         where = str(self._file.path)
         if self._workers and self._file.kind != "parquet":
             with opened(self._file.path, self._file.kind) as data:
-                head = data.read(HEAD) or b""
+                head = data.read(_HEAD) or b""
                 layout = find_layout(head, where)
                 if layout is not None:
                     yield from self._by_workers(data, layout, head)
