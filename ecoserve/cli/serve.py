@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+_SLO = "Deadlines (clients: headers x-slo-ttft-ms, x-slo-tpot-ms)"
+
 
 def command(
     context: typer.Context,
@@ -27,6 +29,54 @@ def command(
     replay: Annotated[
         bool, typer.Option("--replay", help="Let clients force the lengths of responses, to replay a trace.")
     ] = False,
+    client_slos: Annotated[
+        str | None,
+        typer.Option(
+            "--client-slos",
+            metavar="clamp|off",
+            help="Clients' SLOs: taken, but raised to the least ones below; or not looked at [clamp].",
+            rich_help_panel=_SLO,
+        ),
+    ] = None,
+    slo_min_ttft_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-min-ttft-ms", metavar="MS", help="Least TTFT that clients can ask for [50].", rich_help_panel=_SLO
+        ),
+    ] = None,
+    slo_min_tpot_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-min-tpot-ms", metavar="MS", help="Least TPOT that clients can ask for [5].", rich_help_panel=_SLO
+        ),
+    ] = None,
+    slo_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-scale",
+            metavar="X",
+            help="SLO of requests that state none: X times the unloaded times [2].",
+            rich_help_panel=_SLO,
+        ),
+    ] = None,
+    unloaded_ttft_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--unloaded-ttft-ms",
+            metavar="MS",
+            help="What an idle engine needs for a usual prompt; without it, no TTFT is asked for.",
+            rich_help_panel=_SLO,
+        ),
+    ] = None,
+    unloaded_tpot_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--unloaded-tpot-ms",
+            metavar="MS",
+            help="What an idle engine needs for a further token; without it, no TPOT is asked for.",
+            rich_help_panel=_SLO,
+        ),
+    ] = None,
 ) -> None:
     """Serve MODEL with vLLM, its requests scheduled by predicted response lengths.
 
@@ -44,6 +94,12 @@ def command(
         "predict_timeout_ms": prediction_timeout_ms,
         "trust_client": trust_client_predictions or None,
         "replay": replay or None,
+        "client_slos": client_slos,
+        "slo_min_ttft_ms": slo_min_ttft_ms,
+        "slo_min_tpot_ms": slo_min_tpot_ms,
+        "slo_scale": slo_scale,
+        "unloaded_ttft_ms": unloaded_ttft_ms,
+        "unloaded_tpot_ms": unloaded_tpot_ms,
     }
     front = FrontSettings.from_environment().with_changes(given)
     serve(ServeOptions(model=model, policy=policy, front=front), context.args)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ecoserve.errors import ConfigError
 
 PREFIX = "ECOSERVE_"
+
+#: Where an operator gives unloaded times and no scale.
+SLO_SCALE: Final = 2.0
 
 
 class FrontSettings(BaseModel):
@@ -30,12 +33,36 @@ class FrontSettings(BaseModel):
     predict_batch: int = Field(32, ge=1, le=4096, description="prompts predicted in one call")
     predict_waiting: int = Field(1024, ge=1, le=1_000_000, description="prompts that may wait for a prediction at once")
     predict_threads: int = Field(0, ge=0, le=256, description="CPU threads of the predictor; 0: a few of the cores")
-    trust_client: bool = Field(False, description="accept predictions and deadlines that clients send")
+    trust_client: bool = Field(False, description="accept the scheduler's own keys from clients, unchecked")
+    client_slos: Literal["clamp", "off"] = Field(
+        "clamp", description="clients' SLOs: clamp takes them, raised to the least ones; off does not look at them"
+    )
+    slo_min_ttft_ms: float = Field(50.0, gt=0, le=86_400_000, description="least time to first token for clients")
+    slo_min_tpot_ms: float = Field(5.0, gt=0, le=86_400_000, description="least time per further token for clients")
+    slo_scale: float | None = Field(
+        None, gt=0, le=1000, description="SLO of requests that state none: so many times the unloaded times (2)"
+    )
+    unloaded_ttft_ms: float | None = Field(
+        None, gt=0, le=86_400_000, description="what an idle engine needs for a usual prompt's first token"
+    )
+    unloaded_tpot_ms: float | None = Field(
+        None, gt=0, le=86_400_000, description="what an idle engine needs for each further token"
+    )
     replay: bool = Field(False, description="accept recorded lengths that clients send, to be forced on the responses")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="longer bodies are handed on unread")
     api_key: str | None = Field(
         None, description="key to ask for, where vLLM's own --api-key and VLLM_API_KEY cannot be seen"
     )
+
+    @model_validator(mode="after")
+    def _scale_of_something(self) -> FrontSettings:
+        if self.slo_scale is not None and self.unloaded_ttft_ms is None and self.unloaded_tpot_ms is None:
+            raise ValueError("a scale needs unloaded times to scale; ecoserve calibrate-forward measures them")
+        return self
+
+    def scale(self) -> float:
+        """The factor of the operator's SLO."""
+        return SLO_SCALE if self.slo_scale is None else self.slo_scale
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> FrontSettings:
@@ -63,7 +90,8 @@ class FrontSettings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ConfigError(first["msg"], where=variable(str(first["loc"][0]))) from None
+            name = str(first["loc"][0]) if first["loc"] else "slo_scale"
+            raise ConfigError(first["msg"].removeprefix("Value error, "), where=variable(name)) from None
 
     def to_environment(self) -> dict[str, str]:
         """The variables that say what differs from the defaults."""

@@ -52,6 +52,11 @@ _COUNTER_HELP: Final = {
     "predictions_refused": "Predictions that were no valid length distribution.",
     "forced_admissions": "Requests admitted against the policy because nothing else was running.",
     "slos_refused": "SLO fields of requests that were no durations.",
+    "slo_requests": "Requests that reached the scheduler with an SLO.",
+    "ttft_met": "Requests whose first token came within the time to first token that was asked for.",
+    "ttft_missed": "Requests whose first token came later, or not in time before they ended.",
+    "tpot_met": "Completed requests whose further tokens came at the pace that was asked for.",
+    "tpot_missed": "Completed requests whose further tokens came more slowly.",
     "shortage_steps": "Steps in which running requests needed more blocks of KVC than were free.",
     "finished": "Requests that left the scheduler.",
 }
@@ -118,6 +123,12 @@ class _EngineFamilies:
             )
             for f in fields(Gauges)
         }
+        self.policy = Gauge(
+            "ecoserve_policy_info",
+            "1 for the policy that the engine runs; to be joined with the other metrics by their engine.",
+            ["engine", "policy"],
+            multiprocess_mode="mostrecent",
+        )
         self.ratio = Histogram(
             "ecoserve_prediction_error_ratio",
             "Generated tokens divided by predicted ones (1 is exact, above 1 under-predicted).",
@@ -141,6 +152,16 @@ class _FrontFamilies:
             buckets=_LATENCY_BUCKETS,
         )
         self.dropped_keys = Counter("ecoserve_client_keys_dropped_total", "Keys of ours that clients sent unasked.")
+        self.slos_stated = Counter(
+            "ecoserve_slo_stated_total", "Requests at the front door with an SLO, by who stated it.", ["source"]
+        )
+        self.slo_values = Counter(
+            "ecoserve_slo_values_total", "SLO values that clients sent, by what became of them.", ["outcome"]
+        )
+        for source in ("client", "default"):
+            self.slos_stated.labels(source)
+        for became in ("accepted", "clamped", "refused", "ignored"):
+            self.slo_values.labels(became)
         for outcome in OUTCOMES:
             self.predictions.labels(outcome)
 
@@ -152,7 +173,8 @@ def _engine_families() -> _EngineFamilies:
 
 @cache
 def front_families() -> Any:
-    """The front end's families: ``predictions`` by outcome, ``seconds``, ``dropped_keys``."""
+    """The front end's families: ``predictions`` by outcome, ``seconds``, ``dropped_keys``, ``slos_stated`` by source,
+    ``slo_values`` by outcome."""
     return _FrontFamilies()
 
 
@@ -176,14 +198,16 @@ class MetricsPublisher:
         engine: index of the engine (data-parallel rank), the metrics' only label.
         interval_s: least time between two publications; when nothing runs or waits, it publishes at once, so that the
             last state of a busy spell is always seen.
+        policy: the policy's name.
     """
 
-    def __init__(self, engine: int = 0, interval_s: float = 0.25) -> None:
+    def __init__(self, engine: int = 0, interval_s: float = 0.25, policy: str = "ecoserve") -> None:
         label = str(engine)
         families = _engine_families()
         self._counters = {name: family.labels(label) for name, family in families.counters.items()}
         self._gauges = {name: family.labels(label) for name, family in families.gauges.items()}
         self._ratio = families.ratio.labels(label)
+        families.policy.labels(label, policy).set(1)
         self._seen = dict.fromkeys(self._counters, 0)
         self._interval_s = interval_s
         self._next = 0.0

@@ -8,6 +8,7 @@ by environment (:mod:`~ecoserve.serving.adapter.front_settings`). Rules:
 - It reads the body, then hands on one whole ``http.request`` message and after it the server's own ``receive``, so
   that vLLM still learns of disconnects. Content-length is set right. Bodies that are too long, or no JSON object,
   pass as they came.
+- A client's SLO (:mod:`~ecoserve.serving.adapter.deadlines`) goes the same way; one that is none is answered with 400.
 - What is not predicted (time-out, error, overload, prompts of token ids) is served all the same, by the scheduler's
   history.
 - Responses pass as they are; those that are open when the server stops are ended
@@ -20,10 +21,11 @@ import asyncio
 import hmac
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
-from ecoserve.serving.adapter import bodies
+from ecoserve.serving.adapter import bodies, deadlines
 from ecoserve.serving.adapter.closing import App, Message, OpenResponses, Receive, Scope, Send
 from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.metrics import front_families
@@ -53,6 +55,7 @@ class PredictionMiddleware:
         self._ready: asyncio.Future[None] | None = None
         self._service: PredictionService | None = None
         self._allowed: frozenset[str] = frozenset()
+        self._slos: deadlines.SloRule | None = None
         self._keys: list[bytes] | None = None
         self._responses = OpenResponses()
 
@@ -108,6 +111,7 @@ class PredictionMiddleware:
         allowed = set(keys.ALL) if settings.trust_client else set()
         self._allowed = frozenset(allowed - {keys.REPLAY_TOKENS} | ({keys.REPLAY_TOKENS} if settings.replay else set()))
         self._settings = settings
+        self._slos = deadlines.SloRule(settings)
         if predictor is not None:
             self._service = PredictionService(
                 predictor,
@@ -132,7 +136,14 @@ class PredictionMiddleware:
         raw, rest = await self._read(headers, receive)
         if raw is None and path in bodies.ASKS:
             self._count("bypassed")
-        if raw is not None and (new := await self._rewritten(path, raw)) is not None:
+            self._ignored(deadlines.asks(scope["headers"]))
+        try:
+            new = None if raw is None else await self._rewritten(path, raw, scope["headers"])
+        except deadlines.BadDeadline as error:
+            front_families().slo_values.labels("refused").inc()
+            await _answer_400(send, deadlines.refusal(error, path))
+            return
+        if new is not None:
             raw = new
             fixed = [(n, v) for n, v in scope["headers"] if n.lower() != b"content-length"]
             if b"content-length" in headers:
@@ -168,7 +179,7 @@ class PredictionMiddleware:
             if not message.get("more_body", False):
                 return b"".join(m.get("body", b"") for m in seen), []
 
-    async def _rewritten(self, path: str, raw: bytes) -> bytes | None:
+    async def _rewritten(self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
         """The body with our values in it, or None to leave it as it is."""
         read_ask = bodies.ASKS.get(path)
         if read_ask is None and not bodies.may_carry_keys(raw):
@@ -182,13 +193,34 @@ class PredictionMiddleware:
         add: dict[str, Any] = {}
         if drop:
             front_families().dropped_keys.inc(len(drop))
+        if read_ask is not None:
+            add = self._slo(headers, body)
+            if self._slos is not None and self._slos.listens and deadlines.FIELD in body:
+                drop.append((deadlines.FIELD,))
         if read_ask is not None and self._service is not None and not self._told(body):
             ask = read_ask(body)
             if ask is None:
                 self._count("bypassed")
             else:
-                add = await self._predict(ask)
+                add |= await self._predict(ask)
         return bodies.rewrite(raw, body, drop, add)
+
+    def _slo(self, headers: Sequence[tuple[bytes, bytes]], body: dict[str, Any]) -> dict[str, Any]:
+        assert self._slos is not None
+        given = body.get(bodies.XARGS)
+        told = [k for k in given if k in self._allowed] if isinstance(given, dict) else []
+        decision = self._slos.decide(headers, body, told)
+        families = front_families()
+        families.slo_values.labels("accepted").inc(decision.accepted)
+        families.slo_values.labels("clamped").inc(decision.clamped)
+        if decision.source is not None:
+            families.slos_stated.labels(decision.source).inc()
+        self._ignored(not self._slos.listens and deadlines.asks(headers, body))
+        return dict(decision.add)
+
+    def _ignored(self, slo: bool) -> None:
+        if slo:
+            front_families().slo_values.labels("ignored").inc()
 
     async def _predict(self, ask: bodies.Ask) -> dict[str, Any]:
         assert self._service is not None
@@ -227,6 +259,12 @@ class PredictionMiddleware:
         args = getattr(getattr(scope.get("app"), "state", None), "args", None)
         given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY"), self._settings.api_key]
         return [key.encode() for key in given if key]
+
+
+async def _answer_400(send: Send, body: bytes) -> None:
+    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 400, "headers": head})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _is_json(content_type: bytes) -> bool:

@@ -34,6 +34,7 @@ from ecoserve.serving.adapter.prepass import PrePass
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.adapter.scope import refuse_unsupported
 from ecoserve.serving.adapter.settings import SchedulerSettings
+from ecoserve.serving.core.attainment import Attainment
 from ecoserve.serving.core.common_error import CommonError
 from ecoserve.serving.core.correction import Correction
 from ecoserve.serving.core.counters import Gauges
@@ -84,6 +85,7 @@ class EcoServeScheduler(CountingScheduler):
         )
         path = self.settings.event_log
         self.event_log = EventLog(path, self.settings.event_log_mb) if path is not None else None
+        self.attainment = Attainment(self.counters)
         self.recorder = Recorder(self.counters, self._state_of, self.event_log)
         self.groups = Groups(self.settings.group_ratio, self.kvc.promise) if self.settings.grouped() else None
         #: request id -> step that paused it; only paused GTs are in here
@@ -101,7 +103,9 @@ class EcoServeScheduler(CountingScheduler):
         self.prepass = PrePass(self)
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
-            self._publisher = MetricsPublisher(engine=self.parallel_config.data_parallel_index)
+            self._publisher = MetricsPublisher(
+                engine=self.parallel_config.data_parallel_index, policy=self.settings.policy
+            )
         self.waiting = GatedQueue(
             key=self._prompt_key,
             gate=self.prepass.prompt_gate,
@@ -144,6 +148,7 @@ class EcoServeScheduler(CountingScheduler):
             task.arrives(self.clock.arrival(request.arrival_time))
             self.learner.arrives(task)
             self.ordering.meet(task)
+            self.attainment.arrives(task)
             self.ledger.tasks[name] = task
         super().add_request(request)
 
@@ -155,6 +160,7 @@ class EcoServeScheduler(CountingScheduler):
         task.promised = 0
         task.overdrawn = False
         task.told = None
+        self.attainment.forget(task.request_id)
         task.limit = response_limit(session, self.max_model_len)
         self.prepass.believe(task, self.history.distribution(task.limit))
 
@@ -177,6 +183,9 @@ class EcoServeScheduler(CountingScheduler):
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for name in self.attainment.awaits(scheduler_output.num_scheduled_tokens):
+            if name in self.requests and self.requests[name].num_output_tokens:
+                self.attainment.first_token(name, self.clock.now())
         for request in self._turned:
             self._take_out(request)
             if request.request_id in self.requests:
@@ -224,6 +233,7 @@ class EcoServeScheduler(CountingScheduler):
             self.groups.ended(task, self.current_step)
         self.kvc.left(task)
         completed = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+        self.attainment.ended(task, self.clock.now(), completed)
         self.recorder.note("finished" if completed else "aborted", task)
         self.learner.ended(task, generated if completed else None)
         if completed:

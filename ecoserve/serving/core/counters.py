@@ -36,6 +36,12 @@ class Counters:
     predictions_refused: int = 0
     #: SLO fields that were no durations
     slos_refused: int = 0
+    #: requests with an SLO, and what became of it (:mod:`~ecoserve.serving.core.attainment`)
+    slo_requests: int = 0
+    ttft_met: int = 0
+    ttft_missed: int = 0
+    tpot_met: int = 0
+    tpot_missed: int = 0
     #: requests admitted although the policy said no, because nothing else was running
     forced_admissions: int = 0
     #: steps in which running requests needed more blocks than were free

@@ -150,11 +150,12 @@ class Server:
         raise AssertionError(f"no server ({self.process.poll()}):\n{self.log.read_text()[-3000:]}")
 
     def metrics(self) -> dict[str, float]:
-        """Its counters and gauges by name, summed over labels; ``name{outcome}`` where there is an outcome."""
+        """Its counters and gauges by name, summed over labels; ``name{outcome}`` where there is an outcome (or source,
+        or policy)."""
         out: dict[str, float] = {}
         for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=30).text):
             for sample in family.samples:
-                outcome = sample.labels.get("outcome")
+                outcome = next((sample.labels[n] for n in ("outcome", "source", "policy") if n in sample.labels), None)
                 name = f"{sample.name}{{{outcome}}}" if outcome else sample.name
                 out[name] = out.get(name, 0.0) + sample.value
         return out

@@ -176,6 +176,35 @@ def test_clients_do_not_predict_for_themselves(client: openai.OpenAI, server: Se
     assert after["ecoserve_predictions_total{made}"] == before["ecoserve_predictions_total{made}"] + 1
 
 
+def test_deadlines_reach_the_schedulers_tasks(client: openai.OpenAI, server: Server) -> None:
+    """The scheduler counts them from its own Task; 600 s are met on any machine."""
+    before = server.metrics()
+    easy = {"x-slo-ttft-ms": "600000", "x-slo-tpot-ms": "600000"}
+    client.chat.completions.create(model="tiny", messages=chat("Hello"), max_tokens=4, extra_headers=easy)
+    client.completions.create(
+        model="tiny", prompt=[5, 6], max_tokens=4, extra_body={"slo": {"ttft_ms": 600_000}, "ignore_eos": True}
+    )
+    client.responses.create(model="tiny", input="Hello", max_output_tokens=4, extra_headers={"x-slo-ttft-ms": "600000"})
+    with pytest.raises(openai.BadRequestError, match="x-slo-ttft-ms: 'soon' is no number of milliseconds"):
+        client.completions.create(model="tiny", prompt="hello", extra_headers={"x-slo-ttft-ms": "soon"})
+    forged = {"vllm_xargs": {keys.SLO_TTFT: 600.0}}
+    client.completions.create(model="tiny", prompt="hello", max_tokens=2, extra_body=forged)
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown("ecoserve_slo_requests_total") == 3
+    assert grown("ecoserve_ttft_met_total") == 3
+    assert grown("ecoserve_ttft_missed_total") == 0
+    assert grown("ecoserve_tpot_met_total") == 1
+    assert grown("ecoserve_slo_stated_total{client}") == 3
+    assert grown("ecoserve_slo_values_total{accepted}") == 4
+    assert grown("ecoserve_slo_values_total{refused}") == 1
+    assert grown("ecoserve_client_keys_dropped_total") == 1
+    assert after["ecoserve_policy_info{ecoserve}"] == 1
+
+
 def settings(server: Server, **more: Any) -> ClientRunSettings:
     known: dict[str, Any] = {
         "url": server.url,
