@@ -26,6 +26,7 @@ from ecoserve.serving.simulate.gpu.shapes import ModelShape
 from ecoserve.serving.simulate.gpu.tables import (
     DECODE_CONTEXT,
     DECODE_REQUESTS,
+    MAX_TOKENS,
     PREFILL_CONTEXT,
     PREFILL_NEW,
     Plane,
@@ -74,8 +75,16 @@ class BatchAttention:
 
     def prefill_ms(self, chunks: list[tuple[int, int]]) -> float:
         """Pieces of prompts, (new tokens, tokens before them) each, in one launch."""
-        total = sum([self._prefill(new, context) for new, context in chunks])
+        total = sum([self._chunk_ms(new, context) for new, context in chunks])
         return total - (len(chunks) - 1) * self._launch
+
+    def _chunk_ms(self, new: int, context: int) -> float:
+        """One piece; beyond the grid its time grows with the square, so it is cut into pieces that are on it."""
+        total = 0.0
+        while new > MAX_TOKENS:
+            total += self._prefill(MAX_TOKENS, context)
+            new, context = new - MAX_TOKENS, context + MAX_TOKENS
+        return total + self._prefill(new, context)
 
     def decode_ms(self, requests: int, context: int, longest: int) -> float:
         """Decodes alone.

@@ -8,6 +8,7 @@ version, is made again.
 The decode attention kernel was measured again and again on the same KVC. Where that fits the GPU's cache (L2), it never
 came from memory, which in a model, with all other layers in between, it does. For such sizes the time is continued
 from sizes that do not fit, along the line that memory bandwidth gives: ``decode_attention`` is the greater of the two.
+Weights that fit the cache have the same flaw: see :mod:`~ecoserve.serving.simulate.gpu.floors`.
 """
 
 from __future__ import annotations
@@ -18,26 +19,25 @@ import os
 import zipfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ecoserve.files import write_atomically
+from ecoserve.serving.simulate.gpu.floors import Floats, Floors
 from ecoserve.serving.simulate.gpu.hardware import Gpu
 from ecoserve.serving.simulate.gpu.kernels import KernelTimes, kernels_version
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
 
 #: Raised whenever grids or their meaning change.
-VERSION: Final = 1
+VERSION: Final = 2
 DENSE_TOKENS: Final = 4096
 MAX_TOKENS: Final = 32768
 MAX_SAMPLES: Final = 2048
 MAX_CONTEXT: Final = 131072
 
-Floats = NDArray[np.float64]
 #: Called with (queries made, queries in all).
 Progress = Callable[[int, int], None]
 
@@ -90,9 +90,21 @@ def load_tables(
     path = cache_file(shape, gpu, tp, expert_ranks)
     tables = _read(path)
     if tables is None:
-        tables = make_tables(shape, gpu, tp, expert_ranks, progress)
+        tables, _ = lifted(make_tables(shape, gpu, tp, expert_ranks, progress), Floors(shape, gpu, tp, expert_ranks))
         _write(path, tables)
     return tables
+
+
+def lifted(tables: Tables, floors: Floors) -> tuple[Tables, dict[str, float]]:
+    """Tables in which nothing beats the GPU's peaks, and the share of values that did, by the table's name."""
+    least = {
+        "tokens": floors.tokens(TOKENS),
+        "experts": floors.experts(TOKENS),
+        "logits": floors.logits(SAMPLES),
+        "prefill_attention": floors.prefill_attention(PREFILL_NEW, PREFILL_CONTEXT),
+    }
+    shares = {name: float((getattr(tables, name) < floor).mean()) for name, floor in least.items()}
+    return replace(tables, **{name: np.maximum(getattr(tables, name), floor) for name, floor in least.items()}), shares
 
 
 def cache_file(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Path:
@@ -140,7 +152,7 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {
 def make_tables(
     shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1, progress: Progress | None = None
 ) -> Tables:
-    """Ask for all kernel times of the grids.
+    """Ask for all kernel times of the grids, as they were measured.
 
     Raises:
         ConfigError: if there are no measurements for the combination.
