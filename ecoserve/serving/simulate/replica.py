@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Final, Literal, Protocol
@@ -76,6 +76,34 @@ class _Flight:
     samples: set[str]
 
 
+def step_work(output: Any, requests: Mapping[str, Any]) -> tuple[StepWork, set[str]]:
+    """What a step computes, and the names of the requests whose next token it samples.
+
+    Args:
+        output: what vLLM's ``schedule()`` has just returned.
+        requests: the scheduler's requests by name; it has counted the step's tokens as computed already.
+    """
+    work = StepWork()
+    chunks = work.chunks
+    samples = set()
+    for name, tokens in output.num_scheduled_tokens.items():
+        request = requests[name]
+        computed = request.num_computed_tokens
+        work.context_tokens += computed
+        # At depth 2 the first decode is scheduled before the prompt's token is there: count what is computed.
+        if tokens > 1 or computed <= request.num_prompt_tokens:
+            work.prefill_tokens += tokens
+            chunks.append((tokens, computed - tokens))
+        else:
+            work.decodes += 1
+            work.decode_context_tokens += computed
+            if computed > work.decode_longest_tokens:
+                work.decode_longest_tokens = computed
+        if not request.is_prefill_chunk:
+            samples.add(name)
+    return work, samples
+
+
 class _ReplicaClock:
     """The scheduler's clock: the replica's."""
 
@@ -97,7 +125,7 @@ class Replica:
         cost: seconds a step takes.
         depth: 1 or 2 steps in flight.
         worker: if given, checks every output as a model runner would.
-        charge: what scheduling costs; ``measured`` makes results differ from run to run.
+        charge: what scheduling costs; ``measured``, this thread's CPU time, makes results differ from run to run.
         keep_series: keep the KVC's state after every step.
         index: its number among the replicas.
     """
@@ -200,21 +228,21 @@ class Replica:
             self._next = TAKE if self._flights else None
             return
         began_s = self.now
-        clock = time.perf_counter()
+        clock, worked = time.perf_counter(), time.thread_time()
         output = s.schedule()
-        took = time.perf_counter() - clock
-        self.schedule_s.append(took)
+        worked = time.thread_time() - worked
+        self.schedule_s.append(time.perf_counter() - clock)
         if self.worker is not None:
             self.worker.execute(output)
         if self.on_step is not None:
             self.on_step(output)
-        work, samples = self._work(output)
+        work, samples = step_work(output, s.requests)
         # When the GPU could have begun, had the host not been needed: what is between counts as this step's time.
         could_s = start_s = end_s = max(self.now, self._gpu_free_s)
         host_s = 0.0
         if output.total_num_scheduled_tokens:
             if self.charge == "measured":
-                host_s = took + self.cost.launch_s(work)
+                host_s = worked + self.cost.launch_s(work)
             else:
                 host_s = (self.cost.host_s if self.charge == "model" else self.cost.launch_s)(work)
             self.now += host_s
@@ -240,29 +268,6 @@ class Replica:
             self._take(flight)
             hangs = self._idle > self.MAX_IDLE_STEPS and s.has_unfinished_requests()
             self._next = None if hangs and not self._inbox else START
-
-    def _work(self, output: Any) -> tuple[StepWork, set[str]]:
-        """What the step computes, and whose next token it samples."""
-        requests = self.scheduler.requests
-        work = StepWork()
-        chunks = work.chunks
-        samples = set()
-        for name, tokens in output.num_scheduled_tokens.items():
-            request = requests[name]
-            computed = request.num_computed_tokens
-            work.context_tokens += computed
-            # At depth 2 the first decode is scheduled before the prompt's token is there: count what is computed.
-            if tokens > 1 or computed <= request.num_prompt_tokens:
-                work.prefill_tokens += tokens
-                chunks.append((tokens, computed - tokens))
-            else:
-                work.decodes += 1
-                work.decode_context_tokens += computed
-                if computed > work.decode_longest_tokens:
-                    work.decode_longest_tokens = computed
-            if not request.is_prefill_chunk:
-                samples.add(name)
-        return work, samples
 
     def _integrate(self, gauges: Gauges, seconds: float, at_s: float) -> None:
         for i, blocks in enumerate((gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks)):
@@ -291,12 +296,12 @@ class Replica:
         result = ModelRunnerOutput(
             req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
         )
-        clock = time.perf_counter()
+        clock, worked = time.perf_counter(), time.thread_time()
         outputs = s.update_from_output(flight.output, result)
-        took = time.perf_counter() - clock
-        self.update_s.append(took)
+        worked = time.thread_time() - worked
+        self.update_s.append(time.perf_counter() - clock)
         if self.charge == "measured":
-            self.now += took
+            self.now += worked
         for batch in outputs.values():
             for out in batch.outputs:
                 row = live[out.request_id].row

@@ -17,7 +17,7 @@ from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu.model import GpuModel
 from ecoserve.serving.simulate.loop import Arrival
-from ecoserve.serving.simulate.replica import Live, Recorder, Replica, Step, _Flight
+from ecoserve.serving.simulate.replica import Live, Recorder, Replica, Step, _Flight, step_work
 
 
 def group_step_s(model: GpuModel, works: Sequence[StepWork]) -> float:
@@ -90,7 +90,7 @@ class ExpertParallel:
                 flights.append(None)
                 continue
             output = replica.scheduler.schedule()
-            work, samples = replica._work(output)
+            work, samples = step_work(output, replica.scheduler.requests)
             works.append(work)
             flights.append(_Flight(output, self._now, samples))
         began_s, host_s = self._now, 0.0
