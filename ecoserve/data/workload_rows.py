@@ -16,7 +16,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 
 def is_workload(source: str | Path) -> bool:
     """Whether ``source`` is a workload file, by its suffix."""
-    return str(source).endswith(_SUFFIXES)
+    return str(source).lower().endswith(_SUFFIXES)
 
 
 def workload_rows(path: str | Path, limit: int | None = None) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,21 @@ from ecoserve.errors import TraceError
 _FIX: Final = "see docs/workloads.md"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's own loader silently takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def load_workload(path: str | Path, *, limit: int | None = None) -> Trace:
     """Read a workload file and make its trace; ``limit``: only its first requests.
 
@@ -34,7 +49,7 @@ def read_workload(path: str | Path) -> Workload:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise TraceError("there is no such file", where=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -70,9 +70,13 @@ class Sources:
             raise TraceError(f"a workload cannot be made of the workload {name}", where=self.where, fix="name a trace")
         key = source.model_copy(update={"trace": name}).model_dump_json(include=set(parts.TraceSource.model_fields))
         if key not in self._loaded:
-            self._loaded[key] = load_trace(
-                name, format=source.format, length_field=source.length_field, tokenizer=source.tokenizer
-            )
+            try:
+                self._loaded[key] = load_trace(
+                    name, format=source.format, length_field=source.length_field, tokenizer=source.tokenizer
+                )
+            except TraceError as error:
+                where = f"{self.where}: trace {error.where or name}"
+                raise TraceError(error.what, where=where, fix=error.fix) from error
         return self._loaded[key]
 
     def lengths(self, source: parts.TraceSource, side: Side) -> tuple[Ints, Bools]:

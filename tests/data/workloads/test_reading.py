@@ -135,6 +135,8 @@ def test_a_mistake_is_named_by_its_key(tmp_path: Path, changes: dict[str, Any], 
     [
         ("", "is not a workload: it has no keys"),
         ("- 1\n- 2", "is not a workload"),
+        ("requests: 5\nrequests: 6", r"is not YAML \(line 2: 'requests' is there twice\)"),
+        ("classes:\n  a: {weight: 1}\n  a: {weight: 2}", r"line 3: 'a' is there twice"),
         ("a: [1", r"is not YAML \(line 1: .*\)|is not YAML \(line 2"),
         ("requests: !!python/object/apply:os.system [echo]", "is not YAML"),
     ],
@@ -181,7 +183,10 @@ def source(**more: Any) -> dict[str, Any]:
         ),
         ({"prompt": {"tokens": {"fitted": {"trace": "w.yaml"}}}}, r"cannot be made of the workload .*w\.yaml"),
         ({"prompt": {"tokens": {"fitted": {"trace": "${NO_SUCH}/t"}}}}, r"the environment variable NO_SUCH is not set"),
-        ({"rows": {"trace": "none.jsonl"}, "prompt": ..., "response": ...}, r"none\.jsonl: "),
+        (
+            {"rows": {"trace": "none.jsonl"}, "prompt": ..., "response": ...},
+            r"w\.yaml: trace none\.jsonl: no such file; check the path",
+        ),
         ({"prompt": {"templates": ["{{ 1 // 0 }}"]}}, r"template 1 cannot be rendered"),
         ({"prompt": {"templates": ["{{ '' }}"]}}, r"template 1 gives an empty text"),
     ],
@@ -196,6 +201,22 @@ def test_more_arrivals_than_were_recorded(tmp_path: Path) -> None:
     saved(tmp_path, *(Record(f"c{i}", response_tokens=5, response="x", arrival_s=float(i)) for i in range(4)))
     with pytest.raises(TraceError, match=r"20 arrivals are wanted, t\.jsonl has 4; lower requests"):
         load_workload(written(tmp_path, arrivals={"process": "recorded", **source()}))
+
+
+def test_parts_may_be_merged_and_said_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(
+        "requests: 5\nprompt: {tokens: 9}\nclasses:\n  a: &a {weight: 1, response: {tokens: 5}}\n"
+        "  b: &b {<<: *a, weight: 2}\n  c: {<<: *b, response: {tokens: 6}}\n"
+    )
+    classes = read_workload(path).traffic()
+    assert [each.weight for each in classes.values()] == [1, 2, 2]
+
+
+def test_the_suffix_may_be_written_large(tmp_path: Path) -> None:
+    large = tmp_path / "W.YAML"
+    large.write_bytes(written(tmp_path).read_bytes())
+    assert load_trace(large).records == load_trace(tmp_path / "w.yaml").records
 
 
 def test_variables_and_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
