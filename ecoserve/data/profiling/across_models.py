@@ -103,6 +103,8 @@ def compare_pair(
 
 def variance_shares(values: Floats) -> tuple[float, float, float]:
     """Shares of the variance of ``values``, shape ``[prompts, models]``: of prompts, of models, and the rest."""
+    if np.ptp(values) == 0:
+        return 0.0, 0.0, 1.0
     r, c = values.shape
     rows, columns = values.mean(axis=1), values.mean(axis=0)
     rest = values - rows[:, None] - columns[None, :] + values.mean()
@@ -110,6 +112,4 @@ def variance_shares(values: Floats) -> tuple[float, float, float]:
     of_rows = max(0.0, (c * float(rows.var(ddof=1)) - mean_rest) / c)
     of_columns = max(0.0, (r * float(columns.var(ddof=1)) - mean_rest) / r)
     total = of_rows + of_columns + mean_rest
-    if total <= 0:
-        return 0.0, 0.0, 1.0
     return of_rows / total, of_columns / total, mean_rest / total

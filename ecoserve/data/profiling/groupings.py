@@ -69,12 +69,11 @@ def explained(values: npt.NDArray[Any], codes: Codes) -> float | None:
     n = len(values)
     sizes = np.bincount(codes)
     k = int(np.count_nonzero(sizes))
-    if k < 2 or n <= k + 1:
+    # Of equal values a variance would be left by rounding.
+    if k < 2 or n <= k + 1 or np.ptp(values) == 0:
         return None
     from_mean = values - values.mean()
     total = float(from_mean @ from_mean)
-    if total <= 0:
-        return None
     sums = np.bincount(codes, weights=from_mean)
     between = float((sums[sizes > 0] ** 2 / sizes[sizes > 0]).sum())
     adjusted = 1.0 - (total - between) / (n - k) / (total / (n - 1))

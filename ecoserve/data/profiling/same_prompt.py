@@ -178,6 +178,8 @@ def variation(answers: AnswerSets) -> Floats:
 
 def icc(values: Floats, sets: Ints, seed: int) -> tuple[float, float, float]:
     """ICC(1) of ``values`` (shape ``[m]``) in ``sets`` (``[m]``, 0 to k - 1), and its 95 % interval; at least 0."""
+    if np.ptp(values) == 0:
+        return 0.0, 0.0, 0.0
     # Far from zero, sums of squares would lose their digits.
     values = values - values.mean()
     sizes = np.bincount(sets).astype(np.float64)

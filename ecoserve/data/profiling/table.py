@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ecoserve.data.laws import LONGEST
 from ecoserve.data.profiling.languages import LANGUAGE_SAMPLE, LanguageSample, recognise
 from ecoserve.data.records import LoadReport, Record, Trace
 from ecoserve.data.reservoir import Reservoir
@@ -185,8 +186,8 @@ class _Builder:
         self._prompts = Reservoir[tuple[int, str]](language_sample, seed) if language_sample else None
 
     def add(self, batch: Sequence[Record]) -> None:
-        """Take over the records of ``batch`` that have a length."""
-        batch = [r for r in batch if r.response_tokens is not None]
+        """Take over the records of ``batch`` that have a length which one can have."""
+        batch = [r for r in batch if _possible(r.response_tokens)]
         n = len(batch)
         values: dict[str, Iterable[Any]] = {
             "response": (r.response_tokens for r in batch),
@@ -199,11 +200,11 @@ class _Builder:
             "max_tokens": (_whole(r.max_tokens) for r in batch),
             "prompt_hash": (prompt_hash(r) for r in batch),
             "conversation": (text_hash(r.conversation) for r in batch),
-            "sample_count": (min(len(r.sample_tokens), np.iinfo(np.uint16).max) for r in batch),
+            "sample_count": (len(_samples(r)) for r in batch),
         }
         for name, column in values.items():
             self._blocks[name].append(np.fromiter(column, _COLUMNS[name], n))
-        others = [t for r in batch for t in r.sample_tokens[: np.iinfo(np.uint16).max]]
+        others = [t for r in batch for t in _samples(r)]
         self._blocks["samples"].append(np.asarray(others, dtype=np.int32))
         if self._prompts is not None:
             texts = ((i, r.prompt) for i, r in enumerate(batch, self.rows))
@@ -241,6 +242,15 @@ class _Builder:
 
 def _rows(items: Sequence[tuple[int, Any]]) -> Ints:
     return np.asarray([row for row, _ in items], dtype=np.int64)
+
+
+def _possible(tokens: int | None) -> bool:
+    """Whether an answer can be so long: files have such lengths only, records made in a program may have any."""
+    return tokens is not None and 1 <= tokens <= LONGEST
+
+
+def _samples(record: Record) -> list[int]:
+    return [n for n in record.sample_tokens if _possible(n)][: np.iinfo(np.uint16).max]
 
 
 def _whole(value: int | None) -> int:

@@ -7,6 +7,7 @@ interval shows, and nothing where a higher threshold contradicts it.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -116,8 +117,8 @@ def _main(indices: list[TailIndex]) -> TailIndex:
 
 
 def _bounds(index: TailIndex) -> tuple[float, float]:
-    # Without a standard error xi is at -0.5 or below: the tail ends, and abruptly.
-    return (index.index, index.index) if index.low is None or index.high is None else (index.low, index.high)
+    # Without a standard error xi is at -0.5 or below, and no more is known: the tail ends, and abruptly.
+    return (-math.inf, max(index.index, -0.5)) if index.low is None or index.high is None else (index.low, index.high)
 
 
 def _two(value: float) -> str:
@@ -146,10 +147,10 @@ def _verdict(kind: str, indices: list[TailIndex], laws: list[FittedLaw], cap: in
         )
     if indices:
         main = _main(indices)
-        low, high = _bounds(main)
-        told = (
-            f"tail index {_two(main.index)}, 95 % interval {_two(low)} to {_two(high)}, above {main.threshold:,} tokens"
-        )
+        interval = "" if main.low is None or main.high is None else (
+            f", 95 % interval {_two(main.low)} to {_two(main.high)}"
+        )  # fmt: skip
+        told = f"tail index {_two(main.index)}{interval}, above {main.threshold:,} tokens"
         parts.append(
             {
                 "ends": f"the tail is thinner than exponential and comes to an end ({told})",

@@ -189,7 +189,7 @@ def models_table(profile: Profile) -> Table | None:
         [
             Column("Model", number=False), Column("Prompts shared"),
             Column("Times the others’", "Geometric mean over prompts and other models."),
-            Column("τ with the others", "Kendall’s τ: are the same prompts long for both? 1: the same order, 0: chance."),
+            Column("τ with the others", "Kendall’s τ: are the same prompts long for both? 1: same order, 0: chance."),
         ],
         sorted(rows, key=lambda row: -float(row[2].raw or 0.0)),
     )  # fmt: skip
