@@ -52,6 +52,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Drive a trace at a URL or an engine in this process."),
     Entry("simulate", "What a trace would do on GPUs, in virtual time."),
+    Entry("calibrate-forward", "Find the forward size at which a GPU saturates."),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
     Entry("report", "Make the report of a result folder anew."),
 )

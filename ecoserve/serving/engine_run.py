@@ -79,7 +79,7 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
     """
     if settings.clock == "cpu" and settings.threads != 1:
         raise ConfigError("clock cpu needs threads 1", fix="several threads' CPU time adds up to more than time passes")
-    arguments = _engine_arguments(settings)
+    arguments = engine_arguments(settings)
     told = LengthsTold.parse(settings.lengths)
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     longest = settings.max_model_len - settings.max_tokens if settings.max_model_len else None
@@ -92,11 +92,11 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
         max_tokens=settings.max_tokens,
         max_prompt_tokens=longest or 2**31,
     )
-    engine = _start(arguments, settings.threads)
+    engine = start_engine(arguments, settings.threads)
     try:
         rows, totals = _Drive(engine, settings, load, progress).run()
     finally:
-        _stop(engine)
+        stop_engine(engine)
     return RunResult(
         policy=settings.policy,
         lengths=settings.lengths,
@@ -118,7 +118,7 @@ def _arrivals(rate: float | None) -> str:
     return "recorded" if rate is None else "at once" if math.isinf(rate) else "poisson"
 
 
-def _engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
+def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
     """Arguments of vLLM's engine for these settings, without importing vLLM."""
     out: dict[str, Any] = {
         "model": settings.model,
@@ -164,7 +164,12 @@ def policy_arguments(policy: str, knobs: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _start(arguments: dict[str, Any], threads: int | None) -> Any:
+def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
+    """vLLM's ``LLMEngine`` in this process, its model on ``threads`` CPU threads.
+
+    Raises:
+        ConfigError: in vLLM's words.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -186,7 +191,8 @@ def _start(arguments: dict[str, Any], threads: int | None) -> Any:
         raise ConfigError(_line(error), where=f"vLLM engine for {arguments['model']}") from error
 
 
-def _stop(engine: Any) -> None:
+def stop_engine(engine: Any) -> None:
+    """Shut an engine of :func:`start_engine` down; the process can start another."""
     engine.engine_core.shutdown()
     del engine
     gc.collect()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core.kvc.base import ForecastName, KvcKnobs, KvcPolicyName
@@ -97,6 +97,13 @@ class SchedulerSettings(BaseModel):
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
     )
     check_every_step: bool = Field(False, description="recount the ledger after every step (tests)")
+
+    @field_validator("target_forward_tokens", mode="before")
+    @classmethod
+    def _measured(cls, value: Any) -> Any:
+        if value == "auto":
+            raise ValueError("auto is for simulated GPUs; ecoserve calibrate-forward measures this machine's")
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> SchedulerSettings:

@@ -12,6 +12,7 @@ from ecoserve.serving.runs import RunResult, Slo
 from ecoserve.serving.simulate.cost import alone_s
 from ecoserve.serving.simulate.demand import demand_peak
 from ecoserve.serving.simulate.engine import EngineShape, LazyRequest, make_request, make_scheduler, quiet_vllm
+from ecoserve.serving.simulate.forward_size import resolved_knobs
 from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
 from ecoserve.serving.simulate.machine import Machine, machine_of
 from ecoserve.serving.simulate.prompts import PromptIds
@@ -39,6 +40,7 @@ def simulate(
     """
     quiet_vllm()
     machine = machine_of(settings)
+    settings = _resolved(settings, machine)
     replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     load = _load(settings)
@@ -83,7 +85,7 @@ def check(settings: SimulateSettings) -> Machine:
             where="simulate",
         )
     LengthsTold.parse(settings.lengths)
-    _scheduler(settings, machine.blocks)
+    _scheduler(_resolved(settings, machine), machine.blocks)
     return machine
 
 
@@ -148,6 +150,12 @@ def _load(settings: SimulateSettings) -> list[LoadRequest]:
         max_tokens=settings.max_tokens,
         max_prompt_tokens=settings.max_model_len - settings.max_tokens,
     )
+
+
+def _resolved(settings: SimulateSettings, machine: Machine) -> SimulateSettings:
+    """The settings with what the machine decides."""
+    knobs = resolved_knobs(settings.scheduler, machine.cost, settings.depth, settings.on_gpu)
+    return settings if knobs is settings.scheduler else settings.model_copy(update={"scheduler": knobs})
 
 
 def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:

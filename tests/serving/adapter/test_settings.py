@@ -98,3 +98,10 @@ def test_they_reach_the_scheduler() -> None:
     assert s.history._lengths.maxlen == 50
     with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: Input should be less"):
         scheduler_for(Case((), knobs=(("epsilon", 60),)))
+
+
+def test_auto_is_for_simulations() -> None:
+    with pytest.raises(
+        ConfigError, match="target_forward_tokens: auto is for simulated GPUs; ecoserve calibrate-forward"
+    ):
+        SchedulerSettings.parse({"target_forward_tokens": "auto"})

@@ -10,7 +10,7 @@ import pytest
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
-from ecoserve.serving.engine_run import EngineRunSettings, _engine_arguments, _start, _stop
+from ecoserve.serving.engine_run import EngineRunSettings, engine_arguments, start_engine, stop_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
@@ -29,7 +29,7 @@ def decisions(model: Path, policy: str, lengths: list[int]) -> list[dict[str, in
         max_model_len=512,
         threads=1,
     )
-    engine = _start(_engine_arguments(settings), settings.threads)
+    engine = start_engine(engine_arguments(settings), settings.threads)
     steps: list[dict[str, int]] = []
     try:
         scheduler = engine.engine_core.engine_core.scheduler
@@ -57,7 +57,7 @@ def decisions(model: Path, policy: str, lengths: list[int]) -> list[dict[str, in
             pass
         return steps
     finally:
-        _stop(engine)
+        stop_engine(engine)
 
 
 @pytest.mark.parametrize("policy", ["vllm", "ecoserve"])

@@ -1,0 +1,158 @@
+"""The profiling run for the target forward size, on a vLLM engine in this process.
+
+Rule: forwards of prompts alone, from small to large, each one step of the engine; of several the median counts, after
+one that does not. With them come the times of an idle engine, from which an operator's SLO can be made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.core.forward_size import profile_sizes
+from ecoserve.serving.engine_run import EngineRunSettings, engine_arguments, start_engine, stop_engine
+
+#: Progress: sizes done, sizes in all.
+Progress = Callable[[int, int], None]
+
+#: A size is timed again until it has been timed so often, or for so many seconds.
+_REPEATS: Final = 5
+_ENOUGH_S: Final = 3.0
+#: Tokens after the first, of the request that has the engine to itself.
+_FURTHER: Final = 32
+
+
+class ForwardRunSettings(BaseModel):
+    """What to time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="folder or hub id of the served model")
+    largest: int = Field(4096, ge=32, le=2**20, description="tokens of the largest forward")
+    prompt_tokens: int = Field(512, ge=8, description="tokens of each prompt; fewer where the model's limit is lower")
+    threads: int | None = Field(None, ge=1, description="CPU: threads of the model; None: vLLM's choice")
+    engine: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments")
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRun:
+    """What was measured.
+
+    Attributes:
+        times: (tokens, seconds) of forwards, sizes ascending.
+        prompt_tokens: of each prompt.
+        ttft_s, tpot_s: of a prompt of that length on an idle engine, and of its further tokens.
+    """
+
+    times: list[tuple[int, float]]
+    prompt_tokens: int
+    ttft_s: float
+    tpot_s: float
+
+
+def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = None) -> ForwardRun:
+    """Start an engine, time its forwards, and shut it down.
+
+    Raises:
+        ConfigError: for a model or setting that cannot be used.
+    """
+    arguments = engine_arguments(
+        EngineRunSettings(
+            model=settings.model,
+            trace="-",
+            policy="vllm",
+            max_num_seqs=max(64, -(-settings.largest // settings.prompt_tokens)),
+            max_num_batched_tokens=settings.largest,
+            prefix_caching=False,
+            engine={"logits_processors": None, **settings.engine},
+        )
+    )
+    engine = start_engine(arguments, settings.threads)
+    try:
+        return time_forwards(engine, settings.largest, settings.prompt_tokens, progress)
+    finally:
+        stop_engine(engine)
+
+
+def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progress | None = None) -> ForwardRun:
+    """Time the forwards of an engine that has nothing else to do. No two prompts begin alike: no cache helps.
+
+    Args:
+        engine: vLLM's ``LLMEngine``, in this process.
+        largest: tokens of the largest forward; no more than the engine's ``max_num_batched_tokens``.
+        prompt_tokens: of each prompt.
+        progress: called with (sizes done, sizes in all).
+
+    Raises:
+        ConfigError: if the KVC cannot hold the largest forward.
+    """
+    scheduler = engine.engine_core.engine_core.scheduler
+    prompt_tokens = min(prompt_tokens, int(engine.model_config.max_model_len) - 1)
+    prompts = -(-largest // prompt_tokens)
+    blocks = prompts * (-(-(prompt_tokens + 1) // int(scheduler.block_size)))
+    if blocks > scheduler.usable_blocks or prompts > scheduler.max_num_running_reqs:
+        raise ConfigError(
+            f"a forward of {largest} tokens would be {prompts} prompts and {blocks} blocks of KVC: more than there is",
+            where="calibrate-forward",
+            fix="a lower --largest",
+        )
+    asks = _Asks(engine)
+    sizes = profile_sizes(largest)
+    times = []
+    for i, size in enumerate(sizes):
+        asks.forward(size, prompt_tokens)
+        seen: list[float] = []
+        while not seen or (len(seen) < _REPEATS and sum(seen) < _ENOUGH_S):
+            seen.append(asks.forward(size, prompt_tokens))
+        times.append((size, median(seen)))
+        if progress is not None:
+            progress(i + 1, len(sizes))
+    further = min(_FURTHER, int(engine.model_config.max_model_len) - prompt_tokens)
+    asks.alone(prompt_tokens, further)
+    alone = [asks.alone(prompt_tokens, further) for _ in range(3)]
+    return ForwardRun(times, prompt_tokens, median(a[0] for a in alone), median(a[1] for a in alone))
+
+
+class _Asks:
+    """Requests of word-like token ids to one engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._scheduler = engine.engine_core.engine_core.scheduler
+        self._words = max(2, int(engine.model_config.get_vocab_size()) - 10)
+        self._number = 0
+
+    def _add(self, tokens: int, max_tokens: int) -> None:
+        from vllm import SamplingParams, TokensPrompt
+
+        self._number += 1
+        prompt = [10 + (self._number * 31 + i * 7) % (self._words - 1) for i in range(tokens)]
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        self._engine.add_request(f"forward-{self._number}", TokensPrompt(prompt_token_ids=prompt), params)
+
+    def forward(self, size: int, prompt_tokens: int) -> float:
+        """Seconds of one forward of ``size`` tokens."""
+        for at in range(0, size, prompt_tokens):
+            self._add(min(prompt_tokens, size - at), 1)
+        begun = time.perf_counter()
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+        return time.perf_counter() - begun
+
+    def alone(self, prompt_tokens: int, further: int) -> tuple[float, float]:
+        """(seconds to the first token, seconds for each further one) of one request."""
+        self._add(prompt_tokens, 1 + further)
+        begun = time.perf_counter()
+        first = None
+        while self._engine.has_unfinished_requests():
+            outputs = self._engine.step()
+            if first is None and any(o.outputs and o.outputs[0].token_ids for o in outputs):
+                first = time.perf_counter()
+        assert first is not None
+        return first - begun, (time.perf_counter() - first) / further
