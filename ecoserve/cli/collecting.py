@@ -41,7 +41,7 @@ ModelOption = Annotated[
 ]
 ServedModelOption = Annotated[
     str | None,
-    typer.Option("--served-model", metavar="NAME", help="Its name there [the first one].", rich_help_panel=PANEL),
+    typer.Option("--served-model", metavar="NAME", help="Its name there (else the first one).", rich_help_panel=PANEL),
 ]
 ServeFlagsOption = Annotated[
     str,
@@ -53,13 +53,16 @@ SamplesOption = Annotated[
     int, typer.Option("--samples", "-k", min=1, help="Answers to each prompt.", rich_help_panel=PANEL)
 ]
 TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", min=0, help="[the server's]", rich_help_panel=PANEL)
+    float | None,
+    typer.Option("--temperature", min=0, help="Of the samples (else the server's).", rich_help_panel=PANEL),
 ]
-TopPOption = Annotated[float | None, typer.Option("--top-p", help="[the server's]", rich_help_panel=PANEL)]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", help="Nucleus sampling (else the server's).", rich_help_panel=PANEL)
+]
 MaxTokensOption = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", min=1, help="Longest answer [as the row says, else the server's].", rich_help_panel=PANEL
+        "--max-tokens", min=1, help="Longest answer (else as the row says, or the server's).", rich_help_panel=PANEL
     ),
 ]
 ConcurrencyOption = Annotated[
@@ -85,7 +88,7 @@ ApiKeyOption = Annotated[
         "--api-key",
         envvar="VLLM_API_KEY",
         show_envvar=False,
-        help="Bearer token [VLLM_API_KEY of the environment].",
+        help="Bearer token (else VLLM_API_KEY of the environment).",
         rich_help_panel=PANEL,
     ),
 ]

@@ -53,7 +53,11 @@ def command(
     ] = None,
     compare_length_field: Annotated[
         str | None,
-        typer.Option("--compare-length-field", help="--length-field of OTHER, if another.", rich_help_panel=_COMPARE),
+        typer.Option(
+            "--compare-length-field",
+            help="--length-field of OTHER, if another; 'none' for its own lengths.",
+            rich_help_panel=_COMPARE,
+        ),
     ] = None,
     compare_format: Annotated[
         str, typer.Option("--compare-format", help="Format of OTHER.", rich_help_panel=_COMPARE)
@@ -91,6 +95,12 @@ def command(
 
     if output is not None:
         run.check_folder(output)
+    if compare is None:
+        run.refuse_without(
+            "--compare OTHER",
+            compare_length_field=compare_length_field,
+            compare_format=None if compare_format == "auto" else compare_format,
+        )
     if collect is not None:
         run.refuse_with_collect(length_field=length_field, sample_field=sample_field, tokenizer=tokenizer)
         collecting.collect_trace(
@@ -122,40 +132,45 @@ def command(
         )
         source = run.Source(str(collect), seed=seed)
     else:
-        run.refuse_without_collect(
+        run.refuse_without(
+            "--collect FILE",
             url=url, model=model, served_model=served_model, serve_flags=serve_flags, body=body, rate=rate,
             temperature=temperature, top_p=top_p, samples=None if samples == 1 else samples,
             allow_missing=allow_missing or None,
         )  # fmt: skip
         source = run.Source(trace, trace_format, length_field, sample_field, tokenizer, limit, sample, seed)
+    # Everything that can be wrong is read before anything is worked out, shown or written.
     table, predictions = run.read(source, predictor, quiet=quiet)
+    other = None
+    if compare is not None:
+        field = None if compare_length_field == "none" else compare_length_field or source.length_field
+        options = (compare_format, field, source.sample_field, tokenizer, limit, sample, seed)
+        other, _ = run.read(run.Source(compare, *options), None, quiet=quiet)
     console = stderr_console(quiet)
     with run.working("working out the profile", quiet):
         profile = profile_trace(table, predictions=predictions, max_tokens=max_tokens, seed=seed)
     show_profile(profile, console)
-    if compare is None:
+    if other is None:
         emit_json(profile.model_dump(mode="json"), json)
-        if output is not None:
-            run.write_profile(output, profile, _command_line(), console)
-        return
-    field = compare_length_field or source.length_field
-    other = run.Source(compare, compare_format, field, source.sample_field, tokenizer, limit, sample, seed)
-    other_table, _ = run.read(other, None, quiet=quiet)
-    with run.working("comparing", quiet):
-        comparison = compare_traces(table, other_table, seed=seed)
-    show_comparison(comparison, console)
-    emit_json(comparison.model_dump(mode="json"), json)
+    else:
+        with run.working("comparing", quiet):
+            comparison = compare_traces(table, other, seed=seed)
+        show_comparison(comparison, console)
+        emit_json(comparison.model_dump(mode="json"), json)
     if output is not None:
         run.write_profile(output, profile, _command_line(), console)
-        run.write_comparison(output, comparison, _command_line(), console)
+        if other is not None:
+            run.write_comparison(output, comparison, _command_line(), console)
 
 
 def _command_line() -> list[str]:
-    """What was typed, for the page; a key to a server is left out."""
+    """What was typed, for the page; what may hold a key to a server is left out."""
     words = list(sys.argv[1:])
     for i, word in enumerate(words):
-        if word == "--api-key" and i + 1 < len(words):
-            words[i + 1] = "..."
-        elif word.startswith("--api-key="):
-            words[i] = "--api-key=..."
+        name, given, _ = word.partition("=")
+        if name in ("--api-key", "--body"):
+            if given:
+                words[i] = f"{name}=..."
+            elif i + 1 < len(words):
+                words[i + 1] = "..."
     return [shlex.join(["ecoserve", *words])]

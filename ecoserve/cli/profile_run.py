@@ -153,16 +153,16 @@ def refuse_with_collect(**options: object) -> None:
             raise ConfigError(what, where=f"--{name.replace('_', '-')}", fix="leave it out with --collect")
 
 
-def refuse_without_collect(**options: object) -> None:
-    """Options that only ``--collect`` takes.
+def refuse_without(needed: str, **options: object) -> None:
+    """Options that only go with another one, ``needed``, which is not given.
 
     Raises:
         ConfigError: naming the first that is given.
     """
     for name, value in options.items():
         if value not in (None, ""):
-            where = f"--{name.replace('_', '-')}"
-            raise ConfigError("is an option of --collect, which is not given", where=where, fix="add --collect FILE")
+            what = f"is an option of {needed.split()[0]}, which is not given"
+            raise ConfigError(what, where=f"--{name.replace('_', '-')}", fix=f"add {needed}")
 
 
 def write_profile(folder: Path, profile: Profile, commands: list[str], console: Console) -> None:

@@ -83,8 +83,8 @@ def _print(table: Table, console: Console) -> None:
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for i in kept:
         column = table.columns[i]
-        # Headings wrap, cells do not.
-        widest = max(len(row[i].text) for row in table.rows)
+        # Headings wrap between words, cells do not.
+        widest = max(len(text) for text in (*(row[i].text for row in table.rows), *column.title.split()))
         shown.add_column(column.title, justify="right" if column.number else "left", min_width=widest)
     last = ""
     for group, row in table.grouped():

@@ -1,8 +1,7 @@
 """The shape of ``profile.json``: one definition of every key, its unit and its meaning.
 
-The JSON Schema beside this package and the tables of ``docs/profiling.md`` are made from these models (``python -m
-ecoserve.data.profiling.schema`` rewrites both; a test fails when they are behind). A key is never renamed or given
-another meaning without a new :data:`SCHEMA_VERSION`; new keys may appear within a version.
+``Profile.model_json_schema()`` gives the JSON Schema. A key is never renamed or given another meaning without a new
+:data:`SCHEMA_VERSION`; new keys may appear within a version.
 """
 
 from __future__ import annotations

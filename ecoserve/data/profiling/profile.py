@@ -62,7 +62,7 @@ def profile_trace(
     trace = describe_source(table, conversations, effect)
     across = across_models(table, seed)
     orders = orderings(table, others, predictions, bands)
-    worth, reason = statements.is_it_worth_it(same, across, by_length, told, wasted, orders)
+    worth, reason = statements.is_it_worth_it(response, same, across, by_length, told, wasted, orders)
     return Profile(
         answer=[
             statements.how_long(response),

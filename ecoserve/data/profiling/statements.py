@@ -28,6 +28,8 @@ Worth = Literal["yes", "no", "perhaps", "unknown"]
 #: What knowing every length must save of the wait, or fit beyond a fixed 90th percentile, to be worth anything.
 LITTLE_WAIT: Final = 0.12
 LITTLE_ROOM: Final = 1.15
+#: Fewer answers than this say nothing about whether predicting them pays.
+FEWEST: Final = 100
 #: Share of the error of always saying the median that must go for a prediction to be worth it, and to be thought about.
 SKILL: Final = 0.2
 SOME_SKILL: Final = 0.08
@@ -121,6 +123,7 @@ def what_is_wasted(waste: Waste) -> str:
 
 
 def is_it_worth_it(
+    response: Lengths,
     same: SamePrompt | None,
     across: AcrossModels | None,
     by_length: PromptLength | None,
@@ -132,6 +135,11 @@ def is_it_worth_it(
     room = _way(waste, "true length").concurrency / _way(waste, "p90").concurrency
     wait = {order.by: order.wait_saved for order in orders}
     best = wait["true length"]
+    if response.n < FEWEST:
+        return "unknown", f"{VERDICTS['unknown']}: {_answers(response.n)} too few to tell."
+    if response.censored_share > 0.5:
+        what = f"{percent(response.censored_share)} of the answers were cut off, so that most lengths are not known"
+        return "unknown", f"{VERDICTS['unknown']}: {what}."
     if best < LITTLE_WAIT and room < LITTLE_ROOM:
         return "no", (
             f"{VERDICTS['no']}: answers are so alike that knowing their lengths would save only {percent(best)} of the "
@@ -182,6 +190,10 @@ def _skill(
     return None, ""
 
 
+def _answers(n: int) -> str:
+    return f"{n:,} {'answer is' if n == 1 else 'answers are'}"
+
+
 def _way(waste: Waste, policy: str) -> Reservation:
     found = find(waste, policy)
     assert found is not None, policy
@@ -201,7 +213,7 @@ def notes(
     if trace.prompt_length_source.startswith("characters"):
         found.append("Prompt lengths are estimated from characters, not counted: give --tokenizer.")
     if response.n < 1000:
-        found.append(f"{response.n:,} answers are few: percentiles above the 99th rest on a handful.")
+        found.append(f"{_answers(response.n)} few: percentiles above the 99th rest on a handful.")
     if response.censored_share:
         found.append(
             f"{percent(response.censored_share)} of the answers were cut off. Percentiles count them as they "

@@ -11,8 +11,7 @@ from ecoserve.data.profiling.across_models import across_models, variance_shares
 
 
 def crossed(prompts: int, models: int, seed: int = 0) -> np.ndarray:
-    """Log lengths, shape ``[prompts, models]``: variance 0.36 of the prompt, 0.04 of chance; each model is 1.5 times the
-    one before."""
+    """Log lengths, shape ``[prompts, models]``: variance 0.36 of prompts, 0.04 of chance; models 1.5 times apart."""
     rng = np.random.default_rng(seed)
     return np.asarray(
         6 + rng.normal(0, 0.6, (prompts, 1)) + np.log(1.5) * np.arange(models) + rng.normal(0, 0.2, (prompts, models))
