@@ -1,4 +1,4 @@
-"""Drawing requests: prompt, answer and text of each, all at once.
+"""Drawing requests: prompt, answer and text of each.
 
 Rule: one row of uniform numbers per request, and one for its text, so that words draw no other lengths. Prompt and
 response length are tied by a Gaussian copula: normal variables with the given correlation decide at which quantile of
@@ -7,7 +7,6 @@ its own law each of the two lies (Nelsen 2006, section 2.3), so that either law 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,8 +22,6 @@ from ecoserve.errors import TraceError
 _OWN_DRAWS: Final = 3
 #: Quantiles are asked for between this and 1 minus it.
 _EDGE: Final = 2.0**-53
-#: From so many texts on, it shows how far it is.
-_MANY: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,47 +45,50 @@ class Drawn:
         return len(self.prompt)
 
 
-def draw_requests(traffic: TrafficClass, n: int, seed: int, sources: Sources) -> Drawn:
-    """``n`` requests of ``traffic``.
+class Drawer:
+    """Requests of ``traffic``, as many at a time as are asked for: what comes does not depend on how it is cut up.
 
     Raises:
-        TraceError: if a trace that it names cannot be used, or a template cannot be rendered.
+        TraceError: if a trace that it names cannot be used.
     """
-    assert traffic.prompt is not None
-    assert traffic.response is not None
-    prompt, response = traffic.prompt, traffic.response
-    templates = Templates(prompt.templates, prompt.words) if prompt.templates else None
-    draws = np.random.default_rng([seed, 0]).random((n, _OWN_DRAWS))
-    at_prompt, at_response = _tied(draws[:, 0], draws[:, 1], _correlation(traffic, sources))
 
-    asked = sources.quantiles(prompt.tokens, "prompt")(at_prompt)[0] if prompt.tokens is not None else None
-    wanted, cut = sources.quantiles(response.tokens, "response")(at_response)
-    texts: list[str] | None = None
-    if templates is not None:
-        texts, factors = [], np.ones(n)
-        rows = np.random.default_rng([seed, 1]).random((n, templates.draws)).tolist()
-        for i, row in enumerate(_shown(rows) if n >= _MANY else rows):
-            try:
-                text, factors[i] = templates.render(row, None if asked is None else int(asked[i]))
-            except ValueError as error:
-                raise TraceError(str(error), where=sources.where) from None
-            texts.append(text)
-        asked = np.array([tokens_of(text) for text in texts], dtype=np.int64)
-        wanted = np.clip(np.rint(wanted * factors), 1, LONGEST).astype(np.int64)
-    assert asked is not None  # a prompt has tokens or templates
-    if response.max_tokens is not None:
-        cut = (cut & (wanted <= response.max_tokens)) | (wanted > response.max_tokens)
-        wanted = np.minimum(wanted, response.max_tokens)
-    return Drawn(asked, wanted, cut, texts, draws[:, 2])
+    def __init__(self, traffic: TrafficClass, seed: int, sources: Sources) -> None:
+        assert traffic.prompt is not None
+        assert traffic.response is not None
+        prompt, response = traffic.prompt, traffic.response
+        self._where, self._max_tokens = sources.where, response.max_tokens
+        self._numbers, self._words = (np.random.default_rng([seed, i]) for i in (0, 1))
+        self._templates = Templates(prompt.templates, prompt.words) if prompt.templates else None
+        self._correlation = _correlation(traffic, sources)
+        self._prompt = sources.quantiles(prompt.tokens, "prompt") if prompt.tokens is not None else None
+        self._response = sources.quantiles(response.tokens, "response")
 
+    def take(self, n: int) -> Drawn:
+        """The next ``n`` requests.
 
-def _shown(rows: list[list[float]]) -> Iterable[list[float]]:
-    """``rows``, with a bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(rows, "writing prompts", console=console, transient=True, disable=not console.is_terminal)
+        Raises:
+            TraceError: if a template cannot be rendered.
+        """
+        draws = self._numbers.random((n, _OWN_DRAWS))
+        at_prompt, at_response = _tied(draws[:, 0], draws[:, 1], self._correlation)
+        asked = self._prompt(at_prompt)[0] if self._prompt is not None else None
+        wanted, cut = self._response(at_response)
+        texts: list[str] | None = None
+        if self._templates is not None:
+            texts, factors = [], np.ones(n)
+            for i, row in enumerate(self._words.random((n, self._templates.draws)).tolist()):
+                try:
+                    text, factors[i] = self._templates.render(row, None if asked is None else int(asked[i]))
+                except ValueError as error:
+                    raise TraceError(str(error), where=self._where) from None
+                texts.append(text)
+            asked = np.array([tokens_of(text) for text in texts], dtype=np.int64)
+            wanted = np.clip(np.rint(wanted * factors), 1, LONGEST).astype(np.int64)
+        assert asked is not None  # a prompt has tokens or templates
+        if (most := self._max_tokens) is not None:
+            cut = (cut & (wanted <= most)) | (wanted > most)
+            wanted = np.minimum(wanted, most)
+        return Drawn(asked, wanted, cut, texts, draws[:, 2])
 
 
 def _correlation(traffic: TrafficClass, sources: Sources) -> float:

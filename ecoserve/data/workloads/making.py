@@ -1,27 +1,27 @@
 """From a workload to a trace.
 
 Rule: every class of requests has random numbers of its own, a row of them for each request, so that adding a class, or
-asking for more requests, leaves the others as they are. A *start* is a request, or the first turn of a conversation;
-rates and weights count requests, and where a class has conversations, there are that many fewer starts.
+asking for more requests, leaves the others as they are. Rates and weights count requests, and where a class has
+conversations, there are that many fewer starts. Requests are made as they are asked for, in the order of their arrival:
+what waits in memory are the turns still to come of conversations that have begun.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
-from dataclasses import replace
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from ecoserve.data.arrivals import ThinkTime
 from ecoserve.data.measuring import CHARACTERS_PER_TOKEN
-from ecoserve.data.records import ASSISTANT, USER, LoadReport, Message, Record, Trace, fingerprint
-from ecoserve.data.workloads.drawing import Drawn, draw_requests
-from ecoserve.data.workloads.sources import Floats, Sources
-from ecoserve.data.workloads.spec import Rows, TrafficClass, Workload
-from ecoserve.data.workloads.texts import filler
+from ecoserve.data.records import LoadReport, Record, Trace, fingerprint
+from ecoserve.data.workloads.sources import Floats, Ints, Sources
+from ecoserve.data.workloads.spec import TrafficClass, Workload
+from ecoserve.data.workloads.starts import Start, seed_for, starts_of
 
 FORMAT: Final = "workload"
 #: ``length_source`` of what a law gave, ``prompt_length_source`` of what texts gave.
@@ -29,164 +29,114 @@ SYNTHETIC: Final = "synthetic"
 _BY_CHARACTERS: Final = f"characters/{CHARACTERS_PER_TOKEN}"
 
 
-#: Requests that follow from one arrival, with their seconds after it.
-_Start = list[tuple[float, Record]]
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A workload being made.
+
+    Attributes:
+        records: its ``n`` requests, once, sorted by arrival.
+        n: how many.
+        length_source, prompt_length_source: as in :class:`~ecoserve.data.records.Trace`.
+    """
+
+    records: Iterator[Record]
+    n: int
+    length_source: str
+    prompt_length_source: str
 
 
-def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Trace:
-    """The trace that ``workload`` describes, sorted by arrival.
+def making(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Making:
+    """What ``workload`` describes, made while it is read.
 
     Args:
         workload: as read from a file.
         base: the folder that traces named in it are relative to.
-        where: the file's name, which becomes :attr:`Trace.source`.
+        where: the file's name, for messages.
         limit: make only so many of its requests, the first ones.
 
     Raises:
-        TraceError: if a trace that it names cannot be used, or a template cannot be rendered.
+        TraceError: if a trace that it names cannot be used; while records are read, if a template cannot be rendered.
     """
     n = workload.requests if limit is None else min(limit, workload.requests)
     sources = Sources(base, where)
     classes = workload.traffic()
-    turns = {name: each.conversations.turns if each.conversations else 1.0 for name, each in classes.items()}
-    timed: list[tuple[float, Record]] = []
-    lasting: list[Record] = []
-    if any(each.arrivals is not None for each in classes.values()):
-        for name, each in classes.items():
-            assert each.arrivals is not None  # of all or of none
-            starts = _starts(name, each, n, workload.seed, sources)
-            seed = _seed(workload.seed, f"{name}/arrivals")
-            timed += _placed(sources.arrivals(each.arrivals, n, seed, 1.0 / turns[name]), starts)
-    else:
-        weights = np.array([each.weight or 1.0 for each in classes.values()])
-        weights = weights / weights.sum() / np.array(list(turns.values()))
-        chosen = _choices(n, weights / weights.sum(), workload.seed)
-        made = [
-            iter(_starts(name, each, int((chosen == i).sum()), workload.seed, sources))
-            for i, (name, each) in enumerate(classes.items())
-        ]
-        starts = [next(made[i]) for i in chosen]
-        if workload.arrivals is None:
-            lasting = [record for start in starts for _, record in start][:n]
-        else:
-            seed = _seed(workload.seed, "arrivals")
-            timed = list(_placed(sources.arrivals(workload.arrivals, n, seed, float(weights.sum())), starts))
-    if not lasting:
-        timed.sort(key=lambda pair: pair[0])
-        lasting = [replace(record, arrival_s=at) for at, record in timed[:n]]
-    report = LoadReport(rows_in=len(lasting), kept=len(lasting))
-    report.note("answers cut off", sum(r.censored for r in lasting))
+    own = any(each.arrivals is not None for each in classes.values())
+    records = _with_own_arrivals(workload, classes, n, sources) if own else _mixed(workload, classes, n, sources)
     lengths, prompts = zip(*(_length_sources(each, sources) for each in classes.values()), strict=True)
-    return Trace(
-        tuple(lasting),
-        where,
-        FORMAT,
-        fingerprint(lasting),
-        ", ".join(sorted(set(lengths))),
-        report,
-        ", ".join(sorted(set(prompts))),
-    )
+    return Making(islice(records, n), n, ", ".join(sorted(set(lengths))), ", ".join(sorted(set(prompts))))
 
 
-def _seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose: what else is drawn does not change it."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)[0])
+def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Trace:
+    """The trace that ``workload`` describes, sorted by arrival; ``where`` becomes :attr:`Trace.source`.
+
+    Arguments and errors as of :func:`making`.
+    """
+    made = making(workload, base=base, where=where, limit=limit)
+    records = tuple(made.records)
+    report = LoadReport(rows_in=len(records), kept=len(records))
+    report.note("answers cut off", sum(r.censored for r in records))
+    return Trace(records, where, FORMAT, fingerprint(records), made.length_source, report, made.prompt_length_source)
 
 
-def _choices(n: int, shares: Floats, seed: int) -> np.ndarray:
+def _with_own_arrivals(
+    workload: Workload, classes: dict[str, TrafficClass], n: int, sources: Sources
+) -> Iterator[Record]:
+    """Classes that each have arrivals of their own, merged."""
+    streams = []
+    for k, (name, each) in enumerate(classes.items()):
+        assert each.arrivals is not None  # of all or of none
+        seed = seed_for(workload.seed, f"{name}/arrivals")
+        times = sources.arrivals(each.arrivals, n, seed, 1.0 / _turns(each))
+        streams.append(_numbered(starts_of(name, each, n, workload.seed, sources, times), k * n))
+    return _by_arrival(heapq.merge(*streams))
+
+
+def _mixed(workload: Workload, classes: dict[str, TrafficClass], n: int, sources: Sources) -> Iterator[Record]:
+    """Classes that share arrivals by their weights."""
+    weights = np.array([(each.weight or 1.0) / _turns(each) for each in classes.values()])
+    share = float(weights.sum() / sum(each.weight or 1.0 for each in classes.values()))
+    chosen = _choices(n, weights / weights.sum(), workload.seed)
+    times: Floats | None = None
+    if workload.arrivals is not None:
+        times = sources.arrivals(workload.arrivals, n, seed_for(workload.seed, "arrivals"), share)
+    made = []
+    for k, (name, each) in enumerate(classes.items()):
+        mine = chosen == k
+        of_mine = None if times is None else times[mine]
+        made.append(starts_of(name, each, int(mine.sum()), workload.seed, sources, of_mine))
+    starts = (next(made[k]) for k in chosen)
+    if times is None:
+        return (record for start in starts for _, record in start)
+    return _by_arrival(_numbered(starts, 0))
+
+
+def _turns(traffic: TrafficClass) -> float:
+    return traffic.conversations.turns if traffic.conversations else 1.0
+
+
+def _choices(n: int, shares: Floats, seed: int) -> Ints:
     """Which class each of ``n`` starts is of."""
-    draws = np.random.default_rng(_seed(seed, "classes")).random(n)
+    draws = np.random.default_rng(seed_for(seed, "classes")).random(n)
     return np.minimum(np.searchsorted(np.cumsum(shares), draws, side="right"), len(shares) - 1)
 
 
-def _placed(times: Floats, starts: list[_Start]) -> Iterator[tuple[float, Record]]:
-    for at, start in zip(times.tolist(), starts, strict=True):
-        for later, record in start:
-            yield at + later, record
+def _numbered(starts: Iterable[Start], first: int) -> Iterator[tuple[float, int, Start]]:
+    """When each start begins, and a number that decides who is first among those at the same time."""
+    for number, start in enumerate(starts, first):
+        yield start[0][0], number, start
 
 
-def _starts(name: str, traffic: TrafficClass, n: int, seed: int, sources: Sources) -> list[_Start]:
-    """``n`` starts of the class ``name``."""
-    if traffic.rows is not None:
-        return _from_rows(name, traffic.rows, traffic.model, n, _seed(seed, f"{name}/rows"), sources)
-    talks = traffic.conversations
-    if talks is None:
-        drawn = draw_requests(traffic, n, _seed(seed, name), sources)
-        return [[(0.0, _record(name, i, traffic, drawn, i))] for i in range(n)]
-    rng = np.random.default_rng(_seed(seed, f"{name}/turns"))
-    counts = rng.geometric(1.0 / talks.turns, size=n)
-    drawn = draw_requests(traffic, int(counts.sum()), _seed(seed, name), sources)
-    normals = np.random.default_rng(_seed(seed, f"{name}/thinking")).standard_normal(len(drawn))
-    ends = np.cumsum(counts).tolist()
-    return [
-        _talk(name, i, traffic, drawn, normals, range(end - count, end))
-        for i, (count, end) in enumerate(zip(counts.tolist(), ends, strict=True))
-    ]
-
-
-def _record(name: str, number: int, traffic: TrafficClass, drawn: Drawn, at: int) -> Record:
-    """The request at place ``at`` of what was drawn, as the start ``number`` of its class."""
-    cut = bool(drawn.cut[at])
-    return Record(
-        conversation=f"{name}-{number}",
-        prompt=drawn.texts[at] if drawn.texts is not None else None,
-        response_tokens=int(drawn.response[at]),
-        prompt_tokens=int(drawn.prompt[at]),
-        model=traffic.model,
-        censored=cut,
-        finish_reason="length" if cut else "stop",
-        max_tokens=traffic.response.max_tokens if traffic.response else None,
-    )
-
-
-def _talk(name: str, number: int, traffic: TrafficClass, drawn: Drawn, normals: Floats, places: range) -> _Start:
-    """A conversation whose turns were drawn at ``places``."""
-    talks = traffic.conversations
-    assert talks is not None
-    think = ThinkTime(talks.think_s, talks.think_sigma, talks.seconds_per_token)
-    context, later = 0, 0.0
-    before: tuple[Message, ...] = ()
-    requests: _Start = []
-    for turn, at in enumerate(places):
-        record = _record(name, number, traffic, drawn, at)
-        answer = record.response_tokens or 0
-        asked = context + (record.prompt_tokens or 0)
-        if turn and asked + answer > talks.max_context_tokens:
-            break
-        messages: tuple[Message, ...] = ()
-        if record.prompt is not None:
-            before = (*before, Message(USER, record.prompt))
-            messages = before if turn else ()
-            before = (*before, Message(ASSISTANT, filler(answer, float(drawn.spare[at]))))
-        requests.append((later, replace(record, turn=turn, prompt_tokens=asked, messages=messages)))
-        later += think.pause_s(float(normals[at]), answer)
-        context = asked + answer
-    return requests
-
-
-def _from_rows(name: str, rows: Rows, model: str | None, n: int, seed: int, sources: Sources) -> list[_Start]:
-    """``n`` records of a trace: without putting back, until all have been drawn, then again."""
-    records = sources.trace(rows).records
-    rng = np.random.default_rng(seed)
-    starts: list[_Start] = []
-    for again in range(-(-n // len(records))):
-        mark = f"#{again + 1}" if again else ""
-        for i in rng.permutation(len(records))[: n - len(starts)].tolist():
-            record = records[i]
-            wanted = record.response_tokens or 1
-            cut = rows.max_tokens is not None and wanted > rows.max_tokens
-            moved = replace(
-                record,
-                conversation=f"{name}-{record.conversation}{mark}",
-                response_tokens=rows.max_tokens if cut else wanted,
-                censored=record.censored or cut,
-                finish_reason="length" if cut else record.finish_reason,
-                max_tokens=rows.max_tokens or record.max_tokens,
-                model=record.model or model,
-                arrival_s=None,
-            )
-            starts.append([(0.0, moved)])
-    return starts
+def _by_arrival(starts: Iterable[tuple[float, int, Start]]) -> Iterator[Record]:
+    """All requests of starts that come in order, further turns put in where they belong."""
+    later: list[tuple[float, int, int, Record]] = []
+    for at, number, start in starts:
+        while later and later[0][:2] < (at, number):
+            yield heapq.heappop(later)[3]
+        yield start[0][1]
+        for turn, (when, record) in enumerate(start[1:], 1):
+            heapq.heappush(later, (when, number, turn, record))
+    while later:
+        yield heapq.heappop(later)[3]
 
 
 def _length_sources(traffic: TrafficClass, sources: Sources) -> tuple[str, str]:

@@ -1,0 +1,178 @@
+"""The requests of one class, start after start.
+
+Rule: a *start* is a request, or a conversation with all its turns. What a class draws depends on its name and the
+file's seed alone, and comes in blocks: in memory is one block, whatever the number of requests.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from ecoserve.data.arrivals import ThinkTime
+from ecoserve.data.records import ASSISTANT, USER, Message, Record
+from ecoserve.data.workloads.drawing import Drawer, Drawn
+from ecoserve.data.workloads.sources import Floats, Sources
+from ecoserve.data.workloads.spec import Rows, TrafficClass
+from ecoserve.data.workloads.texts import filler
+
+#: Requests that follow from one arrival, and when each comes (0 where nothing says when); at least one.
+Start = list[tuple[float, Record]]
+
+#: Starts drawn at once.
+_BLOCK: Final = 2048
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed for one purpose: what else is drawn does not change it."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)[0])
+
+
+def starts_of(
+    name: str, traffic: TrafficClass, n: int, seed: int, sources: Sources, times: Floats | None
+) -> Iterator[Start]:
+    """``n`` starts of the class ``name``, the i-th at ``times[i]`` (seconds; ``None``: nothing says when).
+
+    Raises:
+        TraceError: if a trace that it names cannot be used; while they are made, if a template cannot be rendered.
+    """
+    if traffic.rows is not None:
+        return _from_rows(name, traffic.rows, traffic.model, n, seed_for(seed, f"{name}/rows"), sources, times)
+    drawer = Drawer(traffic, seed_for(seed, name), sources)
+    if traffic.conversations is None:
+        return _requests(name, traffic, n, drawer, times)
+    return _talks(name, traffic, n, drawer, seed, times)
+
+
+def _blocks(n: int, times: Floats | None) -> Iterator[tuple[range, list[float | None]]]:
+    """Numbers of starts, block by block, and when each comes."""
+    for first in range(0, n, _BLOCK):
+        block = range(first, min(n, first + _BLOCK))
+        yield block, [None] * len(block) if times is None else times[block.start : block.stop].tolist()
+
+
+def _requests(name: str, traffic: TrafficClass, n: int, drawer: Drawer, times: Floats | None) -> Iterator[Start]:
+    for block, when in _blocks(n, times):
+        drawn = drawer.take(len(block))
+        for i, at in enumerate(when):
+            yield [(at or 0.0, _record(name, block[i], traffic, drawn, i, at))]
+
+
+def _record(
+    name: str,
+    number: int,
+    traffic: TrafficClass,
+    drawn: Drawn,
+    i: int,
+    at: float | None,
+    *,
+    turn: int = 0,
+    context: int = 0,
+    messages: tuple[Message, ...] = (),
+) -> Record:
+    """The request at place ``i`` of what was drawn, as a turn of the start ``number``, behind ``context`` tokens."""
+    cut = bool(drawn.cut[i])
+    return Record(
+        conversation=f"{name}-{number}",
+        turn=turn,
+        prompt=drawn.texts[i] if drawn.texts is not None else None,
+        messages=messages,
+        response_tokens=int(drawn.response[i]),
+        prompt_tokens=context + int(drawn.prompt[i]),
+        model=traffic.model,
+        arrival_s=at,
+        censored=cut,
+        finish_reason="length" if cut else "stop",
+        max_tokens=traffic.response.max_tokens if traffic.response else None,
+    )
+
+
+def _talks(
+    name: str, traffic: TrafficClass, n: int, drawer: Drawer, seed: int, times: Floats | None
+) -> Iterator[Start]:
+    talks = traffic.conversations
+    assert talks is not None
+    turns = np.random.default_rng(seed_for(seed, f"{name}/turns"))
+    thinking = np.random.default_rng(seed_for(seed, f"{name}/thinking"))
+    for block, when in _blocks(n, times):
+        counts = turns.geometric(1.0 / talks.turns, size=len(block))
+        drawn = drawer.take(int(counts.sum()))
+        normals = thinking.standard_normal(len(drawn)).tolist()
+        ends = np.cumsum(counts).tolist()
+        for number, at, count, end in zip(block, when, counts.tolist(), ends, strict=True):
+            yield _talk(name, number, traffic, drawn, normals, range(end - count, end), at)
+
+
+def _talk(
+    name: str,
+    number: int,
+    traffic: TrafficClass,
+    drawn: Drawn,
+    normals: list[float],
+    places: range,
+    at: float | None,
+) -> Start:
+    """A conversation whose turns were drawn at ``places``."""
+    talks = traffic.conversations
+    assert talks is not None
+    think = ThinkTime(talks.think_s, talks.think_sigma, talks.seconds_per_token)
+    context, later = 0, 0.0
+    before: tuple[Message, ...] = ()
+    requests: Start = []
+    for turn, i in enumerate(places):
+        answer, asked = int(drawn.response[i]), int(drawn.prompt[i])
+        if turn and context + asked + answer > talks.max_context_tokens:
+            break
+        messages: tuple[Message, ...] = ()
+        if drawn.texts is not None:
+            before = (*before, Message(USER, drawn.texts[i]))
+            messages = before if turn else ()
+            before = (*before, Message(ASSISTANT, filler(answer, float(drawn.spare[i]))))
+        when = None if at is None else at + later
+        said = _record(name, number, traffic, drawn, i, when, turn=turn, context=context, messages=messages)
+        requests.append((when or 0.0, said))
+        later += think.pause_s(normals[i], answer)
+        context += asked + answer
+    return requests
+
+
+def _from_rows(
+    name: str, rows: Rows, model: str | None, n: int, seed: int, sources: Sources, times: Floats | None
+) -> Iterator[Start]:
+    """``n`` records of a trace: without putting back, until all have been drawn, then again."""
+    records = sources.trace(rows).records
+    rng = np.random.default_rng(seed)
+
+    def drawn() -> Iterator[tuple[Record, str]]:
+        for again in range(-(-n // len(records))):
+            mark = f"#{again + 1}" if again else ""
+            for i in rng.permutation(len(records)).tolist():
+                yield records[i], mark
+
+    def made() -> Iterator[Start]:
+        chosen = drawn()
+        for _, when in _blocks(n, times):
+            for at in when:
+                yield [(at or 0.0, _moved(*next(chosen), name, rows, model, at))]
+
+    return made()
+
+
+def _moved(record: Record, mark: str, name: str, rows: Rows, model: str | None, at: float | None) -> Record:
+    """``record`` as a request of the class ``name``."""
+    wanted = record.response_tokens or 1
+    cut = rows.max_tokens is not None and wanted > rows.max_tokens
+    return replace(
+        record,
+        conversation=f"{name}-{record.conversation}{mark}",
+        response_tokens=rows.max_tokens if cut else wanted,
+        censored=record.censored or cut,
+        finish_reason="length" if cut else record.finish_reason,
+        max_tokens=rows.max_tokens or record.max_tokens,
+        model=record.model or model,
+        arrival_s=at,
+    )
