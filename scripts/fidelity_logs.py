@@ -2,9 +2,12 @@
 
     config.json        the machine: GPU, its memory, replicas, tensor parallelism, the link between GPUs
     meta.json          vLLM's version and engine arguments, when the run started
-    workload.jsonl.gz  prompts as token ids, response lengths
+    workload.jsonl     prompts as token ids (or their lengths alone), response lengths
     requests.jsonl     what happened to each request
-    timeseries.csv     requests running and waiting, second by second
+    timeseries.csv     requests running and waiting, second by second (may be missing)
+
+Each may be gzipped (``.gz``). A row of requests.jsonl belongs to the row of the workload that its id's number names
+(``bench-17``), else to the one in the same place; prompt lengths must agree.
 
 Two clocks are in ``requests.jsonl``. ``arrival_time`` is the API process's wall clock; ``queued_ts``, ``scheduled_ts``,
 ``first_token_ts`` and ``last_token_ts`` are the engine process's monotonic clock. They are brought together by the
@@ -16,11 +19,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from fidelity_settings import EngineSettings, engine_settings
 
 from ecoserve.errors import InputError
 
@@ -43,28 +49,23 @@ class VllmLog:
 
     Attributes:
         name: of the folder.
-        model, hardware: as the folder's config.json names them.
-        tp: GPUs of one replica.
-        expert_ranks: replicas that share out their experts; 1 where there is one replica.
+        model: as the folder names it.
+        hardware: likewise; empty if it does not.
         link: (seconds, bytes a second) of the way between GPUs, if stated.
-        memory_share: vLLM's ``gpu_memory_utilization``.
-        vllm: its version.
-        engine: its arguments.
+        settings: the engine's.
         requests: in order of arrival.
-        ticks: (seconds since the first arrival, running, waiting), one a second.
+        ticks: (seconds since the first arrival, running, waiting), one a second; may be empty.
+        notes: what the folder leaves out, in words.
     """
 
     name: str
     model: str
     hardware: str
-    tp: int
-    expert_ranks: int
     link: tuple[float, float] | None
-    memory_share: float
-    vllm: str
-    engine: dict[str, Any]
+    settings: EngineSettings
     requests: list[LoggedRequest]
     ticks: list[tuple[float, int, int]]
+    notes: list[str]
 
 
 def read_log(folder: Path) -> VllmLog:
@@ -72,31 +73,43 @@ def read_log(folder: Path) -> VllmLog:
 
     Raises:
         InputError: if a file is missing, or is not as described.
+        ConfigError: if the engine was set up in a way that is not modelled.
     """
     try:
         return _read(folder)
-    except FileNotFoundError as error:
-        raise InputError("is missing", where=str(error.filename)) from None
-    except (KeyError, ValueError, IndexError, StopIteration) as error:
+    except KeyError as error:
+        raise InputError(f"is no log of vLLM: {error} is missing", where=str(folder)) from None
+    except (TypeError, ValueError, IndexError, AttributeError, OSError, EOFError) as error:
         raise InputError(f"is no log of vLLM ({type(error).__name__}: {error})", where=str(folder)) from None
 
 
+def _text(folder: Path, name: str) -> str:
+    """A file's text, plain or gzipped."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            data = path.read_bytes()
+            return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    raise InputError(f"has no {name}", where=str(folder), fix="the layout is in scripts/fidelity_logs.py")
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _text(folder, name).splitlines() if line.strip()]
+
+
 def _read(folder: Path) -> VllmLog:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    meta = json.loads((folder / "meta.json").read_text("utf-8"))
-    engine = meta["engine_kwargs"]
-    instances = [i for node in config["nodes"] for i in node["instances"]]
-    first = instances[0]
-    tp = int(engine.get("tensor_parallel_size") or first["tp_size"])
-    replicas = int(engine.get("data_parallel_size") or 1)
-    if replicas > 1 and not engine.get("enable_expert_parallel"):
-        raise ValueError(f"{replicas} replicas that share no experts are several logs")
+    config = json.loads(_text(folder, "config.json"))
+    meta = json.loads(_text(folder, "meta.json"))
+    notes: list[str] = []
+    first = next((i for node in config.get("nodes", []) for i in node.get("instances", [])), {})
+    settings = engine_settings(meta["vllm_version"], meta["engine_kwargs"], first)
     link = None
     if config.get("link_bw"):
         link = (float(config.get("link_latency", 0)) * 1e-9, float(config["link_bw"]) * 1e9)
-    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text("utf-8").splitlines()]
-    with gzip.open(folder / "workload.jsonl.gz", "rt", encoding="utf-8") as file:
-        prompts = [json.loads(line)["input_tok_ids"] for line in file]
+    rows = _rows(folder, "requests.jsonl")
+    unfinished = sum(r.get("first_token_ts") is None or r.get("last_token_ts") is None for r in rows)
+    if unfinished or not rows:
+        raise ValueError(f"{unfinished} of {len(rows)} requests have no first or last token")
+    prompts = _prompts(folder, rows, notes)
     start = min(r["arrival_time"] for r in rows)
     # From the engine's clock to seconds since the first arrival.
     offset = min(r["queued_ts"] - r["arrival_time"] for r in rows) + start
@@ -107,23 +120,53 @@ def _read(folder: Path) -> VllmLog:
             r["first_token_ts"] - offset,
             r["last_token_ts"] - offset,
             prompt,
-            r["output_toks"],
+            int(r["output_toks"]),
         )
         for r, prompt in zip(rows, prompts, strict=True)
     ]
-    began = datetime.fromisoformat(meta["started_at"].replace("Z", "+00:00")).timestamp() - start
-    with (folder / "timeseries.csv").open(encoding="utf-8", newline="") as file:
-        ticks = [(float(r["t"]) + began, int(r["running"]), int(r["waiting"])) for r in csv.DictReader(file)]
     return VllmLog(
         name=folder.resolve().name,
-        model=first["model_name"],
-        hardware=first["hardware"],
-        tp=tp,
-        expert_ranks=replicas,
+        model=first.get("model_name") or meta.get("model") or meta["engine_kwargs"]["model"],
+        hardware=first.get("hardware") or "",
         link=link,
-        memory_share=float(engine.get("gpu_memory_utilization") or first["npu_mem"].get("mem_util", 0.9)),
-        vllm=meta["vllm_version"],
-        engine=engine,
+        settings=settings,
         requests=sorted(requests, key=lambda r: r.arrival_s),
-        ticks=ticks,
+        ticks=_ticks(folder, meta, start, notes),
+        notes=notes,
     )
+
+
+def _prompts(folder: Path, rows: list[dict[str, Any]], notes: list[str]) -> list[list[int]]:
+    """The prompt of each row."""
+    load = _rows(folder, "workload.jsonl")
+    numbers = [str(r.get("request_id", "")).rpartition("-")[2] for r in rows]
+    named = all(n.isdecimal() and int(n) < len(load) for n in numbers) and len(set(numbers)) == len(rows)
+    if not named and len(load) != len(rows):
+        raise ValueError(f"{len(rows)} requests of a workload of {len(load)}, and no numbers that say which")
+    places = [int(n) for n in numbers] if named else list(range(len(rows)))
+    prompts = []
+    for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+        tokens = load[place].get("input_tok_ids")
+        length = int(row["input_toks"])
+        if tokens is None:
+            # Only lengths: prompts that share nothing.
+            tokens = [(i * 7919 + j) % 100_003 for j in range(length)]
+        if len(tokens) != length:
+            raise ValueError(f"request {i} had {length} prompt tokens, its row of the workload has {len(tokens)}")
+        prompts.append(tokens)
+    if any("input_tok_ids" not in r for r in load):
+        notes.append("the workload has no token ids: prompts are taken to share nothing")
+    return prompts
+
+
+def _ticks(folder: Path, meta: dict[str, Any], start: float, notes: list[str]) -> list[tuple[float, int, int]]:
+    began = meta.get("started_at")
+    try:
+        text = _text(folder, "timeseries.csv")
+    except InputError:
+        text = ""
+    if not text or began is None:
+        notes.append("no timeseries.csv, or no started_at in meta.json: running and waiting are not compared")
+        return []
+    offset = datetime.fromisoformat(began.replace("Z", "+00:00")).timestamp() - start
+    return [(float(r["t"]) + offset, int(r["running"]), int(r["waiting"])) for r in csv.DictReader(io.StringIO(text))]

@@ -7,7 +7,7 @@ version, is made again.
 
 The decode attention kernel was measured again and again on the same KVC. Where that fits the GPU's cache (L2), it never
 came from memory, which in a model, with all other layers in between, it does. For such sizes the time is continued
-from sizes that do not fit, along the line that memory bandwidth gives: ``decode_attention`` is the greater of the two.
+from sizes that do not fit, along the line on which these lie: ``decode_attention`` is the greater of the two.
 Weights that fit the cache have the same flaw: see :mod:`~ecoserve.serving.simulate.gpu.floors`.
 """
 
@@ -32,7 +32,7 @@ from ecoserve.serving.simulate.gpu.kernels import KernelTimes, kernels_version
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
 
 #: Raised whenever grids or their meaning change.
-VERSION: Final = 2
+VERSION: Final = 3
 DENSE_TOKENS: Final = 4096
 MAX_TOKENS: Final = 32768
 MAX_SAMPLES: Final = 2048
@@ -216,7 +216,12 @@ def _from_memory(kernels: KernelTimes, measured: Floats) -> tuple[float, Floats]
         near = _BEYOND * gpu.cache_bytes / (token * requests)
         slope = layers * token * requests / stream * 1e3
         if near <= MAX_CONTEXT:
-            line = kernels.decode_attention_ms(requests, max(1, int(near))) + slope * (contexts - near)
+            at_near = kernels.decode_attention_ms(requests, max(1, int(near)))
+            if 2 * near <= MAX_CONTEXT:
+                # Few requests wait for each other's blocks and not for memory: their own line is the steeper one.
+                own = kernels.decode_attention_ms(requests, int(2 * near)) - at_near
+                slope = max(slope, own / near)
+            line = at_near + slope * (contexts - near)
         else:
             # Too few requests to be measured beyond the cache: what the kernel takes at least, and the bandwidth.
             line = measured[i, 0] + slope * contexts
