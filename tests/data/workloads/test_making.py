@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,8 @@ from scipy import stats
 from ecoserve.data import Record, Trace, load_trace, save_trace
 from ecoserve.data.arrivals import ArrivalStatistics
 from ecoserve.data.laws import Law
-from ecoserve.data.workloads import Workload, load_workload, make_workload
+from ecoserve.data.workloads import Workload, load_workload, make_workload, starts
+from ecoserve.data.workloads.making import making
 
 LENGTHS: dict[str, Any] = {
     "prompt": {"tokens": {"law": "lognormal", "median": 200, "sigma": 1.0}},
@@ -404,3 +410,108 @@ def test_a_conversation_with_texts_is_a_chat() -> None:
         assert r.messages[: len(before.chat())] == before.chat()
         assert len(r.messages[-2].content) == pytest.approx(4 * (before.response_tokens or 0), abs=2)
         assert sum(len(m.content) for m in r.messages) / 4 == pytest.approx(r.prompt_tokens or 0, rel=0.05)
+
+
+# -- how it is made ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {**LENGTHS, "prompt": {"templates": ["Say {{ w }}"], "words": {"w": {"a": 1, "b": 3}}}},
+        {**LENGTHS, "conversations": {"turns": 3, "think_s": 5}, "arrivals": {"process": "at-once"}},
+        {
+            **LENGTHS,
+            "classes": {
+                "a": {"arrivals": {"process": "poisson", "rate": 2}, "conversations": {"turns": 4, "think_s": 2}},
+                "b": {"arrivals": {"process": "bursts", "rate": 6, "factor": 5, "burst_s": 2, "calm_s": 4}},
+            },
+        },
+    ],
+)
+def test_how_many_are_drawn_at_once_changes_nothing(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(300, **content).records
+    monkeypatch.setattr(starts, "_BLOCK", 7)
+    assert make(300, **content).records == whole
+
+
+def test_requests_are_made_as_they_are_read() -> None:
+    """The first of a million conversations costs neither the others nor memory for them."""
+    content = {"requests": 1_000_000, **LENGTHS, "conversations": {"turns": 5, "think_s": 2}}
+    workload = Workload.model_validate({**content, "arrivals": {"process": "poisson", "rate": 9}})
+    tracemalloc.start()
+    try:
+        first = list(itertools.islice(making(workload, base=Path()).records, 20))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert tuple(first) == make_workload(workload, base=Path(), limit=20).records
+    # Arrivals are drawn at once, 8 bytes each; records would be hundreds of bytes each.
+    assert peak < 100 * 2**20
+
+
+def test_another_process_makes_the_same() -> None:
+    """Hashes of texts differ from process to process; nothing may hang on them, nor on the order of a set."""
+    code = "import sys; from ecoserve.data.workloads import load_workload as w; print(w(sys.argv[1], limit=300).sha256)"
+    path = next(path for path in EXAMPLES if path.stem == "chat")
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == load_workload(path, limit=300).sha256
+
+
+# -- what the file says reaches the processes --------------------------------------------------------
+
+
+def test_a_day_begins_where_the_file_says() -> None:
+    arrivals = {"process": "diurnal", "rate": 40, "day_s": 300, "start_hour": 6}
+    wave = [{"amplitude": 0.9, "peak_hour": 18}]
+    times = of(make(24_000, arrivals={**arrivals, "waves": wave}, **LENGTHS), "arrival_s")
+    # The rate is 1 + 0.9 cos(2 pi (h - 18) / 24), from 6 h on; two whole days.
+    assert times[-1] == pytest.approx(600, rel=0.02)
+    day = times[times < 300]
+    share = 0.25 - 0.9 / (2 * np.pi) * 1.0  # integral over the first quarter of the day, 6 h to 12 h
+    assert (day < 75).mean() == pytest.approx(share, abs=0.01)
+    hours = make(24_000, arrivals={**arrivals, "hours": [0.0] * 12 + [2.0] * 12, "start_hour": 0, "cv": 0.0}, **LENGTHS)
+    in_day = of(hours, "arrival_s") % 300
+    assert (in_day < 137).sum() == 0  # silent up to 11 h, where the rate begins to rise
+
+
+def test_a_burst_is_as_many_times_faster_as_asked() -> None:
+    arrivals = {"process": "bursts", "rate": 20, "factor": 8, "burst_s": 200, "calm_s": 200}
+    times = of(make(60_000, arrivals=arrivals, **LENGTHS), "arrival_s")
+    assert len(times) / times[-1] == pytest.approx(20, rel=0.25)
+    counts = np.bincount((times / 5).astype(int))[:-1] / 5
+    slow, fast = 20 * 2 / 9, 20 * 16 / 9
+    calm, burst = counts[counts < 12], counts[counts > 25]
+    assert len(calm) + len(burst) > 0.97 * len(counts)  # little but changes of state lies between
+    assert np.median(calm) == pytest.approx(slow, rel=0.05)
+    assert np.median(burst) == pytest.approx(fast, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        {"law": "lognormal", "median": 200, "sigma": 1.0},
+        {"law": "weibull", "scale": 320, "shape": 1.3},
+        {"law": "pareto", "scale": 900, "shape": 3.0},
+        {"law": "logt", "median": 40, "sigma": 0.6, "df": 4},
+        {"law": "gamma", "scale": 150, "shape": 1.4},
+        {"law": "exponential", "scale": 250},
+        {"law": "uniform", "low": 10, "high": 400},
+        {"law": "lognormal", "median": 200, "sigma": 1.0, "longest": 500},
+    ],
+    ids=lambda law: "-".join(map(str, law.values())),
+)
+def test_quantiles_of_what_is_made_are_the_laws(law: dict[str, Any]) -> None:
+    n = 20_000
+    lengths = of(make(n, prompt={"tokens": 5}, response={"tokens": law}, seed=4), "response_tokens")
+    for q in (0.1, 0.5, 0.9, 0.99):
+        # The share that is not longer than the law's quantile: its own, up to four standard errors of n draws.
+        want = 1 - Law.from_dict(law).survival(Law.from_dict(law).quantile(q))
+        seen = (lengths <= Law.from_dict(law).quantile(q)).mean()
+        assert abs(seen - want) < 4 * np.sqrt(want * (1 - want) / n)
