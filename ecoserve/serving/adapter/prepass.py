@@ -221,7 +221,7 @@ class PrePass:
             list(asleep),
             {t: self._private_blocks(t) for t in (*by_task, *asleep)},
             s.free_blocks,
-            s.settings.waiting_share * s.usable_blocks,
+            s.settings.paused_share * s.usable_blocks,
             s.preemptions_of,
         )
         for task in relief.drop:

@@ -148,6 +148,7 @@ class EcoServeScheduler(CountingScheduler):
             task.arrives(self.clock.arrival(request.arrival_time))
             self.learner.arrives(task)
             self.ordering.meet(task)
+            self.kvc.meet(task)
             self.attainment.arrives(task)
             self.ledger.tasks[name] = task
         super().add_request(request)

@@ -51,9 +51,9 @@ class SchedulerSettings(BaseModel):
     policy: str = Field("ecoserve", description="a row of the policy table: " + ", ".join(POLICIES))
     kvc: KvcPolicyName | None = Field(None, description="KVC policy in place of the policy's own")
     ordering: OrderingName | None = Field(None, description="ordering in place of the policy's own")
-    epsilon: float = Field(0.023, gt=0, le=0.5, description="pooled: share of the batch's futures that may overflow")
+    epsilon: float = Field(0.1, gt=0, le=0.5, description="pooled: share of the batch's futures that may overflow")
     forecast: ForecastName = Field(
-        "spread", description="pooled: mean + spread (two standard deviations at 0.023), or sampled joint scenarios"
+        "spread", description="pooled: mean + spread (1.3 standard deviations at 0.1), or sampled joint scenarios"
     )
     reaction_steps: float = Field(30.0, gt=0, description="pooled: uncertainty farther ahead than this counts less")
     rho: float | None = Field(
@@ -81,7 +81,15 @@ class SchedulerSettings(BaseModel):
     relend: bool = Field(True, description="pipelined: lend a stretch again after its guest has left")
     quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
     reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
-    waiting_share: float = Field(0.25, gt=0, le=1, description="the most KVC that paused GTs may hold, as a share")
+    waiting_share: float = Field(
+        0.25, gt=0, le=1, description="the most KVC that GTs which wait for their promise may hold, as a share"
+    )
+    paused_share: float = Field(
+        0.02, ge=0, le=1, description="the most KVC that GTs paused in a shortage may hold; beyond it one starts anew"
+    )
+    headroom: float = Field(
+        0.1, ge=0, lt=1, description="pooled: share of the KVC that the longest requests leave free, shorter ones less"
+    )
     ageing_tokens_per_s: float = Field(
         5.0, ge=0, le=1e6, description="sjf, srpt, slo: size that a second of waiting makes up for"
     )
@@ -138,6 +146,7 @@ class SchedulerSettings(BaseModel):
         return KvcKnobs(
             policy=self.kvc or POLICIES[self.policy].kvc,
             epsilon=self.epsilon,
+            headroom=self.headroom,
             forecast=self.forecast,
             buffer_tokens=self.buffer_tokens,
             buffer_quantile=self.buffer_quantile,

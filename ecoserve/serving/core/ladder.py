@@ -5,10 +5,12 @@ When the running requests need more blocks in this step than are free, somebody 
 1. Prompts being prefilled are served first: what they have computed is of no use before they are through.
 2. GTs are served in the order of what they have left, least first: they will free their KVC soonest.
 3. Whoever is not served is paused, KVC kept: nothing is lost, and it goes on when others have finished.
-4. Pausing cannot go on for ever: if the paused would hold more than ``waiting_share`` of the cache, a prefill would
-   starve, or nobody would be left to run, a victim's KVC is dropped (recompute). The victim is the request that loses
-   least work among those that free enough; one that was a victim ``spare_after`` times already is passed over while
-   there is another.
+4. Pausing cannot go on for ever: if the paused would hold more than ``paused_share`` of the cache, a prefill would
+   starve, or nobody would be left to run, a victim's KVC is dropped (recompute). The victim is the request with the
+   longest rest to come: what it loses (its tokens, computed again) and what it would hold both grow with the blocks
+   it has, so the least work is lost per block and second won where the rest is longest (docs/log.md has the
+   comparison with the least work lost). One that was a victim ``spare_after`` times already is passed over while there
+   is another.
 
 A forecast alone preempts nobody: this is only asked about blocks needed in this very step.
 """
@@ -35,7 +37,7 @@ def relieve(
     paused: Sequence[Task],
     held: Mapping[Task, int],
     free_blocks: int,
-    waiting_limit_blocks: float,
+    paused_limit_blocks: float,
     victims_before: Mapping[str, int],
     spare_after: int = 3,
 ) -> Relief:
@@ -46,7 +48,7 @@ def relieve(
         running: all running requests. paused: GTs that wait with KVC.
         held: blocks that would come free if a request's KVC were dropped (shared blocks not counted).
         free_blocks: free now.
-        waiting_limit_blocks: the most blocks that paused GTs may hold.
+        paused_limit_blocks: the most blocks that paused GTs may hold.
         victims_before: how often a request id was dropped before.
 
     Returns:
@@ -63,10 +65,9 @@ def relieve(
         waiting = sum(held.get(t, 0) for t in asleep) + sum(held.get(t, 0) for t in relief.pause)
         someone_runs = len(relief.pause) < len(alive)
         prefill_starves = any(t.state is TaskState.PREFILL for t in relief.pause)
-        if someone_runs and waiting <= waiting_limit_blocks and not prefill_starves:
+        if someone_runs and waiting <= paused_limit_blocks and not prefill_starves:
             return relief
-        deficit = max(1, sum(needs.get(t, 0) for t in alive) - free)
-        victim = _victim([*alive, *asleep], held, deficit, victims_before, spare_after)
+        victim = _victim([*alive, *asleep], held, victims_before, spare_after)
         if victim is None:
             # Nobody else can give way. A prefill cannot be paused half-way: it hands back what it has and waits.
             starved = [t for t in relief.pause if t.state is TaskState.PREFILL]
@@ -102,17 +103,13 @@ def _unserved(needs: Mapping[Task, int], running: Sequence[Task], free: int) -> 
 def _victim(
     candidates: Sequence[Task],
     held: Mapping[Task, int],
-    deficit: int,
     victims_before: Mapping[str, int],
     spare_after: int,
 ) -> Task | None:
-    """Least work lost among those that free ``deficit`` blocks; else the one that frees most."""
+    """The longest rest to come among those that free anything; of equals the one with least work to lose."""
     useful = [t for t in candidates if held.get(t, 0) > 0]
     fresh = [t for t in useful if victims_before.get(t.request_id, 0) < spare_after]
     pool = fresh or useful
     if not pool or len(candidates) == 1:
         return None
-    enough = [t for t in pool if held[t] >= deficit]
-    if enough:
-        return min(enough, key=lambda t: (t.written, -t.arrival_s))
-    return max(pool, key=lambda t: (held[t], -t.written))
+    return max(pool, key=lambda t: (t.expected_rest(), -t.written, t.arrival_s))

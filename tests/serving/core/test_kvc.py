@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicy, make_policy
+from ecoserve.serving.core.kvc.pooled import RECENT
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -251,3 +252,24 @@ def test_only_exact_has_a_gate(name: str) -> None:
     assert policy.enters_generation(task)
     assert policy.admits_generation(task)
     assert policy.lends_reserve(task)
+
+
+def test_the_longer_a_request_among_recent_arrivals_the_more_it_leaves_free() -> None:
+    def limits(headroom: float, *lengths: int) -> list[int]:
+        policy = a_policy("pooled", reserve=0.0, headroom=headroom)
+        tasks = [a_task(str(i), lengths=exactly(length)) for i, length in enumerate(lengths)]
+        for task in tasks:
+            policy.meet(task)
+        return [policy.limit_blocks(task) for task in tasks]
+
+    assert limits(0.2, 10, 40, 20, 30, 50) == [100, 88, 96, 92, 84]
+    assert limits(0.0, 10, 40, 20) == [100] * 3
+    assert limits(0.2, 30, 30, 30) == [100] * 3, "nobody is shorter: nothing to leave free for"
+
+
+def test_arrivals_of_long_ago_do_not_count_for_the_rank() -> None:
+    policy = a_policy("pooled", reserve=0.0, headroom=0.5)
+    for length in [10] * RECENT + [1000] * RECENT:
+        policy.meet(a_task(lengths=exactly(length)))
+    assert policy.limit_blocks(a_task(lengths=exactly(500))) == 100
+    assert policy.limit_blocks(a_task(lengths=exactly(2000))) == 50

@@ -23,7 +23,7 @@ def ask(
 ) -> Relief:
     known: dict[str, Any] = {
         "held": dict.fromkeys((*running, *(paused or [])), 4),
-        "waiting_limit_blocks": 100.0,
+        "paused_limit_blocks": 100.0,
         "victims_before": {},
     }
     known |= options
@@ -60,13 +60,18 @@ def test_who_needs_little_is_served_where_who_needs_much_is_not() -> None:
 
 def test_when_too_much_would_wait_somebody_starts_anew() -> None:
     tasks = [decoding(str(i), 10 + i, written=40 + i) for i in range(4)]
-    relief = ask(dict.fromkeys(tasks, 1), tasks, free=1, waiting_limit_blocks=11.0)
-    assert relief == Relief(drop=[tasks[0]]), "the one with least work to lose makes room for all the others"
+    relief = ask(dict.fromkeys(tasks, 1), tasks, free=1, paused_limit_blocks=11.0)
+    assert relief == Relief(drop=[tasks[3]]), "the one with most to come makes room for all the others"
+
+
+def test_of_equally_long_rests_the_one_with_least_work_to_lose_starts_anew() -> None:
+    much, little = decoding("much", 50, written=90), decoding("little", 50, written=40)
+    assert ask({much: 1, little: 1}, [much, little], free=0, paused_limit_blocks=0.0).drop == [little]
 
 
 def test_a_generation_that_waits_already_can_be_the_victim() -> None:
     running, asleep = decoding("running", 10, written=200), decoding("asleep", 500, written=20)
-    relief = ask({running: 1}, [running], free=0, paused=[asleep], waiting_limit_blocks=4.0)
+    relief = ask({running: 1}, [running], free=0, paused=[asleep], paused_limit_blocks=4.0)
     assert relief == Relief(drop=[asleep])
 
 
@@ -95,17 +100,16 @@ def test_a_victim_is_spared_after_some_times() -> None:
         assert relief.drop == [victim]
 
 
-def test_one_who_frees_enough_is_taken_before_several_who_do_not() -> None:
-    small, large = decoding("small", 10, written=10), decoding("large", 10, written=500)
-    needy = decoding("needy", 10, written=900)
+def test_as_many_start_anew_as_are_needed() -> None:
+    first, second, needy = decoding("first", 90), decoding("second", 80), decoding("needy", 10)
     relief = ask(
-        {needy: 5, small: 1, large: 1},
-        [small, large, needy],
+        {needy: 5, first: 1, second: 1},
+        [first, second, needy],
         free=0,
-        held={small: 1, large: 30, needy: 60},
-        waiting_limit_blocks=0.0,
+        held={first: 3, second: 3, needy: 60},
+        paused_limit_blocks=0.0,
     )
-    assert relief.drop == [large]
+    assert relief.drop == [first, second]
 
 
 def test_who_frees_nothing_is_no_victim() -> None:
@@ -134,7 +138,7 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
         # Some hold blocks that others share: those do not come free.
         "held": {t: draw(st.integers(0, -(-t.written // 16))) for t in (*running, *paused)},
         "free_blocks": draw(st.integers(0, 30)),
-        "waiting_limit_blocks": draw(st.floats(0, 60)),
+        "paused_limit_blocks": draw(st.floats(0, 60)),
         "victims_before": {t.request_id: draw(st.integers(0, 4)) for t in (*running, *paused)},
     }
 
@@ -168,7 +172,7 @@ def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
     useful = [t for t in (*running, *paused) if t not in dropped and held[t] > 0]
     survivors = len(running) + len(paused) - len(dropped)
     if stopped and useful and survivors > 1:
-        assert waits <= case["waiting_limit_blocks"], "too much waits while there is a victim"
+        assert waits <= case["paused_limit_blocks"], "too much waits while there is a victim"
         assert served, "nobody is left to run while there is a victim"
 
 

@@ -32,7 +32,9 @@ class KvcKnobs:
     waiting_share: float = 0.25
     #: pooled: how the batch's future is forecast, and the share of it that may overflow
     forecast: ForecastName = "spread"
-    epsilon: float = 0.023
+    epsilon: float = 0.1
+    #: pooled: share of the cache that the longest requests leave to shorter ones
+    headroom: float = 0.1
     #: pooled: quantile of the length that the books call promised
     quantile: float = 0.8
     #: pipelined: tokens between a guest's expected end and its host's arrival; or the guest's own quantile
@@ -60,6 +62,9 @@ class KvcPolicy:
         self.ledger = ledger
         self.reserve_blocks = math.ceil(knobs.reserve * ledger.usable_blocks)
         self.open_blocks = ledger.usable_blocks - self.reserve_blocks
+
+    def meet(self, task: Task) -> None:
+        """See a new request."""
 
     def begin_step(self) -> None:
         """Forget the last stock-taking: the ledger has changed. Stock is taken again when somebody asks."""

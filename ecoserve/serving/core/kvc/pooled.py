@@ -5,6 +5,12 @@ that may be wrong in a share ``epsilon`` of the futures. The sum over a batch is
 members, so this needs much less room than padding each of them to the same safety. ``promised`` is then only a quantile
 for the books: outliving it is an under-prediction that costs nothing by itself.
 
+*Headroom.* Where long requests may fill the cache, a short one that comes later waits until one of them ends, which is
+long beside what it needs itself. So the limit falls with the length: the longest of the recent arrivals may start only
+while ``headroom`` of the cache would stay free, the shortest whatever is free; in between by rank. Telephone networks
+know this as trunk reservation (docs/log.md has what it brings). Requests that are believed equally long all have the
+whole cache.
+
 Two forecasts (docs/log.md compares them): ``spread``, mean + z standard deviations
 (:mod:`~ecoserve.serving.core.forecast`), and ``scenarios``, sampled joint futures
 (:mod:`~ecoserve.serving.core.scenarios`).
@@ -12,11 +18,16 @@ Two forecasts (docs/log.md compares them): ``spread``, mean + z standard deviati
 
 from __future__ import annotations
 
-from typing import Protocol
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Final, Protocol
 
 from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task
+
+#: Recent arrivals among which a request's length is ranked.
+RECENT: Final = 512
 
 
 class PoolForecast(Protocol):
@@ -45,6 +56,22 @@ class Pooled(KvcPolicy):
         super().__init__(knobs, ledger)
         self.forecast = forecast
         self._stale = True
+        self._arrived: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def meet(self, task: Task) -> None:
+        length = task.expected_rest()
+        self._arrived.append(length)
+        insort(self._sorted, length)
+        if len(self._arrived) > RECENT:
+            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
+
+    def limit_blocks(self, task: Task) -> int:
+        """Blocks that the batch may come to need if this request is to start."""
+        if not self._sorted or self.knobs.headroom <= 0:
+            return self.open_blocks
+        rank = bisect_left(self._sorted, task.expected_rest()) / len(self._sorted)
+        return int(self.open_blocks * (1.0 - self.knobs.headroom * rank))
 
     def begin_step(self) -> None:
         self._stale = True
@@ -56,7 +83,7 @@ class Pooled(KvcPolicy):
 
     def admits_prompt(self, task: Task) -> bool:
         self._stock()
-        return self.forecast.fits_with(task, self.open_blocks, self.knobs.epsilon)
+        return self.forecast.fits_with(task, self.limit_blocks(task), self.knobs.epsilon)
 
     def admitted(self, task: Task) -> None:
         self._stock()
