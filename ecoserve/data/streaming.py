@@ -78,7 +78,7 @@ def stream_trace(
     where = str(source)
     length = FieldPath.parse(length_field, "length_field") if length_field is not None else None
     samples = FieldPath.parse(sample_field, "sample_field") if sample_field is not None else None
-    file, rows = _opened(source, limit)
+    file, rows = _opened(source, limit, shown=progress is not None)
     looked = list(islice(rows, _LOOK))
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
@@ -95,10 +95,12 @@ def stream_trace(
     return TraceStream(where, origin, wanted, first, tokenizer=tokenizer, limit=limit, progress=progress)
 
 
-def _opened(source: str | Path, limit: int | None) -> tuple[FileRows | None, Generator[object, None, None]]:
+def _opened(
+    source: str | Path, limit: int | None, *, shown: bool
+) -> tuple[FileRows | None, Generator[object, None, None]]:
     """The rows of ``source``, and the file where it is one."""
     if is_workload(source):
-        return None, _each(workload_rows(source, limit))
+        return None, _each(workload_rows(source, limit, shown=shown))
     if is_hub_id(source):
         return None, _each(hub_rows(str(source)))
     file = FileRows(Path(source))

@@ -22,8 +22,13 @@ def is_workload(source: str | Path) -> bool:
     return str(source).lower().endswith(_SUFFIXES)
 
 
-def workload_rows(path: str | Path, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of the workload file ``path``, made as they are asked for; ``limit``: only its first requests.
+def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of the workload file ``path``, made as they are asked for.
+
+    Args:
+        path: the file.
+        limit: make only so many of its requests, the first ones.
+        shown: show a bar on stderr, if that is a terminal and there are many.
 
     Raises:
         TraceError: naming the key that is wrong, or what cannot be made.
@@ -36,7 +41,7 @@ def workload_rows(path: str | Path, limit: int | None = None) -> Iterator[dict[s
     # The first line of such a trace; what the records hash to is known only behind the last one.
     nothing = Trace((), str(path), FORMAT, "", made.length_source, LoadReport(), made.prompt_length_source)
     yield header(nothing)
-    for record in _shown(made.records, made.n) if made.n >= _MANY else made.records:
+    for record in _shown(made.records, made.n) if shown and made.n >= _MANY else made.records:
         yield record.as_row()
 
 
