@@ -280,7 +280,8 @@ def compare(plan: Plan, out: Path, record: Path) -> dict[str, Any]:
 
 def _collector(plan: Plan, url: str, out: Path, folder: Path) -> subprocess.Popen[bytes]:
     values = {"url": url, "samples": plan.samples, "limit": plan.prompts, "concurrency": plan.concurrency, **SAMPLING}
-    command = [sys.executable, str(Path(__file__).resolve()), "--collector", str(out), json.dumps(values)]
+    options = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "ecoserve.cli.main", "profile", "synthetic:4000", "--collect", str(out), *options]
     with (folder / "collector.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
 
@@ -311,14 +312,6 @@ def _environment() -> dict[str, str]:
     }
 
 
-def collector(out: str, values: str) -> int:
-    """The collector's process."""
-    from ecoserve.cli.collecting import collect_trace
-    from ecoserve.cli.common import guard
-
-    return guard(lambda: print(collect_trace("synthetic:4000", Path(out), **json.loads(values)).summary()) or 0)
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Kill a collection again and again, and count.")
@@ -340,4 +333,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(collector(*sys.argv[2:]) if sys.argv[1:2] == ["--collector"] else main())
+    sys.exit(main())

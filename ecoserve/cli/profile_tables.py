@@ -83,8 +83,10 @@ def _print(table: Table, console: Console) -> None:
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for i in kept:
         column = table.columns[i]
-        # Headings wrap between words, cells do not.
-        widest = max(len(text) for text in (*(row[i].text for row in table.rows), *column.title.split()))
+        # Headings and names wrap between words, numbers do not.
+        cells = [row[i].text for row in table.rows]
+        parts = cells if column.number else [word for text in cells for word in text.split()]
+        widest = max(len(text) for text in (*parts, *column.title.split()))
         shown.add_column(column.title, justify="right" if column.number else "left", min_width=widest)
     last = ""
     for group, row in table.grouped():

@@ -53,7 +53,28 @@ def test_tables_for_people_and_nothing_on_stdout(trace: Path, capsys: pytest.Cap
     assert {f"{len(LENGTHS)}", f"{p50}", f"{p99}"} <= set(answers.split())
     assert "\x1b[" not in err
     assert all(len(line) <= 80 for line in err.splitlines()), "tables fit a terminal"
-    assert not re.search(r"\S…", err), "no heading is cut off"
+
+
+def test_tables_fit_a_narrow_terminal_and_lose_no_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = [{"censored": bool(n >= 300), **row} for n, row in zip(LENGTHS, rows(np.minimum(LENGTHS, 300)), strict=True)]
+    thrice = [{**row, "prompt": f"question {i // 3}", "arrival_s": i / 7} for i, row in enumerate(cut)]
+    assert main(["profile", str(write(tmp_path / "cut.jsonl", thrice))]) == 0
+    err = capsys.readouterr().err
+    assert max(len(line) for line in err.splitlines()) <= 80
+    words = set(err.split())
+    assert {
+        "Max",
+        "Corrected",
+        "τ",
+        "100",
+        "Explained",
+        "99.9",
+        "log-normal",
+        "Requests",
+        "Outgrown",
+        "Records",
+    } <= words
+    assert "…" not in err
 
 
 def test_json_is_the_whole_profile(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
