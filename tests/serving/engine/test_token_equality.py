@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.settings import POLICIES
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
 
@@ -85,16 +86,33 @@ def reference(tiny_model: Path) -> Outcome:
     return outcome
 
 
+#: Who waits or starts anew in so small a cache; where the whole answer is promised, nobody does.
+TROUBLE = {"ecoserve": "preemptions", "orca": None}
+
+
 @pytest.mark.parametrize(
     ("settings", "told", "must_happen"),
     [
-        pytest.param({"check_every_step": True}, "noisy", ("pauses",), id="pooled"),
-        pytest.param({"epsilon": 0.5}, "far too short", ("pauses", "preemptions"), id="pooled, misled"),
-        pytest.param({"policy": "ecoserve-exact", "check_every_step": True}, "noisy", ("pauses",), id="exact"),
+        *(
+            pytest.param(
+                {"policy": policy, "check_every_step": True, "epsilon": 0.5},
+                "noisy",
+                [TROUBLE.get(policy, "pauses")],
+                id=policy,
+            )
+            for policy in POLICIES
+        ),
+        pytest.param({"epsilon": 0.5}, "far too short", ["preemptions"], id="ecoserve, misled"),
+        pytest.param(
+            {"epsilon": 0.5, "paused_share": 0.3},
+            "far too short",
+            ["pauses", "preemptions"],
+            id="ecoserve, that pauses",
+        ),
     ],
 )
 def test_same_tokens_while_requests_are_paused(
-    tiny_model: Path, reference: Outcome, settings: dict[str, Any], told: str, must_happen: tuple[str, ...]
+    tiny_model: Path, reference: Outcome, settings: dict[str, Any], told: str, must_happen: list[str | None]
 ) -> None:
     ours = generate(tiny_model, OURS, blocks=40, settings=settings, told=told)
     equal = sum(a == b for a, b in zip(ours.tokens, reference.tokens, strict=True))
@@ -102,5 +120,5 @@ def test_same_tokens_while_requests_are_paused(
     assert equal == REQUESTS
     assert ours.blocks_missing == 0
     for name in must_happen:
-        assert getattr(ours.counters, name) > 0, name
-    assert ours.counters.resumes > 0
+        assert name is None or getattr(ours.counters, name) > 0, name
+    assert ours.counters.resumes > 0 or "pauses" not in must_happen
