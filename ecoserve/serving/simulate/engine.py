@@ -69,8 +69,12 @@ def _model_folder() -> str:
     return str(folder)
 
 
+@lru_cache(maxsize=1)
 def quiet_vllm() -> None:
-    """Settings that vLLM must see before it is imported: no hub, no chatter, no usage report."""
+    """Settings that vLLM must see before it is imported: no hub, no chatter, no usage report.
+
+    Once: setting a logger's level empties the caches of all loggers, which costs half a millisecond.
+    """
     for name, value in {
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",

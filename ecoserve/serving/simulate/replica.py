@@ -287,12 +287,11 @@ class Replica:
         names = list(flight.output.num_scheduled_tokens)
         sampled: list[list[int]] = []
         for name in names:
-            request = requests.get(name)
-            if request is None or name not in flight.samples:
+            if name not in requests or name not in flight.samples:
                 sampled.append([])
                 continue
-            last = request.num_output_tokens + 1 >= live[name].response_tokens
-            sampled.append([EOS if last else WORD])
+            own = live[name]
+            sampled.append([EOS if own.row.output_tokens + 1 >= own.response_tokens else WORD])
         result = ModelRunnerOutput(
             req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
         )

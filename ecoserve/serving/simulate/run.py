@@ -85,7 +85,8 @@ def check(settings: SimulateSettings) -> Machine:
             where="simulate",
         )
     LengthsTold.parse(settings.lengths)
-    _scheduler(_resolved(settings, machine), machine.blocks)
+    # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
+    _scheduler(_resolved(settings, machine), min(machine.blocks, -(-settings.max_model_len // settings.block_size)))
     return machine
 
 

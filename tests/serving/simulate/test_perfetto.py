@@ -20,7 +20,7 @@ from ecoserve.serving.simulate.replica import Replica
 
 Events = list[dict[str, Any]]
 
-#: Too little KVC for all of them: there are preemptions and, with our policies, pauses.
+#: Too little KVC for all of them: there are preemptions and, where KVC is reserved, pauses.
 PRESSED = Case(
     tuple(Spec(gap_s=0.01, prompt=20 + i, answer=60 + 5 * i % 70, max_tokens=140, told="noisy") for i in range(14)),
     blocks=28,
@@ -121,7 +121,7 @@ def test_a_requests_spans_fill_its_life(tmp_path: Path, policy: str, depth: int)
 
 def test_what_happened_is_in_the_picture(tmp_path: Path) -> None:
     counted = {}
-    for policy in (STOCK, "ecoserve"):
+    for policy in (STOCK, "ecoserve-exact"):
         totals = draw(tmp_path / policy, Case(**{**PRESSED.__dict__, "policy": policy})).totals
         events = events_of(tmp_path / policy)
         marks = [e["name"] for e in events if e["ph"] == "i"]
@@ -131,7 +131,7 @@ def test_what_happened_is_in_the_picture(tmp_path: Path) -> None:
         steps = [e for e in events if e["name"] == "step"]
         assert sum(e["args"]["decodes"] + e["args"]["prompts"] > 0 for e in steps) == len(steps) > 0
     assert counted[STOCK].preemptions > 0
-    assert counted["ecoserve"].pauses > 0
+    assert counted["ecoserve-exact"].pauses > 0
 
 
 def test_counters_add_up_to_the_cache(tmp_path: Path) -> None:
@@ -165,7 +165,8 @@ def test_each_replica_and_each_run_has_its_own_tracks(tmp_path: Path) -> None:
 
 
 def test_only_the_first_requests_and_then_nothing_more(tmp_path: Path) -> None:
-    result = draw(tmp_path / "t.json", requests=3)
+    first_come = Case(**{**PRESSED.__dict__, "policy": STOCK})
+    result = draw(tmp_path / "t.json", first_come, requests=3)
     events = events_of(tmp_path / "t.json")
     check_format(events)
     assert len(spans(events)) == 3
