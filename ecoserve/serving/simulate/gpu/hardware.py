@@ -72,6 +72,7 @@ _ALIASES: Final = {
     "a100sxm480gb": "a100_sxm",
     "h100": "h100_sxm",
     "h10080gb": "h100_sxm",
+    "h10080gbhbm3": "h100_sxm",
     "h100sxm5": "h100_sxm",
     "h200": "h200_sxm",
     "rtxpro6000": "rtx_pro_6000_server",

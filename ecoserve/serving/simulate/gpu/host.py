@@ -26,7 +26,7 @@ class HostTimes(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gap_s: float = Field(5e-5, ge=0, description="between any two steps on the GPU: a dozen small kernels")
-    gap_request_s: float = Field(2.1e-6, ge=0, description="more of it for each request; calibrated")
+    gap_request_s: float = Field(2.3e-6, ge=0, description="more of it for each request; calibrated")
     schedule_s: float = Field(0.3e-3, ge=0, description="scheduling a step and taking its output")
     schedule_request_s: float = Field(25e-6, ge=0, description="more of it for each request")
     launch_s: float = Field(1.0e-3, ge=0, description="preparing inputs and launching")

@@ -118,7 +118,8 @@ def cache_file(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> P
 def _read(path: Path) -> Tables | None:
     """The tables in a file, or None if there are none that can be used."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Of a file cut short numpy would leave the file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {f.name: np.asarray(stored[f.name], dtype=np.float64) for f in fields(Tables)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -138,7 +138,7 @@ def test_what_is_not_modelled_is_said_in_one_line(tmp_path: Path, change: dict[s
 def test_a_file_that_is_no_config(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="configuration|JSON"):
+    with pytest.raises(ConfigError, match=r"configuration|JSON"):
         load_shape(str(path))
 
 

@@ -1,0 +1,138 @@
+"""A step's time: its parts, and how it grows with work, contexts and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+
+import pytest
+
+from ecoserve.errors import ConfigError
+from ecoserve.serving.simulate.cost import StepWork
+from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, find_gpu, gpu_model, gpu_names, load_shape
+from ecoserve.serving.simulate.gpu.bounds import compute_s, least_step_s, memory_s
+
+Machine = Callable[..., GpuModel]
+
+
+def decodes(requests: int, context: int, longest: int | None = None) -> StepWork:
+    total = requests * context
+    return StepWork(0, requests, total, [], total, longest or context)
+
+
+def prompt(new: int, context: int = 0) -> StepWork:
+    return StepWork(new, 0, new + context, [(new, context)])
+
+
+def mixed(new: int, requests: int, context: int) -> StepWork:
+    return StepWork(new, requests, new + requests * context, [(new, 0)], requests * context, context)
+
+
+@pytest.mark.parametrize("gpu", ["h100_sxm", "rtx_pro_6000_server"])
+def test_more_work_takes_longer(machine: Machine, gpu: str) -> None:
+    m = machine(gpu)
+    by_batch = [m.step_s(decodes(n, 1000)) for n in (1, 8, 32, 64, 128, 256)]
+    by_context = [m.step_s(decodes(64, c)) for c in (100, 500, 1000, 2000, 4000, 8000, 16000)]
+    by_prompt = [m.step_s(prompt(n)) for n in (128, 512, 1024, 2048, 4096, 8192)]
+    by_before = [m.step_s(prompt(512, c)) for c in (0, 1000, 4000, 16000, 64000)]
+    by_both = [m.step_s(mixed(1024, n, 1000)) for n in (1, 16, 64, 128, 256)]
+    for series in (by_batch, by_context, by_prompt, by_before, by_both):
+        assert series == sorted(series)
+        assert series[-1] > 1.2 * series[0]
+
+
+def test_more_gpus_take_less_and_faster_ones_too(machine: Machine) -> None:
+    for work in (decodes(64, 2000), prompt(2048)):
+        one, two = machine(tp=1).step_s(work), machine(tp=2).step_s(work)
+        assert one / 2 < two < one
+    assert machine("h100_sxm").step_s(decodes(64, 2000)) < machine("rtx_pro_6000_server").step_s(decodes(64, 2000))
+
+
+def test_parts_add_up_and_each_belongs_to_its_work(machine: Machine) -> None:
+    m = machine()
+    parts = m.parts(decodes(64, 1000))
+    assert parts.total == pytest.approx(sum(astuple(parts)))
+    assert m.step_s(decodes(64, 1000)) == parts.total
+    assert parts.experts == parts.links == 0.0
+    assert parts.gap == pytest.approx(m.host.gap_s + 64 * m.host.gap_request_s)
+    assert machine(tp=2).parts(decodes(64, 1000)).links > 0
+    experts = machine("rtx_pro_6000_server", "qwen3-30b-a3b")
+    assert experts.parts(decodes(64, 1000)).experts > experts.parts(decodes(1, 1000)).experts > 0
+
+
+def test_decodes_alone_cost_the_captured_graph_of_the_next_size(machine: Machine) -> None:
+    m = machine()
+    assert [m.run_tokens(decodes(n, 10)) for n in (1, 3, 9, 250, 257, 512, 513)] == [1, 4, 16, 256, 272, 512, 513]
+    assert m.run_tokens(mixed(5, 9, 10)) == 14
+    assert m.parts(decodes(17, 1000)).tokens == m.parts(decodes(24, 1000)).tokens
+
+
+def test_a_long_decode_is_waited_for_where_nothing_is_split(machine: Machine) -> None:
+    flash2 = machine("rtx_pro_6000_server")
+    assert flash2.step_s(decodes(128, 800, longest=6000)) > 1.02 * flash2.step_s(decodes(128, 800))
+    flash3 = machine("h100_sxm")
+    assert flash3.step_s(decodes(128, 800, longest=6000)) == flash3.step_s(decodes(128, 800))
+
+
+def test_a_prompt_beyond_the_grid_costs_its_pieces(machine: Machine) -> None:
+    m = machine()
+    whole = m.attention.prefill_ms([(65536, 0)])
+    assert whole == pytest.approx(m.attention.prefill_ms([(32768, 0)]) + m.attention.prefill_ms([(32768, 32768)]))
+    assert m.step_s(prompt(65536)) > least_step_s(m.shape, m.gpu, 1, prompt(65536))
+
+
+def test_a_stated_link_decides_what_gpus_send_each_other(machine: Machine) -> None:
+    m = machine(tp=2)
+    link = Link(latency_s=20e-6, bandwidth=16e9)
+    linked = gpu_model("h100_sxm", m.shape, 2, link=link)
+    # Two sums of 64 tokens x 4,096 x 2 bytes a layer, and one more; half of the logits from the other.
+    sums = 65 * (20e-6 + 64 * 4096 * 2 / 16e9)
+    logits = 20e-6 + 64 * 128256 * 2 / 2 / 16e9
+    assert linked.parts(decodes(64, 1000)).links == pytest.approx(sums + logits)
+    assert linked.parts(decodes(64, 1000)).tokens == m.parts(decodes(64, 1000)).tokens
+    with pytest.raises(ConfigError, match="bandwidth above 0"):
+        Link(1e-6, 0)
+
+
+def test_bounds_by_hand() -> None:
+    shape, gpu = load_shape("llama-3.1-8b"), find_gpu("h100_sxm")
+    work = decodes(16, 1000)
+    weights = 2 * (shape.parameters - shape.embedding_parameters)
+    assert memory_s(shape, gpu, 1, work) == pytest.approx((weights + 16000 * 131072) / 3.35e12, rel=1e-3)
+    assert compute_s(shape, gpu, 1, prompt(2048)) == pytest.approx(30.0e-3, rel=0.01)
+    assert compute_s(shape, gpu, 2, prompt(2048)) == compute_s(shape, gpu, 1, prompt(2048)) / 2
+
+
+def test_host_times_grow_with_the_batch_and_the_launch_is_a_part(machine: Machine) -> None:
+    m = machine()
+    assert m.host_s(decodes(128, 10)) > m.host_s(decodes(1, 10)) > m.launch_s(decodes(1, 10)) > 0
+    free = gpu_model("h100_sxm", m.shape, host=HostTimes(gap_s=0, gap_request_s=0))
+    assert free.parts(decodes(8, 10)).gap == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("H100", "h100_sxm"),
+        ("NVIDIA A100-SXM4-80GB", "a100_sxm"),
+        ("RTXPRO6000", "rtx_pro_6000_server"),
+        ("RTX PRO 6000", "rtx_pro_6000_server"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx_pro_6000_server"),
+        ("NVIDIA H100 80GB HBM3", "h100_sxm"),
+        ("NVIDIA H200", "h200_sxm"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA B200", "b200_sxm"),
+        ("b200_sxm", "b200_sxm"),
+    ],
+)
+def test_gpus_by_their_usual_names(name: str, found: str) -> None:
+    assert find_gpu(name).name == found
+
+
+def test_an_unknown_gpu_is_one_line() -> None:
+    assert len(gpu_names()) == 6
+    for name, near in (("h1000", "h100_sxm"), ("H100 PCIe", "h100_sxm"), ("tpu", "a100_sxm, h100_sxm")):
+        with pytest.raises(ConfigError, match=near) as raised:
+            find_gpu(name)
+        assert raised.value.exit_code == 2
+        assert "\n" not in str(raised.value)
