@@ -1,4 +1,4 @@
-"""The tables of docs/workloads.md: keys from the models that read a workload file, figures from the result file.
+"""The tables of docs/workloads.md: keys from the models that read a workload file, figures from the result files.
 
     python scripts/workload_tables.py        # writes them between the marks in docs/workloads.md
 
@@ -22,6 +22,7 @@ from ecoserve.files import write_atomically
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCUMENT: Final = ROOT / "docs" / "workloads.md"
 FIGURES: Final = ROOT / "benchmarks" / "results" / "workload_fit.json"
+SCALE: Final = ROOT / "benchmarks" / "results" / "workload_scale.json"
 BEGIN: Final = "<!-- {}: made by scripts/workload_tables.py -->"
 END: Final = "<!-- end of {} -->"
 
@@ -138,7 +139,17 @@ def workloads_of_traces() -> str:
     return "\n".join(lines)
 
 
-SECTIONS_MADE: Final = {"keys": fields, "laws": laws_of_traces, "figures": workloads_of_traces}
+def cost_of_many() -> str:
+    """What making many requests takes, as Markdown."""
+    kinds = {"stream": "as a stream", "load": "loaded whole"}
+    lines = ["| workload | read | requests | CPU seconds | peak memory, MB |", "|---|---|---|---|---|"]
+    for row in json.loads(SCALE.read_text(encoding="utf-8"))["rows"]:
+        cells = [f"`{row['workload']}.yaml`", kinds[row["kind"]], f"{row['requests']:,}"]
+        lines.append(f"| {' | '.join(cells)} | {row['cpu_s']:.0f} | {row['peak_memory_mb']:,} |")
+    return "\n".join(lines)
+
+
+SECTIONS_MADE: Final = {"keys": fields, "laws": laws_of_traces, "figures": workloads_of_traces, "scale": cost_of_many}
 
 
 def document(text: str) -> str:
