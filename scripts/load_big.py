@@ -27,7 +27,8 @@ MIB: Final = 2**20
 #: The bound that is promised.
 MOST_BYTES: Final = 2 * GIB
 #: Stands for the number of the repetition.
-_MARK: Final = "@number@"
+_MARK: Final = "@numb@"
+_NUMBER: Final = "{:06d}"
 _SYNTHETIC: Final = 20_000
 #: Made-up answers are of these words, so that a character is as long as in English.
 _WORDS: Final = "the answer goes on for as long as it was drawn and says nothing that anybody would want to read "
@@ -59,16 +60,13 @@ def _made_up(record: Record) -> str:
 
 
 def _pieces(rows: Sequence[str], size: int, *, in_list: bool) -> Iterator[bytes]:
-    """The text of a file of about ``size`` bytes, a repetition at a time."""
+    """The text of a file of about ``size`` bytes, a repetition at a time; as many rows in a list as in lines."""
     between = ",\n" if in_list else "\n"
     text = between.join(rows)
-    written = number = 0
+    repetition = sum(len(row.encode()) + 1 for row in rows)
     yield b"[\n" if in_list else b""
-    while written < size:
-        piece = text.replace(_MARK, f"{number:06d}").encode()
-        yield (between.encode() if number else b"") + piece
-        written += len(piece) + len(between)
-        number += 1
+    for number in range(-(-size // repetition)):
+        yield ((between if number else "") + text.replace(_MARK, _NUMBER.format(number))).encode()
     yield b"\n]\n" if in_list else b"\n"
 
 
