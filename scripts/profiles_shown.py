@@ -4,7 +4,7 @@
     python scripts/profiles_shown.py memory small.jsonl large.jsonl
 
 Every profile is made by the command line itself, in a process of its own, and its arguments stand in the result. The
-first writes ``benchmarks/results/profile_NAME.json`` for each trace that is there, and the pages to OUT/NAME; the second
+first writes ``benchmarks/results/profile_NAME.json`` for each trace it finds, and the pages to OUT/NAME; the second
 ``benchmarks/results/profile_memory.json``: peak memory of all processes together (proportional set size), per file.
 """
 

@@ -144,7 +144,8 @@ def command(
     other = None
     if compare is not None:
         field = None if compare_length_field == "none" else compare_length_field or source.length_field
-        options = (compare_format, field, source.sample_field, tokenizer, limit, sample, seed)
+        # Of OTHER no further answers are looked at: what chance leaves is told by those of TRACE.
+        options = (compare_format, field, None, tokenizer, limit, sample, seed)
         other, _ = run.read(run.Source(compare, *options), None, quiet=quiet)
     console = stderr_console(quiet)
     with run.working("working out the profile", quiet):

@@ -153,8 +153,9 @@ def test_lengths_of_a_field_on_one_side_or_both(tmp_path: Path, capsys: pytest.C
     assert (profile.response.min, profile.trace.length_source) == (10, "field:lengths[0]")
     assert profile.same_prompt is not None
     assert profile.same_prompt.answers == 600
-    for field, middle in (("lengths[1]", 139), ("none", 101)):
-        line = ["profile", str(path), *fields, "--compare", str(path), "--compare-length-field", field]
+    plain = write(tmp_path / "plain.jsonl", rows(LENGTHS))
+    for other, field, middle in ((path, "lengths[1]", 139), (path, "none", 101), (plain, "none", np.median(LENGTHS))):
+        line = ["profile", str(path), *fields, "--compare", str(other), "--compare-length-field", field]
         assert main([*line, "--json", "-", "--quiet"]) == 0
         b = Comparison.model_validate_json(capsys.readouterr().out).response_b
         assert b.p50 is not None

@@ -9,6 +9,7 @@ said is what the lengths show; the proof is ``ecoserve evaluate-predictor`` on B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from ecoserve.data.profiling.comparison_model import Comparison, GroupChange, Qu
 from ecoserve.data.profiling.comparison_words import judge, say
 from ecoserve.data.profiling.curves import in_bins, log_edges, rounded
 from ecoserve.data.profiling.drift import mix_and_within
-from ecoserve.data.profiling.groupings import all_groupings
+from ecoserve.data.profiling.groupings import joint_groupings
 from ecoserve.data.profiling.model import Curve, Grouping
 from ecoserve.data.profiling.profile import describe_source
 from ecoserve.data.profiling.same_prompt import FEWEST_SETS, answer_sets, by_others
@@ -63,7 +64,6 @@ def compare_traces(
     mix, within = mix_and_within(*_cells(one, two, logs))
     scale, power, left = distances.stretch(pair)
     shared, points = _shared(one, two, seed)
-    groupings = [all_groupings(t, e) for t, e in zip(tables, effects, strict=True)]
     longest = max(int(pair.lengths[-1]), 2)
     edges = log_edges(int(pair.lengths[0]), longest, _BINS)
     found: dict[str, Any] = {
@@ -91,7 +91,7 @@ def compare_traces(
         "new_prompt_lengths": _new_prompt_lengths(one, two),
         "new_languages": _new_languages(one, two),
         "shared_prompts": shared,
-        "groups": _groups(*groupings),
+        "groups": _groups(joint_groupings((one, two), (effects[0], effects[1]))),
     }
     curves: dict[str, Any] = {
         "histogram_edges": edges.tolist(),
@@ -180,16 +180,18 @@ def _new_languages(one: TraceTable, two: TraceTable) -> float | None:
     return float(min(1.0, sum(part for name, part in shares[1].items() if shares[0].get(name, 0.0) < _RARE)))
 
 
-def _groups(a: list[Grouping], b: list[Grouping]) -> list[GroupChange]:
-    """The groups of both sides by name, in A's order; what only B has behind them."""
+def _groups(joint: list[tuple[Sequence[str], Grouping, Grouping]]) -> list[GroupChange]:
+    """The groups of both sides by name."""
     found = []
-    for by in dict.fromkeys(grouping.by for grouping in (*a, *b)):
-        sides = [{g.name: g for grouping in side if grouping.by == by for g in grouping.groups} for side in (a, b)]
-        for name in dict.fromkeys([*sides[0], *sides[1]]):
+    for names, a, b in joint:
+        sides = [{g.name: g for g in side.groups} for side in (a, b)]
+        for name in names:
             here, there = (side.get(name) for side in sides)
+            if here is None and there is None:
+                continue
             found.append(
                 GroupChange(
-                    by=by,
+                    by=a.by,
                     name=name,
                     share_a=here.share if here else 0.0,
                     share_b=there.share if there else 0.0,

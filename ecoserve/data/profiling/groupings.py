@@ -23,17 +23,47 @@ By = Literal["turn", "prompt_band", "model", "language", "split"]
 
 MOST_GROUPS: Final = 12
 OTHER: Final = "other"
-#: Upper ends of the turn groups, 1-based.
-_TURNS: Final = (1, 2, 3, 4, 8, 16)
 #: Fewer records than this are no band of their own.
 _THIN: Final = 30
+#: Groupings of which rare groups are put together -> fewer records than this are no group of their own.
+_FEW: Final[dict[str, int]] = {"model": 1, "language": _THIN, "split": 1}
+#: Upper ends of the turn groups, 1-based.
+_TURNS: Final = (1, 2, 3, 4, 8, 16)
 
 
 def all_groupings(table: TraceTable, design_effect: float) -> list[Grouping]:
     """Every grouping that has at least two groups."""
-    made = [(by, make(table)) for by, make in _MAKERS]
-    found = [grouping(table, by, *parts, design_effect) for by, parts in made if parts is not None]
+    found = []
+    for by, make in _MAKERS:
+        made = make(table)
+        if made is not None:
+            rows, codes, names = made
+            if by in _FEW:
+                codes, names = _few(codes, names, _FEW[by])
+            found.append(grouping(table, by, rows, codes, names, design_effect))
     return [g for g in found if len(g.groups) > 1]
+
+
+def joint_groupings(
+    tables: tuple[TraceTable, TraceTable], design_effects: tuple[float, float]
+) -> list[tuple[Sequence[str], Grouping, Grouping]]:
+    """Two tables in the same groups: their names in order, and each table's grouping; where there are two or more."""
+    found = []
+    for by, make in _MAKERS:
+        made = [make(table) for table in tables] if by != "prompt_band" else _joint_bands(*tables)
+        a, b = made
+        if a is None or b is None:
+            continue
+        names: Sequence[str] = list(dict.fromkeys([*a[2], *b[2]]))
+        codes = np.concatenate([np.asarray([names.index(n) for n in side[2]])[side[1]] for side in (a, b)])
+        if by in _FEW:
+            codes, names = _few(codes, names, _FEW[by])
+        ends = len(a[1])
+        one = grouping(tables[0], by, a[0], codes[:ends], names, design_effects[0])
+        two = grouping(tables[1], by, b[0], codes[ends:], names, design_effects[1])
+        if len({g.name for g in (*one.groups, *two.groups)}) > 1:
+            found.append((names, one, two))
+    return found
 
 
 def grouping(
@@ -51,8 +81,6 @@ def grouping(
     """
     response = table.response if rows is None else table.response[rows]
     censored = table.censored if rows is None else table.censored[rows]
-    if by not in ("turn", "prompt_band"):
-        codes, names = _few(codes, names, fewest=_THIN if by == "language" else 1)
     total = len(codes)
     groups = []
     for code, name in enumerate(names):
@@ -134,6 +162,16 @@ def _bands(table: TraceTable) -> Made:
         return None
     codes, names = prompt_bands(table.prompt[known], max(_THIN, len(known) // 500))
     return (None if len(known) == len(table) else known), codes, names
+
+
+def _joint_bands(one: TraceTable, two: TraceTable) -> tuple[Made, Made]:
+    """The bands of both tables' prompts together, so that thin ends are joined on both sides or on none."""
+    known = [np.flatnonzero(table.prompt >= 0) for table in (one, two)]
+    if not len(known[0]) or not len(known[1]):
+        return None, None
+    prompts = np.concatenate((one.prompt[known[0]], two.prompt[known[1]]))
+    codes, names = prompt_bands(prompts, max(_THIN, len(prompts) // 500))
+    return (known[0], codes[: len(known[0])], names), (known[1], codes[len(known[0]) :], names)
 
 
 def _models(table: TraceTable) -> Made:

@@ -148,3 +148,28 @@ def test_a_language_that_is_new() -> None:
     assert c.new_languages == pytest.approx(0.5)
     assert c.verdict == "retrain"
     assert any("in languages that A hardly has" in reason for reason in c.reasons)
+
+
+def test_what_one_side_has_only_one_of_is_still_a_group() -> None:
+    """All of A are first turns, by one model, in a narrow band: a hundred per cent of it, not none."""
+    rng = np.random.default_rng(0)
+    a = trace_of(skewed(500), prompt_tokens=[20] * 500, model=["m"] * 500)
+    prompts, models = rng.choice([20, 200, 3000], 500), rng.choice(["m", "n"], 500)
+    b = trace_of(skewed(500), prompt_tokens=prompts, model=models, turn=rng.integers(0, 3, 500))
+    groups = {(g.by, g.name): g for g in compare_traces(a, b).groups}
+    assert groups["turn", "turn 1"].share_a == 1.0
+    assert groups["model", "m"].share_a == 1.0
+    assert groups["prompt_band", "up to 32"].share_a == 1.0
+    assert groups["prompt_band", "over 2,048"].share_b == pytest.approx(np.mean(prompts == 3000))
+    for by in ("turn", "model", "prompt_band"):
+        for side in ("share_a", "share_b"):
+            assert sum(getattr(g, side) for (b, _), g in groups.items() if b == by) == pytest.approx(1.0)
+
+
+def test_a_rare_language_has_the_same_name_on_both_sides() -> None:
+    english = [f"Please write a short story about the history of number {i} and its friends." for i in range(100)]
+    german = [f"Bitte schreibe mir eine kurze Geschichte über die Zahl {i} und ihre Freunde." for i in range(60)]
+    a, b = trace_of(skewed(110), prompt=english + german[:10]), trace_of(skewed(160), prompt=english + german)
+    groups = {g.name: g for g in compare_traces(a, b).groups if g.by == "language"}
+    assert groups["de"].share_a == pytest.approx(10 / 110)
+    assert groups["de"].share_b == pytest.approx(60 / 160)
