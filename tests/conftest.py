@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_model import make_config_only, make_tiny_model
 
 # Before anything imports vLLM, torch or a tokenizer: nothing is fetched, nothing is reported, two cores are shared.
@@ -22,6 +23,10 @@ for _name, _value in {
     "OMP_NUM_THREADS": str(min(4, len(os.sched_getaffinity(0)))),
 }.items():
     os.environ.setdefault(_name, _value)
+
+# Machines are shared: how long one example takes says nothing about the code.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 #: real data that some machines have beside the checkout; tests that want it skip where it is not

@@ -33,6 +33,8 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ecoserve.data.workload_rows import is_workload
+from ecoserve.data.workloads import read_workload
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.identity import PlannedRun
 
@@ -171,6 +173,8 @@ class SweepPlan(BaseModel):
         if trace.partition(":")[0] != SYNTHETIC:
             # What a variable holds was typed in the current folder, not in the plan's.
             trace = _existing(_expanded(trace, where), Path.cwd() if "$" in trace else base, "trace", where)
+            if is_workload(trace):
+                read_workload(trace)  # what is wrong with it is said now and not by every run
         predictor = self.predictor
         if predictor is not None:
             predictor = _existing(_expanded(predictor, where), base, "predictor", where)
@@ -264,6 +268,6 @@ def _existing(text: str, base: Path, key: str, where: str | None) -> str:
     located = _located(text, base)
     if Path(located).is_absolute() and Path(located).exists():
         return located
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not re.search(r"\.(json|jsonl|gz|parquet|csv)$", text):
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not re.search(r"\.(json|jsonl|gz|parquet|csv|ya?ml)$", text):
         return text  # a hub id: what reads it will say if there is none
     raise ConfigError(f"{key}: there is no {text}", where=where, fix="name an existing file or folder, or a hub id")

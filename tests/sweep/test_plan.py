@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ecoserve.errors import ConfigError
+from ecoserve.errors import ConfigError, TraceError
 from ecoserve.sweep.identity import PlannedRun, fingerprint
 from ecoserve.sweep.plan import LENGTH_BLIND, SweepPlan
 
@@ -186,3 +186,15 @@ def test_plans_of_the_repository_expand(path, tmp_path, monkeypatch):
     runs = SweepPlan.load(path, trace="synthetic", predictor="ckpt").expand()
     assert len(runs) >= 3 * len(content["seeds"])
     assert {"vllm", "ecoserve"} <= {run.settings["policy"] for run in runs}
+
+
+@pytest.mark.parametrize("trace", ["data/gone.yaml", "data/gone.yml"])
+def test_a_workload_file_that_is_not_there_is_no_hub_id(tmp_path, trace):
+    with pytest.raises(ConfigError, match="there is no"):
+        SweepPlan.load(write(tmp_path, BASIC.replace("trace: synthetic", f"trace: {trace}")))
+
+
+def test_a_workload_file_that_is_wrong_is_said_before_any_run(tmp_path):
+    (tmp_path / "traffic.yaml").write_text("requests: -3\n", encoding="utf-8")
+    with pytest.raises(TraceError, match="requests"):
+        SweepPlan.load(write(tmp_path, BASIC.replace("trace: synthetic", "trace: traffic.yaml")))
