@@ -1,0 +1,337 @@
+"""What must hold of our scheduler between any two calls, counted anew without its own books.
+
+Four audits are hooked into one scheduler: *admission* (whoever is let in fits, by the KVC policy's own rule),
+*shortage* (after the ladder the blocks needed now are free and the paused keep under the high-water mark), the *lives*
+of requests (admitted, paused, resumed, dropped, ended, each only when it may be) and, between steps, *structures*
+(queues, loans, rows of the forecast).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from vllm.v1.request import RequestStatus
+
+from ecoserve.serving.core.events import Event, Recorder
+from ecoserve.serving.core.forecast import Forecast, deviations
+from ecoserve.serving.core.kvc import Pipelined, Pooled
+from ecoserve.serving.core.tasks import Task, TaskState
+
+
+def blocks(tokens: int, block_size: int) -> int:
+    """Blocks that tokens take."""
+    return (tokens + block_size - 1) // block_size
+
+
+# -- admission -----------------------------------------------------------------------------------------------
+
+
+class Admission:
+    """Counts anew, for every question that a KVC policy answers with yes, whether there was room."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.s = scheduler
+        self.kvc = scheduler.kvc
+        #: let in since stock was taken, with the blocks that count for each (window policies)
+        self._new: list[tuple[Task, int]] = []
+        #: how many answers were looked at
+        self.seen = 0
+        #: and how many of them lent a stretch to a guest
+        self.lent = 0
+        self._hook("begin_step", after=lambda: self._new.clear())
+        self._hook("admitted", before=self._admitted)
+        if isinstance(self.kvc, Pooled):
+            self._hook("admits_prompt", yes=self._pool_fits)
+        elif self.kvc.exclusive:
+            self._hook("admits_prompt", yes=self._prompt_fits)
+            self._hook("enters_generation", yes=self._window_fits)
+            self._hook("admits_generation", yes=self._window_fits)
+            self._hook("lends_reserve", yes=self._reserve_fits)
+
+    def _hook(self, name: str, before: Any = None, after: Any = None, yes: Any = None) -> None:
+        call = getattr(self.kvc, name)
+
+        def hooked(*args: Any) -> Any:
+            if before is not None:
+                before(*args)
+            answer = call(*args)
+            if after is not None:
+                after()
+            if yes is not None and answer:
+                self.seen += 1
+                yes(*args)
+            return answer
+
+        setattr(self.kvc, name, hooked)
+
+    def _blocks(self, tokens: int) -> int:
+        return blocks(tokens, self.s.block_size)
+
+    @property
+    def _usable(self) -> int:
+        return int(self.s.usable_blocks)
+
+    @property
+    def _open(self) -> float:
+        return self._usable - np.ceil(self.kvc.knobs.reserve * self._usable)
+
+    # -- windows
+
+    def _charge(self, task: Task) -> int:
+        """Blocks that a holder counts for: what it has or was promised; a guest: what it came with, and one."""
+        loan = self.kvc.lending.loan_of.get(task) if isinstance(self.kvc, Pipelined) else None
+        if loan is not None:
+            return self._blocks(loan.base_tokens) + 1
+        return self._blocks(max(task.written, task.prompt_tokens + max(task.generated, task.promised)))
+
+    def _total(self) -> int:
+        return sum(self._charge(t) for t in self.s.ledger.holders()) + sum(n for _, n in self._new)
+
+    def _ahead(self, task: Task) -> int:
+        return self._blocks(max(task.written, task.prompt_tokens + task.generated) + 1)
+
+    def _window(self, task: Task) -> int:
+        return self._blocks(task.prompt_tokens + self.kvc.promise(task))
+
+    def _has_window(self, task: Task) -> bool:
+        """Whether a prompt's whole window fits; GTs that were passed by for long are kept theirs."""
+        claimed = sum(
+            max(0, self._window(t) - self._charge(t))
+            for t in self.s.ledger.holders()
+            if t.passed_by and t.promised <= t.generated and t.state is not TaskState.DECODE
+        )
+        return bool(self._total() + claimed + self._window(task) <= self._open)
+
+    def _admitted(self, task: Task) -> None:
+        if self.kvc.exclusive:
+            self._new.append((task, self._window(task) if self._has_window(task) else self._ahead(task)))
+        else:
+            self._new.append((task, 0))
+
+    def _prompt_fits(self, task: Task) -> None:
+        if self._has_window(task):
+            return
+        assert self._total() + self._ahead(task) <= self._open, "a prompt was let in beyond the cache"
+        if isinstance(self.kvc, Pipelined) and self.kvc._loan_for(task) is not None:
+            return
+        without = [t for t in self.s.ledger.holders() if t.promised <= t.generated and t.state is not TaskState.DECODE]
+        waiting = sum(self._blocks(max(t.written, t.prompt_tokens + t.generated)) for t in without)
+        waiting += sum(n for t, n in self._new if n == self._ahead(t) != self._window(t))
+        mark = self.kvc.knobs.waiting_share * self._usable
+        assert waiting + self._ahead(task) <= mark, "a prompt ran ahead beyond the share of those who wait"
+
+    def _window_fits(self, task: Task) -> None:
+        if isinstance(self.kvc, Pipelined) and task in self.kvc.lending.loan_of:
+            assert self._total() <= self._open, "a guest was let in beyond the cache"
+            self.lent += 1
+            return
+        total = self._total() - self._charge(task) + self._window(task)
+        assert total <= self._open, f"windows of {total} blocks in {self._open}"
+
+    def _reserve_fits(self, task: Task) -> None:
+        window = self._blocks(task.prompt_tokens + task.generated + self.s.block_size)
+        assert self._total() - self._charge(task) + window <= self._usable, "the reserve was lent twice"
+
+    # -- the pool
+
+    def _pool_fits(self, task: Task) -> None:
+        tasks = [*self.s.ledger.holders(), *(t for t, _ in self._new)]
+        known = len(self.s.ledger.holders())
+        shared = self.s.ledger.shared_blocks()
+        forecast = self.s.forecast
+        epsilon = self.kvc.knobs.epsilon
+        if isinstance(forecast, Forecast):
+            near = 1.0 / (1.0 + forecast._steps / self.s.settings.reaction_steps)
+            peak = spread_peak(forecast, tasks, known, task, shared, deviations(epsilon) * near)
+            assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
+        else:
+            share = scenarios_over(forecast, tasks, known, task, shared, self._open)
+            assert share <= epsilon + 1e-9, f"let in with a share of {share:.3f} above the cache, epsilon is {epsilon}"
+
+
+def spread_peak(forecast: Forecast, tasks: list[Task], known: int, new: Task, shared: int, z: Any) -> float:
+    """Largest mean + z * sd of the future blocks of ``tasks`` (the first ``known`` share blocks) and ``new``."""
+    steps, grid = forecast._steps, forecast._grid
+    mean, var, sd, alive_known = (np.zeros(len(steps)) for _ in range(4))
+    for i, task in enumerate([*tasks, new]):
+        table = task.lengths.survival_at(grid)
+        alive = np.interp(task.generated + steps, grid, table)
+        alive = np.clip(alive / max(alive[0], 1e-9), 0.0, 1.0)
+        held = np.ceil((max(task.written, task.prompt_tokens + task.generated) + steps) / forecast.block_size)
+        mean += alive * held
+        var += alive * (1.0 - alive) * held**2
+        sd += np.sqrt(alive * (1.0 - alive)) * held
+        if i < known:
+            alive_known += alive
+    mean -= shared * alive_known / max(1, known)
+    common = (1.0 - forecast.rho) * var + forecast.rho * sd**2
+    return float((mean + z * np.sqrt(common)).max())
+
+
+def scenarios_over(forecast: Any, tasks: list[Task], known: int, new: Task, shared: int, limit: float) -> float:
+    """Share of the scenarios in which ``tasks`` (the first ``known`` share blocks) and ``new`` pass the limit."""
+    steps = forecast._steps
+    usage = np.zeros((forecast.count, len(steps)))
+    alive_all = np.zeros_like(usage)
+    for task in [*tasks, new]:
+        rest = forecast._lengths[task.row] - task.generated if task.row >= 0 else None
+        assert rest is not None, f"{task.request_id} has no scenarios"
+        alive = (rest[:, None] > steps).astype(float)
+        span = max(task.written, task.prompt_tokens + task.generated)
+        usage += alive * (span + forecast.block_size / 2 + steps) / forecast.block_size
+        alive_all += alive
+    usage -= shared * alive_all / np.maximum(alive_all[:, :1], 1.0)
+    mean = usage.mean(axis=0)
+    peaks = (mean + forecast._near * (usage - mean)).max(axis=1)
+    return float((peaks > limit).mean())
+
+
+# -- shortage ------------------------------------------------------------------------------------------------
+
+
+class Shortage:
+    """Looks at what the ladder's last rungs leave behind."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.s = scheduler
+        self._relieve = scheduler.prepass._relieve_shortage
+        scheduler.prepass._relieve_shortage = self._watched
+
+    def _private(self, request: Any) -> int:
+        manager = self.s.kv_cache_manager.coordinator.single_type_managers[0]
+        return sum(b.ref_cnt == 1 for b in manager.req_to_blocks[request.request_id])
+
+    def _needs(self, request: Any) -> int:
+        """Blocks that a running request must get in this step; a prompt: all that it will need."""
+        s = self.s
+        if request.is_prefill_chunk:
+            tokens = request.num_tokens + request.num_output_placeholders
+        else:
+            most = min(request.num_prompt_tokens + request.max_tokens - 1, s.max_model_len)
+            tokens = min(request.num_computed_tokens + 1, most)
+        manager = s.kv_cache_manager.coordinator.single_type_managers[0]
+        return max(0, blocks(tokens, s.block_size) - len(manager.req_to_blocks[request.request_id]))
+
+    def _watched(self) -> None:
+        s = self.s
+        asleep = set(s.paused_at)
+        holders = [*s.running, *(r for r in s.kv_holding_waiting if r.request_id in asleep)]
+        private = {r.request_id: self._private(r) for r in holders}
+        self._relieve()
+        need = sum(self._needs(r) for r in s.running)
+        assert need <= s.free_blocks, f"after the ladder {need} blocks are needed and {s.free_blocks} free"
+        if set(s.paused_at) <= asleep:
+            return
+        held = sum(private[n] for n in s.paused_at)
+        mark = s.settings.paused_share * s.usable_blocks
+        candidates = [*s.running, *(s.requests[n] for n in s.paused_at)]
+        stuck = len(candidates) == 1 or not any(private[r.request_id] for r in candidates)
+        assert s.running or stuck, "the ladder has put everybody to sleep"
+        assert held <= mark or stuck, f"paused GTs hold {held} blocks, above the mark of {mark}"
+
+
+# -- the life of a request -------------------------------------------------------------------------------------
+
+
+class Lives:
+    """Follows every request from event to event; each event must be possible where the request is."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.s = scheduler
+        #: request id -> waiting, running, or asleep (paused, KVC kept)
+        self.place: dict[str, str] = {}
+        self.ended: dict[str, str] = {}
+        #: paused GTs that were dropped, and that ended
+        self.left_asleep = 0
+        self.pauses = 0
+        scheduler.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
+        self._pause = scheduler.prepass._pause
+        scheduler.prepass._pause = self._watched_pause
+        self._preempt = scheduler._preempt_request
+        scheduler._preempt_request = self._watched_preempt
+
+    def arrives(self, name: str) -> None:
+        """A request was given to the scheduler."""
+        self.place[name] = "waiting"
+
+    def _watched_pause(self, request: Any, task: Task) -> None:
+        name = request.request_id
+        assert self.place[name] == "running", f"{name} is paused while it is {self.place[name]}"
+        self._pause(request, task)
+        self.place[name] = "asleep"
+        self.pauses += 1
+
+    def _watched_preempt(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        name = request.request_id
+        assert self.place[name] != "waiting", f"{name} is dropped and holds nothing"
+        self.left_asleep += self.place[name] == "asleep"
+        self._preempt(request, *args, **kwargs)
+        self.place[name] = "waiting"
+
+    def _event(self, event: Event) -> None:
+        name = event.request
+        if event.kind == "admitted":
+            assert self.place[name] == "waiting", f"{name} is admitted while it is {self.place[name]}"
+            self.place[name] = "running"
+        elif event.kind == "resumed":
+            assert self.place[name] == "asleep", f"{name} is resumed while it is {self.place[name]}"
+            self.place[name] = "running"
+        elif event.kind in ("finished", "aborted"):
+            assert name not in self.ended, f"{name} has {self.ended[name]} and now {event.kind}"
+            self.ended[name] = event.kind
+            self.left_asleep += self.place.pop(name) == "asleep"
+
+    def check(self) -> None:
+        """Between two calls: places as vLLM has them, and pauses that add up."""
+        s = self.s
+        waiting = {r.request_id for r in s.waiting}
+        asleep = {r.request_id for r in s.kv_holding_waiting}
+        running = {r.request_id for r in s.running}
+        assert len(waiting) + len(asleep) + len(running) == len(s.requests), "a request is in two places or in none"
+        assert waiting | asleep | running == s.requests.keys() == self.place.keys(), "a request is lost"
+        assert asleep == s.paused_at.keys(), "who waits with KVC is not who was paused"
+        for name, place in self.place.items():
+            seen = "waiting" if name in waiting else "asleep" if name in asleep else "running"
+            assert place == seen, f"{name} should be {place} and is {seen}"
+        status = {r.status for r in s.running} | {RequestStatus.RUNNING}
+        assert status == {RequestStatus.RUNNING}
+        c = s.counters
+        assert c.pauses == self.pauses == c.resumes + self.left_asleep + len(asleep), "pauses do not add up"
+        assert c.finished == len(self.ended)
+
+
+# -- structures ----------------------------------------------------------------------------------------------
+
+
+def check_structures(s: Any) -> None:
+    """Queues, loans and the forecast's rows."""
+    for queue in (s.waiting, s.kv_holding_waiting):
+        members = list(queue)
+        assert len(queue) == len(members) == len(set(members))
+        assert queue._where.keys() == {entry[2] for entry in queue._sorted}
+        assert all(a[:2] <= b[:2] for a, b in pairwise(queue._sorted)), "a queue is unsorted"
+    rows = [t.row for t in s.ledger.tasks.values() if t.row >= 0]
+    tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
+    assert sorted([*rows, *s.forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
+    if isinstance(s.kvc, Pipelined):
+        check_loans(s.kvc, s.ledger.tasks)
+
+
+def check_loans(kvc: Pipelined, tasks: dict[str, Task]) -> None:
+    """Both sides of every loan are alive and know of it; no stretch is lent twice."""
+    lending = kvc.lending
+    live = {loan.guest: loan for loans in lending.loans_in.values() for loan in loans if loan.live}
+    assert live == lending.loan_of, "the two books of loans differ"
+    for host, loans in lending.loans_in.items():
+        assert tasks.get(host.request_id) is host, f"{host.request_id} is gone and still lends"
+        for before, after in pairwise(loans):
+            assert before.end <= after.start, f"{host.request_id} has lent a stretch twice"
+        for loan in loans:
+            assert loan.host is host
+            if not loan.live:
+                continue
+            assert tasks.get(loan.guest.request_id) is loan.guest, f"{loan.guest.request_id} is gone and still a guest"
+            assert loan.start < loan.end <= max(host.promised, host.generated + 1), "lent beyond the host's window"
+            assert 1 <= loan.level <= kvc.knobs.lending_depth
