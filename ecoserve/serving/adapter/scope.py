@@ -1,12 +1,13 @@
 """What the scheduler supports; everything else is refused at start, in one line.
 
 Supported: one full-attention KV cache group, prefix caching, chunked prefill, asynchronous scheduling, tensor and data
-parallelism, n > 1, aborts, priorities, structured output, LoRA, streaming. The rest is refused until it is tested.
+parallelism, n > 1, aborts, priorities, structured output, LoRA, streaming. The rest is refused until it is tested;
+docs/serving.md says which test holds what.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from ecoserve.errors import ConfigError
 
@@ -15,8 +16,18 @@ def refuse_unsupported(vllm_config: Any, kv_cache_config: Any) -> None:
     """Raise :class:`ConfigError` naming the first feature that is not supported, and the way out."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    parallel = vllm_config.parallel_config
+    refuse_configuration(vllm_config)
     groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1 or type(groups[0].kv_cache_spec) is not FullAttentionSpec:
+        _refuse(
+            "a KV cache other than one full-attention group (sliding window, Mamba, MLA, hybrid)",
+            "serve this model with vLLM's own scheduler",
+        )
+
+
+def refuse_configuration(vllm_config: Any) -> None:
+    """The part of :func:`refuse_unsupported` that is known before the model is loaded."""
+    parallel = vllm_config.parallel_config
     checks = [
         (vllm_config.speculative_config is not None, "speculative decoding", "drop --speculative-config"),
         (vllm_config.kv_transfer_config is not None, "KV connectors", "drop --kv-transfer-config"),
@@ -27,14 +38,18 @@ def refuse_unsupported(vllm_config: Any, kv_cache_config: Any) -> None:
             "context parallelism",
             "set it to 1",
         ),
-        (
-            len(groups) != 1 or type(groups[0].kv_cache_spec) is not FullAttentionSpec,
-            "a KV cache other than one full-attention group (sliding window, Mamba, MLA, hybrid)",
-            "serve this model with vLLM's own scheduler",
-        ),
         (vllm_config.model_config.runner_type != "generate", "a model that does not generate", "leave ecoserve out"),
+        (
+            vllm_config.model_config.supports_multimodal_inputs,
+            "input other than text",
+            "serve the model's text part with --language-model-only",
+        ),
         (vllm_config.model_config.is_encoder_decoder, "an encoder-decoder model", "leave ecoserve out"),
     ]
     for unsupported, what, fix in checks:
         if unsupported:
-            raise ConfigError(f"{what} is not supported by EcoServeScheduler", where="vLLM configuration", fix=fix)
+            _refuse(what, fix)
+
+
+def _refuse(what: str, fix: str) -> NoReturn:
+    raise ConfigError(f"{what} is not supported by EcoServeScheduler", where="vLLM configuration", fix=fix)

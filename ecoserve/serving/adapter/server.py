@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.metrics import multiprocess_dir
+from ecoserve.serving.adapter.scope import refuse_configuration
 
 SCHEDULER: Final = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 MIDDLEWARE: Final = "ecoserve.serving.adapter.middleware.PredictionMiddleware"
@@ -78,7 +79,7 @@ def serve(options: ServeOptions, vllm_flags: Sequence[str] = (), say: Callable[[
         check_address(args)
         if note := cpu_defaults(args):
             tell(note)
-        check_with_vllm(args)
+        check_with_vllm(args, ours=options.policy != STOCK)
         _run(args)
 
 
@@ -249,11 +250,15 @@ def cpu_defaults(args: Namespace) -> str | None:
     return f"ecoserve: {size} GiB for the KV cache; VLLM_CPU_KVCACHE_SPACE says otherwise"
 
 
-def check_with_vllm(args: Namespace) -> None:
+def check_with_vllm(args: Namespace, *, ours: bool) -> None:
     """Let vLLM resolve its configuration as its server will, so that what it refuses is said in one line.
 
+    Args:
+        args: vLLM's parsed arguments.
+        ours: whether our scheduler runs, which supports less.
+
     Raises:
-        ConfigError: in vLLM's words.
+        ConfigError: in vLLM's words, or in ours where our scheduler cannot serve the model.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
@@ -261,9 +266,11 @@ def check_with_vllm(args: Namespace) -> None:
 
     try:
         validate_parsed_serve_args(args)
-        AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
         raise ConfigError(_line(error), where="vLLM refuses these settings") from error
+    if ours:
+        refuse_configuration(config)
 
 
 def _run(args: Namespace) -> None:

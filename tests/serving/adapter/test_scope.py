@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,7 @@ def config() -> tuple[Any, Any]:
         ),
         model_config=SimpleNamespace(
             runner_type=s.vllm_config.model_config.runner_type,
+            supports_multimodal_inputs=s.vllm_config.model_config.supports_multimodal_inputs,
             is_encoder_decoder=s.vllm_config.model_config.is_encoder_decoder,
         ),
     )
@@ -60,6 +63,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "a KV cache other than one  ": lambda c: c[1].kv_cache_groups.clear(),
     "a KV cache other than one   ": lambda c: with_group(c, Tweaked(**SHAPE)),
     "a model that does not generate": lambda c: setattr(c[0].model_config, "runner_type", "pooling"),
+    "input other than text": lambda c: setattr(c[0].model_config, "supports_multimodal_inputs", True),
     "an encoder-decoder model": lambda c: setattr(c[0].model_config, "is_encoder_decoder", True),
 }
 
@@ -77,6 +81,15 @@ def test_what_is_not_is_refused_by_name(config: tuple[Any, Any], what: str) -> N
     assert line.startswith(f"vLLM configuration: {what.strip()}")
     assert "is not supported by EcoServeScheduler; " in line
     assert "\n" not in line
+
+
+def test_every_feature_that_is_documented_has_its_test() -> None:
+    root = Path(__file__).resolve().parents[3]
+    rows = re.findall(r"^\| .* \| `(tests/[^`:]+)(?:::(\w+))?`", (root / "docs/serving.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for path, name in rows:
+        text = (root / path).read_text()
+        assert f"def {name or 'test_'}" in text, f"{path}::{name}"
 
 
 def test_an_older_vllm_without_encoder_connectors_passes(config: tuple[Any, Any]) -> None:

@@ -120,8 +120,17 @@ def test_flags_that_vllm_does_not_know_are_one_line(server: Any, model_config_di
 def test_what_vllm_refuses_is_one_line(server: Any, tiny_model: Path) -> None:
     args = filled(server, tiny_model, "--max-model-len", "99999999")
     with pytest.raises(ConfigError, match="max_model_len") as caught:
-        server.check_with_vllm(args)
+        server.check_with_vllm(args, ours=True)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_only_vllms_scheduler_serves_are_refused_before_they_load(server: Any, tiny_model: Path) -> None:
+    args = filled(server, tiny_model, "--runner", "pooling")
+    with pytest.raises(
+        ConfigError, match="a model that does not generate is not supported by EcoServeScheduler; leave"
+    ):
+        server.check_with_vllm(args, ours=True)
+    server.check_with_vllm(args, ours=False)
 
 
 def test_models_that_are_not_there(server: Any, tmp_path: Path, model_config_dir: Path) -> None:
