@@ -21,6 +21,8 @@ PERCENTILES: Final = {
     "p99_9": 0.999,
 }  # fmt: skip
 _CORRECTED: Final = {"km_p50": 0.5, "km_p90": 0.9, "km_p95": 0.95, "km_p99": 0.99}
+#: Up to here lengths are counted by an array as long as the longest.
+_LARGE: Final = 1 << 21
 #: Standard deviations that leave 2.5 % on each side.
 Z95: Final = 1.959964
 
@@ -32,6 +34,12 @@ def count(lengths: Whole, censored: npt.NDArray[np.bool_] | None = None) -> Hist
     if not len(lengths):
         nothing = np.zeros(0, dtype=np.int64)
         return Histogram(nothing, nothing, nothing)
+    if lengths.max() > _LARGE:
+        # A single absurd prompt length must not cost gigabytes.
+        seen, number = np.unique(lengths, return_inverse=True)
+        everything = np.bincount(number)
+        cut = np.zeros_like(everything) if censored is None else np.bincount(number[censored], minlength=len(seen))
+        return Histogram(seen.astype(np.int64), everything - cut, cut)
     everything = np.bincount(lengths)
     cut = np.zeros_like(everything) if censored is None else np.bincount(lengths[censored], minlength=len(everything))
     seen = np.flatnonzero(everything)

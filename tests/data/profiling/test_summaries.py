@@ -113,3 +113,15 @@ def test_no_lengths_are_no_figures() -> None:
 def test_quantile_of_counts_takes_the_cut_off_as_they_are() -> None:
     table = table_of([1, 2, 3, 4], censored=[False, False, True, True])
     assert [quantile(count(table.response, table.censored), q) for q in (0.25, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
+
+
+def test_an_absurd_length_is_counted_like_any_other() -> None:
+    lengths, cut = np.asarray([3, 2**30, 3, 8]), np.asarray([False, True, True, False])
+    counts = count(lengths, cut)
+    assert (counts.lengths.tolist(), counts.ended.tolist(), counts.cut.tolist()) == (
+        [3, 8, 2**30],
+        [1, 1, 0],
+        [1, 0, 1],
+    )
+    plain = count(lengths[[0, 2, 3]], cut[[0, 2, 3]])
+    assert (plain.lengths.tolist(), plain.ended.tolist(), plain.cut.tolist()) == ([3, 8], [1, 1], [1, 0])
