@@ -178,7 +178,7 @@ def engine_for(model: Path, policy: str, blocks: int) -> Any:
         max_num_batched_tokens=STEP,
         max_model_len=512,
         threads=1,
-        scheduler={"check_every_step": True} if policy != "vllm" else {},
+        scheduler={"check_every_step": True, "paused_share": 0.3} if policy != "vllm" else {},
         engine={
             "enable_lora": True,
             "max_lora_rank": 8,
@@ -217,6 +217,7 @@ def test_the_load_presses(ours: Seen, stock: Seen) -> None:
     assert stock.counters.preemptions == 0
     assert ours.counters.pauses > 0
     assert ours.counters.resumes > 0
+    assert ours.counters.recomputed_tokens > 0
     assert set(ours.tokens) == set(stock.tokens)
     assert len(ours.tokens) == 49
 
