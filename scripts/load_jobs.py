@@ -25,8 +25,11 @@ from ecoserve.errors import TraceError
 
 def peak_bytes() -> int:
     """The most memory that this process has had (resident)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What getrusage says begins with the memory of the process that started this one.
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def counts_of(report: LoadReport) -> dict[str, Any]:
@@ -59,12 +62,12 @@ def round_trip(trace: Trace, folder: Path) -> str:
 def load(path: str, options: dict[str, Any]) -> dict[str, Any]:
     """Load ``path`` and say what came of it; ``refused`` is the line a user reads if it is no trace."""
     before = peak_bytes()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     try:
         trace = load_trace(path, **options)
     except TraceError as error:
         return {"refused": str(error)}
-    seconds, peak = time.perf_counter() - start, peak_bytes()
+    seconds, cpu_seconds, peak = time.perf_counter() - start, time.process_time() - cpu, peak_bytes()
     records = trace.records
     return {
         "format": trace.format,
@@ -78,6 +81,7 @@ def load(path: str, options: dict[str, Any]) -> dict[str, Any]:
         "prompt_length_source": trace.prompt_length_source,
         "trace_sha256": trace.sha256,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "peak_bytes": peak,
         "start_bytes": before,
     }

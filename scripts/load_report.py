@@ -4,7 +4,7 @@
     python scripts/load_report.py --rows ../shared/data/alpaca.json.gz --big lines:5:2 lines:5:profile gzip:1:2
     python scripts/load_report.py --tables                                 # only the tables of docs/data.md
 
-Each file is loaded in a process of its own (scripts/load_jobs.py), three times for the time. A file that is no trace is
+Each file is loaded in a process of its own (scripts/load_jobs.py), several times for the time. A file that is no trace is
 listed with the line that a user would read. ``--big`` (scripts/load_big.py) makes files of so many GiB in a temporary
 folder, reads them as streams, and writes benchmarks/results/load_big.json; runs that are in it are not made again. Both
 write their figures into the tables of docs/data.md; a test holds them together.
@@ -31,7 +31,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 DOCUMENT: Final = ROOT / "docs" / "data.md"
 JOBS: Final = Path(__file__).resolve().parent / "load_jobs.py"
-REPEATS: Final = 3
 MIB: Final = 2**20
 
 #: Name of a file -> how it is loaded besides as it is.
@@ -56,11 +55,12 @@ def load_file(path: Path, options: dict[str, Any], repeats: int) -> dict[str, An
         runs.append(_job("load", path, options))
         if "refused" in runs[-1]:
             return {"refused": runs[-1]["refused"].removeprefix(f"{path}: ")}
-    measured = ("seconds", "peak_bytes", "start_bytes")
+    measured = ("seconds", "cpu_seconds", "peak_bytes", "start_bytes")
     found = {name: value for name, value in runs[0].items() if name not in measured}
     if any({name: value for name, value in run.items() if name not in measured} != found for run in runs):
         raise RuntimeError(f"{path}: two processes did not load the same")
-    found["seconds"] = round(statistics.median(run["seconds"] for run in runs), 2)
+    for name in ("seconds", "cpu_seconds"):
+        found[name] = round(statistics.median(run[name] for run in runs), 2)
     found["peak_mib"] = max(run["peak_bytes"] for run in runs) // MIB
     found["peak_mib_before"] = max(run["start_bytes"] for run in runs) // MIB
     return {**found, **_job("check", path, options)}
@@ -74,7 +74,7 @@ def _job(what: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def report_folder(folder: Path, repeats: int = REPEATS) -> dict[str, Any]:
+def report_folder(folder: Path, repeats: int) -> dict[str, Any]:
     """The report of every file under ``folder``."""
     loaded: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ def folder_table(report: dict[str, Any]) -> str:
         cells = [f"`{row['file']}`{options}", row["format"], f"{row['rows_in']:,}", f"{row['kept']:,}"]
         cells += [_listed(row["dropped"]), _listed(noted), f"{row['censored']:,}" if row["censored"] else "-"]
         cells += [row["length_source"].partition(":")[0], _languages(row["languages"])]
-        cells += [f"{row['seconds']:.2f}", str(row["peak_mib"])]
+        cells += [f"{row['cpu_seconds']:.2f}", str(row["peak_mib"])]
         lines.append(_line([*cells, row["round_trip"]]))
     lines += ["", "| file that is no trace | what `load_trace` says |", "|---|---|"]
     lines += [_line([f"`{row['file']}`", _cell(row["refused"])]) for row in report["no_traces"]]
@@ -172,6 +172,7 @@ def main() -> None:
     what = "measure big files instead: a kind (lines, list, gzip), GiB of text, and workers (a number) or 'profile'"
     parser.add_argument("--big", type=load_big.Job.parse, nargs="+", metavar="KIND:GIB:READER", help=what)
     parser.add_argument("--rows", type=Path, metavar="TRACE", help="with --big: texts to fill them with")
+    parser.add_argument("--repeats", type=int, default=3, help="processes that each file is loaded in (default: 3)")
     parser.add_argument("--tables", action="store_true", help="only renew the tables of docs/data.md")
     parser.add_argument("--out", type=Path, help="the result file (default: in benchmarks/results)")
     given = parser.parse_args()
@@ -189,7 +190,7 @@ def main() -> None:
             old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             load_big.report(given.big, given.rows, old, save)
         else:
-            save(report_folder(given.folder))
+            save(report_folder(given.folder, given.repeats))
     if DOCUMENT.exists():
         write_atomically(DOCUMENT, tables_in(DOCUMENT.read_text(encoding="utf-8")))
 
