@@ -4,10 +4,10 @@
     python scripts/load_report.py --rows ../shared/data/alpaca.json.gz --big lines:5:2 lines:5:profile gzip:1:2
     python scripts/load_report.py --tables                                 # only the tables of docs/data.md
 
-Each file is loaded in a process of its own (scripts/load_jobs.py), several times for the time. A file that is no trace
-is listed with the line that a user would read. ``--big`` (scripts/load_big.py) makes files of so many GiB in a temporary
-folder, reads them as streams, and writes benchmarks/results/load_big.json; runs that are in it are not made again. Both
-write their figures into the tables of docs/data.md; a test holds them together.
+Each file is loaded in a process of its own (scripts/load_jobs.py), several times for the time. A file that is no
+trace is listed with the line that a user would read. ``--big`` (scripts/load_big.py) makes files of so many GiB in a
+temporary folder, reads them as streams, and writes benchmarks/results/load_big.json; runs that are in it are not made
+again. Both write their figures into the tables of docs/data.md; a test holds them together.
 """
 
 from __future__ import annotations
