@@ -89,7 +89,11 @@ def fit_tails(
     Returns:
         The fits, thresholds ascending; none where there are too few lengths, or all above are equal.
     """
-    counts = Histogram.of(lengths, censored)
+    return fit_tail_counts(Histogram.of(lengths, censored), thresholds)
+
+
+def fit_tail_counts(counts: Histogram, thresholds: Sequence[float] = THRESHOLDS) -> list[TailFit]:
+    """:func:`fit_tails` of lengths that are counted already."""
     seen = KaplanMeier.of(counts)
     fits = []
     for q in sorted(thresholds):

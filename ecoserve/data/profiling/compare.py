@@ -26,7 +26,7 @@ from ecoserve.data.profiling.groupings import joint_groupings
 from ecoserve.data.profiling.model import Curve, Grouping
 from ecoserve.data.profiling.profile import describe_source
 from ecoserve.data.profiling.same_prompt import FEWEST_SETS, answer_sets, by_others
-from ecoserve.data.profiling.summaries import count, design_effect, summarise
+from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
 from ecoserve.data.profiling.table import RecordStream, TraceTable, read_table
 from ecoserve.data.records import Trace
 
@@ -53,22 +53,21 @@ def compare_traces(
         TraceError: if one has no record with a response length.
     """
     tables = [x if isinstance(x, TraceTable) else read_table(x, seed=seed) for x in (a, b)]
-    one, two = tables
-    conversations = [np.unique(t.conversation, return_inverse=True)[1] for t in tables]
-    effects = [design_effect(t.response, c) for t, c in zip(tables, conversations, strict=True)]
+    conversations, effects = zip(*(conversations_of(t) for t in tables), strict=True)
     counts = [count(t.response, t.censored) for t in tables]
     pair = distances.Pair.of(counts[0], counts[1], effects[0], effects[1])
     distance, low, high = distances.ks(pair, seed)
     by_chance, p = distances.ks_chance(pair, distance)
-    logs = [np.log(np.maximum(t.response, 1)) for t in tables]
+    one, two = (t.thinned(MOST_ROWS) for t in tables)
+    logs = [np.log(np.maximum(t.response, 1)) for t in (one, two)]
     mix, within = mix_and_within(*_cells(one, two, logs))
     scale, power, left = distances.stretch(pair)
     shared, points = _shared(one, two, seed)
     longest = max(int(pair.lengths[-1]), 2)
     edges = log_edges(int(pair.lengths[0]), longest, _BINS)
     found: dict[str, Any] = {
-        "a": describe_source(one, conversations[0], effects[0]),
-        "b": describe_source(two, conversations[1], effects[1]),
+        "a": describe_source(tables[0], conversations[0], effects[0]),
+        "b": describe_source(tables[1], conversations[1], effects[1]),
         "response_a": summarise(counts[0], effects[0]),
         "response_b": summarise(counts[1], effects[1]),
         "ks": distance,
@@ -89,7 +88,7 @@ def compare_traces(
         "power": power,
         "aligned_ks": left,
         "new_prompt_lengths": _new_prompt_lengths(one, two),
-        "new_languages": _new_languages(one, two),
+        "new_languages": _new_languages(*tables),
         "shared_prompts": shared,
         "groups": _groups(joint_groupings((one, two), (effects[0], effects[1]))),
     }

@@ -40,9 +40,10 @@ def judge(c: Comparison) -> tuple[Verdict, list[str]]:
     if against and not _alike(c, shared):
         return "retrain", against
     if shared is not None:
-        scaled = abs(math.log(shared.ratio)) > SMALL_SCALE and not shared.ratio_low <= 1.0 <= shared.ratio_high
+        shown = not shared.ratio_low <= 1.0 <= shared.ratio_high
+        scaled = shown and abs(math.log(shared.ratio)) > SMALL_SCALE
         same = f"the same prompts have answers {_times(shared.ratio)} in B, and {_agreement(shared)}"
-        return ("recalibrate" if scaled else "same" if c.ks_p > 0.05 else "small"), [same]
+        return ("recalibrate" if scaled else "small" if shown or c.ks_p <= 0.05 else "same"), [same]
     if c.ks_p > 0.05:
         return "same", [f"the distance of the distributions ({percent(c.ks)}) is what chance gives"]
     if _alike(c, None):

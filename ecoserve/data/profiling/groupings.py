@@ -31,10 +31,11 @@ _FEW: Final[dict[str, int]] = {"model": 1, "language": _THIN, "split": 1}
 _TURNS: Final = (1, 2, 3, 4, 8, 16)
 
 
-def all_groupings(table: TraceTable, design_effect: float) -> list[Grouping]:
-    """Every grouping that has at least two groups."""
+def all_groupings(part: TraceTable, design_effect: float, whole: TraceTable) -> list[Grouping]:
+    """Every grouping of ``part`` that has at least two groups; languages are those of the sample of ``whole``."""
     found = []
     for by, make in _MAKERS:
+        table = whole if by == "language" else part
         made = make(table)
         if made is not None:
             rows, codes, names = made

@@ -16,7 +16,7 @@ from ecoserve.data.profiling.predicted import Predictions, predicted
 from ecoserve.data.profiling.prompt_length import guess_by_band, prompt_length
 from ecoserve.data.profiling.reservation import waste
 from ecoserve.data.profiling.same_prompt import FEWEST_SETS, AnswerSets, answer_sets, by_others, same_prompt
-from ecoserve.data.profiling.summaries import count, design_effect, summarise
+from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
 from ecoserve.data.profiling.table import RecordStream, TraceTable, cap_of, read_table
 from ecoserve.data.profiling.tails import tail
 from ecoserve.data.records import Trace
@@ -44,24 +44,25 @@ def profile_trace(
     if max_tokens is not None and max_tokens < 1:
         raise TraceError(f"max_tokens of {max_tokens} leaves no room for an answer", fix="give 1 or more")
     table = source if isinstance(source, TraceTable) else read_table(source, seed=seed)
-    conversations = np.unique(table.conversation, return_inverse=True)[1]
-    effect = design_effect(table.response, conversations)
+    conversations, effect = conversations_of(table)
     counts = count(table.response, table.censored)
     response = summarise(counts, effect)
     found_tail, laws = tail(counts, cap_of(table))
-    answers = answer_sets(table, seed)
+    # Predictions are of rows of the whole table, which is in memory anyway.
+    part = table.thinned(MOST_ROWS) if predictions is None else table
+    answers = answer_sets(part, seed)
     if answers is not None and len(answers.model) < FEWEST_SETS:
         answers = None
     others = by_others(answers, seed) if answers is not None else None
     same = same_prompt(answers, None, others, seed) if answers is not None and others is not None else None
-    bands = guess_by_band(table)
-    by_length = prompt_length(table, bands, seed) if bands is not None else None
-    told = predicted(table, predictions, seed) if predictions is not None else None
-    wasted = waste(table, answers, predictions, max_tokens)
+    bands = guess_by_band(part)
+    by_length = prompt_length(part, bands, seed) if bands is not None else None
+    told = predicted(part, predictions, seed) if predictions is not None else None
+    wasted = waste(part, answers, predictions, max_tokens)
     arrived, *rate = arrivals(table)
     trace = describe_source(table, conversations, effect)
-    across = across_models(table, seed)
-    orders = orderings(table, others, predictions, bands)
+    across = across_models(part, seed)
+    orders = orderings(part, others, predictions, bands)
     worth, reason = statements.is_it_worth_it(response, same, across, by_length, told, wasted, orders)
     return Profile(
         answer=[
@@ -75,20 +76,20 @@ def profile_trace(
         trace=trace,
         response=response,
         prompt=_prompts(table, effect),
-        groupings=all_groupings(table, effect),
+        groupings=all_groupings(part, effect, table),
         tail=found_tail,
         same_prompt=same,
-        same_prompt_by_model=_by_model(table, answers, seed),
+        same_prompt_by_model=_by_model(part, answers, seed),
         across_models=across,
         prompt_length=by_length,
         predicted=told,
-        drift=drift(table, conversations),
+        drift=drift(part, np.unique(part.conversation, return_inverse=True)[1]),
         arrivals=arrived,
         waste=wasted,
         orderings=orders,
-        curves=curves(table, counts, laws, answers, others, predictions, (rate[0], rate[1])),
+        curves=curves(part, counts, laws, answers, others, predictions, (rate[0], rate[1])),
         seed=seed,
-        notes=statements.notes(trace, response, found_tail, same, wasted, len(table.languages.rows)),
+        notes=statements.notes(trace, response, found_tail, same, wasted, len(table.languages.rows), len(part)),
     )
 
 
@@ -111,8 +112,8 @@ def _by_model(table: TraceTable, answers: AnswerSets | None, seed: int) -> list[
     return found
 
 
-def describe_source(table: TraceTable, conversations: np.ndarray, effect: float) -> Source:
-    """Where a table's records come from; ``conversations``: number of each record's, shape ``[n]``."""
+def describe_source(table: TraceTable, conversations: int, effect: float) -> Source:
+    """Where a table's records come from; ``conversations``: how many."""
     origin = table.origin
     return Source(
         source=origin.source,
@@ -122,7 +123,7 @@ def describe_source(table: TraceTable, conversations: np.ndarray, effect: float)
         prompt_length_source=origin.prompt_length_source,
         rows_in=origin.report.rows_in,
         records=len(table),
-        conversations=int(conversations.max()) + 1,
+        conversations=conversations,
         dropped=dict(origin.report.dropped),
         noted=dict(origin.report.noted),
         models=sum(name is not None for name in table.models),

@@ -201,7 +201,7 @@ def _way(waste: Waste, policy: str) -> Reservation:
 
 
 def notes(
-    trace: Source, response: Lengths, tail: Tail, same: SamePrompt | None, waste: Waste, language_rows: int
+    trace: Source, response: Lengths, tail: Tail, same: SamePrompt | None, waste: Waste, language_rows: int, rows: int
 ) -> list[str]:
     """What to know before believing the figures."""
     found = []
@@ -230,6 +230,10 @@ def notes(
         found.append("No max_tokens is known: reservations are compared with the longest answer; give --max-tokens.")
     if not waste.prompts_known:
         found.append("Prompt lengths are not known: reservations are reckoned without prompts.")
+    if rows < trace.records:
+        found.append(
+            f"Percentiles, laws and arrivals are of all records; the rest is of {rows:,}: all answers to some prompts."
+        )
     if language_rows and language_rows < trace.records:
         found.append(f"Languages were recognised on a sample of {language_rows:,} prompts.")
     return found

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ecoserve.data.laws import Histogram, KaplanMeier
 from ecoserve.data.profiling.model import Lengths
+from ecoserve.data.profiling.table import TraceTable, chosen
 
 PERCENTILES: Final = {
     "p1": 0.01, "p5": 0.05, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99,
@@ -23,6 +24,8 @@ PERCENTILES: Final = {
 _CORRECTED: Final = {"km_p50": 0.5, "km_p90": 0.9, "km_p95": 0.95, "km_p99": 0.99}
 #: Up to here lengths are counted by an array as long as the longest.
 _LARGE: Final = 1 << 21
+#: Of a longer trace, what needs more than counts is worked out on about so many records (a few hundred bytes each).
+MOST_ROWS: Final = 1_000_000
 #: Standard deviations that leave 2.5 % on each side.
 Z95: Final = 1.959964
 
@@ -97,6 +100,16 @@ def _at_rank(counts: Histogram, rank: int) -> int:
     upto = np.cumsum(counts.ended + counts.cut)
     index = np.searchsorted(upto, min(max(rank, 1), counts.n), side="left")
     return int(counts.lengths[index])
+
+
+def conversations_of(table: TraceTable) -> tuple[int, float]:
+    """How many conversations a table has, and the design effect of its answers, on some of them if there are many."""
+    names = table.conversation
+    number = len(np.unique(names))
+    if number == len(table):
+        return number, 1.0
+    some = chosen(names, MOST_ROWS / len(table)) if len(table) > MOST_ROWS else slice(None)
+    return number, design_effect(table.response[some], np.unique(names[some], return_inverse=True)[1])
 
 
 def design_effect(lengths: Whole, clusters: Whole) -> float:

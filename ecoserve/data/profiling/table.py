@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -113,6 +113,26 @@ class TraceTable:
 
     def __len__(self) -> int:
         return len(self.response)
+
+    def thinned(self, most: int) -> TraceTable:
+        """About ``most`` of the rows, where there are more: all answers to some of the prompts, the same each time.
+
+        Rows are chosen by the hash of their prompt (of their conversation where there is no text), so that answers to
+        one prompt stay together, and two tables thinned so have their prompts in common.
+        """
+        if len(self) <= most:
+            return self
+        rows = chosen(np.where(self.prompt_hash != 0, self.prompt_hash, self.conversation), most / len(self))
+        kept = np.repeat(rows, self.sample_count)
+        place = np.searchsorted(np.flatnonzero(rows), self.languages.rows)
+        here = rows[self.languages.rows]
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(
+            self,
+            **columns,
+            samples=self.samples[kept],
+            languages=replace(self.languages, rows=place[here], codes=self.languages.codes[here]),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -274,6 +294,13 @@ def prompt_hash(record: Record) -> int:
     if record.prefix_hashes:
         return text_hash(f"{record.prefix_hashes} {record.prompt_tokens}") or 1
     return 0
+
+
+def chosen(hashes: npt.NDArray[np.uint64], part: float) -> npt.NDArray[np.bool_]:
+    """Which of ``hashes`` (shape ``[n]``) belong to a share ``part`` of all there can be; equal ones all or none."""
+    # Multiplied, so that what is chosen here is not also what another use of the same hashes chooses.
+    mixed = hashes * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray(mixed >> np.uint64(32) < np.uint64(min(1.0, part) * 2**32))
 
 
 def cap_of(table: TraceTable) -> int | None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_counts, fit_tails
+from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_counts, fit_tail_counts
 from ecoserve.data.laws.law import LAWS
 from ecoserve.data.profiling.model import Law, Tail, TailIndex
 from ecoserve.data.profiling.summaries import Z95, quantile
@@ -32,8 +32,7 @@ def tail(counts: Histogram, cap: int | None) -> tuple[Tail, list[FittedLaw]]:
     except TraceError:
         # Too few lengths, or all alike: there is no law, and that is all there is to say.
         laws = []
-    lengths = np.repeat(counts.lengths, counts.ended + counts.cut)
-    indices = [_index(f) for f in fit_tails(lengths, _cut(counts))]
+    indices = [_index(f) for f in fit_tail_counts(counts)]
     kind = _kind(indices)
     p50, p99 = _corrected(counts, 0.5), _corrected(counts, 0.99)
     found = Tail(
@@ -48,12 +47,6 @@ def tail(counts: Histogram, cap: int | None) -> tuple[Tail, list[FittedLaw]]:
         verdict=_verdict(kind, indices, laws, cap if counts.cut.any() else None),
     )
     return found, laws
-
-
-def _cut(counts: Histogram) -> np.ndarray:
-    """For each length of ``counts`` laid out, whether that answer was cut off."""
-    marks = np.tile(np.asarray([False, True]), len(counts.lengths))
-    return np.repeat(marks, np.column_stack((counts.ended, counts.cut)).ravel())
 
 
 def _corrected(counts: Histogram, q: float) -> int | None:
@@ -141,10 +134,9 @@ def _verdict(kind: str, indices: list[TailIndex], laws: list[FittedLaw], cap: in
     if laws:
         best = laws[0]
         off = write(best.ks, "share")
-        closest = f"of the laws tried, {law_name(best.law.name)} comes closest, at most {off} of the answers off"
-        parts.append(
-            closest if best.ks <= CLOSE else f"{closest}: no simple law fits, so draw from the recorded lengths"
-        )
+        likeliest = f"of the laws tried, {law_name(best.law.name)} is the likeliest, at most {off} of the answers off"
+        fits = min(law.ks for law in laws) <= CLOSE
+        parts.append(likeliest if fits else f"{likeliest}: no simple law fits, so draw from the recorded lengths")
     if indices:
         main = _main(indices)
         interval = "" if main.low is None or main.high is None else (

@@ -129,6 +129,16 @@ def test_the_same_prompts_tell_best(noise: float, verdict: str) -> None:
         assert "1.99 times as long" in c.answer[-1]
 
 
+def test_shared_prompts_show_what_distributions_do_not() -> None:
+    """Three per cent longer on the same 500 prompts: too little for the distributions, plain on pairs."""
+    a = skewed(500, 1000, 0.6, seed=1)
+    prompts = [f"question {i}" for i in range(500)]
+    c = compare_traces(trace_of(a, prompt=prompts), trace_of((a * 1.03).round().astype(int), prompt=prompts))
+    assert c.ks_p > 0.05
+    assert c.shared_prompts[0].ratio_low > 1
+    assert c.verdict == "small"
+
+
 def test_groups_of_both_sides_stand_side_by_side() -> None:
     c = compare_traces(
         trace_of([10] * 60 + [50] * 40, turn=[0] * 60 + [1] * 40), trace_of([20] * 99 + [9], turn=[0] * 99 + [20])

@@ -14,7 +14,8 @@ from ecoserve.data.profiling.model import Grouping
 
 
 def by(name: str, lengths: object, **columns: object) -> Grouping | None:
-    found = all_groupings(table_of(lengths, **columns), 1.0)  # type: ignore[arg-type]
+    table = table_of(lengths, **columns)  # type: ignore[arg-type]
+    found = all_groupings(table, 1.0, table)
     return next((g for g in found if g.by == name), None)
 
 

@@ -13,7 +13,8 @@ import pytest
 from profiled import skewed, table_of, trace_of
 
 from ecoserve.data import LoadReport, Record, load_trace, stream_trace
-from ecoserve.data.profiling import profile_trace, read_table
+from ecoserve.data.profiling import compare_traces, profile_trace, read_table
+from ecoserve.data.profiling.summaries import conversations_of
 from ecoserve.data.profiling.table import BYTES_PER_RECORD, TraceTable, cap_of, prompt_hash
 from ecoserve.data.records import Message
 from ecoserve.errors import TraceError
@@ -123,3 +124,54 @@ def test_a_cap_is_where_most_of_the_cut_off_are() -> None:
 def test_a_limit_below_one_is_refused(limit: int) -> None:
     with pytest.raises(TraceError, match="leaves no room"):
         profile_trace(trace_of([1, 2]), max_tokens=limit)
+
+
+def test_a_long_trace_is_thinned_by_prompt_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    lengths = (np.repeat(skewed(3000), 3) * rng.lognormal(0, 0.2, 9000)).astype(int) + 1
+    table = table_of(
+        lengths,
+        prompt=[f"question {i // 3}" for i in range(9000)],
+        sample_tokens=[(i + 1,) for i in range(9000)],
+        arrival_s=[float(i) for i in range(9000)],
+    )
+    part = table.thinned(3000)
+    assert 2700 < len(part) < 3300
+    # All answers to a prompt or none, each with its own samples and language.
+    assert set(np.unique(part.prompt_hash, return_counts=True)[1]) == {3}
+    rows = part.arrival.astype(int)
+    assert part.response.tolist() == lengths[rows].tolist()
+    assert part.samples.tolist() == (rows + 1).tolist()
+    assert len(part.languages.rows) == len(part)
+    assert table.thinned(9000) is table
+    whole = profile_trace(table)
+    monkeypatch.setattr("ecoserve.data.profiling.profile.MOST_ROWS", 3000)
+    found = profile_trace(table)
+    # What hangs on counts is of all records, the rest of some, and nearly the same.
+    assert (found.response, found.tail, found.arrivals) == (whole.response, whole.tail, whole.arrivals)
+    assert any(f"the rest is of {len(part):,}" in note for note in found.notes)
+    assert found.same_prompt is not None
+    assert whole.same_prompt is not None
+    assert found.same_prompt.prompts == len(part) // 3
+    assert found.same_prompt.icc == pytest.approx(whole.same_prompt.icc, abs=0.03)
+    assert found.drift is not None
+    assert sum(w.n for w in found.drift.windows) == len(part)
+
+
+def test_long_traces_keep_the_same_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecoserve.data.profiling.compare.MOST_ROWS", 1000)
+    prompts = [f"question {i}" for i in range(4000)]
+    a, b = trace_of(skewed(4000), prompt=prompts), trace_of(skewed(4000) * 2, prompt=prompts)
+    c = compare_traces(a, b)
+    assert c.a.records == 4000
+    assert 850 < c.shared_prompts[0].prompts < 1150
+    assert c.shared_prompts[0].ratio == pytest.approx(2.0)
+
+
+def test_the_design_effect_of_a_long_trace_is_that_of_whole_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = np.repeat(skewed(2000), 5)
+    table = table_of(lengths, conversation=[f"c{i // 5}" for i in range(10_000)])
+    monkeypatch.setattr("ecoserve.data.profiling.summaries.MOST_ROWS", 2000)
+    number, effect = conversations_of(table)
+    assert number == 2000
+    assert effect == pytest.approx(5.0, rel=0.05)
