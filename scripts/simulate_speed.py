@@ -41,7 +41,7 @@ LOAD: dict[str, Any] = {
     "depth": 2,
 }
 #: Requests of a run, in multiples of those that run at once.
-WAVES = 10
+WAVES = 6
 REPEATS = 3
 
 
