@@ -34,7 +34,7 @@ def command(
         typer.Option(
             "--client-slos",
             metavar="clamp|off",
-            help="Clients' SLOs: taken, but raised to the least ones below; or not looked at [clamp].",
+            help="Clients' SLOs: taken, but raised to the least ones below; off: not looked at (default: clamp).",
             rich_help_panel=_SLO,
         ),
     ] = None,
