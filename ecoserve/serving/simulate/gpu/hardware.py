@@ -8,6 +8,7 @@ So is one bandwidth: the file of the RTX PRO 6000 Server Edition states 1,792 GB
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -64,22 +65,14 @@ _FACTS: Final[dict[str, tuple[int, int, int, AttentionKernels]]] = {
 #: Published peaks that stand instead of the system file's, bytes a second.
 _BANDWIDTH: Final = {"rtx_pro_6000_server": 1.597e12}
 
-#: Other names, in lower case without blanks, hyphens and underscores.
-_ALIASES: Final = {
-    "a100": "a100_sxm",
-    "a10080gb": "a100_sxm",
-    "a100sxm80gb": "a100_sxm",
-    "a100sxm480gb": "a100_sxm",
-    "h100": "h100_sxm",
-    "h10080gb": "h100_sxm",
-    "h10080gbhbm3": "h100_sxm",
-    "h100sxm5": "h100_sxm",
-    "h200": "h200_sxm",
-    "rtxpro6000": "rtx_pro_6000_server",
-    "rtx6000pro": "rtx_pro_6000_server",
-    "rtxpro6000blackwell": "rtx_pro_6000_server",
-    "rtxpro6000blackwellserveredition": "rtx_pro_6000_server",
-    "b200": "b200_sxm",
+#: Usual names, in lower case without blanks, hyphens and underscores: the drivers', with and without the memory's size.
+_USUAL: Final = {
+    "a100_sxm": r"a100(sxm4?)?(80gb)?",
+    "h100_sxm": r"h100(sxm5?)?(80gb)?(hbm3)?",
+    "h200_sxm": r"h200(sxm5?)?(141gb)?(hbm3e)?",
+    "l40s": r"l40s(48gb)?",
+    "rtx_pro_6000_server": r"rtx(pro6000|6000pro)(blackwell)?(server(edition)?)?(96gb)?",
+    "b200_sxm": r"b200(sxm6?)?(180gb|192gb)?",
 }
 
 
@@ -98,15 +91,16 @@ def find_gpu(name: str) -> Gpu:
     Raises:
         ConfigError: if there is none of that name, or aiconfigurator-core is not installed.
     """
-    known = {_plain(n): n for n in _FACTS} | _ALIASES
     plain = _plain(name)
-    if plain not in known:
-        near = [known[n] for n in difflib.get_close_matches(plain, list(known), n=3)]
-        options = list(dict.fromkeys(near)) or list(_FACTS)
-        raise ConfigError(
-            f"no GPU is called {name!r}", where="gpu", fix=f"{'near it' if near else 'known'}: {', '.join(options)}"
-        )
-    return _load(known[plain])
+    for known, usual in _USUAL.items():
+        if re.fullmatch(usual, plain):
+            return _load(known)
+    short = {n.partition("_")[0]: n for n in _FACTS} | {n: n for n in _FACTS}
+    near = [short[n] for n in difflib.get_close_matches(plain, list(short), n=3, cutoff=0.5)]
+    options = list(dict.fromkeys(near)) or list(_FACTS)
+    raise ConfigError(
+        f"no GPU is called {name!r}", where="gpu", fix=f"{'near it' if near else 'known'}: {', '.join(options)}"
+    )
 
 
 @lru_cache(maxsize=len(_FACTS))

@@ -123,6 +123,8 @@ def test_host_times_grow_with_the_batch_and_the_launch_is_a_part(machine: Machin
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA B200", "b200_sxm"),
         ("b200_sxm", "b200_sxm"),
+        ("H100_SXM5_80GB", "h100_sxm"),
+        ("H200-141GB", "h200_sxm"),
     ],
 )
 def test_gpus_by_their_usual_names(name: str, found: str) -> None:
@@ -131,7 +133,13 @@ def test_gpus_by_their_usual_names(name: str, found: str) -> None:
 
 def test_an_unknown_gpu_is_one_line() -> None:
     assert len(gpu_names()) == 6
-    for name, near in (("h1000", "h100_sxm"), ("H100 PCIe", "h100_sxm"), ("tpu", "a100_sxm, h100_sxm")):
+    for name, near in (
+        ("h1000", "h100_sxm"),
+        ("H100 PCIe", "h100_sxm"),
+        ("NVIDIA A100-SXM4-40GB", "a100_sxm"),
+        ("RTX PRO 6000 Blackwell Workstation Edition", "rtx_pro_6000_server"),
+        ("tpu", "a100_sxm, h100_sxm"),
+    ):
         with pytest.raises(ConfigError, match=near) as raised:
             find_gpu(name)
         assert raised.value.exit_code == 2
