@@ -52,7 +52,7 @@ def logs() -> str:
             errors = [_signed(v["error_percent"]) for v in log[figure].values()]
             rows.append([figure.upper(), *(f"{c}<br>{e}" for c, e in zip(cells, errors, strict=True))])
         series = "; ".join(
-            f"{name} requests a second: {log[name]['mean_measured']} measured, {log[name]['mean_modelled']} modelled "
+            f"requests {name}, second by second: {log[name]['mean_measured']} measured, {log[name]['mean_modelled']} modelled "
             f"on average, correlation {log[name]['correlation']}, mean distance {log[name]['mean_abs_difference']}"
             for name in ("running", "waiting")
         )
