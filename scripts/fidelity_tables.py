@@ -52,8 +52,8 @@ def logs() -> str:
             errors = [_signed(v["error_percent"]) for v in log[figure].values()]
             rows.append([figure.upper(), *(f"{c}<br>{e}" for c, e in zip(cells, errors, strict=True))])
         series = "; ".join(
-            f"requests {name}, second by second: {log[name]['mean_measured']} measured, {log[name]['mean_modelled']} modelled "
-            f"on average, correlation {log[name]['correlation']}, mean distance {log[name]['mean_abs_difference']}"
+            f"requests {name}, second by second: {log[name]['mean_measured']} measured, "
+            f"{log[name]['mean_modelled']} modelled on average, correlation {log[name]['correlation']}, mean distance {log[name]['mean_abs_difference']}"
             for name in ("running", "waiting")
         )
         ranks = f", {log['expert_ranks']} replicas that share experts" if log["expert_ranks"] > 1 else ""
