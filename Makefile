@@ -1,6 +1,6 @@
 # What a developer runs. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo soak lint format clean
 
 # Any Python 3 can start set-up; it looks for a supported one itself.
 STARTERS := python3 python3.11 python3.12 python3.13
@@ -22,6 +22,9 @@ demo: setup  ## the main job, end to end, on real input: writes a report that a 
 
 test: lint  ## every check there is: format, types, import contracts, tests with coverage
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+soak: setup  ## the scheduler under any sequence of calls, 100,000 steps: make soak SOAK_ARGS='--seed 1 --steps 1000'
+	@$(BIN)/python scripts/soak.py $(SOAK_ARGS)
 
 lint: setup  ## the quick checks of `make test`
 	@$(BIN)/ruff check .
