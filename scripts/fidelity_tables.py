@@ -53,7 +53,8 @@ def logs() -> str:
             rows.append([figure.upper(), *(f"{c}<br>{e}" for c, e in zip(cells, errors, strict=True))])
         series = "; ".join(
             f"requests {name}, second by second: {log[name]['mean_measured']} measured, "
-            f"{log[name]['mean_modelled']} modelled on average, correlation {log[name]['correlation']}, mean distance {log[name]['mean_abs_difference']}"
+            f"{log[name]['mean_modelled']} modelled on average, correlation {log[name]['correlation']}, "
+            f"mean distance {log[name]['mean_abs_difference']}"
             for name in ("running", "waiting")
         )
         ranks = f", {log['expert_ranks']} replicas that share experts" if log["expert_ranks"] > 1 else ""
