@@ -214,3 +214,67 @@ def test_a_key_is_not_on_the_page(trace: Path, tmp_path: Path, monkeypatch: pyte
     typed = ["ecoserve", "profile", "t", "--api-key", "secret", '--body={"k": "secret"}', "--api-key=secret"]
     monkeypatch.setattr("sys.argv", typed)
     assert profile._command_line() == ["ecoserve profile t --api-key ... --body=... --api-key=..."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A predictor, and beside it the trace it was trained on: stories are long, names are short."""
+    folder = tmp_path_factory.mktemp("predictor")
+    rng = np.random.default_rng(0)
+    long = rng.random(600) < 0.5
+    lengths = np.where(long, rng.normal(600, 60, 600), rng.normal(30, 5, 600)).round().astype(int)
+    # Near-duplicates are kept on one side of a split, so that no two prompts may be alike.
+    words = ["".join(rng.choice(list("bcdfglmnprst") + list("aeiou"), 6)) for _ in range(3000)]
+    things = [" ".join(rng.choice(words, 8)) for _ in range(600)]
+    prompts = [f"{'story' if big else 'colour'} {thing}" for big, thing in zip(long, things, strict=True)]
+    content = [
+        {"id": f"c{i}", "prompt": p, "response_tokens": int(n)}
+        for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    trace = write(folder / "trace.jsonl", content)
+    line = [
+        "train-predictor",
+        str(trace),
+        "-o",
+        str(folder / "ckpt"),
+        "--backend",
+        "lightgbm",
+        "--rounds",
+        "20",
+        "--quiet",
+    ]
+    assert main(line) == 0
+    return folder
+
+
+def test_what_a_predictor_tells_and_saves(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_predictor = ["--predictor", str(checkpoint / "ckpt"), "--json", "-"]
+    assert main(["profile", str(checkpoint / "trace.jsonl"), *with_predictor, "-o", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    profile = Profile.model_validate_json(out)
+    told = profile.predicted
+    assert told is not None
+    # Only what was kept apart in training; there it tells stories from names, and little more.
+    assert told.rows_are == "held out"
+    assert 20 < told.rows < 200
+    assert told.mae_tokens < 0.3 * told.mae_constant_tokens
+    assert profile.worth == "yes"
+    assert {"predicted p50", "predicted p90", "predicted p95"} <= {r.policy for r in profile.waste.reservations}
+    saved = {order.by: order.wait_saved for order in profile.orderings}
+    assert saved["predictor"] == pytest.approx(saved["true length"], abs=0.1)
+    assert "the predictor is off by" in " ".join(err.split())
+    # On another trace any row will do.
+    other = write(tmp_path / "other.jsonl", rows(LENGTHS))
+    assert main(["profile", str(other), *with_predictor, "--quiet"]) == 0
+    found = Profile.model_validate_json(capsys.readouterr().out).predicted
+    assert found is not None
+    assert (found.rows_are, found.rows) == ("all", 600)
+
+
+def test_a_predictor_reads_texts(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lengths.csv"
+    path.write_text("prompt_tokens,response_tokens\n" + "".join(f"{i},{i + 1}\n" for i in range(1, 200)))
+    assert main(["profile", str(path), "--predictor", str(checkpoint / "ckpt")]) == 2
+    err = capsys.readouterr().err
+    assert "has no prompts with texts, which a predictor reads" in err
+    assert err.count("\n") == 1
