@@ -262,7 +262,7 @@ def test_what_a_predictor_tells_and_saves(checkpoint: Path, tmp_path: Path, caps
     assert {"predicted p50", "predicted p90", "predicted p95"} <= {r.policy for r in profile.waste.reservations}
     saved = {order.by: order.wait_saved for order in profile.orderings}
     assert saved["predictor"] == pytest.approx(saved["true length"], abs=0.1)
-    assert "the predictor is off by" in " ".join(err.split())
+    assert "The predictor is off by" in " ".join(err.split())
     # On another trace any row will do.
     other = write(tmp_path / "other.jsonl", rows(LENGTHS))
     assert main(["profile", str(other), *with_predictor, "--quiet"]) == 0
