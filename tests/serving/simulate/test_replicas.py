@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -55,6 +56,15 @@ def test_what_scheduling_is_charged_as() -> None:
     measured = period(1, 0.008, "measured")
     assert measured > 0.014, "scheduling took some time of this machine"
     assert measured != period(1, 0.008, "measured"), "and not the same again"
+
+
+def test_what_other_processes_take_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked, passed = count(), count()
+    # Half a millisecond of work in each call, while a minute passes on the wall.
+    monkeypatch.setattr("ecoserve.serving.simulate.replica.time.thread_time", lambda: next(worked) / 2000)
+    monkeypatch.setattr("ecoserve.serving.simulate.replica.time.perf_counter", lambda: 60.0 * next(passed))
+    gpu, launch, schedule, update = 0.010, 0.004, 0.0005, 0.0005
+    assert period(1, 0.008, "measured") == pytest.approx(gpu + launch + schedule + update)
 
 
 def test_a_first_token_waits_for_the_host() -> None:
