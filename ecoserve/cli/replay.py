@@ -59,8 +59,9 @@ def command(
         str | None,
         typer.Option(
             "--lengths",
-            metavar="true|none|noise:SIGMA|predicted:CKPT",
-            help="What the scheduler is told [engine: true; URL: what the server predicts].",
+            metavar="KIND",
+            help="What the scheduler is told: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md) "
+            "[engine: true; URL: what the server predicts].",
         ),
     ] = None,
     length_field: Annotated[

@@ -67,7 +67,7 @@ def command(
         typer.Option(
             "--lengths",
             metavar="KIND,...",
-            help="What policies are told: true, none, noise:SIGMA, predicted:CKPT.",
+            help="What policies are told: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md).",
             rich_help_panel=_POLICIES,
         ),
     ] = "true",

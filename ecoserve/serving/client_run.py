@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
-from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +44,7 @@ class ClientRunSettings(BaseModel):
     tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str | None = Field(None, description="what to call the server's policy; None: what its metrics show")
-    lengths: str = Field(SERVER, description="server, or what clients tell: true, none, noise:SIGMA, predicted:CKPT")
+    lengths: str = Field(SERVER, description="server, or what clients tell: a form of ecoserve.serving.told")
     replay: bool = Field(True, description="force the recorded lengths; the server must allow it")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = Field(0, ge=0)

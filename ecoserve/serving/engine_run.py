@@ -23,7 +23,8 @@ from ecoserve.serving.clocks import CpuClock, WallClock
 from ecoserve.serving.core import keys
 from ecoserve.serving.prompts import Prompts
 from ecoserve.serving.runs import RequestRow, RunResult
-from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +44,7 @@ class EngineRunSettings(BaseModel):
     tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = "ecoserve"
-    lengths: str = Field("true", description="true, none, noise:SIGMA or predicted:CHECKPOINT")
+    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.told")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = Field(0, ge=0)
     requests: int = Field(200, ge=1)

@@ -1,14 +1,12 @@
 """A load: which requests come when, how long their answers are, and what the scheduler is told about that.
 
 The same for the virtual loop, the in-process engine and a URL, so that their runs can be compared. What is told is
-never the recorded length unless ``true`` is asked for (the oracle).
+never the recorded length unless ``true`` is asked for (the oracle); :mod:`ecoserve.serving.told` has the kinds.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +15,7 @@ import numpy as np
 from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.told import LengthsTold
 
 #: Characters a token, where a trace gives text but no token counts and no tokenizer is named.
 CHARACTERS_PER_TOKEN = 4.0
@@ -40,82 +39,6 @@ class LoadRequest:
     prompt_tokens: int
     response_tokens: int
     lengths: LengthDistribution | None
-
-
-@dataclass(frozen=True, slots=True)
-class LengthsTold:
-    """``true``, ``none``, ``noise:SIGMA`` or ``predicted:CKPT``: what the scheduler is told of a response's length."""
-
-    kind: str
-    sigma: float = 0.0
-    checkpoint: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> LengthsTold:
-        """Read one of the four forms.
-
-        Raises:
-            InputError: naming the form it is not.
-        """
-        kind, _, rest = text.partition(":")
-        if kind in ("true", "none") and not rest:
-            return cls(kind)
-        if kind == "noise":
-            try:
-                sigma = float(rest)
-            except ValueError:
-                sigma = math.nan
-            if math.isfinite(sigma) and 0.0 <= sigma <= 5.0:
-                return cls("noise", sigma=sigma)
-            raise InputError(f"noise:{rest} is not a log-standard deviation between 0 and 5", where="--lengths")
-        if kind == "predicted" and rest:
-            return cls("predicted", checkpoint=rest)
-        raise InputError(
-            f"{text!r} is none of true, none, noise:SIGMA, predicted:CHECKPOINT",
-            where="--lengths",
-            fix="for example --lengths noise:0.6",
-        )
-
-    def __str__(self) -> str:
-        return {"noise": f"noise:{self.sigma:g}", "predicted": f"predicted:{self.checkpoint}"}.get(self.kind, self.kind)
-
-    def tell(
-        self, records: Sequence[Record], lengths: Sequence[int], upper: int, seed: int
-    ) -> list[LengthDistribution | None]:
-        """The distribution told for each record; ``lengths`` are the true ones (tokens), ``upper`` closes the bins.
-
-        ``noise:SIGMA``: the truth times a log-normal error, stated as what it is: the posterior of a predictor whose
-        log error has standard deviation SIGMA.
-        """
-        if self.kind == "none":
-            return [None] * len(records)
-        if self.kind == "true":
-            return [LengthDistribution.point(n) for n in lengths]
-        if self.kind == "noise":
-            rng = random.Random(f"lengths-{seed}")
-            return [
-                LengthDistribution.lognormal(max(1.0, n * math.exp(rng.gauss(0.0, self.sigma))), self.sigma, upper)
-                for n in lengths
-            ]
-        return list(_predictions(self.checkpoint, tuple(_question(r) for r in records)))
-
-
-def _question(record: Record) -> str:
-    if record.prompt is None:
-        raise TraceError("predicted lengths need prompt texts, this trace has lengths only", fix="use noise:SIGMA")
-    return record.prompt
-
-
-@lru_cache(maxsize=8)
-def _predictor(checkpoint: str) -> object:
-    from ecoserve.predictor import load_predictor
-
-    return load_predictor(checkpoint)
-
-
-@lru_cache(maxsize=32)
-def _predictions(checkpoint: str, prompts: tuple[str, ...]) -> tuple[LengthDistribution, ...]:
-    return tuple(_predictor(checkpoint).predict(list(prompts)))  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=8)

@@ -23,7 +23,6 @@ Policies that never look at lengths run once, with ``none``, whatever the axis s
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -35,7 +34,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ecoserve.data.workload_rows import is_workload
 from ecoserve.data.workloads import read_workload
-from ecoserve.errors import ConfigError
+from ecoserve.errors import ConfigError, InputError
+from ecoserve.serving.told import FORMS, LengthsTold
 from ecoserve.sweep.identity import PlannedRun
 
 #: The function a sweep calls for each run unless its plan names another.
@@ -61,21 +61,13 @@ def _as_lengths(value: Any) -> Any:
 def _checked_lengths(value: Any) -> Any:
     value = _as_lengths(value)
     if not isinstance(value, str):
-        raise ValueError("must be true, predicted, predicted:CHECKPOINT, noise:SIGMA or none")
-    kind, colon, detail = value.partition(":")
-    if kind == "noise":
-        try:
-            sigma = float(detail)
-        except ValueError:
-            sigma = math.nan
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            raise ValueError(f"noise needs a standard deviation of the log length, as in noise:0.5, not {value!r}")
-        return f"noise:{sigma:g}"
-    if kind == "predicted" and (detail or not colon):
+        raise ValueError(f"must be predicted or one of {FORMS}")
+    if value == "predicted":
         return value
-    if value in ("true", "none"):
-        return value
-    raise ValueError(f"{value!r} is none of true, predicted, predicted:CHECKPOINT, noise:SIGMA, none")
+    try:
+        return str(LengthsTold.parse(value))
+    except InputError as error:
+        raise ValueError(error.what) from None
 
 
 Lengths = Annotated[str, BeforeValidator(_checked_lengths)]

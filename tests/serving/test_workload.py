@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ecoserve.data import Message, Record, Trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
-from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, prompt_length, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import LoadRequest, make_load, prompt_length, trace_for
 
 
 def load(trace: Trace | None = None, **changes: Any) -> list[LoadRequest]:
@@ -33,50 +33,9 @@ def changed(record: Record, **fields: Any) -> Record:
 # -- what is told ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["true", "none", "noise:0.6", "noise:0", "predicted:some/dir", "predicted:hub/id:x"])
-def test_the_four_forms(text: str) -> None:
-    assert str(LengthsTold.parse(text)) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "True", "true:1", "noise", "noise:", "noise:-1", "noise:nan", "noise:6", "predicted", "predicted:"],
-)
-def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(InputError):
-        LengthsTold.parse(text)
-
-
-def test_the_oracle_knows_and_none_knows_nothing() -> None:
-    told = LengthsTold.parse("true").tell([], [3, 9], 100, 0)
-    assert [d.quantile(0.5) for d in told if d] == [3, 9]
-    assert [d.quantile(0.99) for d in told if d] == [3, 9]
-    records = [r.record for r in load()]
-    assert LengthsTold.parse("none").tell(records, [5] * len(records), 100, 0) == [None] * len(records)
-
-
-def test_noise_is_as_large_as_it_says_and_states_it() -> None:
-    true = [200] * 3000
-    records: Any = [None] * len(true)
-    told = LengthsTold.parse("noise:0.6").tell(records, true, 4096, 0)
-    errors = np.log([d.quantile(0.5) / 200 for d in told if d])
-    assert errors.std() == pytest.approx(0.6, abs=0.03)
-    assert errors.mean() == pytest.approx(0.0, abs=0.05)
-    inside = np.mean([d.quantile(0.05) < 200 <= d.quantile(0.95) for d in told if d])
-    assert inside == pytest.approx(0.9, abs=0.03), "its 90 % interval holds the truth nine times out of ten"
-
-
-def test_noise_is_the_same_for_the_same_seed() -> None:
-    first, again, other = (
-        [d.to_wire() for d in LengthsTold.parse("noise:0.6").tell([None] * 20, [50] * 20, 500, s) if d]  # type: ignore[list-item]
-        for s in (1, 1, 2)
-    )
-    assert first == again != other
-
-
 def test_predicted_asks_the_predictor_with_the_prompt_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from ecoserve.lengths import LengthDistribution
-    from ecoserve.serving import workload
+    from ecoserve.serving import told
 
     asked: list[str] = []
 
@@ -85,12 +44,12 @@ def test_predicted_asks_the_predictor_with_the_prompt_only(monkeypatch: pytest.M
             asked.extend(texts)
             return [LengthDistribution.point(len(t)) for t in texts]
 
-    monkeypatch.setattr(workload, "_predictor", lambda checkpoint: Fake())
-    workload._predictions.cache_clear()
+    monkeypatch.setattr(told, "_predictor", lambda checkpoint: Fake())
+    told._predictions.cache_clear()
     made = load(lengths=LengthsTold.parse("predicted:somewhere"))
     assert asked == [r.record.prompt for r in made]
     assert all(r.lengths is not None and r.lengths.quantile(0.5) == len(r.record.prompt or "") for r in made)
-    workload._predictions.cache_clear()
+    told._predictions.cache_clear()
 
 
 def test_predicting_needs_prompts() -> None:

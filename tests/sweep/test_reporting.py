@@ -112,7 +112,7 @@ def test_the_setting_to_run_is_one_a_user_can_run():
 
 def test_a_stand_in_is_named_as_such():
     runs = [*rows("vllm", "none", 1.0), *(r for s in ("0.2", "1", "2") for r in rows("ecoserve", f"noise:{s}", 0.5))]
-    assert say(runs).startswith("With lengths known to an error of σ = 1, ecoserve cuts")
+    assert say(runs).startswith("With length error σ = 1, ecoserve cuts")
     oracle = [*rows("vllm", "none", 1.0), *rows("ecoserve", "true", 0.5)]
     assert say(oracle).startswith("With true lengths (an oracle: no predictor was run), ecoserve cuts")
 

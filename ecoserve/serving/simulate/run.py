@@ -20,7 +20,8 @@ from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.router import ROUTERS
 from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.serving.simulate.worker import WorkerModel
-from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 __all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate"]
 

@@ -26,7 +26,7 @@ class SimulateSettings(BaseModel):
     tokenizer: str | None = None
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = "ecoserve"
-    lengths: str = Field("true", description="true, none, noise:SIGMA or predicted:CHECKPOINT")
+    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.told")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = 0
     requests: int = Field(400, ge=1)

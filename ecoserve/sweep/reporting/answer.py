@@ -10,7 +10,7 @@ from typing import TypeVar
 from ecoserve.pages import Answer, Tile, write, write_change
 from ecoserve.sweep.reporting.choice import main_load, relaxed_load, stand_in
 from ecoserve.sweep.reporting.metrics import NORMALIZED, PREEMPTIONS
-from ecoserve.sweep.reporting.settings import Load, Setting, Settings
+from ecoserve.sweep.reporting.settings import Load, Setting, Settings, lengths_name
 from ecoserve.sweep.reporting.statements import (
     care,
     interval,
@@ -66,7 +66,7 @@ def _headline(
         return "Nothing has been run in this folder yet."
     told = {
         "predicted": "With predicted lengths",
-        "noise": f"With lengths known to an error of σ = {ours.lengths.partition(':')[2]}",
+        "noise": f"With {lengths_name(ours.lengths)}",
         "true": "With true lengths (an oracle: no predictor was run)",
         "none": "Without any prediction",
     }[ours.kind]

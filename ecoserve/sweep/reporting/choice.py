@@ -33,11 +33,17 @@ def stand_in(settings: Settings, load: Load) -> Setting | None:
         candidates = [s for s in here if s.kind == kind]
         if kind == "noise" and candidates:
             # Neither the best nor the worst of the controlled errors: nobody could pick one of them.
-            levels = sorted({s.lengths for s in candidates}, key=lambda lengths: float(lengths.partition(":")[2]))
+            levels = sorted({s.lengths for s in candidates}, key=_number)
             candidates = [s for s in candidates if s.lengths == levels[len(levels) // 2]]
         if candidates:
             return min(candidates, key=latency)
     return None
+
+
+def _number(lengths: str) -> tuple[str, float]:
+    """What controlled errors are sorted by: their kind, then how large they are."""
+    kind, colon, number = lengths.partition(":")
+    return kind, float(number) if colon else 0.0
 
 
 def latency(setting: Setting) -> float:

@@ -59,8 +59,9 @@ class Setting:
 
     @property
     def kind(self) -> str:
-        """``true``, ``predicted``, ``noise`` or ``none``."""
-        return self.lengths.partition(":")[0]
+        """``true``, ``predicted``, ``none``, or ``noise`` for every error of a known kind."""
+        kind = self.lengths.partition(":")[0]
+        return kind if kind in ("true", "predicted", "none") else "noise"
 
     @property
     def name(self) -> str:
@@ -99,6 +100,12 @@ def lengths_name(lengths: str) -> str:
     return {
         "true": "true lengths (oracle)",
         "noise": f"length error σ = {detail}",
+        "tau": f"lengths ranked with τ = {detail}",
+        "bins": f"a classifier right in {detail} of cases",
+        "bias": f"lengths {detail} times the truth",
+        "constant": f"{detail} tokens told for all",
+        "random": "somebody else’s lengths",
+        "inverted": "lengths upside down",
         "none": "no prediction",
     }.get(kind, lengths)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ecoserve.pages import Statement, Tone, write, write_change
 from ecoserve.sweep.reporting.choice import counterpart, latency, same_policy, stand_in
 from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT
-from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
+from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak, lengths_name
 from ecoserve.sweep.reporting.tables import predictor_name
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import PredictorRow, Summary
@@ -199,8 +199,7 @@ def _told(setting: Setting) -> str:
 
 
 def _with_lengths(setting: Setting) -> str:
-    rough = f"a length error of σ = {setting.lengths.partition(':')[2]}"
-    known = {"predicted": "predicted lengths", "noise": rough, "true": "true lengths"}
+    known = {"predicted": "predicted lengths", "noise": lengths_name(setting.lengths), "true": "true lengths"}
     return f"{setting.policy} with {known.get(setting.kind, 'no prediction')}"
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.engine_run import EngineRunSettings, run_engine
-from ecoserve.serving.workload import LengthsTold, LoadRequest, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 

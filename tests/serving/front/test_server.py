@@ -19,7 +19,8 @@ from front_helpers import Server, descendants, running
 from ecoserve.errors import ConfigError
 from ecoserve.serving.client_run import ClientRunSettings, run_client
 from ecoserve.serving.core import keys
-from ecoserve.serving.workload import LengthsTold, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import make_load, trace_for
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from ecoserve.errors import ConfigError, InputError, TraceError
 from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate
-from ecoserve.serving.workload import LengthsTold, make_load, trace_for
+from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {
     "trace": "synthetic:200",
@@ -138,7 +139,7 @@ def test_prompts_of_a_load_share_no_prefix() -> None:
         ({"blocks": 60}, "60 KVC blocks of 16 tokens cannot hold one request of max_model_len 1024"),
         ({"trace": "synthetic:none"}, "synthetic:none is not a number of rows"),
         ({"trace": "no/such/file.json"}, "no/such/file.json"),
-        ({"lengths": "guessed"}, "'guessed' is none of true, none, noise:SIGMA, predicted:CHECKPOINT"),
+        ({"lengths": "guessed"}, "'guessed' is none of true, none, predicted:CHECKPOINT, noise:SIGMA"),
         ({"lengths": "noise:much"}, "noise:much is not a log-standard deviation"),
         ({"lengths": "predicted:/no/such/checkpoint"}, "/no/such/checkpoint"),
         ({"rate_rps": None}, "the trace has no recorded arrivals"),

@@ -1,0 +1,122 @@
+"""What is told of lengths: each kind of error is as large as it says, and says what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from ecoserve.errors import InputError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.told import LengthsTold
+
+#: Like answers of a chat model: most are short, a few long.
+TRUE = np.maximum(1, np.random.default_rng(5).lognormal(5.0, 1.0, 3000).astype(int)).clip(max=2000).tolist()
+
+
+def tell(text: str, true: list[int] = TRUE, seed: int = 0) -> list[LengthDistribution]:
+    records: Any = [None] * len(true)
+    return [d for d in LengthsTold.parse(text).tell(records, true, 2000, seed) if d is not None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "true",
+        "none",
+        "random",
+        "inverted",
+        "noise:0.6",
+        "noise:0",
+        "tau:0.5",
+        "bins:0.75",
+        "bias:0.5",
+        "constant:32768",
+        "predicted:some/dir",
+        "predicted:hub/id:x",
+    ],
+)
+def test_a_form_is_written_as_it_is_read(text: str) -> None:
+    assert str(LengthsTold.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "True", "true:1", "random:1", "predicted", "predicted:"),
+        *("noise", "noise:", "noise:-1", "noise:nan", "noise:6", "tau:1", "tau:-0.1", "bins:0", "bins:1.1"),
+        *("bias:0", "bias:inf", "constant:0", "constant:x"),
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        LengthsTold.parse(text)
+
+
+def test_the_oracle_knows_and_none_knows_nothing() -> None:
+    told = LengthsTold.parse("true").tell([], [3, 9], 100, 0)
+    assert [d.quantile(0.5) for d in told if d] == [3, 9]
+    assert [d.quantile(0.99) for d in told if d] == [3, 9]
+    records: Any = [None] * 4
+    assert LengthsTold.parse("none").tell(records, [5] * 4, 100, 0) == [None] * 4
+
+
+def test_noise_is_as_large_as_it_says_and_states_it() -> None:
+    true = [200] * 3000
+    records: Any = [None] * len(true)
+    told = LengthsTold.parse("noise:0.6").tell(records, true, 4096, 0)
+    errors = np.log([d.quantile(0.5) / 200 for d in told if d])
+    assert errors.std() == pytest.approx(0.6, abs=0.03)
+    assert errors.mean() == pytest.approx(0.0, abs=0.05)
+    inside = np.mean([d.quantile(0.05) < 200 <= d.quantile(0.95) for d in told if d])
+    assert inside == pytest.approx(0.9, abs=0.03), "its 90 % interval holds the truth nine times out of ten"
+
+
+@pytest.mark.parametrize("text", ["noise:0.6", "tau:0.5", "bins:0.5", "random"])
+def test_an_error_is_the_same_for_the_same_seed(text: str) -> None:
+    first, again, other = ([d.to_wire() for d in tell(text, TRUE[:40], seed)] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])
+def test_a_rank_correlation_is_what_was_asked_for_and_its_quantiles_cover(tau: float) -> None:
+    told = tell(f"tau:{tau}")
+    assert kendalltau([d.mean() for d in told], TRUE).statistic == pytest.approx(tau, abs=0.03)
+    for q in (0.1, 0.5, 0.9):
+        covered = np.mean([n <= d.quantile(q) for n, d in zip(TRUE, told, strict=True)])
+        assert covered == pytest.approx(q, abs=0.03), q
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.8, 1.0])
+def test_a_classifier_is_right_as_often_as_it_says(accuracy: float) -> None:
+    told = tell(f"bins:{accuracy}")
+    right = 0
+    for n, d in zip(TRUE, told, strict=True):
+        k = int(np.argmax(d.probs)) if accuracy > 0.1 else None
+        # At a tenth all bins are alike: nothing is said.
+        right += d.edges[k] < n <= d.edges[k + 1] if k is not None else len(set(np.round(d.probs, 9))) == 1
+    assert right / len(TRUE) == pytest.approx(accuracy if accuracy > 0.1 else 1.0, abs=0.03)
+
+
+def test_lengths_that_are_all_equal_have_one_bin() -> None:
+    assert {d.quantile(0.5) for d in tell("tau:0.5", [7] * 20)} == {7}
+    assert all(d.upper >= 7 for d in tell("bins:0.5", [7] * 20))
+
+
+def test_the_worst_kinds_are_certain_and_wrong() -> None:
+    true = [10, 500, 30, 200]
+    assert [d.quantile(0.5) for d in tell("constant:1", true)] == [1] * 4
+    assert [d.quantile(0.5) for d in tell("constant:32768", true)] == [32768] * 4
+    assert [d.quantile(0.5) for d in tell("bias:0.5", true)] == [5, 250, 15, 100]
+    assert [d.quantile(0.5) for d in tell("inverted", true)] == [500, 10, 200, 30]
+    shuffled = [d.quantile(0.5) for d in tell("random", TRUE)]
+    assert sorted(shuffled) == sorted(TRUE) != shuffled
+    assert abs(kendalltau(shuffled, TRUE).statistic) < 0.05
+    assert all(len(d.probs) == 1 for kind in ("constant:9", "bias:2", "random", "inverted") for d in tell(kind, true))
+
+
+@pytest.mark.parametrize("text", ["true", "noise:0.5", "tau:0.5", "bins:0.5", "bias:2", "random", "inverted"])
+def test_no_request_nothing_told(text: str) -> None:
+    assert tell(text, []) == []
