@@ -311,6 +311,8 @@ def command(
     )
     for note in simulations.meta.notes:
         console.print(f"note: {note}", markup=False)
+    if picture is not None and resume:
+        console.print("note: the picture shows the runs that are run now, not those finished before", markup=False)
     folder = None if output is None else ResultFolder.create(output, simulations.meta, resume=resume)
     with progress_bar(quiet) as bar:
         summary = perform(simulations, folder=folder, trace_file=picture, progress=Watch(bar, simulations))

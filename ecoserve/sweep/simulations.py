@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ecoserve.data import Trace
-from ecoserve.errors import TraceError
+from ecoserve.errors import ConfigError, TraceError
+from ecoserve.serving.adapter.settings import STOCK_POLICIES
 from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
@@ -73,6 +74,10 @@ def prepare(
     """
     common = {k: _located(v) if k in ("trace", "model", "tokenizer") else v for k, v in common.items()}
     told = [f"predicted:{_located(kind[10:])}" if kind.startswith("predicted:") else kind for kind in lengths]
+    if common.get("scheduler") and set(policies) <= set(STOCK_POLICIES):
+        raise ConfigError(
+            f"{', '.join(policies)} have no knobs", where="--scheduler", fix="leave it out, or add a policy of ours"
+        )
     limit = common.pop("max_model_len")
     first = _settings({**common, "policy": policies[0]})
     machine = machine_of(first)

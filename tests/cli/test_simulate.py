@@ -75,7 +75,11 @@ def test_a_folder_holds_every_request_and_goes_on(tmp_path: Path, capsys: pytest
     assert [sum(x["preemptions"] for x in r) for r in rows] == [r["preemptions"] for r in summary["runs"]]
     assert simulate(words) == 2, "a folder is not written over"
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").iterdir()}
-    assert simulate(f"{words} --resume --policy vllm,ecoserve,ecoserve-d") == 0
+    capsys.readouterr()
+    assert simulate(f"{words} --resume --policy vllm,ecoserve,ecoserve-d --trace-out {tmp_path}/new.json") == 0
+    assert "shows the runs that are run now" in capsys.readouterr().err
+    drawn = [e for e in json.loads((tmp_path / "new.json").read_text())["traceEvents"] if e["name"] == "process_name"]
+    assert [e["args"]["name"].partition(",")[0] for e in drawn] == ["ecoserve-d"]
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "runs").iterdir()}
     assert len(after) == 3
     assert before.items() <= after.items(), "what was finished was run again"
@@ -187,6 +191,7 @@ def test_a_missed_slo_is_exit_code_3_with_the_results_written(capsys: pytest.Cap
     ("words", "named"),
     [
         ("--gpu h1000 --model llama-3.1-8b", "h1000"),
+        ("--policy vllm,vllm-priority --scheduler reserve=0.1", "have no knobs"),
         ("--gpu h100_sxm --model no-such-model", "no-such-model"),
         ("--gpu h100_sxm", "gpu h100_sxm needs a model to serve"),
         ("--model llama-3.1-8b", "a model and tp need a GPU"),
