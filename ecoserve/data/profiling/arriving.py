@@ -20,13 +20,18 @@ _FEWEST_WINDOWS: Final = 10
 #: Pieces of time that the plot of the rate shows, at most.
 _PIECES: Final = 240
 
+#: Arrivals looked at at once.
+_BLOCK: Final = 1 << 20
+
 Floats = npt.NDArray[np.float64]
 
 
 def arrivals(table: TraceTable) -> tuple[Arrivals | None, list[float], list[float]]:
     """What arrivals are like (``None`` for fewer than 20, or all at once), and the rate over time: seconds, rates."""
-    known = np.flatnonzero(np.isfinite(table.arrival))
-    times = np.sort(table.arrival[known])
+    known = np.isfinite(table.arrival)
+    # A long trace has many: what is not needed is not copied.
+    times = table.arrival[known]
+    times.sort()
     if len(times) < _FEWEST or times[-1] <= times[0]:
         return None, [], []
     times -= times[0]
@@ -65,8 +70,12 @@ def busiest(times: Floats, width: float) -> float | None:
     """Highest mean rate in any ``width`` seconds, wherever they begin; ``None`` for a shorter trace."""
     if times[-1] < width:
         return None
-    ends = np.searchsorted(times, times + width, side="left")
-    return float((ends - np.arange(len(times))).max() / width)
+    most = 0
+    for start in range(0, len(times), _BLOCK):
+        begins = times[start : start + _BLOCK]
+        ends = np.searchsorted(times, begins + width, side="left")
+        most = max(most, int((ends - np.arange(start, start + len(begins))).max()))
+    return most / width
 
 
 def piece(duration: float) -> float:
@@ -78,6 +87,8 @@ def piece(duration: float) -> float:
 
 
 def _counts(times: Floats, width: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The windows of ``width`` seconds with arrivals, and their counts: a long trace has few of many."""
-    number, counted = np.unique((times // width).astype(np.int64), return_counts=True)
-    return number, counted
+    """The windows of ``width`` seconds with arrivals (``times`` ascending), and their counts."""
+    number = (times // width).astype(np.int64)
+    # Times ascend.
+    begins = np.concatenate(([0], np.flatnonzero(number[1:] != number[:-1]) + 1))
+    return number[begins], np.diff(begins, append=len(number))

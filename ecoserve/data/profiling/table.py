@@ -300,7 +300,8 @@ def chosen(hashes: npt.NDArray[np.uint64], part: float) -> npt.NDArray[np.bool_]
     """Which of ``hashes`` (shape ``[n]``) belong to a share ``part`` of all there can be; equal ones all or none."""
     # Multiplied, so that what is chosen here is not also what another use of the same hashes chooses.
     mixed = hashes * np.uint64(0x9E3779B97F4A7C15)
-    return np.asarray(mixed >> np.uint64(32) < np.uint64(min(1.0, part) * 2**32))
+    mixed >>= np.uint64(32)
+    return np.asarray(mixed < np.uint64(min(1.0, part) * 2**32))
 
 
 def cap_of(table: TraceTable) -> int | None:

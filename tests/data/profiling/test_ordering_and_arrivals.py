@@ -144,3 +144,10 @@ def test_a_predictors_figures() -> None:
     assert none.coverage_90 == pytest.approx(0.9, abs=0.01)
     with pytest.raises(TraceError, match="quantiles"):
         Predictions("p", rows, {0.5: lengths})
+
+
+def test_the_busiest_time_may_lie_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = np.sort(np.random.default_rng(0).uniform(0, 100, 500))
+    whole = busiest(times, 7.0)
+    monkeypatch.setattr("ecoserve.data.profiling.arriving._BLOCK", 3)
+    assert busiest(times, 7.0) == whole == max(np.sum((times >= t) & (times < t + 7)) for t in times) / 7
