@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,10 +64,10 @@ MUTATIONS = (
         "        super()._free_blocks(request)\n",
     ),
     Mutation(
-        "a paused request whose output is under way comes back at once",
+        "a paused request may come back in the step that paused it",
         "adapter/pausing.py",
-        "return int(request.num_in_flight_tokens) == 0 and scheduler",
-        "return scheduler",
+        "return int(request.num_in_flight_tokens) == 0 and scheduler.current_step > paused_at + 1",
+        "return True",
     ),
     Mutation(
         "an abort leaves a paused request in its queue",
@@ -153,7 +154,8 @@ def soak(copy: str, seeds: int, report: Connection) -> None:
         try:
             sums, _ = soak_once(seed, shrink=False, runs=RUNS)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the defect was found by it
-            text = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("AssertionError: ")
+            where = traceback.extract_tb(error.__traceback__)[-1].line
+            text = f"{type(error).__name__}: {str(error) or where}".splitlines()[0].removeprefix("AssertionError: ")
             report.send((seed, steps, text))
             return
         steps += sums["steps"]

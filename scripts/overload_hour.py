@@ -3,8 +3,9 @@
     python scripts/overload_hour.py [-o benchmarks/results/overload_hour.json]
 
 The rate is twice what vLLM's own scheduler serves on the same engine (measured first, with everything there at once).
-Before the hour, twelve minutes of the same load and a pause in which all of it is served: objects and the lengths of
-every container are compared between then and the end, when the hour's requests have gone too.
+Before the hour, a thousand requests of the same load (so many lengths are remembered) and a pause in which all of them
+are served: objects and the lengths of every container are compared between then and the end, when the hour's requests
+have gone too.
 
 The bound. Only the head of a queue is tried, so who starts is a matter of the order alone. ``srpt``, and ``slo`` where
 nobody has a deadline: the key is size + ageing * arrival, so a request of size S is overtaken only by requests that
@@ -42,13 +43,18 @@ from ecoserve.serving.simulate.loop import Arrival, run_replicas
 from ecoserve.serving.simulate.replica import Replica
 
 HOUR_S = 3600.0
-WARM_S = 720.0
-#: Seconds after the warm-up's last arrival until the hour begins; twice as long would do.
-PAUSE_S = 1500.0
+WARM_S = 1100.0
+#: Seconds after the warm-up's last arrival until the hour begins: all of it must be served by then.
+PAUSE_S = 2200.0
 OVERLOAD = 2.0
 
-#: Steps of a quarter of a second: an hour is some 14,000 of them.
-COST = LinearCost(step_s=0.25, prefill_token_s=2e-4, context_token_s=1e-6)
+#: Twenty times slower than the default, all of it: an hour is then some ten thousand steps.
+SLOWER = 20
+COST = LinearCost(
+    step_s=SLOWER * LinearCost().step_s,
+    prefill_token_s=SLOWER * LinearCost().prefill_token_s,
+    context_token_s=SLOWER * LinearCost().context_token_s,
+)
 SHAPE = EngineShape(kv_blocks=300, block_size=16, max_num_seqs=48, max_num_batched_tokens=1024, max_model_len=1024)
 
 #: Whose objects are counted.

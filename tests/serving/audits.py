@@ -295,6 +295,10 @@ class Lives:
         for name, place in self.place.items():
             seen = "waiting" if name in waiting else "asleep" if name in asleep else "running"
             assert place == seen, f"{name} should be {place} and is {seen}"
+        for name in waiting:
+            task = s.ledger.tasks[name]
+            assert not task.written, f"{name} waits, and {task.written} tokens are written in the books"
+            assert not task.promised, f"{name} waits, and {task.promised} tokens are promised to it"
         status = {r.status for r in s.running} | {RequestStatus.RUNNING}
         assert status == {RequestStatus.RUNNING}
         c = s.counters
