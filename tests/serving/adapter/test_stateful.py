@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import pytest
+import soak
 from stateful_machine import soak_once
 from stateful_rig import Driven
 from virtual_rig import Case, Spec
 
-from ecoserve.serving.core.ledger import LedgerError
+from ecoserve.serving.core.ledger import Ledger, LedgerError
 
 #: Steps that all of it comes to at the least, in equal parts.
 STEPS = 5000
@@ -69,3 +70,20 @@ def test_a_scheduler_that_does_nothing_is_found() -> None:
     run.add(Spec(prompt=5, answer=5))
     with pytest.raises(AssertionError, match="nothing is scheduled"):
         run.run_out()
+
+
+def test_what_a_soak_finds_comes_with_a_seed_that_repeats_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(self: Ledger, *_: object) -> None:
+        if len(self.tasks) > 1:
+            raise LedgerError("one too many")
+
+    monkeypatch.setattr(Ledger, "check", wrong)
+    monkeypatch.setattr("sys.argv", ["soak.py", "--seed", "5", "--steps", "1"])
+    assert soak.main() == 1
+    shown = capsys.readouterr().err
+    assert "LedgerError: one too many" in shown
+    assert "state.come(" in shown or "state.crowd_comes(" in shown
+    assert "Case(specs=()" in shown
+    assert "repeat with: python scripts/soak.py --seed 5 --steps 1" in shown
