@@ -2,10 +2,12 @@
 
     python scripts/profiles_shown.py profiles ../shared/data -o results/profiles [--predictor CKPT] [--only alpaca_t07]
     python scripts/profiles_shown.py memory small.jsonl large.jsonl
+    python scripts/profiles_shown.py rows 13000000
 
 Every profile is made by the command line itself, in a process of its own, and its arguments stand in the result. The
 first writes ``benchmarks/results/profile_NAME.json`` for each trace it finds, and the pages to OUT/NAME; the second
-``benchmarks/results/profile_memory.json``: peak memory of all processes together (proportional set size), per file.
+``benchmarks/results/profile_memory.json``: peak memory of all processes together (proportional set size), per file. The
+third ``profile_memory_rows.json``: what profiling a table of so many rows takes that are drawn by chance, not read.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def profiles(data: Path, out: Path, predictor: Path | None, only: list[str]) -> 
 
 def memory(files: list[Path]) -> int:
     """Peak memory and time of profiling each file."""
-    rows = []
+    measured = []
     for file in files:
         with tempfile.TemporaryDirectory() as folder:
             summary = Path(folder) / "summary.json"
@@ -139,7 +141,7 @@ def memory(files: list[Path]) -> int:
             if process.returncode:
                 return process.returncode
             trace = json.loads(summary.read_text())["trace"]
-        rows.append(
+        measured.append(
             {
                 "file_mb": round(file.stat().st_size / 1e6, 1),
                 "format": trace["format"],
@@ -148,9 +150,48 @@ def memory(files: list[Path]) -> int:
                 "seconds": round(took, 1),
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    result = {"commands": ["python scripts/profiles_shown.py memory FILE ..."], "files": rows}
+        print(json.dumps(measured[-1]), flush=True)
+    result = {"commands": ["python scripts/profiles_shown.py memory FILE ..."], "files": measured}
     (RESULTS / "profile_memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def rows(n: int) -> int:
+    """Peak memory of profiling a table of ``n`` rows, each prompt asked twice."""
+    import resource
+    from dataclasses import replace
+
+    import numpy as np
+
+    from ecoserve.data import LoadReport, Record, Trace
+    from ecoserve.data.profiling import profile_trace, read_table
+
+    rng = np.random.default_rng(0)
+    small = read_table(Trace((Record("c", response_tokens=1),), "rows", "records", "", "trace", LoadReport(n, n)))
+    columns: dict[str, Any] = {
+        name: np.resize(getattr(small, name), n) for name in ("turn", "model", "split", "censored", "max_tokens")
+    }
+    table = replace(
+        small,
+        **columns,
+        response=(rng.lognormal(5, 0.7, n) + 1).astype(np.int32),
+        prompt=(rng.lognormal(5, 1, n) + 1).astype(np.int32),
+        arrival=np.arange(n) / 10.0,
+        prompt_hash=np.resize(rng.integers(1, 2**63, (n + 1) // 2, dtype=np.uint64), n),
+        conversation=rng.integers(1, 2**63, n, dtype=np.uint64),
+        sample_count=np.zeros(n, dtype=np.uint16),
+        samples=np.zeros(0, dtype=np.int32),
+    )
+    profile_trace(table)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "commands": [f"python scripts/profiles_shown.py rows {n}"],
+        "rows": n,
+        "table_mb": round(table.nbytes / 1e6, 1),
+        "peak_mb": round(peak / 1e6, 1),
+    }
+    (RESULTS / "profile_memory_rows.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
     return 0
 
 
@@ -185,7 +226,10 @@ def main() -> int:
     made.add_argument("--predictor", type=Path, help="a checkpoint trained on Alpaca")
     made.add_argument("--only", action="append", default=[], help="name of a result; may be repeated")
     commands.add_parser("memory").add_argument("files", type=Path, nargs="+")
+    commands.add_parser("rows").add_argument("rows", type=int)
     a = parser.parse_args()
+    if a.command == "rows":
+        return rows(a.rows)
     if a.command == "memory":
         return memory([file.resolve() for file in a.files])
     return profiles(a.data, a.output, a.predictor, a.only)

@@ -42,6 +42,13 @@ def test_memory_is_that_of_all_processes(data: Path, tmp_path: Path) -> None:
     assert 30 < row["peak_mb"] < 1000
 
 
+def test_a_table_of_many_rows_is_profiled(data: Path, tmp_path: Path) -> None:
+    assert profiles_shown.rows(3000) == 0
+    found = json.loads((tmp_path / "results" / "profile_memory_rows.json").read_text())
+    assert (found["rows"], found["table_mb"]) == (3000, 0.1)
+    assert found["peak_mb"] > 30
+
+
 def test_numbers_are_short_and_places_are_names() -> None:
     summary = {"a": [0.123456789, 7], "curves": {"x": [1]}, "source": "/here/t.csv", "n": None, "ok": True}
     assert profiles_shown.condense(summary, {"/here/": ""}) == {
