@@ -19,6 +19,7 @@ FIGURES = (
     "e2el_mean_ms",
     "e2el_p99_ms",
     "ttft_mean_ms",
+    "tpot_p99_ms",
     "throughput_rps",
     "output_tokens_per_s",
     "preemptions",

@@ -61,7 +61,7 @@ class PrePass:
         s.kvc.begin_step()
         for task in s.ledger.holders():
             if task.state is not TaskState.DECODE:
-                self._renew_belief(task)
+                self.renew_belief(task)
         for request in list(s.running):
             task = s.task(request)
             if task.state is TaskState.DECODE:
@@ -113,8 +113,11 @@ class PrePass:
         if task.row >= 0:
             self.s.forecast.enter(task)
 
-    def _renew_belief(self, task: Task) -> None:
-        """Without this an outlived distribution would say that the request is gone, and its KVC with it."""
+    def renew_belief(self, task: Task) -> None:
+        """Go on to the posterior where a distribution has been outlived.
+
+        Without this an outlived distribution would say that the request is gone, and its KVC with it.
+        """
         if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
             self.believe(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
 
@@ -138,7 +141,7 @@ class PrePass:
 
     def _enter_generation(self, request: Request, task: Task) -> None:
         kvc = self.s.kvc
-        self._renew_belief(task)
+        self.renew_belief(task)
         waits_for_group = self.s.groups is not None and self.s.admitting and not self._alone(request)
         if not waits_for_group and (kvc.enters_generation(task) or self._alone(request)):
             kvc.reserve_for(task, kvc.promise(task))
@@ -150,7 +153,7 @@ class PrePass:
         if not task.overdrawn:
             task.overdrawn = True
             counters.under_predictions += 1
-        self._renew_belief(task)
+        self.renew_belief(task)
         if kvc.extends(task):
             s.recorder.rung(Rung.OWN_SPACE, task)
         elif kvc.admits_generation(task):
@@ -279,7 +282,7 @@ class PrePass:
         if task.generated != request.num_output_tokens:
             # An output that was in flight when its KVC was dropped has come since.
             task.generated = request.num_output_tokens
-            self._renew_belief(task)
+            self.renew_belief(task)
         if self._idle():
             return True
         # GTs that wait although they have a promise were paused for want of blocks: they go before any prompt.

@@ -72,9 +72,10 @@ class GatedQueue(RequestQueue):
             self.add_request(request)
         self._steps_since += 1
         if self._moves() and self._steps_since * REKEYED >= len(self._sorted):
-            self._rekey()
+            self.rekey()
 
-    def _rekey(self) -> None:
+    def rekey(self) -> None:
+        """Make all keys anew; only between two calls of ``schedule()``."""
         self._steps_since = 0
         self._sorted = sorted((self._key(request), serial, request) for _, serial, request in self._sorted)
         self._where = {entry[2]: entry for entry in self._sorted}

@@ -98,6 +98,8 @@ class EcoServeScheduler(CountingScheduler):
         self.pace = Pace(self.settings.target_forward_tokens or self.max_num_scheduled_tokens)
         self.ordering = Ordering(self.settings.ordering_knobs(), self.pace)
         self._numbers = 0
+        #: another answer is believed than when the requests that are here came
+        self._belief_changed = False
         #: streaming sessions whose turn ended while they were in a queue
         self._turned: list[Request] = []
         self.prepass = PrePass(self)
@@ -170,12 +172,25 @@ class EcoServeScheduler(CountingScheduler):
         self.pace.step(self.now, busy=bool(self.running))
         if self.settings.target_forward_tokens is not None:
             self._fill_forward(self.settings.target_forward_tokens)
+        if self._belief_changed:
+            self._believe_anew()
         self.prepass.run()
         output = super().schedule(throttle_prefills)
         self.prepass.resumed(output.num_scheduled_tokens)
         if self.settings.check_every_step:
             self.check()
         return output
+
+    def _believe_anew(self) -> None:
+        """The correction has changed its mind: so does everybody's place in the queues."""
+        self._belief_changed = False
+        for task in self.ledger.tasks.values():
+            lengths = self.learner.believes_now(task, self.history.distribution(task.limit))
+            if lengths is not None:
+                self.prepass.believe(task, lengths)
+                self.prepass.renew_belief(task)
+        self.waiting.rekey()
+        self.kv_holding_waiting.rekey()
 
     def _fill_forward(self, target: int) -> None:
         """TFS: prompts may fill this forward up to ``target`` tokens; generations always have their place."""
@@ -236,7 +251,7 @@ class EcoServeScheduler(CountingScheduler):
         completed = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
         self.attainment.ended(task, self.clock.now(), completed)
         self.recorder.note("finished" if completed else "aborted", task)
-        self.learner.ended(task, generated if completed else None)
+        self._belief_changed |= self.learner.ended(task, generated if completed else None)
         if completed:
             self.history.record(generated)
             if self._publisher is not None and task.predicted:

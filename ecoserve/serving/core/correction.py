@@ -139,6 +139,12 @@ class Correction:
         cdf = np.interp(base.cdf, [0.0, *self._levels, 1.0], [0.0, *LEVELS, 1.0])
         return LengthDistribution.from_weights(base.edges, np.maximum(np.diff(cdf), 0.0) + 1e-12, base.closed_by)
 
+    def distrust(self) -> None:
+        """Predictions are proven wrong (:mod:`ecoserve.serving.core.alarm`): history is believed until they are not."""
+        if self.believed == "predicted":
+            self.believed = "history"
+            self._levels = LEVELS.copy()
+
     # -- learning ----------------------------------------------------------------------------------------
 
     def learn(self, told: Told) -> None:

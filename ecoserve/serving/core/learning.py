@@ -1,15 +1,18 @@
 """What the scheduler learns from finished responses while it runs: the correction, and how much requests err together.
 
 Both are optional. Responses are learned from in the order in which they arrived
-(:class:`~ecoserve.serving.core.correction.InOrder`).
+(:class:`~ecoserve.serving.core.correction.InOrder`), but for the alarm, which is good at any time. When another of the
+three answers is believed than before, what is believed of the requests that are here already is made anew.
 """
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.alarm import Alarm
 from ecoserve.serving.core.common_error import CommonError
-from ecoserve.serving.core.correction import Correction, InOrder
+from ecoserve.serving.core.correction import Correction, InOrder, Told
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.tasks import Task
 
@@ -34,6 +37,7 @@ class Learner:
         self.common_error = common_error
         self._forecast = forecast
         self._in_order = InOrder()
+        self._alarm = Alarm()
         if common_error is not None:
             forecast.rho = common_error.rho
 
@@ -44,14 +48,25 @@ class Learner:
         if self.correction is not None:
             task.lengths = self.correction.apply(task.told)
             task.first_guess = task.lengths.quantile(0.5)
+            self._alarm.began()
         task.told.believed = task.lengths
         task.told.number = task.number
         self._in_order.began(task.request_id, task.told)
 
-    def ended(self, task: Task, length: int | None) -> None:
-        """A response has ended with ``length`` tokens; None: it was aborted."""
+    def believes_now(self, task: Task, history: LengthDistribution) -> LengthDistribution | None:
+        """What is believed of a request that came earlier, given the history of now; None if nothing was predicted."""
+        if task.told is None or self.correction is None:
+            return None
+        return self.correction.apply(Told(task.told.predicted, history))
+
+    def ended(self, task: Task, length: int | None) -> bool:
+        """A response has ended with ``length`` tokens; None: it was aborted. Whether another answer is believed now."""
         if task.told is None:
-            return
+            return False
+        before = None if self.correction is None else self.correction.believed
+        if self.correction is not None and length is not None and self._alarm.ended(task.told.predicted, length):
+            self._alarm.reset()
+            self.correction.distrust()
         for told in self._in_order.ended(task.request_id, length):
             if self.correction is not None:
                 self.correction.learn(told)
@@ -60,6 +75,7 @@ class Learner:
                 at = told.believed.survival(told.length - 1) - above
                 self.common_error.learn(told.number, 1.0 - above - at / 2)
                 self._forecast.rho = self.common_error.rho
+        return self.correction is not None and self.correction.believed != before
 
     def show(self, gauges: Gauges) -> None:
         """Put the state into the gauges."""

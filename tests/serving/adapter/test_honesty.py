@@ -73,7 +73,7 @@ def test_no_decision_depends_on_lengths_that_are_not_over(policy: str, depth: in
 def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
     """Responses that are told to be short and are all long: the ladder is walked long before the first one ends."""
     specs = tuple(Spec(prompt=20 + i, answer=90 + 3 * i, told="one", max_tokens=400, told_answer=1) for i in range(12))
-    case = Case(specs, blocks=26, max_model_len=208, max_num_seqs=12, knobs=(("epsilon", 0.5),))
+    case = Case(specs, blocks=26, max_model_len=208, max_num_seqs=12, knobs=(("epsilon", 0.5), ("paused_share", 0.25)))
     seen = {}
 
     def on_step(scheduler: Any, output: Any) -> None:
