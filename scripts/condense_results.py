@@ -16,6 +16,7 @@ from typing import Any
 KEYS = ("engine", "condition", "rate_rps", "policy", "lengths")
 FIGURES = (
     "normalized_latency_mean_ms",
+    "normalized_latency_p99_ms",
     "e2el_mean_ms",
     "e2el_p99_ms",
     "ttft_mean_ms",
@@ -59,6 +60,13 @@ def condense(summary: dict[str, Any], command: str) -> dict[str, Any]:
     }
 
 
+def written(condensed: dict[str, Any]) -> str:
+    """JSON with one line a row: small, and a changed figure is one changed line."""
+    head = json.dumps({k: v for k, v in condensed.items() if k != "rows"}, indent=1)[:-2]
+    rows = ",\n  ".join(json.dumps(row) for row in condensed["rows"])
+    return f'{head},\n "rows": [\n  {rows}\n ]\n}}\n'
+
+
 def main() -> None:
     """Read the folder, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -70,7 +78,7 @@ def main() -> None:
     if condensed["trace"]:
         condensed["trace"]["source"] = Path(condensed["trace"]["source"]).name
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(condensed, indent=1) + "\n")
+    given.out.write_text(written(condensed))
 
 
 if __name__ == "__main__":
