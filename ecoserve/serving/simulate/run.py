@@ -23,7 +23,10 @@ from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
-__all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate"]
+__all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate", "slo_told"]
+
+#: Tokens over which the time of a further token is taken.
+_FURTHER = 100
 
 
 def simulate(
@@ -47,7 +50,7 @@ def simulate(
     load = _load(settings)
     prompts = PromptIds(load)
     router = ROUTERS[settings.router](settings.replicas)
-    arrivals = [_arrival(settings, prompts, r) for r in load]
+    arrivals = [_arrival(settings, prompts, r, slo_told(settings, machine, r.prompt_tokens)) for r in load]
     result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
     if settings.slo_scale is not None:
         for row, request in zip(result.rows, load, strict=True):
@@ -96,7 +99,7 @@ def demand_peak_blocks(settings: SimulateSettings) -> int:
     # What does not change it is set to one value, so that all runs of one load share one answer.
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
     same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
-    same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None}
+    same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None, "tell_slo": True}
     if not settings.on_gpu:
         same["depth"] = 1  # the host's time is a part of the step, which both depths pay
     return _demand_peak(settings.model_copy(update=same).model_dump_json())
@@ -195,7 +198,35 @@ def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
     return make_scheduler(EcoServeScheduler if ours else CountingScheduler, shape, config)
 
 
-def _arrival(settings: SimulateSettings, prompts: PromptIds, request: LoadRequest) -> Arrival:
+def slo_told(settings: SimulateSettings, machine: Machine, prompt_tokens: int) -> dict[str, float]:
+    """What a request says of its SLO: seconds to the first token, and for each further one.
+
+    With ``slo_scale`` that is the scale times what the prompt and one more token take on an idle engine. A deadline in
+    seconds would give the true length away.
+    """
+    if not settings.tell_slo:
+        return {}
+    told = {keys.SLO_TTFT: _seconds(settings.slo_ttft_ms), keys.SLO_TPOT: _seconds(settings.slo_tpot_ms)}
+    if settings.slo_scale is not None:
+        first, further = (
+            alone_s(machine.cost, prompt_tokens, n, settings.depth, settings.max_num_batched_tokens)
+            for n in (1, 1 + _FURTHER)
+        )
+        told[keys.SLO_TTFT] = _least(told[keys.SLO_TTFT], settings.slo_scale * first)
+        told[keys.SLO_TPOT] = _least(told[keys.SLO_TPOT], settings.slo_scale * (further - first) / _FURTHER)
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _least(stated: float | None, scaled: float) -> float:
+    return scaled if stated is None else min(stated, scaled)
+
+
+def _arrival(
+    settings: SimulateSettings, prompts: PromptIds, request: LoadRequest, slo: dict[str, float] | None = None
+) -> Arrival:
+    told: dict[str, Any] = dict(slo or {})
+    if request.lengths:
+        told[keys.LENGTHS] = request.lengths.to_wire()
     predicted = request.lengths.quantile(0.5) if request.lengths else None
 
     def make() -> Any:
@@ -204,7 +235,7 @@ def _arrival(settings: SimulateSettings, prompts: PromptIds, request: LoadReques
             prompts.of(request),
             settings.max_tokens,
             request.arrival_s,
-            {keys.LENGTHS: request.lengths.to_wire()} if request.lengths else None,
+            told or None,
             priority=(predicted or 0) if settings.policy == "vllm-priority" else 0,
             block_size=settings.block_size if settings.prefix_caching else None,
         )

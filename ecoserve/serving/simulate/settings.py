@@ -53,6 +53,7 @@ class SimulateSettings(BaseModel):
     )
     slo_ttft_ms: float | None = Field(None, gt=0, description="SLO: time to first token")
     slo_tpot_ms: float | None = Field(None, gt=0, description="SLO: time per output token after the first")
+    tell_slo: bool = Field(True, description="requests carry their SLO; else it only judges")
     scheduler: dict[str, Any] = Field(default_factory=dict, description="knobs of our scheduler")
     cost: LinearCost = Field(LinearCost(), description="of the linear GPU")
 

@@ -8,8 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
+from ecoserve.serving.core import keys
+from ecoserve.serving.simulate.cost import alone_s
+from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.prompts import PromptIds
-from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate
+from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate, slo_told
 from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import make_load, trace_for
 
@@ -109,6 +112,35 @@ def test_deadlines_are_multiples_of_an_idle_engines_time() -> None:
     low, high = tight.summary()["slo_attainment"], loose.summary()["slo_attainment"]
     assert 0 <= low < high <= 1
     assert simulate(settings()).summary()["slo_attainment"] is None
+
+
+def test_requests_say_what_slo_they_have_and_nothing_of_their_length() -> None:
+    def told(prompt_tokens: int = 50, **slo: Any) -> dict[str, float]:
+        stated = settings(**slo)
+        return slo_told(stated, machine_of(stated), prompt_tokens)
+
+    assert told() == {}
+    assert told(slo_ttft_ms=500.0) == {keys.SLO_TTFT: 0.5}
+    assert told(slo_ttft_ms=500.0, slo_tpot_ms=40.0, tell_slo=False) == {}
+    scaled = told(slo_scale=2.0)
+    assert scaled.keys() == {keys.SLO_TTFT, keys.SLO_TPOT}
+    cost = machine_of(settings()).cost
+    whole = 2.0 * alone_s(cost, 50, 200, 1, 512)
+    assert scaled[keys.SLO_TTFT] + 199 * scaled[keys.SLO_TPOT] == pytest.approx(whole, rel=0.05)
+    assert told(slo_scale=2.0, slo_ttft_ms=1e-3)[keys.SLO_TTFT] == 1e-6, "the stricter of the two"
+    assert told(500, slo_scale=2.0)[keys.SLO_TTFT] > scaled[keys.SLO_TTFT]
+
+
+@pytest.mark.parametrize("ordering", ["slo", "paper"])
+def test_an_order_by_deadlines_is_another_one_only_if_they_are_told(ordering: str) -> None:
+    def order(**slo: Any) -> list[float]:
+        knobs = {"ordering": ordering}
+        rows = simulate(settings(policy="ecoserve", lengths="noise:0.4", scheduler=knobs, blocks=66, **slo)).rows
+        return [row.first_token_s or 0.0 for row in rows]
+
+    without = order()
+    assert order(slo_scale=1.5, tell_slo=False) == without
+    assert order(slo_scale=1.5) != without
 
 
 def test_an_idle_engine_meets_its_own_deadlines() -> None:
