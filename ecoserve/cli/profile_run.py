@@ -65,7 +65,7 @@ def read(source: Source, predictor: str | None, *, quiet: bool) -> tuple[TraceTa
         checkpoint = load_predictor(predictor)
         trace = _load(source, quiet)
         return read_table(trace, seed=source.seed), predict(checkpoint, predictor, trace, source.seed, quiet=quiet)
-    if source.sample is not None or source.path.endswith((".yaml", ".yml")):
+    if source.sample is not None:
         return read_table(_load(source, quiet), seed=source.seed), None
     with _bar(source, quiet) as progress:
         stream = stream_trace(source.path, **source.options(), progress=progress)
