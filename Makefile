@@ -21,7 +21,7 @@ demo: setup  ## the main job, end to end, on real input: writes a report that a 
 	@$(BIN)/python scripts/demo.py
 
 test: lint  ## every check there is: format, types, import contracts, tests with coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=12 $(PYTEST_ARGS)
 
 soak: setup  ## the scheduler under any sequence of calls, 100,000 steps: make soak SOAK_ARGS='--seed 1 --steps 1000'
 	@$(BIN)/python scripts/soak.py $(SOAK_ARGS)
