@@ -67,7 +67,9 @@ def test_a_stream_that_is_left_leaves_no_process(big: Path) -> None:
     assert children() == set()
 
 
-def test_a_killed_worker_is_one_plain_line(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_one_plain_line(big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = tmp_path / "longer.jsonl"  # than what workers have in hand when the first batch is there
+    longer.write_bytes(big.read_bytes() * 8)
     pools: list[WorkerPool] = []
 
     class Kept(WorkerPool):
@@ -76,7 +78,7 @@ def test_a_killed_worker_is_one_plain_line(big: Path, monkeypatch: pytest.Monkey
             pools.append(self)
 
     monkeypatch.setattr(streaming_workers, "WorkerPool", Kept)
-    batches = stream_trace(big, workers=2).batches()
+    batches = stream_trace(longer, workers=2).batches()
     next(batches)
     for process in pools[0].processes:
         os.kill(process.pid, signal.SIGKILL)
