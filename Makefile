@@ -1,6 +1,6 @@
 # What a developer runs. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo soak lint format clean
+.PHONY: help setup test coverage demo soak lint format clean
 
 # Any Python 3 can start set-up; it looks for a supported one itself.
 STARTERS := python3 python3.11 python3.12 python3.13
@@ -20,8 +20,11 @@ setup:  ## make or renew .venv (quick when nothing has changed)
 demo: setup  ## the main job, end to end, on real input: writes a report that a browser opens
 	@$(BIN)/python scripts/demo.py
 
-test: lint  ## every check there is: format, types, import contracts, tests with coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=12 $(PYTEST_ARGS)
+test: lint  ## every check there is: format, types, import contracts, tests
+	@$(BIN)/python -m pytest --durations=12 $(PYTEST_ARGS)
+
+coverage: setup  ## the tests again, three times as slow: which lines they run
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 soak: setup  ## the scheduler under any sequence of calls, 100,000 steps: make soak SOAK_ARGS='--seed 1 --steps 1000'
 	@$(BIN)/python scripts/soak.py $(SOAK_ARGS)
