@@ -1,7 +1,7 @@
 """``pooled``: nobody is promised a window; the batch as a whole must fit, now and later.
 
 A request starts if what everything that holds KVC plus itself will come to need stays within the cache, by a forecast
-that may be wrong in a share ``epsilon`` of the futures. The sum over a batch is far better known than any one of its
+that, of each time ahead, may be wrong in a share ``epsilon`` of the futures (at some time it is oftener; docs/log.md). The sum over a batch is far better known than any one of its
 members, so this needs much less room than padding each of them to the same safety. ``promised`` is then only a quantile
 for the books: outliving it is an under-prediction that costs nothing by itself.
 
