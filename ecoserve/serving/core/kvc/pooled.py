@@ -1,9 +1,10 @@
 """``pooled``: nobody is promised a window; the batch as a whole must fit, now and later.
 
 A request starts if what everything that holds KVC plus itself will come to need stays within the cache, by a forecast
-that, of each time ahead, may be wrong in a share ``epsilon`` of the futures (at some time it is oftener; docs/log.md). The sum over a batch is far better known than any one of its
-members, so this needs much less room than padding each of them to the same safety. ``promised`` is then only a quantile
-for the books: outliving it is an under-prediction that costs nothing by itself.
+that, of each time ahead, may be wrong in a share ``epsilon`` of the futures (at some time or other it is oftener;
+docs/log.md). The sum over a batch is far better known than any one of its members, so this needs much less room than
+padding each of them to the same safety. ``promised`` is then only a quantile for the books: outliving it is an
+under-prediction that costs nothing by itself.
 
 *Headroom.* Where long requests may fill the cache, a short one that comes later waits until one of them ends, which is
 long beside what it needs itself. So the limit falls with the length: the longest of the recent arrivals may start only
