@@ -171,3 +171,16 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy arrays and scalars, without importing NumPy for it
         return _plain(value.tolist())
     raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def parsed_rate(text: str) -> float | None:
+    """Requests a second; None for recorded arrivals."""
+    if text == "recorded":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not rate > 0:
+        raise ConfigError(f"{text!r} is no rate", where="--rate", fix="requests a second, inf, or recorded")
+    return rate

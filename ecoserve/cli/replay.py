@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from ecoserve.cli.common import (
     QuietOption,
     SeedOption,
     emit_json,
+    parsed_rate,
     progress_bar,
     stderr_console,
 )
@@ -118,7 +118,7 @@ def command(
         "length_field": length_field,
         "tokenizer": tokenizer,
         "split": None if (split or ("all" if rate == "recorded" else "dev")) == "all" else split or "dev",
-        "rate_rps": _rate(rate),
+        "rate_rps": parsed_rate(rate),
         "requests": requests,
         "max_tokens": max_tokens,
     }
@@ -144,20 +144,6 @@ def command(
         total = sum(len(result.rows) for result in results)
         first = next(row.error for result in results for row in result.rows if row.status == "failed")
         raise RunError(f"{failed} of {total} requests failed; the first: {first}", where="ecoserve replay")
-
-
-def _rate(text: str) -> float | None:
-    from ecoserve.errors import ConfigError
-
-    if text == "recorded":
-        return None
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not rate > 0:
-        raise ConfigError(f"{text!r} is no rate", where="--rate", fix="requests a second, inf, or recorded")
-    return rate
 
 
 def _client(values: dict[str, Any]) -> ClientRunSettings:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, progress_bar, stderr_console
+from ecoserve.cli.common import (
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    emit_json,
+    parsed_rate,
+    progress_bar,
+    stderr_console,
+)
 
 if TYPE_CHECKING:
     from ecoserve.sweep.summary import RunRow
@@ -268,7 +276,7 @@ def command(
     from ecoserve.serving.simulate.perfetto import trace_file
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.simulations import perform, prepare
-    from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_rate, parsed_window, show
+    from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_window, show
 
     slo = {"slo_ttft_ms": slo_ttft_ms, "slo_tpot_ms": slo_tpot_ms, "slo_scale": slo_scale}
     if min_attainment is not None and not any(slo.values()):

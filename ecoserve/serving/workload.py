@@ -89,8 +89,7 @@ def make_load(
     Args:
         requests: how many; drawn without replacement, or with it if the trace has fewer.
         rate_rps: Poisson arrivals at this rate; ``inf``: all at once; None: the first ``requests`` rows with their
-        recorded
-            arrivals.
+            recorded arrivals.
         seed: of the draw, the arrivals and the noise.
         max_tokens: the same for all requests; longer recorded answers are cut there, as the engine would.
         max_prompt_tokens: rows with longer prompts are passed over: the server would refuse them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,19 +42,6 @@ def listed(text: str, option: str) -> list[str]:
     if not parts:
         raise ConfigError("names nothing", where=option)
     return parts
-
-
-def parsed_rate(text: str) -> float | None:
-    """Requests a second; None for recorded arrivals."""
-    if text == "recorded":
-        return None
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not rate > 0:
-        raise ConfigError(f"{text!r} is no rate", where="--rate", fix="requests a second, inf, or recorded")
-    return rate
 
 
 def parsed_knob(text: str) -> tuple[str, Any]:

@@ -6,8 +6,7 @@ In this order, once per step:
 2. *PT to GT*: a prefill that has finished goes through the GT gate, or waits in the GT queue with its KVC kept. vLLM
    would decode it at once.
 3. *Ladder*: a response that has outlived its reservation gets a new one from its posterior, or the global reserve, or
-it
-   is paused.
+   it is paused.
 4. *Shortage*: if the blocks that running requests need now are not free, :func:`ecoserve.serving.core.ladder.relieve`
    says who is paused and whose KVC is dropped; nobody is admitted in this step.
 5. *Stock*: the KVC policy takes stock for the admission questions of this step.

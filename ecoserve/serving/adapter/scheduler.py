@@ -3,8 +3,7 @@
 vLLM's own ``schedule()`` composes every batch. We decide around it:
 
 - *before*: :class:`~ecoserve.serving.adapter.prepass.PrePass` brings the ledger up to date, moves finished prefills
-  through
-  the GT gate, walks the under-prediction ladder, and relieves a shortage of blocks before vLLM would have to.
+  through the GT gate, walks the under-prediction ladder, and relieves a shortage of blocks before vLLM would have to.
 - *inside*: the two queues (:mod:`~ecoserve.serving.adapter.queues`) say who is next and hide who must wait.
 - *after*: counting.
 
