@@ -17,6 +17,8 @@ _ROWS = (
     ("kendall_tau", "Kendall's tau-b", "{:.3f}"),
     ("bin_accuracy", "likeliest bin holds the length", "{:.1%}"),
     ("pinball_loss", "pinball loss (tokens)", "{:.2f}"),
+    ("crps", "CRPS (tokens)", "{:.2f}"),
+    ("ece", "expected calibration error", "{:.3f}"),
     ("coverage_50", "covered by the 0.50 quantile", "{:.1%}"),
     ("coverage_80", "covered by the 0.80 quantile", "{:.1%}"),
     ("coverage_90", "covered by the 0.90 quantile", "{:.1%}"),
@@ -83,7 +85,12 @@ def model_card(predictor: LengthPredictor) -> str:
     names = {"support": "the largest length seen, or set, in training", "max_tokens": "max_tokens"}
     heads = [f"{name.replace('_', ' ')}, {int(m['rows']):,} rows" for name, m in config.metrics.items()]
     lines = [["", *heads], ["---", *["---:"] * len(heads)]]
-    lines += [[label, *(shape.format(m[key]) for m in config.metrics.values())] for key, label, shape in _ROWS]
+    # A checkpoint of an earlier version may lack a key.
+    lines += [
+        [label, *(shape.format(m[key]) if key in m else "-" for m in config.metrics.values())]
+        for key, label, shape in _ROWS
+        if any(key in m for m in config.metrics.values())
+    ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines) if heads else ""
     template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(_TEMPLATE)
     return template.render(

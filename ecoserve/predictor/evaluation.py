@@ -3,6 +3,16 @@
 Rule: the point prediction that is scored is the distribution's median; ranking is Kendall's tau-b between it and the
 true length; a quantile q is covered when RL <= quantile(q), so its coverage should come out at q. Rows are answers that
 the predictor has not learned from.
+
+``crps`` is the continuous ranked probability score over whole tokens: the sum over n of (P(RL <= n) - [RL <= n])^2
+(Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", JASA 2007). It is the absolute error
+of a distribution, and of a single point exactly that.
+
+``ece`` is the expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) of the
+stated P(RL <= n). Events are all pairs of a row and one of 19 lengths n, the quantiles 0.05, 0.10, ... 0.95 of the
+rows' true lengths, so that predictors with other bins answer the same questions. They are sorted into 15 ranges of
+equal width by the stated probability; ``ece`` is the mean over events of |mean stated probability - share that came
+true| of their range.
 """
 
 from __future__ import annotations
@@ -26,6 +36,8 @@ COVERED = (0.5, 0.8, 0.9, 0.95)
 PINBALL_LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 #: Requests that are asked one by one for the latency, at most.
 LATENCY_REQUESTS = 200
+#: Ranges of the stated probability within which ``ece`` compares it with what happened.
+ECE_RANGES = 15
 _BATCH = 512
 
 
@@ -35,8 +47,9 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
     Returns:
         ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to RL);
         ``kendall_tau`` (tau-b; 0 for a constant prediction, which ranks nothing); ``bin_accuracy`` (share of rows whose
-        likeliest bin holds RL); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
-        ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``, ``latency_p99_ms`` (one request at a time).
+        likeliest bin holds RL); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95); ``crps``
+        (tokens) and ``ece`` (0..1), as defined above; ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``,
+        ``latency_p99_ms`` (one request at a time).
 
     Raises:
         TraceError: if no record has both a text and a length.
@@ -70,6 +83,8 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
         "kendall_tau": _tau(medians, y),
         "bin_accuracy": float(np.mean([_likeliest_bin_holds(d, n) for d, n in zip(predicted, y, strict=True)])),
         "pinball_loss": float(pinball.mean()),
+        "crps": float(np.mean([crps(d, n) for d, n in zip(predicted, y, strict=True)])),
+        "ece": expected_calibration_error(predicted, y),
         **{
             f"coverage_{round(100 * q)}": float(
                 np.mean([n <= d.quantile(q) for d, n in zip(predicted, y, strict=True)])
@@ -77,6 +92,34 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
             for q in COVERED
         },
     }
+
+
+def crps(distribution: LengthDistribution, length: float) -> float:
+    """The continuous ranked probability score (tokens) of one distribution, in closed form over its bins."""
+    edges, before = np.asarray(distribution.edges, dtype=np.float64), length - 1.0
+    # Between two knots P(RL <= n) is linear, and all n are either short of the true length or not.
+    knots = np.union1d(edges, [before])
+    cdf = np.interp(knots, edges, distribution.cdf)
+    width = np.diff(knots)
+    short = knots[1:] <= before
+    first, last = np.where(short, cdf[:-1], 1.0 - cdf[:-1]), np.where(short, cdf[1:], 1.0 - cdf[1:])
+    rise = last - first
+    # Sum over j = 1 .. width of (first + rise * j / width)^2.
+    squares = (
+        width * first**2 + first * rise * (width + 1.0) + rise**2 * (width + 1.0) * (2.0 * width + 1.0) / (6.0 * width)
+    )
+    return float(squares.sum())
+
+
+def expected_calibration_error(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> float:
+    """``ece`` of ``n`` predictions and true lengths (tokens), as the module defines it: 0 (best) to 1."""
+    y = np.asarray(lengths, dtype=np.float64)
+    asked = np.quantile(y, PINBALL_LEVELS, method="inverted_cdf")
+    stated = 1.0 - np.stack([d.survival_at(asked) for d in predicted])
+    happened = y[:, None] <= asked
+    group = np.minimum((stated * ECE_RANGES).astype(np.int64), ECE_RANGES - 1).ravel()
+    gap = np.bincount(group, (stated - happened).ravel(), minlength=ECE_RANGES)
+    return float(np.abs(gap).sum() / stated.size)
 
 
 def measure_latency(predictor: Predicts, requests: Sequence[Request]) -> dict[str, float]:

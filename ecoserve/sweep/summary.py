@@ -120,6 +120,7 @@ class RunRow(BaseModel):
     prediction_kendall_tau: float | None = _key(
         "Kendall's tau-b of told against true lengths: 1 is the right order, 0 is chance.", "-1..1", ge=-1, le=1
     )
+    requests_sha256: str | None = _key("Hash of the run's request rows: equal for equal rows.")
     wall_s: float | None = _key(f"What the run took to compute. {_WALL}", "s", ge=0)
 
 
@@ -148,10 +149,12 @@ class PredictorRow(BaseModel):
     kendall_tau: float | None = _key("Kendall's tau-b of predicted against true lengths.", "-1..1", ge=-1, le=1)
     bin_accuracy: float | None = _share("Predictions whose most likely bin is the true one.")
     pinball_loss: float | None = _key("Mean pinball loss over the quantiles.", "tokens", ge=0)
-    coverage_50: float | None = _share("Records within the central 50 % interval.")
-    coverage_80: float | None = _share("Records within the central 80 % interval.")
-    coverage_90: float | None = _share("Records within the central 90 % interval.")
-    coverage_95: float | None = _share("Records within the central 95 % interval.")
+    crps: float | None = _key("Continuous ranked probability score: the whole distribution's error.", "tokens", ge=0)
+    ece: float | None = _share("Expected calibration error of the stated P(RL <= n).")
+    coverage_50: float | None = _share("Records not longer than the predicted 50 % quantile.")
+    coverage_80: float | None = _share("Records not longer than the predicted 80 % quantile.")
+    coverage_90: float | None = _share("Records not longer than the predicted 90 % quantile.")
+    coverage_95: float | None = _share("Records not longer than the predicted 95 % quantile.")
     latency_p50_ms: float | None = _key(f"Time to predict for one request, median. {_WALL}", "ms", ge=0)
     latency_p99_ms: float | None = _key(f"Time to predict for one request, 99th percentile. {_WALL}", "ms", ge=0)
 
@@ -191,6 +194,9 @@ class Meta(BaseModel):
     notes: list[str] = Field(default_factory=list, description="What a reader must know, one sentence each.")
     settings: dict[str, Any] = Field(default_factory=dict, description="The sweep's plan, as resolved.")
     runs_sha256: str | None = _key("Hash of all runs without wall-clock times: equal for equal results.")
+    tables_sha256: str | None = _key(
+        "The same with every run's request rows: equal only if all tables are, wherever and however they came about."
+    )
 
 
 class Summary(BaseModel):

@@ -10,6 +10,7 @@ import pytest
 from ecoserve.errors import CheckpointError
 from ecoserve.predictor import LengthPredictor, load_predictor
 from ecoserve.predictor import checkpoint as checkpoints
+from ecoserve.predictor.card import model_card
 
 TEXTS = ["List three pets.", "What is a cache?"]
 
@@ -51,8 +52,22 @@ def test_the_card_tells_its_figures(saved: Path, predictor: LengthPredictor) -> 
     assert predictor.config.trace_sha256 in card
     table = [line for line in card.splitlines() if line.startswith("| ")]
     header, rows = table[0], table[1:]
-    assert len(rows) == 13
+    assert len(rows) == 15
     assert {row.count("|") for row in rows} == {header.count("|")}
+
+
+def test_the_card_of_an_older_evaluation_leaves_out_what_it_lacks(boosted: LengthPredictor) -> None:
+    known = boosted.config.metrics
+    older = {k: v for k, v in known["dev"].items() if k not in ("crps", "ece")}
+    boosted.config = boosted.config.model_copy(update={"metrics": {"dev": older}})
+    try:
+        card = model_card(boosted)
+        assert "| CRPS" not in card
+        assert f"| {older['mae_tokens']:.1f} |" in card
+        boosted.config = boosted.config.model_copy(update={"metrics": {"held_out": known["held_out"], "dev": older}})
+        assert f"| CRPS (tokens) | {known['held_out']['crps']:.2f} | - |" in model_card(boosted)
+    finally:
+        boosted.config = boosted.config.model_copy(update={"metrics": known})
 
 
 def test_saving_replaces_an_older_checkpoint_whole(

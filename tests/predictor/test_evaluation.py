@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ecoserve.data import Record, synthetic_trace, true_distribution
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import ConstantMedian, PromptLength, evaluate_predictor
-from ecoserve.predictor.evaluation import score
+from ecoserve.predictor.evaluation import crps, expected_calibration_error, score
 from ecoserve.predictor.examples import Examples
 from ecoserve.predictor.text import Request
 
 KEYS = {
     *("rows", "mae_tokens", "within_50", "within_100", "kendall_tau", "bin_accuracy", "pinball_loss"),
-    *("coverage_50", "coverage_80", "coverage_90", "coverage_95", "latency_p50_ms", "latency_p99_ms"),
+    *("coverage_50", "coverage_80", "coverage_90", "coverage_95", "latency_p50_ms", "latency_p99_ms", "crps", "ece"),
 }
 
 
@@ -52,7 +54,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_pinball_loss_is_least_for_the_truth() -> None:
-    y = np.random.default_rng(0).integers(1, 401, 5000)
+    y = np.random.default_rng(0).integers(1, 401, 2000)
     right = LengthDistribution((0, 400), (1.0,))
     for wrong in (
         LengthDistribution((0, 200), (1.0,)),
@@ -60,6 +62,50 @@ def test_pinball_loss_is_least_for_the_truth() -> None:
         right.given_longer_than(100),
     ):
         assert score([right] * len(y), y)["pinball_loss"] < score([wrong] * len(y), y)["pinball_loss"]
+
+
+lengths_of_any_kind = st.builds(
+    lambda first, widths, weights: LengthDistribution.from_weights(
+        np.cumsum([first, *widths]).tolist(), [*weights[: len(widths) - 1], 1.0]
+    ),
+    st.integers(0, 30),
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6),
+)
+
+
+@given(lengths_of_any_kind, st.integers(1, 400))
+def test_crps_is_the_sum_over_all_tokens(distribution: LengthDistribution, length: int) -> None:
+    by_hand = sum((1.0 - distribution.survival(n) - (length <= n)) ** 2 for n in range(500))
+    assert crps(distribution, length) == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_crps_of_a_point_is_its_error() -> None:
+    assert [crps(LengthDistribution.point(100), n) for n in (1, 99, 100, 101, 4000)] == [99, 1, 0, 1, 3900]
+
+
+def test_calibration_error_of_the_truth_of_a_shift_and_of_certainty() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(100, 900, 4000)
+    y = centres + rng.integers(-99, 101, 4000)
+    right = [LengthDistribution((c - 100, c + 100), (1.0,)) for c in centres.tolist()]
+    assert expected_calibration_error(right, y) < 0.01
+    assert expected_calibration_error([LengthDistribution.point(n) for n in y.tolist()], y) == 0.0
+    # Certain where it cannot be: half of what it says within 100 tokens of the centre comes out otherwise.
+    certain = [LengthDistribution.point(c) for c in centres.tolist()]
+    vague = [LengthDistribution((0, c + 400), (1.0,)) for c in centres.tolist()]
+    assert expected_calibration_error(certain, y) > 0.03
+    assert expected_calibration_error(vague, y) > 0.1
+    # A constant is calibrated, however little it says.
+    constant = LengthDistribution.from_samples(y.tolist(), 1000, bins=200)
+    assert expected_calibration_error([constant] * len(y), y) < 0.02
+
+
+def test_calibration_error_by_hand() -> None:
+    # Asked about are 100 tokens (ten of the 19 levels) and 200 (nine). Both are sure of the wrong half, and of 200.
+    early, late = LengthDistribution((0, 100, 200), (0.9, 0.1)), LengthDistribution((0, 100, 200), (0.2, 0.8))
+    wrong = 10 * 0.9 + 10 * (1.0 - 0.2)
+    assert expected_calibration_error([early, late], [200, 100]) == pytest.approx(wrong / 38)
 
 
 def test_the_law_itself_is_covered_as_it_says_and_ranks_well() -> None:
