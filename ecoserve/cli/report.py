@@ -20,6 +20,10 @@ def command(
     from ecoserve.sweep.results import ResultFolder
 
     results = ResultFolder.open(folder)
+    results.check_requests()
     report = write_report(results)
-    emit_json(results.summary().model_dump(mode="json"), json)
-    stderr_console(quiet).print(f"{report}", markup=False)
+    summary = results.summary()
+    emit_json(summary.model_dump(mode="json"), json)
+    console = stderr_console(quiet)
+    console.print(f"{report}", markup=False)
+    console.print(f"tables sha256 {summary.meta.tables_sha256}", markup=False)

@@ -57,10 +57,12 @@ def command(
         # After Ctrl-C too: what is finished can be read at once.
         _note_lengths(folder)
         report = write_report(folder)
-    emit_json(folder.summary().model_dump(mode="json"), json)
+    summary = folder.summary()
+    emit_json(summary.model_dump(mode="json"), json)
     console.print(f"{report}", markup=False)
+    console.print(f"tables sha256 {summary.meta.tables_sha256}", markup=False)
     if tally.failed:
-        first = folder.summary().failures[0]
+        first = summary.failures[0]
         raise RunError(
             f"{tally.failed} of {tally.total} runs failed, the first with: {first.error}",
             where=str(output),

@@ -56,8 +56,16 @@ def execute(
         console: where progress goes; None for silence.
 
     Raises:
+        ConfigError: if another sweep is running in the folder.
         KeyboardInterrupt: after Ctrl-C, with finished runs written and workers ended.
     """
+    with folder.locked():
+        return _execute(runs, folder, function, jobs, console)
+
+
+def _execute(
+    runs: Sequence[PlannedRun], folder: ResultFolder, function: str, jobs: int, console: Console | None
+) -> Tally:
     folder.expect(runs)
     done = folder.finished()
     todo = [run for run in runs if run.key not in done]

@@ -7,10 +7,11 @@ run's rows are written before its record, so a record that exists is complete.
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +20,14 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.files import write_atomically
-from ecoserve.serving.runs import RequestRow, RunResult
-from ecoserve.sweep.accuracy import prediction_accuracy
-from ecoserve.sweep.identity import PlannedRun, canonical
-from ecoserve.sweep.summary import WALL_CLOCK_KEYS, FailureRow, Meta, PredictorRow, RunRow, Summary
+from ecoserve.serving.runs import RunResult
+from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.requests import read_requests, request_table, table_sha256, write_requests
+from ecoserve.sweep.rows import hashes, run_row
+from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, Summary
 
-_DERIVED: Final = ("ttft_s", "tpot_s", "e2el_s", "normalized_latency_s", "met_deadline")
+#: Names that :func:`~ecoserve.files.replacing` gives to files until they are whole.
+_HALF_WRITTEN: Final = ".*.????????"
 
 
 class ResultFolder:
@@ -91,6 +94,29 @@ class ResultFolder:
         except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise InputError(f"is damaged ({_first_words(error)})", where=str(plan)) from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other sweeps out of the folder while the block runs, and clear away what a killed one left half-written.
+
+        Raises:
+            ConfigError: if another process is at it.
+        """
+        # The lock is the folder's own: nothing to leave behind, and the kernel lets go of it however the holder ends.
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    "another sweep is running in this folder", where=str(self.path), fix="wait for it, or name another"
+                ) from error
+            for part in (self.path, self.path / "runs", self.path / "requests"):
+                for file in part.glob(_HALF_WRITTEN):
+                    file.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+
     # -- adding -------------------------------------------------------------------------------------------------------
 
     def describe(self, **changes: Any) -> None:
@@ -112,7 +138,7 @@ class ResultFolder:
         if run.key not in self._expected:
             self.expect([run])
         row = run_row(run, result, wall_s)
-        self._write_requests(run.key, result.rows)
+        write_requests(self._requests_file(run.key), request_table(run.key, result.rows))
         self._write_record(run, {"status": "finished", "row": row})
         return row
 
@@ -136,8 +162,32 @@ class ResultFolder:
         return list(self._expected.values())
 
     def finished(self) -> set[str]:
-        """Keys of the runs that are done (failed ones are not)."""
-        return {key for key, record in self._records() if record["status"] == "finished"}
+        """Keys of the runs that are done: not those that failed, nor those whose request rows have gone."""
+        done = (key for key, record in self._records() if record["status"] == "finished")
+        return {key for key in done if self._requests_file(key).is_file()}
+
+    def requests(self, key: str) -> Any:
+        """The request rows of a finished run, as a ``pyarrow.Table``.
+
+        Raises:
+            InputError: if they are missing or damaged.
+        """
+        return read_requests(self._requests_file(key))
+
+    def check_requests(self) -> None:
+        """Compare the request rows of every finished run with what was hashed when they were written.
+
+        Raises:
+            InputError: naming the first file that holds something else.
+        """
+        for run in self.summary().runs:
+            file = self._requests_file(run.run)
+            if run.requests_sha256 is not None and table_sha256(read_requests(file)) != run.requests_sha256:
+                raise InputError(
+                    "holds other rows than were written",
+                    where=str(file),
+                    fix="delete it and run again with --resume",
+                )
 
     def summary(self) -> Summary:
         """Everything that is there now, in the order of the plan."""
@@ -158,7 +208,7 @@ class ResultFolder:
                 runs=[RunRow.model_validate(row) for row in rows],
                 failures=failures,
                 predictor=self._predictors(),
-                meta=self.meta.model_copy(update={"runs_sha256": runs_sha256(rows)}),
+                meta=self.meta.model_copy(update=hashes(rows)),
             )
         except ValidationError as error:
             raise InputError(f"a run's record is damaged ({_first_words(error)})", where=str(self.path)) from error
@@ -182,14 +232,8 @@ class ResultFolder:
         )
         write_atomically(self.path / "sweep.yaml", text.encode())
 
-    def _write_requests(self, key: str, rows: Iterable[RequestRow]) -> None:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-        table = pa.Table.from_pylist([request_record(key, row) for row in rows], schema=_request_schema(pa))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(self.path / "requests" / f"{key}.parquet", sink.getvalue().to_pybytes())
+    def _requests_file(self, key: str) -> Path:
+        return self.path / "requests" / f"{key}.parquet"
 
     def _write_record(self, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
         record = {"run": run.key, "labels": dict(run.labels), "settings": dict(run.settings), **outcome}
@@ -208,32 +252,6 @@ class ResultFolder:
             return {n: PredictorRow.model_validate(row) for n, row in _read_json(file, "evaluate again").items()}
         except ValidationError as error:
             raise InputError(f"is damaged ({_first_words(error)})", where=str(file)) from error
-
-
-def run_row(run: PlannedRun, result: RunResult, wall_s: float | None = None) -> dict[str, Any]:
-    """The flat row of a run in the summary: labels, what was asked, and every metric."""
-    row = {
-        "run": run.key,
-        "engine": "virtual",
-        "condition": None,
-        **run.labels,
-        **result.summary(),
-        **prediction_accuracy(result.rows),
-        "wall_s": wall_s,
-    }
-    return RunRow.model_validate(row).model_dump(mode="json")
-
-
-def request_record(key: str, row: RequestRow) -> dict[str, Any]:
-    """One request as a flat record, derived times included."""
-    given = {f.name: getattr(row, f.name) for f in fields(RequestRow)}
-    return {"run": key, **given, **{name: getattr(row, name) for name in _DERIVED}}
-
-
-def runs_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hash of run rows without wall-clock times: equal results have equal hashes, in whatever order they were run."""
-    texts = sorted(canonical({k: v for k, v in row.items() if k not in WALL_CLOCK_KEYS}) for row in rows)
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def load_summary(path: str | Path) -> Summary:
@@ -271,29 +289,3 @@ def _first_words(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _request_schema(pa: Any) -> Any:
-    text, number, real = pa.string(), pa.int64(), pa.float64()
-    return pa.schema(
-        [
-            ("run", text),
-            ("request_id", text),
-            ("arrival_s", real),
-            ("prompt_tokens", number),
-            ("status", text),
-            ("output_tokens", number),
-            ("first_token_s", real),
-            ("finish_s", real),
-            ("predicted_tokens", real),
-            ("preemptions", number),
-            ("pauses", number),
-            ("deadline_s", real),
-            ("error", text),
-            ("ttft_s", real),
-            ("tpot_s", real),
-            ("e2el_s", real),
-            ("normalized_latency_s", real),
-            ("met_deadline", pa.bool_()),
-        ]
-    )

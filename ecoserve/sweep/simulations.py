@@ -29,7 +29,8 @@ from ecoserve.serving.workload import prompt_length, trace_for
 from ecoserve.sweep.environment import describe_run
 from ecoserve.sweep.identity import PlannedRun, fingerprint, short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC
-from ecoserve.sweep.results import ResultFolder, run_row, runs_sha256
+from ecoserve.sweep.results import ResultFolder
+from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import Meta, RunRow, Summary, TraceInfo
 from ecoserve.sweep.worker import check_settings
 
@@ -150,7 +151,7 @@ def perform(
     if folder is not None:
         folder.write_summary()
         return folder.summary()
-    meta = simulations.meta.model_copy(update={"runs_sha256": runs_sha256(rows)})
+    meta = simulations.meta.model_copy(update=hashes(rows))
     return Summary(runs=[RunRow.model_validate(row) for row in rows], meta=meta)
 
 

@@ -18,7 +18,7 @@ from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, write
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.settings import Load, Settings
 from ecoserve.sweep.reporting.tables import predictor_table, settings_table
-from ecoserve.sweep.results import run_row
+from ecoserve.sweep.rows import run_row
 from ecoserve.sweep.statistics import paired
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, Summary
 

@@ -19,7 +19,8 @@ from ecoserve.sweep import results, summary
 from ecoserve.sweep.accuracy import prediction_accuracy
 from ecoserve.sweep.environment import describe_run
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.results import ResultFolder, load_summary, run_row, runs_sha256
+from ecoserve.sweep.results import ResultFolder, load_summary
+from ecoserve.sweep.rows import run_row, runs_sha256
 from ecoserve.sweep.summary import Meta, RunRow, Summary
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ def test_every_key_of_a_run_is_known_to_the_schema(folder):
     empty = RunResult("vllm", "none", None, 0, [], EngineTotals()).summary()
     assert empty.keys() <= RunRow.model_fields.keys()
     assert set(RunRow.model_fields) - empty.keys() == {
-        "run", "engine", "condition", "kvc_demand_peak", "wall_s",
+        "run", "engine", "condition", "kvc_demand_peak", "wall_s", "requests_sha256",
         "prediction_mae_tokens", "prediction_within_50", "prediction_within_100", "prediction_kendall_tau",
     }  # fmt: skip
     described = [info.description for info in RunRow.model_fields.values()]

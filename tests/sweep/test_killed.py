@@ -1,0 +1,163 @@
+"""A sweep that is killed outright, wherever it stands, and resumed: its tables are those of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ecoserve.errors import ConfigError, InputError
+from ecoserve.sweep.execute import execute
+from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.results import ResultFolder
+from ecoserve.sweep.summary import Meta
+
+PLAN = """
+trace: synthetic
+lengths: [true, noise:0.5]
+rates: [3, 6]
+seeds: [0, 1, 2]
+requests: 30
+settings: {sleep_s: SLEEP}
+run: small_runs:queue
+"""
+
+#: Runs a sweep whose process is gone at the N-th renaming of a file: before or after it, as KILL says.
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, HERE)
+count = 0
+rename = os.replace
+def replace(source, target):
+    global count
+    count += 1
+    if count == N and KILL == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+    if count == N:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+from ecoserve.sweep.execute import execute
+from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.results import ResultFolder
+from ecoserve.sweep.summary import Meta
+if __name__ == "__main__":
+    plan = SweepPlan.load(PLAN)
+    execute(plan.expand(), ResultFolder.create(OUT, Meta()), function=plan.run, jobs=JOBS)
+"""
+
+
+def plan_of(folder: Path, sleep_s: float = 0.0) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(PLAN.replace("SLEEP", str(sleep_s)), encoding="utf-8")
+    return path
+
+
+def run_whole(plan_file: Path, out: Path, *, jobs: int = 0, resume: bool = False) -> tuple[str, int, ResultFolder]:
+    """Hash of the tables, runs that were there before, and the folder."""
+    plan = SweepPlan.load(plan_file)
+    folder = ResultFolder.create(out, Meta(), resume=resume)
+    tally = execute(plan.expand(), folder, function=plan.run, jobs=jobs)
+    assert tally.failed == 0
+    assert tally.total == len(plan.expand())
+    folder.check_requests()
+    sha256 = ResultFolder.open(out).summary().meta.tables_sha256
+    assert sha256 is not None
+    return sha256, tally.skipped, folder
+
+
+def script(folder: Path, **values: object) -> list[str]:
+    text = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    file = folder / "killed.py"
+    file.write_text(f"HERE = {str(Path(__file__).parent)!r}\n{text}{SCRIPT}", encoding="utf-8")
+    return [sys.executable, str(file)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> str:
+    """The hash of the sweep that nobody touched."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run_whole(plan_of(folder), folder / "out")[0]
+
+
+# The first two renames are of sweep.yaml; then each run has two: its request rows, its record.
+@pytest.mark.parametrize(
+    ("number", "moment", "finished"),
+    [
+        (2, "before", 0),  # the plan half-written
+        (7, "before", 2),  # between two runs, the rows half-written
+        (7, "after", 2),  # rows written, the record not
+        (8, "before", 2),  # rows written, the record half-written
+        (8, "after", 3),  # the record just written
+    ],
+)
+def test_killed_while_it_writes(tmp_path, whole, number, moment, finished):
+    out, plan = tmp_path / "out", plan_of(tmp_path)
+    command = script(tmp_path, N=number, KILL=moment, PLAN=str(plan), OUT=str(out), JOBS=0)
+    killed = subprocess.run(command, env=environment(), capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    sha256, kept, _ = run_whole(plan, out, resume=True)
+    assert kept == finished
+    assert sha256 == whole
+    assert not [file for file in out.rglob(".*") if file.is_file()]
+
+
+def test_killed_from_outside_with_two_processes(tmp_path, whole):
+    out, plan = tmp_path / "out", plan_of(tmp_path, sleep_s=0.1)
+    command = script(tmp_path, N=-1, KILL="", PLAN=str(plan), OUT=str(out), JOBS=2)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list((out / "runs").glob("*.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    sha256, kept, resumed = run_whole(plan, out, jobs=2, resume=True)
+    assert 3 <= kept < 18
+    # The pause is a setting, so keys differ from the other sweep's; what was measured does not.
+    untouched, _, alone = run_whole(plan, tmp_path / "alone", jobs=2)
+    assert sha256 == untouched
+    assert [
+        row.model_dump(exclude={"wall_s", "schedule_p50_ms", "schedule_p99_ms"}) for row in resumed.summary().runs
+    ] == [row.model_dump(exclude={"wall_s", "schedule_p50_ms", "schedule_p99_ms"}) for row in alone.summary().runs]
+
+
+def test_processes_and_none_have_one_hash(tmp_path, whole):
+    assert run_whole(plan_of(tmp_path), tmp_path / "out", jobs=2)[0] == whole
+
+
+def test_any_row_of_a_table_changes_the_hash(tmp_path, whole):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _, _, folder = run_whole(plan_of(tmp_path), tmp_path / "out")
+    run = folder.summary().runs[4]
+    file = folder.path / "requests" / f"{run.run}.parquet"
+    table = folder.requests(run.run)
+    column = table.column_names.index("finish_s")
+    changed = table["finish_s"].to_pylist()
+    changed[7] += 1e-12 + changed[7] * 1e-15
+    pq.write_table(table.set_column(column, "finish_s", pa.array(changed)), file)
+    with pytest.raises(InputError, match=r"parquet: holds other rows than were written"):
+        folder.check_requests()
+    file.unlink()
+    with pytest.raises(InputError, match="there is no such file"):
+        folder.check_requests()
+    assert run_whole(plan_of(tmp_path), folder.path, resume=True)[:2] == (whole, len(folder.summary().runs) - 1)
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path):
+    folder = ResultFolder.create(tmp_path / "out", Meta())
+    other = ResultFolder.create(tmp_path / "out", Meta(), resume=True)
+    with folder.locked(), pytest.raises(ConfigError, match="another sweep is running"):
+        execute([], other, jobs=0)
+    execute([], other, jobs=0)
