@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
-from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+from ecoserve.serving.runs import MISPREDICTIONS, EngineTotals, RequestRow, RunResult
 from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
@@ -194,6 +194,7 @@ class _Client:
             arrival_s=request.arrival_s,
             prompt_tokens=request.prompt_tokens,
             predicted_tokens=request.lengths.quantile(0.5) if request.lengths else None,
+            told_rank=request.told_rank,
         )
         await asyncio.sleep(max(0.0, self.begin + request.arrival_s - time.monotonic()))
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
@@ -268,12 +269,14 @@ def _totals(before: Mapping[str, float], after: Mapping[str, float]) -> EngineTo
     def grown(name: str) -> int:
         return int(after.get(name, 0.0) - before.get(name, 0.0))
 
+    counted = any(name.startswith("ecoserve_") for name in after)
     return EngineTotals(
         preemptions=grown("vllm:num_preemptions_total"),
         recomputed_tokens=grown("ecoserve_recomputed_tokens_total"),
         pauses=grown("ecoserve_pauses_total"),
         re_reservations=grown("ecoserve_re_reservations_total"),
         steps=grown("ecoserve_steps_total"),
+        mispredictions={name: grown(f"ecoserve_{name}_total") for name in MISPREDICTIONS} if counted else {},
     )
 
 

@@ -227,6 +227,7 @@ class _Drive:
                 arrival_s=p.load.arrival_s,
                 prompt_tokens=len(p.prompt),
                 predicted_tokens=p.load.lengths.quantile(0.5) if p.load.lengths else None,
+                told_rank=p.load.told_rank,
             )
             for p in self.pending
         }

@@ -8,11 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
+from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.kvc_series import KvcPoint
+
 Status = Literal["completed", "rejected", "failed"]
+
+#: Counters of wrong predictions that a run reports: how many, then the rungs of the ladder, cheapest first.
+MISPREDICTIONS: Final = (
+    "under_predictions",
+    "over_predictions",
+    "rung_own_space",
+    "rung_re_reserved",
+    "rung_global_reserve",
+    "rung_paused",
+    "rung_guest_moved",
+    "rung_recomputed",
+)
 
 
 @dataclass(slots=True)
@@ -29,6 +44,8 @@ class RequestRow:
     predicted_tokens: float | None = None
     preemptions: int = 0
     pauses: int = 0
+    #: probability that was told for answers as short as this one or shorter, half of its own share left out
+    told_rank: float | None = None
     #: the deadline for the last token on the run's clock, if the request has one
     deadline_s: float | None = None
     error: str | None = None
@@ -77,6 +94,8 @@ class EngineTotals:
     kvc_used_mean: float | None = None
     kvc_reserved_mean: float | None = None
     kvc_lent_mean: float | None = None
+    #: what became of wrong predictions, by counter (:data:`MISPREDICTIONS`); empty where nobody counts
+    mispredictions: Mapping[str, int] = field(default_factory=dict)
     schedule_s: Sequence[float] = ()
     update_s: Sequence[float] = ()
 
@@ -113,6 +132,8 @@ class RunResult:
     #: anything else that identifies the run: depth, slo_scale, blocks, trace, ...
     labels: dict[str, Any] = field(default_factory=dict)
     slo: Slo = Slo()
+    #: KVC over time, thinned
+    kvc: list[KvcPoint] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """The run's flat summary; figures that cannot be given are None, never NaN."""
@@ -156,6 +177,7 @@ class RunResult:
             "recomputed_tokens": t.recomputed_tokens,
             "pauses": t.pauses,
             "re_reservations": t.re_reservations,
+            **{name: t.mispredictions.get(name) for name in MISPREDICTIONS},
             "kvc_used_mean": t.kvc_used_mean,
             "kvc_reserved_mean": t.kvc_reserved_mean,
             "kvc_lent_mean": t.kvc_lent_mean,
@@ -165,6 +187,11 @@ class RunResult:
             "steps": t.steps,
         }
         return out
+
+
+def mispredictions(counters: Sequence[Counters]) -> dict[str, int]:
+    """The :data:`MISPREDICTIONS` of some schedulers, summed."""
+    return {name: sum(getattr(c, name) for c in counters) for name in MISPREDICTIONS}
 
 
 def _ratio(a: float, b: float) -> float | None:

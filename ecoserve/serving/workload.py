@@ -40,6 +40,17 @@ class LoadRequest:
     response_tokens: int
     lengths: LengthDistribution | None
 
+    @property
+    def told_rank(self) -> float | None:
+        """Where the true length lies in what was told: the probability of shorter answers and half that of its own.
+
+        Uniform over 0..1 where what was told is calibrated (the mid-distribution probability integral transform).
+        """
+        if self.lengths is None:
+            return None
+        n = self.response_tokens
+        return 1.0 - (self.lengths.survival(n) + self.lengths.survival(n - 1)) / 2.0
+
 
 @lru_cache(maxsize=8)
 def trace_for(

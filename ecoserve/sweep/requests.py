@@ -38,7 +38,10 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "e2el_s": "double",
     "normalized_latency_s": "double",
     "met_deadline": "bool",
+    "told_rank": "double",
 }
+#: Columns that came later: a file of before reads as if they were empty, and empty ones are no part of the hash.
+_LATER: Final = frozenset({"told_rank"})
 
 
 def request_record(key: str, row: RequestRow) -> dict[str, Any]:
@@ -58,6 +61,9 @@ def request_table(key: str, rows: Iterable[RequestRow]) -> Any:
 def table_sha256(table: Any) -> str:
     """SHA-256 of the values of a request table, in the order of its rows."""
     columns = {name: table[name].to_pylist() for name in _COLUMNS if name != "run"}
+    columns = {
+        name: values for name, values in columns.items() if name not in _LATER or any(v is not None for v in values)
+    }
     return hashlib.sha256(canonical(columns).encode()).hexdigest()
 
 
@@ -87,6 +93,8 @@ def read_requests(path: Path) -> Any:
     except (OSError, pa.ArrowException) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"is damaged ({words})", where=str(path), fix="delete it and run with --resume") from error
+    for name in _LATER - set(table.column_names):
+        table = table.append_column(name, pa.nulls(table.num_rows, pa.type_for_alias(_COLUMNS[name])))
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
         raise InputError(f"lacks the column {missing[0]}", where=str(path))

@@ -28,6 +28,10 @@ def _count(description: str) -> Any:
     return _key(description, "count", ..., ge=0)
 
 
+def _maybe(description: str) -> Any:
+    return _key(f"{description} Null where nobody counts.", "count", ge=0)
+
+
 def _share(description: str) -> Any:
     return _key(description, "share 0..1", ge=0, le=1)
 
@@ -94,6 +98,14 @@ class RunRow(BaseModel):
     recomputed_tokens: int = _key("Tokens computed again after preemptions.", "tokens", default=..., ge=0)
     pauses: int = _count("Decoding requests stopped with their KVC kept.")
     re_reservations: int = _count("New reservations for responses that outlived the old one.")
+    under_predictions: int | None = _maybe("Responses that outlived their reservation.")
+    over_predictions: int | None = _maybe("Responses that ended before their reservation.")
+    rung_own_space: int | None = _maybe("Outlived reservations met from the request's own unlent space.")
+    rung_re_reserved: int | None = _maybe("Outlived reservations met by reserving again from the posterior.")
+    rung_global_reserve: int | None = _maybe("Outlived reservations met from the global reserve.")
+    rung_paused: int | None = _maybe("Outlived reservations and shortages met by a pause with the KVC kept.")
+    rung_guest_moved: int | None = _maybe("Hosts freed of their guest, which moved or stopped.")
+    rung_recomputed: int | None = _maybe("Shortages met by dropping the KVC of a victim.")
     kvc_used_mean: float | None = _key(
         "KVC held, as a share of the usable KVC, averaged over time.", "share 0..1", ge=0
     )

@@ -6,6 +6,7 @@ that the prefix cache gives back are not computed again and do not count.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -23,6 +24,8 @@ class CountingScheduler(AsyncScheduler):
         self.counters = Counters()
         #: request id -> times its KVC was dropped; finished requests stay until they are taken
         self.preemptions_of: dict[str, int] = {}
+        #: told the id of a request whenever it is paused
+        self.on_pause: Callable[[str], None] | None = None
         self._reached: dict[str, int] = {}
 
     @property
@@ -54,7 +57,7 @@ class CountingScheduler(AsyncScheduler):
         self._reached[name] = max(reached, self._reached.get(name, 0))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        output = super().schedule(throttle_prefills)
+        output = self._compose(throttle_prefills)
         self.counters.steps += 1
         if self._reached:
             for name in [n for n in self._reached if n in output.num_scheduled_tokens]:
@@ -66,6 +69,10 @@ class CountingScheduler(AsyncScheduler):
                 if end >= reached:
                     del self._reached[name]
         return output
+
+    def _compose(self, throttle_prefills: bool) -> SchedulerOutput:
+        """vLLM's ``schedule()``, or what stands in for it."""
+        return super().schedule(throttle_prefills)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.runs import EngineTotals
+from ecoserve.serving.runs import EngineTotals, mispredictions
 
 
 class SchedulerWatch:
@@ -61,6 +61,7 @@ class SchedulerWatch:
             pauses=new.pauses,
             re_reservations=new.re_reservations,
             steps=new.steps,
+            mispredictions=mispredictions([new]),
             kvc_used_mean=used,
             kvc_reserved_mean=reserved,
             kvc_lent_mean=lent,

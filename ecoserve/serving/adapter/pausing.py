@@ -35,6 +35,8 @@ def pause(scheduler: EcoServeScheduler, request: Request) -> None:
     scheduler.kv_holding_waiting.add_request(request)
     if scheduler.use_v2_model_runner:
         scheduler.reset_preempted_req_ids.add(request.request_id)
+    if scheduler.on_pause is not None:
+        scheduler.on_pause(request.request_id)
 
 
 def drop(scheduler: EcoServeScheduler, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:

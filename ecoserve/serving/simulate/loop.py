@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ecoserve.errors import RunError
-from ecoserve.serving.runs import EngineTotals, RequestRow
+from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.runs import EngineTotals, RequestRow, mispredictions
 from ecoserve.serving.simulate.cost import StepCost
 from ecoserve.serving.simulate.engine import LazyRequest
 from ecoserve.serving.simulate.replica import ARRIVE, Live, Recorder, Replica
@@ -50,6 +51,8 @@ class LoopResult:
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
     #: index of the replica that served each request, by request id
     replica_of: dict[str, int] = field(default_factory=dict)
+    #: KVC over time, of every replica
+    kvc: list[KvcPoint] = field(default_factory=list)
 
 
 class VirtualLoop:
@@ -158,7 +161,12 @@ def run_replicas(
             counts = replica.scheduler.get_request_counts()
             raise RunError(f"no progress: {counts} running and waiting, all idle")
     return LoopResult(
-        list(rows.values()), _totals(replicas), max(r.now for r in replicas), replicas[0].series, replica_of
+        list(rows.values()),
+        _totals(replicas),
+        max(r.now for r in replicas),
+        replicas[0].series,
+        replica_of,
+        [point for r in replicas for point in r.kvc_series.points()],
     )
 
 
@@ -177,6 +185,7 @@ def _totals(replicas: Sequence[Replica]) -> EngineTotals:
         kvc_used_mean=used,
         kvc_reserved_mean=reserved,
         kvc_lent_mean=lent,
+        mispredictions=mispredictions(counters),
         schedule_s=[s for r in replicas for s in r.schedule_s],
         update_s=[s for r in replicas for s in r.update_s],
     )

@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 from typing import Any, Final, Literal, Protocol
 
 from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.kvc_series import KvcSeries, wasted_blocks
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.engine import EOS, WORD
@@ -171,6 +172,9 @@ class Replica:
         self._next: int | None = None
         self._idle = 0
         scheduler.clock = _ReplicaClock(self)
+        scheduler.on_pause = self._paused
+        self.kvc_series = KvcSeries(scheduler.usable_blocks, index)
+        self._wasted, self._wasted_at = 0.0, -1
 
     # -- events ----------------------------------------------------------------------------------------------
 
@@ -249,7 +253,7 @@ class Replica:
             start_s = max(self.now, self._gpu_free_s)
             end_s = start_s + self.cost.seconds(work)
         gauges = s.gauges()
-        self._integrate(gauges, end_s - could_s, began_s)
+        self._integrate(gauges, could_s, end_s, began_s)
         if self.recorder is not None:
             self.recorder.stepped(self.index, s, Step(work, output, began_s, host_s, start_s, end_s, gauges))
         flight = _Flight(output, end_s, samples)
@@ -269,12 +273,22 @@ class Replica:
             hangs = self._idle > self.MAX_IDLE_STEPS and s.has_unfinished_requests()
             self._next = None if hangs and not self._inbox else START
 
-    def _integrate(self, gauges: Gauges, seconds: float, at_s: float) -> None:
+    def _integrate(self, gauges: Gauges, could_s: float, end_s: float, began_s: float) -> None:
+        seconds = end_s - could_s
         for i, blocks in enumerate((gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks)):
             self.kvc[i] += blocks * seconds
         self.kvc_time += seconds
         if self.keep_series:
-            self.series.append((at_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks))
+            self.series.append((began_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks))
+        series = self.kvc_series
+        if self._wasted_at != series.interval:
+            # Looking at every request costs, so once an interval is enough.
+            self._wasted = wasted_blocks(self.scheduler, {n: own.response_tokens for n, own in self.live.items()})
+            self._wasted_at = series.interval
+        series.add(could_s, seconds, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks, self._wasted)
+
+    def _paused(self, name: str) -> None:
+        self.live[name].row.pauses += 1
 
     # -- taking its output -------------------------------------------------------------------------------------
 

@@ -52,8 +52,9 @@ def simulate(
     router = ROUTERS[settings.router](settings.replicas)
     arrivals = [_arrival(settings, prompts, r, slo_told(settings, machine, r.prompt_tokens)) for r in load]
     result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
-    if settings.slo_scale is not None:
-        for row, request in zip(result.rows, load, strict=True):
+    for row, request in zip(result.rows, load, strict=True):
+        row.told_rank = request.told_rank
+        if settings.slo_scale is not None:
             alone = alone_s(
                 machine.cost,
                 request.prompt_tokens,
@@ -72,6 +73,7 @@ def simulate(
         totals=result.totals,
         slo=Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms)),
         labels=_labels(settings, machine, trace.length_source),
+        kvc=result.kvc,
     )
 
 

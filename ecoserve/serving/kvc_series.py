@@ -1,0 +1,128 @@
+"""KVC over time, thinned while a run goes on: exact averages over equal intervals, never more than a few hundred.
+
+Rule: intervals begin short; whenever the run outgrows :data:`MOST` of them, neighbours are merged and the width
+doubles. So a run of a second and one of a day take the same room, and what is kept is the average over each interval,
+not a sample. Time in which nothing is said counts as an empty cache.
+
+*Wasted* is what helps nobody: KVC promised beyond what the answer will turn out to need and not lent, and KVC held by
+generations that are paused. Only a simulation knows the former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: The most intervals that are kept of a run.
+MOST: Final = 200
+#: Width of the first intervals, in seconds.
+FIRST_WIDTH_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class KvcPoint:
+    """Averages over one interval of one replica, as shares of its usable KVC.
+
+    Attributes:
+        replica: its number.
+        at_s: when the interval begins, on the run's clock. seconds: how long it is.
+        held: blocks taken. reserved: promised beyond what is written. lent: of these, lent to guests.
+        wasted: see the module; None where nobody knows.
+    """
+
+    replica: int
+    at_s: float
+    seconds: float
+    held: float
+    reserved: float
+    lent: float
+    wasted: float | None
+
+
+class KvcSeries:
+    """Takes what was true for how long, in order of time, and gives averages over equal intervals.
+
+    Args:
+        usable_blocks: C, what shares are of.
+        replica: its number.
+        start_s: when the run begins, on its clock.
+    """
+
+    def __init__(self, usable_blocks: int, replica: int = 0, start_s: float = 0.0) -> None:
+        self.replica = replica
+        self.width_s = FIRST_WIDTH_S
+        self._usable = max(1, usable_blocks)
+        self._start_s = start_s
+        #: block-seconds of each interval: held, reserved, lent, wasted
+        self._area: list[list[float]] = []
+        self._end_s = start_s
+        self._knows_waste = True
+
+    @property
+    def interval(self) -> int:
+        """The interval that the last state reached: whoever samples need not do so more often."""
+        return len(self._area)
+
+    def add(self, at_s: float, seconds: float, held: float, reserved: float, lent: float, wasted: float | None) -> None:
+        """The state from ``at_s`` on, for so many seconds, in blocks."""
+        if wasted is None:
+            self._knows_waste = False
+        state = (held, reserved, lent, wasted or 0.0)
+        begin = max(0.0, at_s - self._start_s)
+        end = begin + seconds
+        while end > MOST * self.width_s:
+            self._merge()
+        first, last = int(begin / self.width_s), int(end / self.width_s)
+        while len(self._area) <= last:
+            self._area.append([0.0, 0.0, 0.0, 0.0])
+        for i in range(first, last + 1):
+            share = min(end, (i + 1) * self.width_s) - max(begin, i * self.width_s)
+            if share > 0:
+                area = self._area[i]
+                for k, blocks in enumerate(state):
+                    area[k] += blocks * share
+        self._end_s = max(self._end_s, at_s + seconds)
+
+    def points(self) -> list[KvcPoint]:
+        """The averages so far; the last interval ends where the last state did."""
+        found = []
+        for i, area in enumerate(self._area):
+            at = i * self.width_s
+            seconds = min(self.width_s, self._end_s - self._start_s - at)
+            if seconds <= 0:
+                break
+            held, reserved, lent, wasted = (a / seconds / self._usable for a in area)
+            known = wasted if self._knows_waste else None
+            found.append(KvcPoint(self.replica, self._start_s + at, seconds, held, reserved, lent, known))
+        return found
+
+    def _merge(self) -> None:
+        """Neighbours become one."""
+        self.width_s *= 2
+        area = self._area
+        if len(area) % 2:
+            area.append([0.0, 0.0, 0.0, 0.0])
+        self._area = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(area[::2], area[1::2], strict=True)]
+
+
+def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
+    """Blocks that help nobody now (see the module); 0 for a scheduler that promises nothing and pauses nobody.
+
+    Args:
+        scheduler: any of ours.
+        response_tokens: how long the answers will be, by request id; those that are not named are taken to need all.
+    """
+    ledger = getattr(scheduler, "ledger", None)
+    if ledger is None:
+        return 0.0
+    over = asleep = 0
+    for task in ledger.holders():
+        written = ledger.blocks(task.written)
+        true = response_tokens.get(task.request_id)
+        if true is not None:
+            needed = max(written, ledger.blocks(task.prompt_tokens + true))
+            over += max(0, ledger.promised_blocks(task) - needed)
+        if task.state.value == "paused":
+            asleep += written
+    return float(max(0, over - scheduler.kvc.lent_blocks()) + asleep)
