@@ -26,6 +26,7 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.clock import EngineClock, SchedulerClock
 from ecoserve.serving.adapter.counting import CountingScheduler
 from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.adapter.fast_path import FastPath
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import drop, may_resume
 from ecoserve.serving.adapter.predictions import response_limit, task_of
@@ -102,6 +103,7 @@ class EcoServeScheduler(CountingScheduler):
         #: streaming sessions whose turn ended while they were in a queue
         self._turned: list[Request] = []
         self.prepass = PrePass(self)
+        self.fast_path = FastPath(self, self.settings.decode_fast_path)
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
             self._publisher = MetricsPublisher(
@@ -179,6 +181,10 @@ class EcoServeScheduler(CountingScheduler):
         if self.settings.check_every_step:
             self.check()
         return output
+
+    def _compose(self, throttle_prefills: bool) -> SchedulerOutput:
+        output = self.fast_path.compose(throttle_prefills)
+        return super()._compose(throttle_prefills) if output is None else output
 
     def _believe_anew(self) -> None:
         """The correction has changed its mind: so does everybody's place in the queues."""
