@@ -28,8 +28,18 @@ def command(
         str | None, typer.Option(metavar="CKPT", help="Checkpoint that `predicted` stands for, instead of the plan's.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=0, help="Runs at once, one process each; 0 runs them one by one in this process.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=0, help="Runs at once, one process each; 0 runs them one by one in this process.", show_default="1"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster: HOST:PORT of its head, auto, or local for this machine's cores.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
     ] = False,
@@ -38,7 +48,7 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run a sweep over lengths, policies, rates and seeds; write summary.json and report.html."""
-    from ecoserve.errors import RunError
+    from ecoserve.errors import ConfigError, RunError
     from ecoserve.sweep.execute import execute
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.report import write_report
@@ -46,13 +56,15 @@ def command(
 
     plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
     runs = plan.expand()
+    if ray not in (None, "local") and jobs is not None:
+        raise ConfigError("a cluster decides itself how many run at once", where="--jobs", fix="leave --jobs out")
     console = stderr_console(quiet)
     if dry_run:
-        _say_what_would_run(runs, output, jobs, json, console)
+        _say_what_would_run(runs, output, jobs or 1, json, console)
         return
     folder = ResultFolder.create(output, _meta(plan), resume=resume)
     try:
-        tally = execute(runs, folder, function=plan.run, jobs=jobs, console=None if quiet else console)
+        tally = execute(runs, folder, function=plan.run, jobs=jobs, ray=ray, console=None if quiet else console)
     finally:
         # After Ctrl-C too: what is finished can be read at once.
         _note_lengths(folder)

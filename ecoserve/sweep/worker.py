@@ -19,12 +19,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
 from ecoserve.errors import ConfigError, EcoServeError
 from ecoserve.serving.runs import RunResult
+
+#: What is said of a run whose process is gone.
+DIED: Final = "its process died (killed, or out of memory)"
 
 
 @dataclass(frozen=True, slots=True)

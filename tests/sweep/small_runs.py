@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -124,6 +125,27 @@ def fails_once(settings: QueueSettings) -> RunResult:
     if not Path(settings.trace).exists():
         raise RuntimeError("not yet")
     return queue(settings)
+
+
+def killed_once(settings: QueueSettings) -> RunResult:
+    """The process of seed 1 is killed outright the first time; the marks say which process ran on which node."""
+    assert settings.mark is not None
+    with open(settings.mark, "a", encoding="utf-8") as marks:
+        marks.write(f"{settings.seed} {settings.lengths} {os.getppid()}\n")
+    first = Path(f"{settings.mark}.killed")
+    if settings.seed == 1 and not first.exists():
+        first.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)  # long enough for the other node to take its part
+    return queue(settings.model_copy(update={"mark": None}))
+
+
+def returns_nan(settings: QueueSettings) -> RunResult:
+    """A time that is no number, for one seed."""
+    result = queue(settings)
+    if settings.seed == 1:
+        result.rows[3].finish_s = float("nan")
+    return result
 
 
 def returns_nonsense(settings: QueueSettings) -> RunResult:

@@ -158,6 +158,13 @@ def test_a_mistyped_setting_is_named():
     assert outcome.error == "settings: block: Extra inputs are not permitted"
 
 
+def test_a_result_that_cannot_be_written_is_a_failure_of_its_run(folder):
+    tally = execute(plan(3), folder, function="small_runs:returns_nan", jobs=0)
+    assert (tally.finished, tally.failed) == (2, 1)
+    (failure,) = folder.summary().failures
+    assert "cannot be written" in failure.error
+
+
 def test_what_is_not_a_result_is_a_failure():
     assert "returned dict, not a RunResult" in perform("small_runs:returns_nonsense", plan(1)[0].settings).error
 
@@ -173,4 +180,5 @@ def test_a_log_gets_a_line_per_run(folder):
     execute(plan(2), folder, function="small_runs:queue", jobs=0, console=Console(file=out, width=200))
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
+    assert lines[0].endswith("left")
     assert lines[1].startswith("2/2 ecoserve, lengths true, 5 req/s, seed 1: ")

@@ -1,0 +1,112 @@
+"""Runs on a Ray cluster, one task a run.
+
+Ray decides where and when a task runs, and runs it again when its worker or node is gone; nothing here does. A task
+first makes the run's key anew: the same key means the same settings, contents of trace and checkpoint, and versions, so
+a node that has another file or another vLLM fails its runs and says so, and never mixes other results in.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from typing import Any, Final
+
+from ecoserve.errors import ConfigError
+from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.processes import Record, Started
+from ecoserve.sweep.worker import DIED, Outcome, perform
+
+#: The address that is none: a cluster of this machine alone, for as long as the sweep takes.
+LOCAL: Final = "local"
+#: How often Ray runs a task again whose worker died. One that dies each time is to blame itself.
+_RETRIES: Final = 3
+_CONNECT_S: Final = 5.0
+
+
+def on_ray(
+    waiting: deque[PlannedRun], function: str, address: str, record: Record, started: Started, cpus: int | None = None
+) -> None:
+    """Run the queue on the cluster until it is empty.
+
+    Args:
+        waiting: runs; ``record`` may add to it.
+        function: the run function, as ``module:name``.
+        address: ``HOST:PORT`` of the cluster's head, ``ray://HOST:PORT``, ``auto`` (the one this machine belongs to),
+            or ``local``.
+        record, started: told of what happens.
+        cpus: runs at once of a local cluster; None: all cores.
+
+    Raises:
+        ConfigError: if Ray is not installed or no cluster answers.
+    """
+    ray = _connected(address, cpus)
+    try:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(perform_here)
+        under_way: dict[Any, PlannedRun] = {}
+        while waiting or under_way:
+            while waiting:
+                run = waiting.popleft()
+                started(run)
+                under_way[task.remote(function, run.key, dict(run.settings), dict(run.labels))] = run
+            ended, _ = ray.wait(list(under_way), num_returns=1)
+            for reference in ended:
+                record(under_way.pop(reference), _outcome(ray, reference))
+    finally:
+        ray.shutdown()  # what is still under way ends with its driver
+
+
+def perform_here(function: str, key: str, settings: dict[str, Any], labels: dict[str, Any]) -> Outcome:
+    """The task: one run, if this node would make the same of its settings."""
+    if PlannedRun.of(settings, labels).key != key:
+        return Outcome(
+            None,
+            f"node {socket.gethostname()} has another trace, checkpoint or version than the machine that sent the run; "
+            "give all nodes the same files at the same paths and the same packages",
+        )
+    return perform(function, settings)
+
+
+def _outcome(ray: Any, reference: Any) -> Outcome:
+    try:
+        outcome: Outcome = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(None, f"{type(error).__name__}: {' '.join(str(error.cause).split())}", str(error))
+    except ray.exceptions.RayError as error:
+        words = " ".join(str(error).split())[:300]
+        return Outcome(None, f"{DIED}, {1 + _RETRIES} times; Ray says {type(error).__name__}", words)
+    return outcome
+
+
+def _connected(address: str, cpus: int | None) -> Any:
+    # Ray reads it when it is imported: nothing is sent to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("Ray is not installed", where="--ray", fix="pip install 'ecoserve[ray]'") from error
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == LOCAL:
+        ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **quiet)
+        return ray
+    if address != "auto":
+        _answers(address.removeprefix("ray://"))
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(f"no Ray cluster ({words})", where=f"--ray {address}", fix=_FIX) from error
+    return ray
+
+
+_FIX: Final = "name the HOST:PORT that `ray start --head` printed, or local"
+
+
+def _answers(address: str) -> None:
+    """Refuse at once what Ray would try for a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"no Ray cluster answers ({words})", where=f"--ray {address}", fix=_FIX) from error
