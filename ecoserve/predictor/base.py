@@ -70,7 +70,7 @@ class LengthPredictor(ABC):
         edges, closed_by = self.config.edges, self.config.closed_by
         return [
             LengthDistribution.from_weights(edges, row, closed_by)
-            for row in self.calibration.probabilities(self.logits(views))
+            for row in self.calibration.probabilities(self.logits(views), views, edges)
         ]
 
     def logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:

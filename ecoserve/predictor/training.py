@@ -17,15 +17,14 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import numpy as np
-
 from ecoserve.data import Trace
 from ecoserve.errors import CheckpointError, ConfigError, RunError
 from ecoserve.predictor import checkpoint
 from ecoserve.predictor.base import LengthPredictor
 from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.bins import Bins, BinSettings
-from ecoserve.predictor.calibration import Calibration, fit_temperature
+from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.calibration_fitting import fit_calibration
 from ecoserve.predictor.config import BACKENDS, Backend, BoostingSettings, EncoderSettings, PredictorConfig
 from ecoserve.predictor.evaluation import evaluate_predictor
 from ecoserve.predictor.examples import Examples, Parts, training_parts
@@ -101,8 +100,8 @@ def train_predictor(
 
     progress("calibrating", 0, 1)
     logits = predictor.logits(parts.held.views)
-    own = predictor.config.bins.index(parts.held.lengths)
-    predictor.calibration = fit_temperature(logits, np.eye(len(predictor.config.prior))[own])
+    held = parts.held
+    predictor.calibration = fit_calibration(logits, held.lengths, predictor.config.edges, held.views, seed=seed)
     metrics = _measure(predictor, parts, progress)
     predictor.config = predictor.config.model_copy(update={"metrics": metrics, "training_seconds": round(seconds, 1)})
     predictor.save_pretrained(output)
