@@ -13,7 +13,7 @@ from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ecoserve.predictor.config import Backend, BoostingSettings, EncoderSettings
+    from ecoserve.predictor.config import Backend
     from ecoserve.predictor.progress import Progress
 
 #: Columns of the table, by the part of the data that was evaluated.
@@ -24,8 +24,8 @@ def command(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="Trace: a file, or the id of a data set on the hub.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
     backend: Annotated[
-        str, typer.Option("--backend", metavar="encoder|lightgbm", help="What kind of predictor.")
-    ] = "encoder",
+        str, typer.Option("--backend", metavar="stacked|encoder|lightgbm", help="What kind; stacked is both others.")
+    ] = "stacked",
     length_field: Annotated[
         str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
     ] = None,
@@ -42,11 +42,18 @@ def command(
     encoder: Annotated[
         str | None, typer.Option("--encoder", metavar="ID_OR_PATH", help="Pretrained encoder [all-MiniLM-L6-v2].")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--start-from", metavar="DIR_OR_ID", help="Encoder of this checkpoint, trained on another trace."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Encoder: passes over the rows [3].")] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", help="LightGBM: boosting rounds at most.")] = None,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", min=1, help="Learn from at most so many rows, chosen at random.")
     ] = None,
+    held_out: Annotated[
+        float, typer.Option("--held-out", help="Share of the train rows kept apart to choose and calibrate on.")
+    ] = 0.1,
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in DIR.")] = False,
     json: JsonOption = None,
@@ -66,7 +73,9 @@ def command(
     if backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
     console = stderr_console(quiet)
-    settings = _settings(backend, encoder=encoder, epochs=epochs, rounds=rounds)
+    if encoder is not None and start_from is not None:
+        raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
+    settings = _settings(backend, encoder=encoder, start_from=start_from, epochs=epochs, rounds=rounds)
     loaded = load_trace(
         trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
     )
@@ -81,11 +90,12 @@ def command(
                 settings=settings,
                 served_model=served_model,
                 max_rows=max_rows,
+                held_out=held_out,
                 resume=resume,
                 progress=progress,
             )
     except KeyboardInterrupt:
-        if backend == "encoder":
+        if backend != "lightgbm":
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
     config = predictor.config
@@ -108,23 +118,26 @@ def command(
     )
 
 
-def _settings(backend: Backend, *, encoder: str | None, epochs: float | None, rounds: int | None) -> Any:
-    """The backend's hyperparameters; an option of the other backend is refused."""
-    from pydantic import ValidationError
+def _settings(backend: Backend, **options: Any) -> Any:
+    """The backend's hyperparameters; an option that means nothing to it is refused."""
+    from pydantic import BaseModel, ValidationError
 
     from ecoserve.errors import ConfigError
-    from ecoserve.predictor.config import BoostingSettings, EncoderSettings
+    from ecoserve.predictor.config import SETTINGS, BoostingSettings, EncoderSettings, StackedSettings
 
-    kind: type[EncoderSettings] | type[BoostingSettings] = EncoderSettings if backend == "encoder" else BoostingSettings
-    given = {k: v for k, v in {"encoder": encoder, "epochs": epochs, "rounds": rounds}.items() if v is not None}
+    given = {k: v for k, v in options.items() if v is not None}
+    stacked = backend == "stacked"
+    parts: list[type[BaseModel]] = [EncoderSettings, BoostingSettings] if stacked else [SETTINGS[backend]]
     for name in given:
-        if name not in kind.model_fields:
-            raise ConfigError(f"means nothing to the {backend} backend", where=f"--{name}", fix="leave it out")
+        if not any(name in part.model_fields for part in parts):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"means nothing to the {backend} backend", where=option, fix="leave it out")
     try:
-        return kind(**given)
+        made = [part(**{k: v for k, v in given.items() if k in part.model_fields}) for part in parts]
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(first["msg"], where=f"--{first['loc'][0]}") from error
+    return StackedSettings.model_validate({"encoder": made[0], "lightgbm": made[1]}) if stacked else made[0]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ecoserve.predictor.baselines import ConstantMedian, PromptLength
     from ecoserve.predictor.bins import Bins, BinSettings
     from ecoserve.predictor.calibration import Calibration
-    from ecoserve.predictor.config import BoostingSettings, EncoderSettings, PredictorConfig
+    from ecoserve.predictor.config import BoostingSettings, EncoderSettings, PredictorConfig, StackedSettings
     from ecoserve.predictor.evaluation import evaluate_predictor
     from ecoserve.predictor.training import train_predictor
 
@@ -30,6 +30,7 @@ _HOMES = {
     "BoostingSettings": "config",
     "EncoderSettings": "config",
     "PredictorConfig": "config",
+    "StackedSettings": "config",
     "evaluate_predictor": "evaluation",
     "train_predictor": "training",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "PredictorConfig",
     "Predicts",
     "PromptLength",
+    "StackedSettings",
     "evaluate_predictor",
     "load_predictor",
     "train_predictor",

@@ -25,6 +25,7 @@ from ecoserve.predictor.text import Request, RequestView, read_request
 _CLASSES: dict[Backend, tuple[str, str]] = {
     "encoder": ("ecoserve.predictor.encoder.predictor", "EncoderPredictor"),
     "lightgbm": ("ecoserve.predictor.boosting.predictor", "BoostingPredictor"),
+    "stacked": ("ecoserve.predictor.stacking", "StackedPredictor"),
 }
 
 

@@ -18,8 +18,8 @@ from ecoserve.predictor.bins import Bins
 FORMAT_VERSION: Final = 1
 FORMAT: Final = "ecoserve-length-predictor"
 
-Backend = Literal["encoder", "lightgbm"]
-BACKENDS: tuple[Backend, ...] = ("encoder", "lightgbm")
+Backend = Literal["encoder", "lightgbm", "stacked"]
+BACKENDS: tuple[Backend, ...] = ("stacked", "encoder", "lightgbm")
 
 
 class PredictorConfig(BaseModel):
@@ -83,6 +83,10 @@ class EncoderSettings(BaseModel):
         default="sentence-transformers/all-MiniLM-L6-v2",
         description="pretrained encoder: a folder, or an id on the hub",
     )
+    start_from: str | None = Field(
+        default=None,
+        description="checkpoint of an encoder trained on another trace, whose body is taken in place of the pretrained",
+    )
     epochs: float = Field(default=3.0, gt=0, le=100, description="passes over the training rows")
     batch_size: int = Field(default=32, ge=1, le=4096, description="rows per optimiser step")
     body_lr: float = Field(default=1e-4, gt=0, le=1, description="learning rate of the pretrained body")
@@ -93,6 +97,10 @@ class EncoderSettings(BaseModel):
         default=1.0, ge=0, le=10, description="spread of each length over neighbouring bins, in bins"
     )
     max_length: int = Field(default=128, ge=8, le=8192, description="tokens read of a request")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of products in training; auto: bfloat16 where the hardware has it. Weights stay float32",
+    )
 
 
 class BoostingSettings(BaseModel):
@@ -107,3 +115,21 @@ class BoostingSettings(BaseModel):
     terms: int = Field(default=20_000, ge=10, description="words and pairs of words kept")
     ridge: float = Field(default=1.0, gt=0, description="L2 penalty of the linear model on words")
     patience: int = Field(default=10, ge=1, description="rounds without a better held-out loss before it stops")
+
+
+class StackedSettings(BaseModel):
+    """Hyperparameters of the stacked backend: those of its two parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: EncoderSettings = EncoderSettings()
+    lightgbm: BoostingSettings = BoostingSettings()
+
+
+Settings = EncoderSettings | BoostingSettings | StackedSettings
+#: The settings that each backend takes.
+SETTINGS: Final[dict[Backend, type[EncoderSettings] | type[BoostingSettings] | type[StackedSettings]]] = {
+    "encoder": EncoderSettings,
+    "lightgbm": BoostingSettings,
+    "stacked": StackedSettings,
+}

@@ -3,19 +3,16 @@
 Rule: only ``train`` rows teach; a part of them is held out to choose the epoch or round and the temperature; ``dev``
 rows are used once, to say how good the result is. What a training run writes before it is done stays in
 ``OUTPUT/.training``, which belongs to that run alone (its fingerprint is kept there) and is removed at the end.
+Under torchrun or accelerate all processes fine-tune the encoder; the rest is done by the first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ecoserve.data import Trace
 from ecoserve.errors import CheckpointError, ConfigError, RunError
@@ -25,17 +22,27 @@ from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.bins import Bins, BinSettings
 from ecoserve.predictor.calibration import Calibration
 from ecoserve.predictor.calibration_fitting import fit_calibration
-from ecoserve.predictor.config import BACKENDS, Backend, BoostingSettings, EncoderSettings, PredictorConfig
+from ecoserve.predictor.config import (
+    BACKENDS,
+    SETTINGS,
+    Backend,
+    BoostingSettings,
+    EncoderSettings,
+    PredictorConfig,
+    Settings,
+)
 from ecoserve.predictor.evaluation import evaluate_predictor
 from ecoserve.predictor.examples import Examples, Parts, training_parts
+from ecoserve.predictor.plan import Plan
+from ecoserve.predictor.processes import first, wait_for_all
 from ecoserve.predictor.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ecoserve.predictor.boosting.predictor import BoostingPredictor
+    from ecoserve.predictor.encoder.predictor import EncoderPredictor
 
 WORK = ".training"
 _RUN = "run.json"
-_VERSIONED: dict[Backend, tuple[str, ...]] = {
-    "encoder": ("torch", "transformers", "tokenizers"),
-    "lightgbm": ("lightgbm", "scikit-learn"),
-}
 
 
 def train_predictor(
@@ -44,7 +51,7 @@ def train_predictor(
     backend: Backend,
     output_dir: str | Path,
     seed: int = 0,
-    settings: EncoderSettings | BoostingSettings | None = None,
+    settings: Settings | None = None,
     bins: BinSettings | None = None,
     served_model: str | None = None,
     max_rows: int | None = None,
@@ -56,7 +63,7 @@ def train_predictor(
 
     Args:
         trace: requests with the lengths of their answers; its own ``train``/``dev`` split is used if it has one.
-        backend: ``"encoder"`` or ``"lightgbm"``.
+        backend: ``"encoder"``, ``"lightgbm"``, or ``"stacked"`` for both together.
         output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace.
         seed: seed of everything random; the same seed on the same machine gives the same weights.
         settings: the backend's hyperparameters.
@@ -80,75 +87,45 @@ def train_predictor(
     output = Path(output_dir).expanduser()
     if backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}", where="backend", fix=f"one of {', '.join(BACKENDS)}")
-    settings = settings or (EncoderSettings() if backend == "encoder" else BoostingSettings())
-    if isinstance(settings, EncoderSettings) != (backend == "encoder"):
+    settings = settings or SETTINGS[backend]()
+    if not isinstance(settings, SETTINGS[backend]):
         raise ConfigError(f"{type(settings).__name__} are not settings of {backend}", where="settings")
     if not 0.0 < held_out < 0.9:
         raise ConfigError(f"held-out share {held_out} is not between 0 and 0.9", where="held_out")
     bins = bins or BinSettings()
     checkpoint.check_place(output)
 
-    plan = _Plan(trace, backend, settings, bins, served_model or _model_of(trace), max_rows, held_out, seed)
+    plan = Plan.of(
+        trace,
+        settings,
+        bins,
+        backend=backend,
+        served_model=served_model,
+        max_rows=max_rows,
+        held_out=held_out,
+        seed=seed,
+    )
     if resume and (done := _finished(output, plan)) is not None:
         return done
     progress("splitting", 0, 1)
     parts = training_parts(trace, seed=seed, max_rows=max_rows, held_out=held_out)
-    work = _open_work(output, plan, resume=resume)
+    work = output / WORK
+    if first():
+        _open_work(output, plan, resume=resume)
+    wait_for_all()
     started = time.monotonic()
     predictor = _train(plan, parts.fit, parts.held, work, resume=resume, progress=progress)
     seconds = time.monotonic() - started
 
-    progress("calibrating", 0, 1)
-    logits = predictor.logits(parts.held.views)
-    held = parts.held
-    predictor.calibration = fit_calibration(logits, held.lengths, predictor.config.edges, held.views, seed=seed)
-    metrics = _measure(predictor, parts, progress)
-    predictor.config = predictor.config.model_copy(update={"metrics": metrics, "training_seconds": round(seconds, 1)})
-    predictor.save_pretrained(output)
-    shutil.rmtree(work, ignore_errors=True)
+    if first():
+        _finish(predictor, parts, plan, output, seconds, progress)
+        shutil.rmtree(work, ignore_errors=True)
+    wait_for_all()
     return LengthPredictor.from_pretrained(output)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Everything that decides the outcome of a training run."""
-
-    trace: Trace
-    backend: Backend
-    settings: EncoderSettings | BoostingSettings
-    bins: BinSettings
-    served_model: str | None
-    max_rows: int | None
-    held_out: float
-    seed: int
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        rows = {"max_rows": self.max_rows, "held_out": self.held_out}
-        content = {**self.settings.model_dump(mode="json"), **self.bins.model_dump(mode="json"), **rows}
-        if isinstance(self.settings, EncoderSettings) and Path(self.settings.encoder).expanduser().is_dir():
-            # A checkpoint travels; the path of the machine it was made on does not.
-            content["encoder"] = Path(self.settings.encoder).expanduser().resolve().name
-        return content
-
-    @property
-    def versions(self) -> dict[str, str]:
-        found = {"python": python_version()}
-        for name in ("ecoserve", "numpy", *_VERSIONED[self.backend]):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = "unknown"
-        return found
-
-    @property
-    def fingerprint(self) -> str:
-        parts = [self.backend, self.hyperparameters, self.versions, self.trace.sha256, self.seed, self.served_model]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 def _train(
-    plan: _Plan, fit: Examples, held: Examples, work: Path, *, resume: bool, progress: Progress
+    plan: Plan, fit: Examples, held: Examples, work: Path, *, resume: bool, progress: Progress
 ) -> LengthPredictor:
     """Run the backend's training; the result is not calibrated yet."""
     bins = Bins.fit(fit.all_lengths(), plan.bins)
@@ -169,19 +146,71 @@ def _train(
         hyperparameters=plan.hyperparameters,
         versions=plan.versions,
     )
-    if isinstance(plan.settings, EncoderSettings):
-        from ecoserve.predictor.encoder.predictor import EncoderPredictor
-        from ecoserve.predictor.encoder.training import train_encoder
+    settings = plan.settings
+    if isinstance(settings, EncoderSettings):
+        return _train_encoder(config, plan, settings, fit, held, work, resume=resume, progress=progress)
+    if isinstance(settings, BoostingSettings):
+        return _train_boosting(config, plan, settings, fit, held, progress)
+    encoder = _train_encoder(config, plan, settings.encoder, fit, held, work, resume=resume, progress=progress)
+    if not first():
+        return encoder
+    from ecoserve.predictor.stacking import WEIGHT, StackedPredictor, fit_weight
 
-        model, tokenizer, extra = train_encoder(
-            fit, held, bins, plan.settings, seed=plan.seed, work=work, resume=resume, progress=progress
-        )
-        return EncoderPredictor(config.model_copy(update={"model": extra}), Calibration(), model, tokenizer)
+    boosting = _train_boosting(config, plan, settings.lightgbm, fit, held, progress)
+    progress("stacking", 0, 1)
+    weight = fit_weight(encoder.logits(held.views), boosting.logits(held.views), held.targets(bins))
+    config = config.model_copy(update={"model": {**encoder.config.model, WEIGHT: weight}})
+    return StackedPredictor(config, Calibration(), encoder, boosting)
+
+
+def _train_encoder(
+    config: PredictorConfig,
+    plan: Plan,
+    settings: EncoderSettings,
+    fit: Examples,
+    held: Examples,
+    work: Path,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> EncoderPredictor:
+    from ecoserve.predictor.encoder.predictor import EncoderPredictor
+    from ecoserve.predictor.encoder.training import train_encoder
+
+    model, tokenizer, extra = train_encoder(
+        fit, held, config.bins, settings, seed=plan.seed, work=work, resume=resume, progress=progress
+    )
+    if plan.start:
+        extra["started_from"] = plan.start
+    return EncoderPredictor(config.model_copy(update={"model": extra}), Calibration(), model, tokenizer)
+
+
+def _train_boosting(
+    config: PredictorConfig,
+    plan: Plan,
+    settings: BoostingSettings,
+    fit: Examples,
+    held: Examples,
+    progress: Progress,
+) -> BoostingPredictor:
     from ecoserve.predictor.boosting.predictor import BoostingPredictor
     from ecoserve.predictor.boosting.training import train_boosting
 
-    booster, words = train_boosting(fit, held, bins, plan.settings, seed=plan.seed, progress=progress)
+    booster, words = train_boosting(fit, held, config.bins, settings, seed=plan.seed, progress=progress)
     return BoostingPredictor(config, Calibration(), booster, words)
+
+
+def _finish(
+    predictor: LengthPredictor, parts: Parts, plan: Plan, output: Path, seconds: float, progress: Progress
+) -> None:
+    """Calibrate, evaluate and save."""
+    progress("calibrating", 0, 1)
+    held = parts.held
+    logits = predictor.logits(held.views)
+    predictor.calibration = fit_calibration(logits, held.lengths, predictor.config.edges, held.views, seed=plan.seed)
+    metrics = _measure(predictor, parts, progress)
+    predictor.config = predictor.config.model_copy(update={"metrics": metrics, "training_seconds": round(seconds, 1)})
+    predictor.save_pretrained(output)
 
 
 def _measure(predictor: LengthPredictor, parts: Parts, progress: Progress) -> dict[str, dict[str, float]]:
@@ -197,13 +226,7 @@ def _measure(predictor: LengthPredictor, parts: Parts, progress: Progress) -> di
     return metrics
 
 
-def _model_of(trace: Trace) -> str | None:
-    """The model that gave all answers of the trace, if it was one."""
-    names = {r.model for r in trace.records}
-    return names.pop() if len(names) == 1 else None
-
-
-def _finished(output: Path, plan: _Plan) -> LengthPredictor | None:
+def _finished(output: Path, plan: Plan) -> LengthPredictor | None:
     """The checkpoint in ``output`` if the very same run made it."""
     try:
         config, _ = checkpoint.read(output)
@@ -212,14 +235,14 @@ def _finished(output: Path, plan: _Plan) -> LengthPredictor | None:
     return LengthPredictor.from_pretrained(output) if config.run == plan.fingerprint else None
 
 
-def _open_work(output: Path, plan: _Plan, *, resume: bool) -> Path:
-    """The run's work folder: the interrupted one's if ``resume``, else a fresh one."""
+def _open_work(output: Path, plan: Plan, *, resume: bool) -> None:
+    """Open the run's work folder: the interrupted one's if ``resume``, else a fresh one."""
     work = output / WORK
     note = work / _RUN
     try:
         if resume and note.is_file():
             if json.loads(note.read_text(encoding="utf-8")).get("run") == plan.fingerprint:
-                return work
+                return
             raise ConfigError(
                 "the run that was interrupted here had other data, settings, seed or versions",
                 where=str(output),
@@ -230,4 +253,3 @@ def _open_work(output: Path, plan: _Plan, *, resume: bool) -> Path:
         note.write_text(json.dumps({"run": plan.fingerprint}) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RunError(f"cannot work here: {error}", where=str(work)) from error
-    return work

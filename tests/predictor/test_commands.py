@@ -89,7 +89,7 @@ def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> N
 
 def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"--backend: no backend 'magic'; one of encoder, lightgbm"):
+    with pytest.raises(ConfigError, match=r"--backend: no backend 'magic'; one of stacked, encoder, lightgbm"):
         call("train_predictor", file, "-o", out, "--backend", "magic")
     with pytest.raises(ConfigError, match="--epochs: means nothing to the lightgbm backend"):
         call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--epochs", "2")

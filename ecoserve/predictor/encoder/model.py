@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from ecoserve.predictor.quiet import quiet_transformers
+
+#: A predictor's weights in its checkpoint, and how the names of the body's begin.
+WEIGHTS: Final = "model.safetensors"
+_BODY: Final = "body."
 
 
 class LengthEncoder(nn.Module):
@@ -62,10 +66,31 @@ def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[s
         # transformers would go on with random numbers in their place.
         raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
     model = LengthEncoder(body, config.hidden_size, len(prior))
+    _fresh_head(model, prior)
+    return model, plain_config(config)
+
+
+def started(folder: Path, config: dict[str, Any], prior: torch.Tensor) -> LengthEncoder:
+    """The body of a saved predictor with a fresh head that says ``prior`` (shape ``[K]``).
+
+    Args:
+        folder: the predictor's checkpoint.
+        config: what its config says of the body.
+        prior: share of the training lengths in each bin.
+    """
+    from safetensors.torch import load_file
+
+    state = load_file(folder / WEIGHTS)
+    model = from_config(config, len(prior))
+    model.body.load_state_dict({n.removeprefix(_BODY): v for n, v in state.items() if n.startswith(_BODY)}, strict=True)
+    _fresh_head(model, prior)
+    return model
+
+
+def _fresh_head(model: LengthEncoder, prior: torch.Tensor) -> None:
     nn.init.normal_(model.head.weight, std=0.02)
     with torch.no_grad():
         model.head.bias.copy_(prior.log())
-    return model, plain_config(config)
 
 
 def from_config(content: dict[str, Any], bins: int) -> LengthEncoder:

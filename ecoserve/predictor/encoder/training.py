@@ -21,9 +21,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ecoserve.errors import ConfigError, RunError
+from ecoserve.predictor import checkpoint
 from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.config import EncoderSettings
-from ecoserve.predictor.encoder.model import LengthEncoder, pretrained
+from ecoserve.predictor.encoder.model import LengthEncoder, pretrained, started
 from ecoserve.predictor.encoder.predictor import pad
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
@@ -59,15 +60,9 @@ def train_encoder(
         the network, its tokenizer, and what a config must say to build the network again.
     """
     progress("loading the encoder", 0, 1)
-    folder, origin = find_encoder(settings.encoder)
     torch.manual_seed(seed)
     prior = torch.tensor(bins.shares(fit.all_lengths()), dtype=torch.float32)
-    try:
-        model, encoder_config = pretrained(folder, prior)
-        tokenizer = RequestTokenizer.load(folder, settings.max_length)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the encoder cannot be loaded: {line}", where=settings.encoder) from error
+    model, tokenizer, about = _load(settings, prior)
     positions = getattr(model.body.config, "max_position_embeddings", None)
     if positions is not None and settings.max_length > positions:
         raise ConfigError(
@@ -92,7 +87,26 @@ def train_encoder(
         if not all(torch.isfinite(p).all() for p in model.parameters()):
             raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
     model.to("cpu")
-    return model, tokenizer, {"encoder": encoder_config, "max_length": settings.max_length, "encoder_from": origin}
+    precision = "bfloat16" if trainer.args.bf16 else "float32"
+    return model, tokenizer, {**about, "max_length": settings.max_length, "trained_in": precision}
+
+
+def _load(settings: EncoderSettings, prior: torch.Tensor) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
+    """The network before training, its tokenizer, and what the config shall say of the body."""
+    if settings.start_from is not None:
+        folder = checkpoint.locate(settings.start_from)
+        earlier, _ = checkpoint.read(folder)
+        about = {"encoder": earlier.model["encoder"], "encoder_from": earlier.model.get("encoder_from", "checkpoint")}
+        with checkpoint.damage_of(folder):
+            model = started(folder, about["encoder"], prior)
+            return model, RequestTokenizer.load(folder, settings.max_length), about
+    folder, origin = find_encoder(settings.encoder)
+    try:
+        model, config = pretrained(folder, prior)
+        return model, RequestTokenizer.load(folder, settings.max_length), {"encoder": config, "encoder_from": origin}
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the encoder cannot be loaded: {line}", where=settings.encoder) from error
 
 
 def newest_checkpoint(work: Path) -> Path | None:
@@ -113,8 +127,11 @@ class _LengthTrainer(Trainer):
                 rate = self.rates.head_lr if name.startswith("head.") else self.rates.body_lr
                 decay = self.rates.weight_decay if value.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(value)
+            # One kernel for the whole step: an eighth of the time on a CPU.
+            fused = all(p.device.type in ("cpu", "cuda") for p in self.model.parameters())
             self.optimizer = torch.optim.AdamW(
-                [{"params": values, "lr": lr, "weight_decay": decay} for (lr, decay), values in groups.items()]
+                [{"params": values, "lr": lr, "weight_decay": decay} for (lr, decay), values in groups.items()],
+                fused=fused,
             )
         return cast(torch.optim.Optimizer, self.optimizer)
 
@@ -172,8 +189,18 @@ class _Watch(TrainerCallback):
         self.saved_at = time.monotonic()
 
 
+def multiplies_in_bfloat16() -> bool:
+    """Whether this machine's accelerator, or else its CPU, has instructions for bfloat16 products."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and not torch.backends.mps.is_available()
+
+
 def _arguments(settings: EncoderSettings, work: Path, seed: int) -> TrainingArguments:
+    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and multiplies_in_bfloat16())
     return TrainingArguments(
+        bf16=bfloat16,
+        use_cpu=bfloat16 and not torch.cuda.is_available(),
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
