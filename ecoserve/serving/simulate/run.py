@@ -203,8 +203,8 @@ def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
 def slo_told(settings: SimulateSettings, machine: Machine, prompt_tokens: int) -> dict[str, float]:
     """What a request says of its SLO: seconds to the first token, and for each further one.
 
-    With ``slo_scale`` that is the scale times what the prompt and one more token take on an idle engine. A deadline in
-    seconds would give the true length away.
+    ``slo_scale`` asks for the last token only, so no first token is asked for: what is told is the scale times the time
+    that one more token takes on an idle engine. A deadline in seconds would give the true length away.
     """
     if not settings.tell_slo:
         return {}
@@ -214,7 +214,6 @@ def slo_told(settings: SimulateSettings, machine: Machine, prompt_tokens: int) -
             alone_s(machine.cost, prompt_tokens, n, settings.depth, settings.max_num_batched_tokens)
             for n in (1, 1 + _FURTHER)
         )
-        told[keys.SLO_TTFT] = _least(told[keys.SLO_TTFT], settings.slo_scale * first)
         told[keys.SLO_TPOT] = _least(told[keys.SLO_TPOT], settings.slo_scale * (further - first) / _FURTHER)
     return {key: value for key, value in told.items() if value is not None}
 
