@@ -47,6 +47,9 @@ def command(
         typer.Option("--start-from", metavar="DIR_OR_ID", help="Encoder of this checkpoint, trained on another trace."),
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Encoder: passes over the rows [3].")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Encoder: tokens read of a request [128].")
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", help="LightGBM: boosting rounds at most.")] = None,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", min=1, help="Learn from at most so many rows, chosen at random.")
@@ -67,15 +70,20 @@ def command(
     from ecoserve.errors import ConfigError
     from ecoserve.predictor import train_predictor
     from ecoserve.predictor.config import BACKENDS
+    from ecoserve.predictor.processes import first
     from ecoserve.predictor.threads import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     if backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
+    # Of several processes (torchrun, accelerate) one talks.
+    quiet = quiet or not first()
     console = stderr_console(quiet)
     if encoder is not None and start_from is not None:
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
-    settings = _settings(backend, encoder=encoder, start_from=start_from, epochs=epochs, rounds=rounds)
+    settings = _settings(
+        backend, encoder=encoder, start_from=start_from, epochs=epochs, max_length=max_length, rounds=rounds
+    )
     loaded = load_trace(
         trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
     )
@@ -103,6 +111,8 @@ def command(
 
     console.print(metrics_table({_COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
     console.print(f"{backend} predictor in {output}, {config.training_seconds:.0f} s of training")
+    if not first():
+        return
     emit_json(
         {
             "checkpoint": str(output),

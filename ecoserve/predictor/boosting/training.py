@@ -34,17 +34,48 @@ def train_boosting(
 
     The booster's raw scores are added to the logarithm of ``bins.shares(fit.all_lengths())``.
     """
-    import lightgbm
-
     progress("reading words", 0, settings.rounds)
     words, fit_scores = WordModel.fit(
         fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed
     )
     names = [*NAMES, *(f"words_{i}" for i in range(fit_scores.shape[1]))]
-    targets = fit.targets(bins).astype(np.float64)
-    held_targets = held.targets(bins).astype(np.float64)
-    prior = np.log(bins.shares(fit.all_lengths()))
-    k = len(bins)
+    booster = boost(
+        (feature_rows(fit.views, fit_scores), fit.targets(bins).astype(np.float64)),
+        (feature_rows(held.views, words.scores(held.views)), held.targets(bins).astype(np.float64)),
+        np.log(bins.shares(fit.all_lengths())),
+        settings,
+        seed=seed,
+        progress=progress,
+        names=names,
+    )
+    return booster, words
+
+
+def boost(
+    fit: tuple[Array, Array],
+    held: tuple[Array, Array],
+    prior: Array,
+    settings: BoostingSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    names: list[str] | None = None,
+) -> Any:
+    """Boost trees whose raw scores are added to ``prior``.
+
+    Args:
+        fit: features ``[n, F]`` and shares of the bins ``[n, K]`` to learn from.
+        held: the same of the rows that choose the round.
+        prior: logarithm of each bin's share, ``[K]``.
+        names: of the features.
+
+    Returns:
+        LightGBM's booster.
+    """
+    import lightgbm
+
+    targets, held_targets = fit[1], held[1]
+    k = len(prior)
 
     def objective(raw: Array, _: Any) -> tuple[Array, Array]:
         p = softmax(raw.reshape(len(targets), k))
@@ -56,24 +87,24 @@ def train_boosting(
     def show(env: Any) -> None:
         progress("boosting", env.iteration + 1, settings.rounds)
 
-    def data(examples: Examples, scores: Array, reference: Any = None) -> Any:
+    def data(features: Array, reference: Any = None) -> Any:
         return lightgbm.Dataset(
-            feature_rows(examples.views, scores),
-            np.zeros(len(examples)),
-            init_score=np.tile(prior, (len(examples), 1)),
-            feature_name=names,
+            features,
+            np.zeros(len(features)),
+            init_score=np.tile(prior, (len(features), 1)),
+            feature_name=names or "auto",
             reference=reference,
             free_raw_data=False,
         )
 
-    train = data(fit, fit_scores)
+    train = data(fit[0])
     booster = lightgbm.train(
         {
             "objective": objective,
             "num_class": k,
             "learning_rate": settings.learning_rate,
             "num_leaves": settings.leaves,
-            "min_data_in_leaf": min(settings.min_rows_in_leaf, max(2, len(fit) // 20)),
+            "min_data_in_leaf": min(settings.min_rows_in_leaf, max(2, len(targets) // 20)),
             "feature_fraction": 0.5,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
@@ -87,12 +118,12 @@ def train_boosting(
         },
         train,
         num_boost_round=settings.rounds,
-        valid_sets=[data(held, words.scores(held.views), train)],
+        valid_sets=[data(held[0], train)],
         feval=loss,
         callbacks=[lightgbm.early_stopping(settings.patience, verbose=False), show],
     )
     progress("boosting", settings.rounds, settings.rounds)
-    return booster, words
+    return booster
 
 
 def _word_targets(examples: Examples) -> Array:

@@ -29,6 +29,7 @@ from ecoserve.predictor.encoder.predictor import pad
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
 from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.processes import alone, first
 from ecoserve.predictor.progress import Progress
 from ecoserve.predictor.quiet import quiet_transformers
 
@@ -180,12 +181,14 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         self.progress("fine-tuning", state.global_step, state.max_steps)
-        if time.monotonic() - self.saved_at >= self.save_every_s:
+        # Several processes would have to agree on the time; they save after each epoch only.
+        if alone() and time.monotonic() - self.saved_at >= self.save_every_s:
             control.should_save = True
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+        if first():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
         self.saved_at = time.monotonic()
 
 
