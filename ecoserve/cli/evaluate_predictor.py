@@ -1,16 +1,34 @@
-"""``ecoserve evaluate-predictor``: how good a predictor is on rows that it has not seen, beside the constant median."""
+"""``ecoserve evaluate-predictor``: how good a predictor is on rows that it has not seen, beside what needs no model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+    from ecoserve.data import Trace
+    from ecoserve.predictor import LengthPredictor
+    from ecoserve.predictor.baselines_nearest import Embed
+
+#: Columns of the comparison, which have to fit a terminal: key of the evaluation, and what stands above it.
+_COMPARED = {
+    "mae_tokens": "MAE",
+    "within_50": "in 50",
+    "within_100": "in 100",
+    "kendall_tau": "tau",
+    "pinball_loss": "pinball",
+    "crps": "CRPS",
+    "ece": "ECE",
+    "coverage_90": "in q90",
+}
 
 
 def command(
@@ -22,10 +40,23 @@ def command(
     length_field: Annotated[
         str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
     ] = None,
+    sample_field: Annotated[
+        str | None, typer.Option("--sample-field", help="Field with lengths of several answers to each prompt.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Served model's tokenizer, to count the answers' tokens.")
     ] = None,
     trace_format: Annotated[str, typer.Option("--format", help="Format of the trace.")] = "auto",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Beside it what needs no training, and the upper bound.")
+    ] = False,
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", metavar="CKPT", help="Another predictor for the same table.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="ID_OR_PATH", help="For the nearest neighbours [all-MiniLM-L6-v2, if here]."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of the split, if the trace has none [the training's].")
     ] = None,
@@ -44,16 +75,91 @@ def command(
     let_waiting_threads_sleep()
     if split not in ("dev", "train", "all"):
         raise ConfigError(f"no split {split!r}", where="--split", fix="one of dev, train, all")
+    if baselines and split != "dev":
+        raise ConfigError("would be tested on the rows they learn from", where="--baselines", fix="leave out --split")
+    if encoder is not None and not baselines:
+        raise ConfigError("is for the nearest neighbours", where="--encoder", fix="give --baselines too")
     predictor = load_predictor(checkpoint)
-    loaded = load_trace(trace, format=trace_format, length_field=length_field, tokenizer=tokenizer)
+    named: dict[str, LengthPredictor] = {}
+    for place, each in ((checkpoint, predictor), *((p, load_predictor(p)) for p in beside or ())):
+        name = f"{each.config.backend} ({Path(place).name})"
+        named[place if name in named else name] = each
+    own = next(iter(named))
+    loaded = load_trace(
+        trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
+    )
     split_seed = predictor.config.seed if seed is None else seed
     records = loaded.records if split == "all" else split_trace(loaded, seed=split_seed)[split].records
     if not records:
         raise TraceError(f"has no {split} rows", where=trace, fix="give another --split")
-    metrics = evaluate_predictor(predictor, records)
-    constant = evaluate_predictor(ConstantMedian.of(predictor.config), records)
-    stderr_console(quiet).print(metrics_table({predictor.config.backend: metrics, "constant median": constant}))
-    emit_json({**metrics, "constant_median": constant, "split": split, "length_source": loaded.length_source}, json)
+    console = stderr_console(quiet)
+    summary: dict[str, Any] = {"split": split, "length_source": loaded.length_source}
+    if baselines:
+        rows = _with_baselines(loaded, predictor, named, split_seed, encoder, console)
+        constant = rows["constant_median"]
+        console.print(comparison_table(rows))
+        summary["table"] = rows
+    else:
+        rows = {name: evaluate_predictor(each, records) for name, each in named.items()}
+        constant = evaluate_predictor(ConstantMedian.of(predictor.config), records)
+        console.print(metrics_table({**rows, "constant median": constant}))
+        if beside:
+            summary["table"] = rows
+    emit_json({**rows[own], "constant_median": constant, **summary}, json)
+
+
+def _with_baselines(
+    trace: Trace,
+    predictor: LengthPredictor,
+    named: Mapping[str, LengthPredictor],
+    seed: int,
+    encoder: str | None,
+    console: Console,
+) -> dict[str, dict[str, float]]:
+    """The whole table; baselines learn from the rows that ``predictor`` learned from, over its bins."""
+    from ecoserve.predictor.baselines_table import side_by_side
+    from ecoserve.predictor.examples import training_parts
+
+    used = predictor.config.hyperparameters
+    parts = training_parts(trace, seed=seed, max_rows=used.get("max_rows"), held_out=float(used.get("held_out", 0.1)))
+    embed = _embedder(encoder)
+    if embed is None:
+        console.print("no nearest neighbours: the default encoder is not on this machine; --encoder names one")
+    with console.status("") as status:
+        return side_by_side(
+            parts,
+            parts.dev_records,
+            predictor.config.bins,
+            trained=named,
+            embed=embed,
+            progress=lambda what, done, total: status.update(what),
+        )
+
+
+def _embedder(encoder: str | None) -> Embed | None:
+    """What embeds prompts: the encoder that was asked for, or the default one if nothing has to be fetched for it."""
+    from ecoserve.predictor.baselines_nearest import FrozenEncoder
+    from ecoserve.predictor.encoder.source import PACKAGED_IDS, find_encoder, is_here
+
+    if encoder is None and not is_here(PACKAGED_IDS[0]):
+        return None
+    return FrozenEncoder(find_encoder(encoder or PACKAGED_IDS[0])[0])
+
+
+def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """A table of many predictors, a line each; what a row has no figure for stays empty."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(
+        "", box=SIMPLE, padding=(0, 1, 0, 0), caption="errors in tokens; in q90: not longer than it, 90 % is right"
+    )
+    for heading in _COMPARED.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, values in rows.items():
+        cells = [_shown(key, values[key]) if key in values else "" for key in _COMPARED]
+        table.add_row(name.replace("_", " "), *cells)
+    return table
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
@@ -64,7 +170,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for key in next(iter(columns.values())):
-        table.add_row(key, *(_shown(key, values[key]) for values in columns.values()))
+        table.add_row(key, *(_shown(key, values[key]) if key in values else "" for values in columns.values()))
     return table
 
 
@@ -73,4 +179,4 @@ def _shown(key: str, value: float) -> str:
         return f"{value:,.0f}"
     if key.startswith(("within", "coverage", "bin_")):
         return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if key == "kendall_tau" else f"{value:.2f}"
+    return f"{value:.3f}" if key in ("kendall_tau", "ece") else f"{value:.2f}"

@@ -1,12 +1,16 @@
-"""What a trained predictor is compared with: predictions that need no model.
+"""What a trained predictor is compared with: predictions that need no model of the text.
 
 Rule: a baseline learns from the same rows, over the same bins, and answers with distributions too, so that every
-column of the comparison means the same.
+column of the comparison means the same. Those that do read the text are in :mod:`ecoserve.predictor.baselines_nearest`,
+the upper bound in :mod:`ecoserve.predictor.baselines_oracle`, all of them side by side in
+:mod:`ecoserve.predictor.baselines_table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +20,9 @@ from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.examples import Examples
 from ecoserve.predictor.text import Request, read_request
+
+#: Finished lengths that the history window holds, as the scheduler's own does.
+WINDOW: Final = 1000
 
 
 class ConstantMedian:
@@ -30,9 +37,9 @@ class ConstantMedian:
         return cls(LengthDistribution.from_weights(config.edges, config.prior, config.closed_by))
 
     @classmethod
-    def fit(cls, examples: Examples) -> ConstantMedian:
-        """Learn from training rows."""
-        bins = Bins.fit(examples.all_lengths())
+    def fit(cls, examples: Examples, bins: Bins | None = None) -> ConstantMedian:
+        """Learn from training rows; ``bins`` are laid over their lengths unless given."""
+        bins = bins or Bins.fit(examples.all_lengths())
         return cls(LengthDistribution.from_weights(bins.edges, bins.shares(examples.all_lengths()), bins.closed_by))
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
@@ -48,7 +55,7 @@ class PromptLength:
         self.distributions = tuple(distributions)
 
     @classmethod
-    def fit(cls, examples: Examples, groups: int = 20) -> PromptLength:
+    def fit(cls, examples: Examples, groups: int = 20, bins: Bins | None = None) -> PromptLength:
         """Learn from training rows: ``groups`` groups of prompts of like length, or fewer where lengths tie.
 
         Raises:
@@ -56,7 +63,7 @@ class PromptLength:
         """
         if not len(examples):
             raise TraceError("no rows to learn from")
-        bins = Bins.fit(examples.all_lengths())
+        bins = bins or Bins.fit(examples.all_lengths())
         characters = np.asarray([len(v.text) for v in examples.views], dtype=np.float64)
         cuts = np.unique(np.quantile(characters, np.linspace(0, 1, groups + 1)[1:-1]))
         group = np.searchsorted(cuts, characters, side="left")
@@ -74,3 +81,42 @@ class PromptLength:
         """One distribution per request."""
         characters = [len(read_request(r).text) for r in requests]
         return [self.distributions[g] for g in np.searchsorted(self.cuts, characters, side="left")]
+
+
+class HistoryWindow:
+    """The lengths of the last :data:`WINDOW` answers that finished, whatever is asked now.
+
+    What schedulers use that have no predictor (the history window of Past-Future scheduling). It begins with the last
+    training answers. Alone among the baselines it goes on learning where it is tested, from requests that have
+    finished by then: never from the one that it is asked about, nor from a later one.
+    """
+
+    def __init__(self, bins: Bins, lengths: Iterable[int] = (), window: int = WINDOW) -> None:
+        """Begin with the last ``window`` of ``lengths`` (tokens)."""
+        self.bins = bins
+        self._counts = np.zeros(len(bins))
+        self._window: deque[int] = deque()
+        self._size = window
+        for length in lengths:
+            self.finished(length)
+
+    def finished(self, length: int) -> None:
+        """Remember an answer of ``length`` tokens; the oldest is forgotten if there are too many."""
+        at = int(self.bins.index([length])[0])
+        self._window.append(at)
+        self._counts[at] += 1
+        if len(self._window) > self._size:
+            self._counts[self._window.popleft()] -= 1
+
+    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
+        """What the window holds now, ``n`` times; each bin has half a count more, so that nothing is impossible."""
+        now = LengthDistribution.from_weights(self.bins.edges, self._counts + 0.5, self.bins.closed_by)
+        return [now] * len(requests)
+
+    def follow(self, lengths: Iterable[int]) -> list[LengthDistribution]:
+        """What was predicted for each of ``lengths`` (tokens) before it finished, one after the other."""
+        predicted = []
+        for length in lengths:
+            predicted += self.predict([""])
+            self.finished(length)
+        return predicted

@@ -54,16 +54,40 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
     Raises:
         TraceError: if no record has both a text and a length.
     """
+    rows = scored_records(records)
+    requests = [request_of(r) for r in rows]
+    return {**score(predict_all(predictor, requests), true_lengths(rows)), **measure_latency(predictor, requests)}
+
+
+def scored_records(records: Iterable[Record]) -> list[Record]:
+    """Those of ``records`` that have both a text and a length.
+
+    Raises:
+        TraceError: if there are none.
+    """
     rows = [r for r in records if r.response_tokens is not None and read_record(r) is not None]
     if not rows:
         what = "no record has both a prompt's text and a length to evaluate on"
         raise TraceError(what, fix="give a trace with texts, or name the lengths with --length-field")
-    requests: list[Request] = [r.messages or (r.prompt or "") for r in rows]
+    return rows
+
+
+def request_of(record: Record) -> Request:
+    """What a predictor is asked about a record with a text."""
+    return record.messages or (record.prompt or "")
+
+
+def true_lengths(records: Sequence[Record]) -> npt.NDArray[np.float64]:
+    """RL (tokens) of ``n`` records that all have one, shape ``[n]``."""
+    return np.asarray([r.response_tokens for r in records], dtype=np.float64)
+
+
+def predict_all(predictor: Predicts, requests: Sequence[Request]) -> list[LengthDistribution]:
+    """The predictions of any number of requests, in their order, asked for in batches."""
     predicted: list[LengthDistribution] = []
     for start in range(0, len(requests), _BATCH):
         predicted += predictor.predict(requests[start : start + _BATCH])
-    lengths = np.asarray([r.response_tokens for r in rows], dtype=np.float64)
-    return {**score(predicted, lengths), **measure_latency(predictor, requests)}
+    return predicted
 
 
 def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> dict[str, float]:

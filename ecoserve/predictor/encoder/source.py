@@ -48,6 +48,11 @@ def find_encoder(name: str) -> tuple[Path, str]:
         raise ConfigError(error.what, where=error.where, fix=error.fix or fix) from error
 
 
+def is_here(name: str) -> bool:
+    """Whether the encoder of this id can be had without asking the hub."""
+    return cached(name) is not None or (name in PACKAGED_IDS and _packaged() is not None)
+
+
 def _is_id(name: str) -> bool:
     return name in PACKAGED_IDS or (name.count("/") == 1 and not name.startswith((".", "/", "~")))
 
