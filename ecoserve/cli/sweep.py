@@ -53,9 +53,11 @@ def command(
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.report import write_report
     from ecoserve.sweep.results import ResultFolder
+    from ecoserve.sweep.searches import Searches
 
     plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
     runs = plan.expand()
+    searches = Searches(plan) if plan.search is not None else None
     if ray not in (None, "local") and jobs is not None:
         raise ConfigError("a cluster decides itself how many run at once", where="--jobs", fix="leave --jobs out")
     console = stderr_console(quiet)
@@ -64,7 +66,15 @@ def command(
         return
     folder = ResultFolder.create(output, _meta(plan), resume=resume)
     try:
-        tally = execute(runs, folder, function=plan.run, jobs=jobs, ray=ray, console=None if quiet else console)
+        tally = execute(
+            runs,
+            folder,
+            function=plan.run,
+            jobs=jobs,
+            ray=ray,
+            searches=searches,
+            console=None if quiet else console,
+        )
     finally:
         # After Ctrl-C too: what is finished can be read at once.
         _note_lengths(folder)
@@ -88,13 +98,16 @@ def _meta(plan: SweepPlan) -> Meta:
     from ecoserve.sweep.plan import SYNTHETIC
     from ecoserve.sweep.summary import TraceInfo
 
-    source = Path(plan.trace)
-    trace = TraceInfo(source=plan.trace, sha256=fingerprint(source) if source.is_file() else None)
+    sources = dict.fromkeys([*plan.trace, *(t for c in plan.conditions.values() for t in c.trace or [])])
+    files = [Path(source) for source in sources if Path(source).is_file()]
+    # Several traces have no hash in common; each run's key holds that of its own.
+    sha256 = fingerprint(files[0]) if len(sources) == len(files) == 1 else None
+    trace = TraceInfo(source=", ".join(sources), sha256=sha256)
     return describe_run(plan.title, [shlex.join(["ecoserve", *sys.argv[1:]])]).model_copy(
         update={
-            "synthetic": plan.trace.partition(":")[0] == SYNTHETIC,
+            "synthetic": any(source.partition(":")[0] == SYNTHETIC for source in sources),
             "trace": trace,
-            "scheduler_mode": f"virtual time, pipeline depth {plan.depth}",
+            "scheduler_mode": f"virtual time, pipeline depth {plan.depth}" if plan.engine == "virtual" else plan.engine,
             "settings": plan.model_dump(mode="json", exclude_none=True),
         }
     )

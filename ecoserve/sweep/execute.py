@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +19,9 @@ from ecoserve.sweep.processes import in_processes
 from ecoserve.sweep.progress import Reporter
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.worker import Outcome, perform
+
+if TYPE_CHECKING:
+    from ecoserve.sweep.searches import Searches
 
 
 @dataclass(slots=True)
@@ -41,6 +45,7 @@ def execute(
     function: str = DEFAULT_RUN,
     jobs: int | None = None,
     ray: str | None = None,
+    searches: Searches | None = None,
     console: Console | None = None,
 ) -> Tally:
     """Run everything that is not finished yet.
@@ -52,6 +57,7 @@ def execute(
         jobs: worker processes; 0 runs in this process, where a crash ends everything; None for one, or, of a local Ray
             cluster, for one a core.
         ray: address of a Ray cluster that runs them instead (:func:`~ecoserve.sweep.ray_cluster.on_ray`).
+        searches: whose runs follow from what others came to.
         console: where progress goes; None for silence.
 
     Raises:
@@ -59,9 +65,10 @@ def execute(
         KeyboardInterrupt: after Ctrl-C, with finished runs written and workers ended.
     """
     with folder.locked(), Reporter(console) as reporter:
-        sweep = _Sweep(folder, reporter)
+        sweep = _Sweep(folder, reporter, searches)
         try:
             sweep.plan(runs)
+            sweep.begin_searches()
             if ray is not None:
                 from ecoserve.sweep.ray_cluster import on_ray
 
@@ -74,37 +81,84 @@ def execute(
             else:
                 in_processes(sweep.waiting, function, jobs or 1, sweep.record, reporter.started)
         finally:
-            folder.write_summary()
+            sweep.put_down()
     return sweep.tally
 
 
 class _Sweep:
     """What is to be run, and what becomes of it."""
 
-    def __init__(self, folder: ResultFolder, reporter: Reporter) -> None:
+    def __init__(self, folder: ResultFolder, reporter: Reporter, searches: Searches | None) -> None:
         self._folder = folder
         self._reporter = reporter
+        self._searches = searches
+        self._planned: Sequence[PlannedRun] = ()
+        self._known: set[str] = set()
         self.waiting: deque[PlannedRun] = deque()
         self.tally = Tally()
 
     def plan(self, runs: Sequence[PlannedRun]) -> None:
+        """What is known from the start."""
+        self._planned = runs
         self._folder.expect(runs)
         done = self._folder.finished()
         self.waiting.extend(run for run in runs if run.key not in done)
         self.tally.skipped = len(runs) - len(self.waiting)
-        self._reporter.expect(len(self.waiting))
+        self._known = {run.key for run in runs}
+        self._say_how_many()
+
+    def begin_searches(self) -> None:
+        """What the searches ask for first, and what follows from those of their runs that are finished."""
+        if self._searches is not None:
+            self._take_up(self._searches.begin())
+            self._say_how_many()
 
     def record(self, run: PlannedRun, outcome: Outcome) -> None:
+        """Write down what came of a run, and take up what follows."""
+        row: dict[str, Any] | None = None
         if outcome.result is not None:
             try:
-                self._folder.add(run, outcome.result, wall_s=outcome.wall_s)
+                row = self._folder.add(run, outcome.result, wall_s=outcome.wall_s)
             except (ValueError, TypeError, ArithmeticError) as error:
                 # A result that no table can hold (NaN, text for a number) is a failure of its run alone.
                 words = " ".join(f"{type(error).__name__}: {error}".split())
                 outcome = Outcome(None, f"its result cannot be written ({words})", wall_s=outcome.wall_s)
-        if outcome.result is None:
+        if row is None:
             self._folder.add_failure(run, outcome.error, outcome.details)
             self.tally.failed += 1
         else:
             self.tally.finished += 1
+        if self._searches is not None:
+            self._take_up(self._searches.ended(run, row))
+            self._say_how_many()
         self._reporter.ended(run, outcome)
+
+    def put_down(self) -> None:
+        """Write what there is for readers; also after Ctrl-C."""
+        if self._searches is not None:
+            self._folder.put_in_order([*self._planned, *self._searches.runs()])
+            self._folder.set_searches(self._searches.rows())
+        self._folder.write_summary()
+
+    def _take_up(self, runs: Sequence[PlannedRun]) -> None:
+        assert self._searches is not None
+        asked = deque(runs)
+        new = []
+        while asked:
+            run = asked.popleft()
+            row = self._folder.finished_row(run.key)
+            new.append(run)
+            if row is None:
+                self.waiting.append(run)
+            else:
+                self.tally.skipped += 1
+                asked.extend(self._searches.ended(run, row))
+        if new:
+            self._known |= {run.key for run in new}
+            self._folder.expect(new)
+
+    def _say_how_many(self) -> None:
+        ended = self.tally.finished + self.tally.failed
+        under_way = len(self._known) - self.tally.skipped - ended - len(self.waiting)
+        left = 0 if self._searches is None else self._searches.at_most_left()
+        self._reporter.expect(ended + under_way + len(self.waiting) + left)

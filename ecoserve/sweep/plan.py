@@ -1,4 +1,4 @@
-"""What to run: a plan in YAML, checked, resolved, and expanded to runs.
+"""What to run: a plan in YAML, checked and resolved. :mod:`~ecoserve.sweep.expansion` makes runs of it.
 
 ::
 
@@ -17,103 +17,86 @@
     settings:                        # anything else the run function takes
       {max_num_seqs: 64, gpu: h100_sxm, model: llama-3.1-8b}
 
-Policies that never look at lengths run once, with ``none``, whatever the axis says.
+docs/sweep.md has the other axes, the engines and the search.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ecoserve.data.workload_rows import is_workload
 from ecoserve.data.workloads import read_workload
-from ecoserve.errors import ConfigError, InputError
-from ecoserve.serving.told import FORMS, LengthsTold
+from ecoserve.errors import ConfigError
+from ecoserve.sweep.axes import (
+    LENGTH_BLIND,
+    SERVER,
+    SYNTHETIC,
+    Condition,
+    LengthAxis,
+    Name,
+    PolicyAxis,
+    SeedAxis,
+    TraceAxis,
+)
+from ecoserve.sweep.engines import FUNCTIONS, EngineName
 from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.search import SearchPlan
+
+__all__ = ["DEFAULT_RUN", "LENGTH_BLIND", "SYNTHETIC", "Condition", "SweepPlan"]
 
 #: The function a sweep calls for each run unless its plan names another.
-DEFAULT_RUN: Final = "ecoserve.serving.simulate.run:simulate"
-#: Policies that decide without lengths: giving them predictions changes nothing.
-LENGTH_BLIND: Final = frozenset(
-    {"vllm", "vllm-watermark", "vllm-2024", "orca", "fastserve", "sarathi", "fastgen", "past-future", "distserve"}
-)
-SYNTHETIC: Final = "synthetic"
+DEFAULT_RUN: Final = FUNCTIONS["virtual"]
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _as_lengths(value: Any) -> Any:
-    """YAML reads a bare ``true`` as a boolean and a bare ``null`` as nothing."""
-    if value is True:
-        return "true"
-    return "none" if value is None or value is False else value
-
-
-def _checked_lengths(value: Any) -> Any:
-    value = _as_lengths(value)
-    if not isinstance(value, str):
-        raise ValueError(f"must be predicted or one of {FORMS}")
-    if value == "predicted":
-        return value
-    try:
-        return str(LengthsTold.parse(value))
-    except InputError as error:
-        raise ValueError(error.what) from None
-
-
-Lengths = Annotated[str, BeforeValidator(_checked_lengths)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["recorded"]
-PolicyAxis = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(min_length=1)]
-LengthAxis = Annotated[list[Lengths], BeforeValidator(_as_list), Field(min_length=1)]
-RateAxis = Annotated[list[Rate], BeforeValidator(_as_list), Field(min_length=1)]
-SeedAxis = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,39}$")]
-
-
-class Condition(BaseModel):
-    """What one load condition changes; what it does not name stays as the plan says."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    policies: PolicyAxis | None = None
-    lengths: LengthAxis | None = None
-    rates: RateAxis | None = None
-    seeds: SeedAxis | None = None
-    requests: int | None = Field(default=None, ge=1)
-    depth: Literal[1, 2] | None = None
-    blocks: int | None = Field(default=None, ge=2)
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-class SweepPlan(BaseModel):
+class SweepPlan(Condition):
     """A sweep: the axes, the load, and what runs it."""
 
-    model_config = ConfigDict(extra="forbid")
-
     title: str = Field("Accuracy versus throughput", min_length=1, max_length=200)
-    trace: str = Field(description="File, hub id, or `synthetic`.", min_length=1)
+    trace: TraceAxis = Field(description="Files, hub ids, or `synthetic`.")
     predictor: str | None = Field(
         default=None, description="Checkpoint (folder or hub id) that `predicted` stands for."
     )
-    policies: PolicyAxis = ["vllm", "ecoserve"]
-    lengths: LengthAxis = ["true", "none"]
-    rates: RateAxis
-    seeds: SeedAxis = [0, 1, 2]
+    policies: PolicyAxis = Field(["vllm", "ecoserve"])
+    lengths: LengthAxis = Field(["true", "none"])
+    seeds: SeedAxis = Field([0, 1, 2])
     requests: int = Field(400, description="Requests of one run.", ge=1)
     depth: Literal[1, 2] = Field(2, description="Pipeline depth: steps scheduled ahead of their output, plus one.")
-    blocks: int | None = Field(default=None, description="KVC blocks; None for the run function's own choice.", ge=2)
     conditions: dict[Name, Condition] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict, description="Further settings of the run function.")
-    run: str = Field(DEFAULT_RUN, pattern=r"^[\w.]+:\w+$", description="Run function, as module:name.")
+    search: SearchPlan | None = Field(default=None, description="Search for the highest rate that meets a bound.")
+    engine: EngineName = Field("virtual", description="What runs the runs.")
+    urls: dict[str, str] = Field(default_factory=dict, description="Engine url: the server of each policy.")
+    run: str = Field("", pattern=r"^([\w.]+:\w+)?$", description="Run function, as module:name, in place of ours.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, content: Any) -> Any:
+        """Policies at URLs are the servers that are named, unless a part of them is."""
+        if isinstance(content, dict) and isinstance(content.get("urls"), dict):
+            return {"policies": list(content["urls"]), "lengths": SERVER, **content}
+        return content
+
+    @model_validator(mode="after")
+    def _whole(self) -> SweepPlan:
+        if self.search is None and self.rates is None and not all(c.rates for c in self.conditions.values() or [self]):
+            raise ValueError("rates: Field required")
+        if (self.engine == "url") != bool(self.urls):
+            raise ValueError("urls: goes with engine: url, which needs the server of each policy")
+        at_servers = [self, *self.conditions.values()]
+        if self.engine != "url" and any(SERVER in (c.lengths or []) for c in at_servers):
+            raise ValueError("lengths: `server` is for engine: url")
+        for policy in {p for c in at_servers for p in c.policies or []} if self.urls else ():
+            if policy not in self.urls:
+                raise ValueError(f"urls: names no server of policy {policy}")
+        if "api_key" in self.settings:
+            raise ValueError("settings: a key has no place in a plan; export VLLM_API_KEY")
+        self.run = self.run or FUNCTIONS[self.engine]
+        return self
 
     @classmethod
     def load(cls, path: str | Path, *, trace: str | None = None, predictor: str | None = None) -> SweepPlan:
@@ -147,7 +130,8 @@ class SweepPlan(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"] if part != "constrained-float")
-            what = f"{key}: {first['msg'].removeprefix('Value error, ')}"
+            words = first["msg"].removeprefix("Value error, ")
+            what = f"{key}: {words}" if key else words
             raise ConfigError(what, where=str(path), fix="see docs/sweep.md") from error
         return plan.resolved(path.parent.resolve(), where=str(path))
 
@@ -161,12 +145,13 @@ class SweepPlan(BaseModel):
         Raises:
             ConfigError: if a file or checkpoint is missing, or ``predicted`` stands for nothing.
         """
-        trace = self.trace
-        if trace.partition(":")[0] != SYNTHETIC:
-            # What a variable holds was typed in the current folder, not in the plan's.
-            trace = _existing(_expanded(trace, where), Path.cwd() if "$" in trace else base, "trace", where)
-            if is_workload(trace):
-                read_workload(trace)  # what is wrong with it is said now and not by every run
+
+        def found(traces: list[str]) -> list[str]:
+            located = list(dict.fromkeys(_trace(trace, base, where) for trace in traces))
+            if len({Path(trace).name for trace in located}) < len(located):
+                raise ConfigError("trace: two files have one name", where=where, fix="rename one: runs carry the name")
+            return located
+
         predictor = self.predictor
         if predictor is not None:
             predictor = _existing(_expanded(predictor, where), base, "predictor", where)
@@ -193,44 +178,31 @@ class SweepPlan(BaseModel):
             names = {k: settings[k] for k in ("model", "tokenizer") if settings.get(k)}
             return settings | {k: _located(str(name), base) for k, name in names.items()}
 
-        conditions = {}
-        for key, c in self.conditions.items():
-            changes: dict[str, Any] = {"settings": placed(c.settings)}
+        def changes(c: Condition) -> dict[str, Any]:
+            """What of a condition, or of the plan itself, names files."""
+            out: dict[str, Any] = {"settings": placed(c.settings)}
+            if c.trace is not None:
+                out["trace"] = found(c.trace)
             if c.lengths is not None:
-                changes["lengths"] = named(c.lengths)
-            conditions[key] = c.model_copy(update=changes)
-        update = {"trace": trace, "predictor": predictor, "lengths": named(self.lengths), "conditions": conditions}
-        return self.model_copy(update=update | {"settings": placed(self.settings)})
+                out["lengths"] = named(c.lengths)
+            if c.gpus is not None:
+                out["gpus"] = [
+                    g.model_copy(update={"model": _located(g.model, base)}) if g.model else g for g in c.gpus
+                ]
+            return out
+
+        conditions = {key: c.model_copy(update=changes(c)) for key, c in self.conditions.items()}
+        return self.model_copy(update={**changes(self), "predictor": predictor, "conditions": conditions})
 
     def expand(self) -> list[PlannedRun]:
-        """All runs, each once: seeds innermost, so that a sweep that is stopped early has whole settings."""
-        runs = itertools.chain.from_iterable(self._expand_condition(name) for name in self.conditions or [None])
-        return list({run.key: run for run in runs}.values())
+        """All runs but those of a search, each once: seeds innermost, so that a sweep stopped early has whole settings.
 
-    def _expand_condition(self, name: str | None) -> Iterator[PlannedRun]:
-        changes = Condition() if name is None else self.conditions[name]
+        Raises:
+            ConfigError: for a setting or knob that the run function does not take.
+        """
+        from ecoserve.sweep.expansion import expand
 
-        def pick(key: str) -> Any:
-            changed = getattr(changes, key)
-            return getattr(self, key) if changed is None else changed
-
-        labels = {"engine": "virtual", "condition": name}
-        for rate, policy in itertools.product(pick("rates"), pick("policies")):
-            for lengths in ["none"] if policy in LENGTH_BLIND else pick("lengths"):
-                for seed in pick("seeds"):
-                    settings: dict[str, Any] = {
-                        "policy": policy,
-                        "lengths": lengths,
-                        "rate_rps": None if rate == "recorded" else rate,
-                        "seed": seed,
-                        "trace": self.trace,
-                        "requests": pick("requests"),
-                        "depth": pick("depth"),
-                        **({} if pick("blocks") is None else {"blocks": pick("blocks")}),
-                        **self.settings,
-                        **changes.settings,
-                    }
-                    yield PlannedRun.of(settings, labels)
+        return expand(self)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -263,3 +235,13 @@ def _existing(text: str, base: Path, key: str, where: str | None) -> str:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not re.search(r"\.(json|jsonl|gz|parquet|csv|ya?ml)$", text):
         return text  # a hub id: what reads it will say if there is none
     raise ConfigError(f"{key}: there is no {text}", where=where, fix="name an existing file or folder, or a hub id")
+
+
+def _trace(text: str, base: Path, where: str | None) -> str:
+    if text.partition(":")[0] == SYNTHETIC:
+        return text
+    # What a variable holds was typed in the current folder, not in the plan's.
+    trace = _existing(_expanded(text, where), Path.cwd() if "$" in text else base, "trace", where)
+    if is_workload(trace):
+        read_workload(trace)  # what is wrong with it is said now and not by every run
+    return trace

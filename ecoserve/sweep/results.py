@@ -26,10 +26,14 @@ from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.kvc import read_kvc, write_kvc
 from ecoserve.sweep.requests import read_requests, request_table, table_sha256, write_requests
 from ecoserve.sweep.rows import hashes, run_row
-from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, Summary
+from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, SearchRow, Summary
 
 #: Names that :func:`~ecoserve.files.replacing` gives to files until they are whole.
 _HALF_WRITTEN: Final = ".*.????????"
+_AGAIN: Final = "delete it and run again with --resume"
+#: libyaml's where it is there: plans of a thousand runs are written again and again.
+_Dumper: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ResultFolder:
@@ -90,7 +94,7 @@ class ResultFolder:
                 "is not a result folder (no sweep.yaml)", where=str(path), fix="name the -o folder of a run"
             )
         try:
-            content = yaml.safe_load(plan.read_text(encoding="utf-8"))
+            content = yaml.load(plan.read_text(encoding="utf-8"), Loader=_Loader)
             expected = [PlannedRun(r["run"], r["settings"], r["labels"]) for r in content["runs"]]
             return cls(path, Meta.model_validate(content["meta"]), expected)
         except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -157,6 +161,15 @@ class ResultFolder:
         known[name] = PredictorRow.model_validate(metrics)
         write_json(self.path / "predictor.json", {n: row.model_dump(mode="json") for n, row in known.items()})
 
+    def set_searches(self, rows: Iterable[SearchRow]) -> None:
+        """Write down what the searches came to."""
+        write_json(self.path / "searches.json", {"searches": [row.model_dump(mode="json") for row in rows]})
+
+    def put_in_order(self, runs: Iterable[PlannedRun]) -> None:
+        """Say that the runs belong to these results in this order."""
+        self._expected = {run.key: run for run in runs}
+        self._write_plan()
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
@@ -168,6 +181,15 @@ class ResultFolder:
         """Keys of the runs that are done: not those that failed, nor those whose request rows have gone."""
         done = (key for key, record in self._records() if record["status"] == "finished")
         return {key for key in done if self._requests_file(key).is_file()}
+
+    def finished_row(self, key: str) -> dict[str, Any] | None:
+        """The row of a run if it is done, whether or not anybody expects it."""
+        file = self.path / "runs" / f"{key}.json"
+        if not file.is_file() or not self._requests_file(key).is_file():
+            return None
+        record = _read_json(file, _AGAIN)
+        row: dict[str, Any] | None = record["row"] if record["status"] == "finished" else None
+        return row
 
     def requests(self, key: str) -> Any:
         """The request rows of a finished run, as a ``pyarrow.Table``.
@@ -218,6 +240,7 @@ class ResultFolder:
             return Summary(
                 runs=[RunRow.model_validate(row) for row in rows],
                 failures=failures,
+                searches=self._searches(),
                 predictor=self._predictors(),
                 meta=self.meta.model_copy(update=hashes(rows)),
             )
@@ -238,8 +261,8 @@ class ResultFolder:
                 for run in self._expected.values()
             ],
         }
-        text = "# Written by ecoserve: the sweep as resolved.\n" + yaml.safe_dump(
-            content, sort_keys=False, allow_unicode=True
+        text = "# Written by ecoserve: the sweep as resolved.\n" + yaml.dump(
+            content, Dumper=_Dumper, sort_keys=False, allow_unicode=True
         )
         write_atomically(self.path / "sweep.yaml", text.encode())
 
@@ -256,7 +279,16 @@ class ResultFolder:
     def _records(self) -> Iterable[tuple[str, dict[str, Any]]]:
         for file in sorted((self.path / "runs").glob("*.json")):
             if file.stem in self._expected:
-                yield file.stem, _read_json(file, "delete it and run again with --resume")
+                yield file.stem, _read_json(file, _AGAIN)
+
+    def _searches(self) -> list[SearchRow]:
+        file = self.path / "searches.json"
+        if not file.exists():
+            return []
+        try:
+            return [SearchRow.model_validate(row) for row in _read_json(file, _AGAIN)["searches"]]
+        except (ValidationError, KeyError, TypeError) as error:
+            raise InputError(f"is damaged ({_first_words(error)})", where=str(file), fix=_AGAIN) from error
 
     def _predictors(self) -> dict[str, PredictorRow]:
         file = self.path / "predictor.json"

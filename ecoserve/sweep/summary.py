@@ -64,8 +64,16 @@ class RunRow(BaseModel):
     lengths: str = _key(
         "What the policy is told: `true`, `predicted:CHECKPOINT`, `noise:SIGMA` or `none`.", default=...
     )
+    search: str | None = _key(
+        "Of a search's runs: `step` (a rate tried) or `unloaded` (what its bound refers to). Null for the plan's own."
+    )
     rate_rps: float | None = _key("Mean arrival rate; null for recorded arrivals.", "requests/s", ge=0)
     seed: int = _key("Seed of arrivals, sampling and noise.", default=...)
+    trace: str | None = _key("Name of the trace, where the plan has several.")
+    slo_scale: float | None = _key("Deadline over what an idle engine needs, where the plan has such an axis.")
+    gpu: str | None = _key("The modelled GPU, if there is one.")
+    model: str | None = _key("The served model, if one is named.")
+    replicas: int | None = _key("Engines behind the router, if several, or where the plan has such an axis.", "count")
 
     requests: int = _count("Requests sent.")
     completed: int = _count("Requests answered to the end.")
@@ -134,6 +142,38 @@ class RunRow(BaseModel):
     )
     requests_sha256: str | None = _key("Hash of the run's request rows: equal for equal rows.")
     wall_s: float | None = _key(f"What the run took to compute. {_WALL}", "s", ge=0)
+
+
+class SearchRow(BaseModel):
+    """A search for the highest rate that meets a bound: one for every setting of the sweep."""
+
+    model_config = ConfigDict(extra="allow")
+
+    engine: Engine = _key("What ran it.", default="virtual")
+    condition: str | None = _key("Name of the load condition.")
+    policy: str = _key("Scheduling policy.", default=...)
+    lengths: str = _key("What the policy is told.", default=...)
+    metric: str = _key("Key of a run that the bound is for; its mean over the seeds counts.", default=...)
+    at_least: float | None = _key("The bound from below, in the metric's unit.")
+    at_most: float | None = _key("The bound from above, in the metric's unit.")
+    state: str = _key(
+        "`found`; `met everywhere` or `met nowhere` in the range; `out of runs` (the bracket is wider than the "
+        "tolerance); `a run failed`; `no such figure`; `not ended`.",
+        default=...,
+    )
+    rate_rps: float | None = _key("The answer: the highest rate tried that meets the bound.", "requests/s")
+    missed_from_rps: float | None = _key("The lowest rate tried that misses it.", "requests/s")
+    value: float | None = _key("The metric at `rate_rps`.")
+    value_missed: float | None = _key("The metric at `missed_from_rps`.")
+    tried: list[float] = Field(default_factory=list, description="Rates tried, ascending.")
+    missed_below_rps: list[float] = Field(
+        default_factory=list, description="Rates below the answer that the first seed alone missed the bound at."
+    )
+    met_above_rps: list[float] = Field(
+        default_factory=list,
+        description="Rates above `missed_from_rps` that meet the bound: more load does not always make it worse.",
+    )
+    runs: list[str] = Field(default_factory=list, description="Its runs, in the order in which they were asked for.")
 
 
 class FailureRow(BaseModel):
@@ -219,6 +259,9 @@ class Summary(BaseModel):
     schema_version: Literal[1] = Field(default=1, description="Version of this layout.")
     runs: list[RunRow] = Field(default_factory=list, description="Finished runs.")
     failures: list[FailureRow] = Field(default_factory=list, description="Runs that failed.")
+    searches: list[SearchRow] = Field(
+        default_factory=list, description="What the searches came to, if the plan has one."
+    )
     predictor: dict[str, PredictorRow] = Field(
         default_factory=dict, description="Predictors by name: `encoder`, `lightgbm`, `constant-median`, ..."
     )
@@ -247,7 +290,7 @@ def schema_text() -> str:
 def key_tables() -> dict[str, str]:
     """Markdown tables (key, unit, meaning) by model name, for ``docs/results-schema.md``."""
     tables: dict[str, str] = {}
-    for model in (Summary, RunRow, FailureRow, PredictorRow, Meta, TraceInfo):
+    for model in (Summary, RunRow, SearchRow, FailureRow, PredictorRow, Meta, TraceInfo):
         lines = ["| key | unit | meaning |", "|---|---|---|"]
         for name, info in model.model_fields.items():
             extra = info.json_schema_extra

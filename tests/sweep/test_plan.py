@@ -69,10 +69,10 @@ def test_paths_are_relative_to_the_plan_and_variables_expand(tmp_path, monkeypat
     plan = SweepPlan.load(
         write(tmp_path, "{trace: '${MY_TRACE}', predictor: ckpt, lengths: [predicted, 'predicted:ckpt'], rates: 1}")
     )
-    assert plan.trace == str(here / "t.json")
+    assert plan.trace == [str(here / "t.json")]
     assert plan.lengths == [f"predicted:{tmp_path / 'ckpt'}"]
     hub = SweepPlan.load(write(tmp_path, "{trace: tatsu-lab/alpaca, lengths: none, rates: 1}"))
-    assert hub.trace == "tatsu-lab/alpaca"
+    assert hub.trace == ["tatsu-lab/alpaca"]
 
 
 def test_the_command_line_replaces_trace_and_predictor(tmp_path, monkeypatch):
@@ -82,7 +82,7 @@ def test_the_command_line_replaces_trace_and_predictor(tmp_path, monkeypatch):
     plan_file = write(tmp_path, "{trace: missing.json, lengths: predicted, rates: 1}")
     monkeypatch.chdir(elsewhere)
     plan = SweepPlan.load(plan_file, trace="t.json", predictor="ckpt")
-    assert plan.trace == str(elsewhere / "t.json")
+    assert plan.trace == [str(elsewhere / "t.json")]
     assert plan.lengths == [f"predicted:{elsewhere / 'ckpt'}"]
 
 

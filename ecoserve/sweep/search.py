@@ -1,0 +1,171 @@
+"""The highest rate that meets a bound, in few runs.
+
+Rule: the answer is the highest rate tried at which the mean over the seeds meets the bound, below every rate tried at
+which it does not; the lowest of those is at most the tolerance above it. Where more load does not always make it worse
+(rates above that meet the bound again), the answer is the lowest such crossing, and the others are named.
+
+A seed's arrivals and requests are the same at all rates, only stretched, so that each seed's metric is nearly smooth
+in the rate. While the bracket is wide the first seed alone halves it on the logarithm of the rate; inside, every rate
+is run with all seeds, at the crossing that a straight line through the bracket's ends foretells, or, where that closes
+in too slowly, in the middle again (a bracketing secant method in the manner of Dekker). Ends of the range are only run
+where the bracket comes down to them.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: A bracket wider than this (upper over lower end) is halved by the first seed alone.
+_COARSE: Final = 1.25
+#: Digits of a rate: what is left of two machines' logarithms is the same number.
+_DIGITS: Final = 6
+
+State = Literal["found", "met everywhere", "met nowhere", "out of runs", "a run failed", "no such figure"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SearchPlan(BaseModel):
+    """What a search looks for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    axis: Literal["rate"] = "rate"
+    range: tuple[Positive, Positive] = Field(description="Lowest and highest rate, requests a second.")
+    metric: str = Field(description="Key of a run.")
+    at_least: float | None = None
+    at_most: float | None = None
+    at_most_times_unloaded: float | None = Field(
+        default=None, gt=1, description="At most so many times the baseline policy's at `unloaded_rate`."
+    )
+    tolerance: float = Field(0.02, gt=0, le=0.5, description="How far above the answer a rate fails, as a share.")
+    max_runs: int = Field(12, ge=2, description="Rates tried at most, each once a seed.")
+    unloaded_rate: Positive = Field(0.01, description="Requests a second at which nobody waits for anybody.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> SearchPlan:
+        from ecoserve.sweep.summary import RunRow
+
+        if sum(b is not None for b in (self.at_least, self.at_most, self.at_most_times_unloaded)) != 1:
+            raise ValueError("name one of at_least, at_most, at_most_times_unloaded")
+        if not self.range[0] < self.range[1]:
+            raise ValueError("range: the lower rate first")
+        info = RunRow.model_fields.get(self.metric)
+        if info is None or not {float, int} & {info.annotation, *typing.get_args(info.annotation)}:
+            raise ValueError(f"metric: {self.metric} is no figure of a run; docs/results-schema.md lists them")
+        return self
+
+
+@dataclass(slots=True)
+class Search:
+    """One search: told values, it says what to run next.
+
+    Attributes:
+        plan: what is looked for. seeds: in order. bound: of the metric.
+        values: by rate and seed; None where the run has no such figure.
+    """
+
+    plan: SearchPlan
+    seeds: tuple[int, ...]
+    bound: float
+    values: dict[float, dict[int, float]] = field(default_factory=dict)
+    state: State | None = None
+    _widths: list[float] = field(default_factory=list)
+
+    def tell(self, rate: float, seed: int, value: float | None) -> None:
+        """What came of a run."""
+        if value is None or not math.isfinite(value):
+            self.state = "no such figure"
+        else:
+            self.values.setdefault(rate, {})[seed] = value
+
+    def failed(self) -> None:
+        """A run of this search came to nothing."""
+        self.state = "a run failed"
+
+    def next(self) -> list[tuple[float, int]]:
+        """Rates and seeds to run next, all of which are to be told before it is asked again; none: it has ended."""
+        if self.state is not None:
+            return []
+        low, high = self.bracket()
+        first, last = self.plan.range
+        if high == first or low == last:
+            self.state = "met nowhere" if high == first else "met everywhere"
+            return []
+        if low and high and self._close(low, high):
+            self.state = "found"
+            return []
+        rate, seeds = self._choose(low, high)
+        if rate not in self.values and len(self.values) >= self.plan.max_runs:
+            self.state = "out of runs"
+            return []
+        known = self.values.get(rate, {})
+        return [(rate, seed) for seed in seeds if seed not in known]
+
+    def bracket(self) -> tuple[float | None, float | None]:
+        """The answer so far and the lowest rate that misses the bound; None where none has been tried."""
+        whole = [rate for rate, known in self.values.items() if len(known) == len(self.seeds)]
+        high = min((rate for rate in whole if self.score(rate) < 0), default=None)
+        low = max((rate for rate in whole if self.score(rate) >= 0 and (high is None or rate < high)), default=None)
+        return low, high
+
+    def mean(self, rate: float) -> float:
+        """The metric at a rate, over the seeds known there."""
+        known = self.values[rate]
+        return math.fsum(known.values()) / len(known)
+
+    def score(self, rate: float) -> float:
+        """How far the bound is met at a rate; negative where it is missed."""
+        mean = self.mean(rate)
+        if self.plan.at_least is not None:
+            return mean - self.bound
+        return math.log(self.bound / mean) if mean > 0 and self.bound > 0 else self.bound - mean
+
+    def contrary(self) -> tuple[list[float], list[float]]:
+        """Rates below the answer that miss the bound with the seeds known there, and rates above it that meet it."""
+        low, high = self.bracket()
+        below = [rate for rate in self.values if low is not None and rate < low and self.score(rate) < 0]
+        above = [rate for rate in self.values if high is not None and rate > high and self.score(rate) >= 0]
+        return sorted(below), sorted(above)
+
+    # -- where to look ------------------------------------------------------------------------------------------------
+
+    def _close(self, low: float, high: float) -> bool:
+        return high <= low * (1 + self.plan.tolerance)
+
+    def _choose(self, low: float | None, high: float | None) -> tuple[float, tuple[int, ...]]:
+        a, b = low or self.plan.range[0], high or self.plan.range[1]
+        # What the first seed alone said narrows the bracket, but closes none.
+        missed = min((r for r in self.values if a < r < b and self.score(r) < 0), default=b)
+        met = max((r for r in self.values if a < r < missed and self.score(r) >= 0), default=a)
+        if missed > met * _COARSE:
+            return _rounded(math.sqrt(met * missed)), self.seeds[:1]
+        if self._close(met, missed):
+            # Closed, but for an end that not every seed, or no run at all, has vouched for.
+            return (met if met != low else missed), self.seeds
+        self._widths.append(math.log(b / a))
+        return self._inside(met, missed), self.seeds
+
+    def _inside(self, met: float, missed: float) -> float:
+        """A rate within the bracket, such that the next one may close it."""
+        tolerance = self.plan.tolerance
+        middle = _rounded(math.sqrt(met * missed))
+        slow = len(self._widths) > 2 and self._widths[-1] > self._widths[-3] / 2
+        if slow or met not in self.values or missed not in self.values:
+            return middle
+        up, down = self.score(met), -self.score(missed)
+        share = up / (up + down) if up + down > 0 else 0.5
+        foretold = met * (missed / met) ** share
+        if foretold <= met * (1 + tolerance):
+            return _rounded(met * (1 + 0.95 * tolerance))
+        if foretold >= missed / (1 + tolerance):
+            return _rounded(missed / (1 + 0.95 * tolerance))
+        return _rounded(foretold)
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.{_DIGITS}g}")
