@@ -17,6 +17,7 @@ from vllm.v1.request import RequestStatus
 from ecoserve.serving.core.events import Event, Recorder
 from ecoserve.serving.core.forecast import Forecast, deviations
 from ecoserve.serving.core.kvc import Pipelined, Pooled
+from ecoserve.serving.core.padded import Padded
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -142,7 +143,10 @@ class Admission:
         shared = self.s.ledger.shared_blocks()
         forecast = self.s.forecast
         epsilon = self.kvc.knobs.epsilon
-        if isinstance(forecast, Forecast):
+        if isinstance(forecast, Padded):
+            peak = padded_peak(forecast, tasks, known, task, shared)
+            assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
+        elif isinstance(forecast, Forecast):
             near = 1.0 / (1.0 + forecast._steps / self.s.settings.reaction_steps)
             peak = spread_peak(forecast, tasks, known, task, shared, deviations(epsilon) * near)
             assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
@@ -168,6 +172,20 @@ def spread_peak(forecast: Forecast, tasks: list[Task], known: int, new: Task, sh
     mean -= shared * alive_known / max(1, known)
     common = (1.0 - forecast.rho) * var + forecast.rho * sd**2
     return float((mean + z * np.sqrt(common)).max())
+
+
+def padded_peak(forecast: Padded, tasks: list[Task], known: int, new: Task, shared: int) -> float:
+    """Most blocks held at once if everybody ends at the forecast's quantile of what is believed of it."""
+    steps = forecast._steps
+    usage, alive_known = np.zeros(len(steps)), np.zeros(len(steps))
+    for i, task in enumerate([*tasks, new]):
+        end = task.lengths.given_longer_than(task.generated).quantile(forecast.quantile)
+        alive = (steps < max(1, end - task.generated)).astype(float)
+        span = max(task.written, task.prompt_tokens + task.generated)
+        usage += alive * np.ceil((span + steps) / forecast.block_size)
+        if i < known:
+            alive_known += alive
+    return float((usage - shared * alive_known / max(1, known)).max())
 
 
 def scenarios_over(forecast: Any, tasks: list[Task], known: int, new: Task, shared: int, limit: float) -> float:

@@ -425,7 +425,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
         "reserve": rng.choice([0.02, 0.02, 0.0, 0.3]),
         "resume_steps": rng.choice([4, 4, 1, 64]),
         "epsilon": rng.choice([0.023, 0.5, 0.5 if pressed else 1e-6]),
-        "forecast": rng.choice(["spread", "scenarios"]),
+        "forecast": rng.choice(["spread", "spread", "scenarios", "scenarios", "padded"]),
         "ordering": rng.choice([None, None, "fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]),
         "kvc": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled"]),
         "buffer_tokens": rng.choice([16, 16, 0, 64]),

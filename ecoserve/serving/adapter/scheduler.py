@@ -39,15 +39,13 @@ from ecoserve.serving.core.common_error import CommonError
 from ecoserve.serving.core.correction import Correction
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.events import Recorder
-from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.groups import Groups
 from ecoserve.serving.core.history import LengthHistory
-from ecoserve.serving.core.kvc import PoolForecast, make_policy
+from ecoserve.serving.core.kvc import PoolForecast, make_forecast, make_policy
 from ecoserve.serving.core.learning import Learner
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, SortKey
 from ecoserve.serving.core.pace import Pace
-from ecoserve.serving.core.scenarios import Scenarios
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -72,9 +70,8 @@ class EcoServeScheduler(CountingScheduler):
             )
         self.ledger = Ledger(self.usable_blocks, self.block_size)
         knobs = self.settings.knobs()
-        kind = Scenarios if knobs.forecast == "scenarios" else Forecast
-        self.forecast: PoolForecast = kind(
-            self.block_size, self.max_model_len, self.settings.rho or 0.0, self.settings.reaction_steps
+        self.forecast: PoolForecast = make_forecast(
+            knobs, self.block_size, self.max_model_len, self.settings.rho or 0.0, self.settings.reaction_steps
         )
         self.kvc = make_policy(knobs, self.ledger, self.forecast)
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)

@@ -53,7 +53,9 @@ class SchedulerSettings(BaseModel):
     ordering: OrderingName | None = Field(None, description="ordering in place of the policy's own")
     epsilon: float = Field(0.1, gt=0, le=0.5, description="pooled: share of the batch's futures that may overflow")
     forecast: ForecastName = Field(
-        "spread", description="pooled: mean + spread (1.3 standard deviations at 0.1), or sampled joint scenarios"
+        "spread",
+        description="pooled: mean + spread (1.3 standard deviations at 0.1), sampled joint scenarios, or each request "
+        "padded to its quantile",
     )
     reaction_steps: float = Field(30.0, gt=0, description="pooled: uncertainty farther ahead than this counts less")
     rho: float | None = Field(
@@ -79,7 +81,12 @@ class SchedulerSettings(BaseModel):
     )
     lending_depth: int = Field(3, ge=1, le=16, description="pipelined: levels of guests of guests")
     relend: bool = Field(True, description="pipelined: lend a stretch again after its guest has left")
-    quantile: float = Field(0.8, gt=0, lt=1, description="pooled: quantile of the length that the books call promised")
+    quantile: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="pooled: quantile of the length that the books call promised, or that padded pads to",
+    )
     reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
     waiting_share: float = Field(
         0.25, gt=0, le=1, description="the most KVC that GTs which wait for their promise may hold, as a share"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy, KvcPolicyName
 from ecoserve.serving.core.kvc.exact import Exact, Max
 from ecoserve.serving.core.kvc.pipelined import Pipelined
 from ecoserve.serving.core.kvc.pooled import Pooled, PoolForecast
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.padded import Padded
+from ecoserve.serving.core.scenarios import Scenarios
 
 __all__ = [
     "Exact",
@@ -17,6 +20,7 @@ __all__ = [
     "Pipelined",
     "PoolForecast",
     "Pooled",
+    "make_forecast",
     "make_policy",
 ]
 
@@ -34,3 +38,14 @@ def make_policy(knobs: KvcKnobs, ledger: Ledger, forecast: PoolForecast) -> KvcP
             return Pipelined(knobs, ledger)
         case "pooled":
             return Pooled(knobs, ledger, forecast)
+
+
+def make_forecast(knobs: KvcKnobs, block_size: int, upper: int, rho: float, reaction: float) -> PoolForecast:
+    """The forecast that ``knobs.forecast`` names; the arguments are those of :class:`Forecast`."""
+    match knobs.forecast:
+        case "spread":
+            return Forecast(block_size, upper, rho, reaction)
+        case "scenarios":
+            return Scenarios(block_size, upper, rho, reaction)
+        case "padded":
+            return Padded(block_size, upper, rho, reaction, knobs.quantile)

@@ -17,7 +17,7 @@ from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task
 
 KvcPolicyName = Literal["on-demand", "max", "exact", "pipelined", "pooled"]
-ForecastName = Literal["spread", "scenarios"]
+ForecastName = Literal["spread", "scenarios", "padded"]
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class KvcKnobs:
     epsilon: float = 0.1
     #: pooled: share of the cache that the longest requests leave to shorter ones
     headroom: float = 0.1
-    #: pooled: quantile of the length that the books call promised
+    #: pooled: quantile of the length that the books call promised; forecast padded: that requests are padded to
     quantile: float = 0.8
     #: pipelined: tokens between a guest's expected end and its host's arrival; or the guest's own quantile
     buffer_tokens: int = 16

@@ -12,9 +12,9 @@ while ``headroom`` of the cache would stay free, the shortest whatever is free; 
 know this as trunk reservation (docs/log.md has what it brings). Requests that are believed equally long all have the
 whole cache.
 
-Two forecasts (docs/log.md compares them): ``spread``, mean + z standard deviations
-(:mod:`~ecoserve.serving.core.forecast`), and ``scenarios``, sampled joint futures
-(:mod:`~ecoserve.serving.core.scenarios`).
+Forecasts (docs/log.md compares them): ``spread``, mean + z standard deviations
+(:mod:`~ecoserve.serving.core.forecast`); ``scenarios``, sampled joint futures (:mod:`~ecoserve.serving.core.scenarios`); ``padded``, each request at its
+``quantile`` (:mod:`~ecoserve.serving.core.padded`).
 """
 
 from __future__ import annotations
