@@ -13,8 +13,9 @@ know this as trunk reservation (docs/log.md has what it brings). Requests that a
 whole cache.
 
 Forecasts (docs/log.md compares them): ``spread``, mean + z standard deviations
-(:mod:`~ecoserve.serving.core.forecast`); ``scenarios``, sampled joint futures (:mod:`~ecoserve.serving.core.scenarios`); ``padded``, each request at its
-``quantile`` (:mod:`~ecoserve.serving.core.padded`).
+(:mod:`~ecoserve.serving.core.forecast`); ``scenarios``, sampled joint futures
+(:mod:`~ecoserve.serving.core.scenarios`); ``padded``, each request at its ``quantile``
+(:mod:`~ecoserve.serving.core.padded`).
 """
 
 from __future__ import annotations
