@@ -88,14 +88,16 @@ class FrozenEncoder:
         ``max_length``: tokens read of a request at most, or as many as the encoder has positions for.
         """
         import torch
-        from transformers import AutoModel
 
+        from ecoserve.predictor.encoder.inference import for_cpu
+        from ecoserve.predictor.encoder.model import pretrained
         from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
-        from ecoserve.predictor.quiet import quiet_transformers
 
-        with quiet_transformers():
-            self._body = AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True).eval()
-        most = getattr(self._body.config, "max_position_embeddings", max_length)
+        # The head is not used; what is wanted is the body as predictors run it.
+        model, config = pretrained(folder, torch.ones(1))
+        self._body: Any = for_cpu(model.eval().requires_grad_(False)).body
+        self._hidden = int(config["hidden_size"])
+        most = int(config.get("max_position_embeddings", max_length))
         self._tokenizer = RequestTokenizer.load(folder, min(max_length, most))
 
     def __call__(self, views: Sequence[RequestView]) -> Vectors:
@@ -104,7 +106,7 @@ class FrozenEncoder:
         from ecoserve.predictor.encoder.predictor import pad
 
         ids = self._tokenizer(views)
-        out = np.zeros((len(ids), self._body.config.hidden_size), dtype=np.float32)
+        out = np.zeros((len(ids), self._hidden), dtype=np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH_ROWS):
