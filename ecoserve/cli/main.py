@@ -48,6 +48,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("profile", "What response lengths are like; if prediction pays."),
     Entry("train-predictor", "Learn response lengths from a trace."),
     Entry("evaluate-predictor", "Say how good a predictor is."),
+    Entry("adapt-predictor", "Adapt a predictor to another model's answers."),
     Entry("predict", "Predict the lengths of answers to prompts."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Drive a trace at a URL or an engine in this process."),

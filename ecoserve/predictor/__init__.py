@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecoserve.predictor.adaptation_fitting import adapt_predictor
     from ecoserve.predictor.base import LengthPredictor, Predicts, load_predictor
     from ecoserve.predictor.baselines import ConstantMedian, PromptLength
     from ecoserve.predictor.bins import Bins, BinSettings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ecoserve.predictor.training import train_predictor
 
 _HOMES = {
+    "adapt_predictor": "adaptation_fitting",
     "LengthPredictor": "base",
     "Predicts": "base",
     "load_predictor": "base",
@@ -47,6 +49,7 @@ __all__ = [
     "Predicts",
     "PromptLength",
     "StackedSettings",
+    "adapt_predictor",
     "evaluate_predictor",
     "load_predictor",
     "train_predictor",

@@ -26,6 +26,7 @@ _CLASSES: dict[Backend, tuple[str, str]] = {
     "encoder": ("ecoserve.predictor.encoder.predictor", "EncoderPredictor"),
     "lightgbm": ("ecoserve.predictor.boosting.predictor", "BoostingPredictor"),
     "stacked": ("ecoserve.predictor.stacking", "StackedPredictor"),
+    "adapted": ("ecoserve.predictor.adaptation_predictor", "AdaptedPredictor"),
 }
 
 
@@ -60,14 +61,15 @@ class LengthPredictor(ABC):
         """Predict the length distribution of each request's answer.
 
         Args:
-            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture.
+            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture; with
+                parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
 
         Returns:
             ``n`` distributions over :attr:`config`'s bins, in the order of the requests.
         """
         if isinstance(requests, str):
             raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
-        views = [read_request(r) for r in requests]
+        views = [read_request(r, self.config.parameters) for r in requests]
         edges, closed_by = self.config.edges, self.config.closed_by
         return [
             LengthDistribution.from_weights(edges, row, closed_by)
@@ -104,8 +106,7 @@ class LengthPredictor(ABC):
         """
         folder = checkpoint.locate(source)
         config, calibration = checkpoint.read(folder)
-        module, name = _CLASSES[config.backend]
-        backend: type[LengthPredictor] = getattr(import_module(module), name)
+        backend = backend_class(config.backend)
         with checkpoint.damage_of(folder):
             return backend._load(folder, config, calibration)
 
@@ -117,6 +118,13 @@ class LengthPredictor(ABC):
     @abstractmethod
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> LengthPredictor:
         """Read what :meth:`_write` wrote; the files' hashes have been checked."""
+
+
+def backend_class(backend: Backend) -> type[LengthPredictor]:
+    """The class of a backend, imported now."""
+    module, name = _CLASSES[backend]
+    found: type[LengthPredictor] = getattr(import_module(module), name)
+    return found
 
 
 def load_predictor(dir_or_hub_id: str | Path) -> LengthPredictor:

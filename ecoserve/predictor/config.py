@@ -18,7 +18,8 @@ from ecoserve.predictor.bins import Bins
 FORMAT_VERSION: Final = 1
 FORMAT: Final = "ecoserve-length-predictor"
 
-Backend = Literal["encoder", "lightgbm", "stacked"]
+Backend = Literal["encoder", "lightgbm", "stacked", "adapted"]
+#: Those that are trained; an adapted one is made from one of them.
 BACKENDS: tuple[Backend, ...] = ("stacked", "encoder", "lightgbm")
 
 
@@ -45,6 +46,8 @@ class PredictorConfig(BaseModel):
     #: rows learned from, and rows kept apart for choosing and calibrating
     rows_trained: int = Field(ge=0)
     rows_held_out: int = Field(ge=0)
+    #: names of the request's parameters that were learned from (:class:`~ecoserve.data.parameters.RequestParameters`)
+    parameters: tuple[Literal["max_tokens", "stop", "tools", "thinking", "response_format"], ...] = ()
     seed: int
     #: fingerprint of everything that decides the outcome of the training
     run: str = ""
