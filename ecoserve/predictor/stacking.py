@@ -2,7 +2,8 @@
 
 Rule: both parts learn from the same rows over the same bins. Their answer is the weighted geometric mean of their two
 distributions (a convex mix of log-probabilities), the weight being the one with the smallest cross-entropy on held-out
-rows. The trees see words and counts that a small encoder blurs; the encoder sees what words mean together.
+rows once the mix is as sharp as suits them. The trees see words and counts that a small encoder blurs; the encoder sees
+what words mean together.
 """
 
 from __future__ import annotations
@@ -82,15 +83,17 @@ def fit_weight(encoder: Array, boosting: Array, targets: npt.ArrayLike) -> float
         boosting: the trees' logits, shape ``[n, K]``.
         targets: what really happened, as shares of the bins, shape ``[n, K]``.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize
 
     truth = np.asarray(targets, dtype=np.float64)
 
-    def loss(weight: float) -> float:
-        return cross_entropy(mixed(encoder, boosting, weight), truth)
+    def loss(x: Array) -> float:
+        # The sharpness is free too: calibration sets it afterwards, and it must not decide who is believed.
+        weight = 1.0 / (1.0 + np.exp(-x[0]))
+        return cross_entropy(mixed(encoder, boosting, weight) * np.exp(x[1]), truth)
 
-    found = float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-3}).x)
-    return min((round(found, 3), 0.0, 1.0), key=loss)
+    found = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
+    return round(float(1.0 / (1.0 + np.exp(-found.x[0]))), 3)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -1,8 +1,9 @@
 """Fine-tuning the encoder with the transformers Trainer.
 
 Rule: the whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. After each epoch
-the held-out loss is taken and the best epoch is kept. Every half minute a checkpoint of the training itself is written,
-so that an interrupted run goes on where it was and ends with the very weights of an uninterrupted one.
+the held-out loss is taken, after a temperature, for calibration comes anyway, and the best epoch is kept. Every half
+minute a checkpoint of the training itself is written, so that an interrupted run goes on where it was and ends with the
+very weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.predictor import checkpoint
 from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.calibration import fit_temperature
 from ecoserve.predictor.config import EncoderSettings
 from ecoserve.predictor.encoder.model import LengthEncoder, pretrained, started
 from ecoserve.predictor.encoder.predictor import pad
@@ -79,6 +81,7 @@ def train_encoder(
             train_dataset=rows,
             eval_dataset=held_rows,
             data_collator=_collate,
+            compute_metrics=_calibrated_loss,
             callbacks=[_Watch(progress, SAVE_EVERY_S)],
         )
         trainer.rates = settings
@@ -217,9 +220,8 @@ def _arguments(settings: EncoderSettings, work: Path, seed: int) -> TrainingArgu
         save_strategy="epoch",
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        metric_for_best_model="eval_calibrated_loss",
         greater_is_better=False,
-        prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -227,6 +229,11 @@ def _arguments(settings: EncoderSettings, work: Path, seed: int) -> TrainingArgu
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _calibrated_loss(found: EvalPrediction) -> dict[str, float]:
+    after = fit_temperature(np.asarray(found.predictions), np.asarray(found.label_ids)).nll_after
+    return {"calibrated_loss": float("inf") if after is None else after}
 
 
 def _rows(ids: list[list[int]], targets: npt.NDArray[np.float32]) -> list[Row]:
