@@ -7,8 +7,9 @@ which it does not; the lowest of those is at most the tolerance above it. Where 
 A seed's arrivals and requests are the same at all rates, only stretched, so that each seed's metric is nearly smooth
 in the rate. While the bracket is wide the first seed alone halves it on the logarithm of the rate; inside, every rate
 is run with all seeds, at the crossing that a straight line through the bracket's ends foretells, or, where that closes
-in too slowly, in the middle again (a bracketing secant method in the manner of Dekker). Ends of the range are only run
-where the bracket comes down to them.
+in too slowly, in the middle again (a bracketing secant method in the manner of Dekker). What the other seeds change at
+one rate they are expected to change at its neighbours (a control variate), until they have been run there. Ends of the
+range are only run where the bracket comes down to them.
 """
 
 from __future__ import annotations
@@ -119,18 +120,35 @@ class Search:
         return math.fsum(known.values()) / len(known)
 
     def score(self, rate: float) -> float:
-        """How far the bound is met at a rate; negative where it is missed."""
-        mean = self.mean(rate)
+        """How far the bound is met at a rate by the mean over the seeds known there; negative where it is missed."""
+        return self._score(self.mean(rate))
+
+    def _score(self, mean: float) -> float:
         if self.plan.at_least is not None:
             return mean - self.bound
         return math.log(self.bound / mean) if mean > 0 and self.bound > 0 else self.bound - mean
 
     def contrary(self) -> tuple[list[float], list[float]]:
-        """Rates below the answer that miss the bound with the seeds known there, and rates above it that meet it."""
+        """Where the metric is not monotone: rates below the answer that miss the bound, rates above it that meet it.
+
+        Of a rate that only the first seed was run at, this seed's own word at the answer is what it contradicts.
+        """
         low, high = self.bracket()
-        below = [rate for rate in self.values if low is not None and rate < low and self.score(rate) < 0]
-        above = [rate for rate in self.values if high is not None and rate > high and self.score(rate) >= 0]
+        below = [rate for rate in self.values if low and rate < low and self._first(rate) < 0 <= self._first(low)]
+        above = [
+            rate
+            for rate, known in self.values.items()
+            if high
+            and rate > high
+            and (
+                self._first(rate) >= 0 > self._first(high) or (len(known) == len(self.seeds) and self.score(rate) >= 0)
+            )
+        ]
         return sorted(below), sorted(above)
+
+    def _first(self, rate: float) -> float:
+        """The first seed's score."""
+        return self._score(self.values[rate][self.seeds[0]])
 
     # -- where to look ------------------------------------------------------------------------------------------------
 
@@ -140,15 +158,32 @@ class Search:
     def _choose(self, low: float | None, high: float | None) -> tuple[float, tuple[int, ...]]:
         a, b = low or self.plan.range[0], high or self.plan.range[1]
         # What the first seed alone said narrows the bracket, but closes none.
-        missed = min((r for r in self.values if a < r < b and self.score(r) < 0), default=b)
-        met = max((r for r in self.values if a < r < missed and self.score(r) >= 0), default=a)
+        missed = min((r for r in self.values if a < r < b and self._guess(r) < 0), default=b)
+        met = max((r for r in self.values if a < r < missed and self._guess(r) >= 0), default=a)
         if missed > met * _COARSE:
-            return _rounded(math.sqrt(met * missed)), self.seeds[:1]
+            if len(self.seeds) == 1 or (low is None and high is None):
+                return _rounded(math.sqrt(met * missed)), self.seeds[:1]
+            # The first seed was no good guide: step by step away from what all of them have vouched for.
+            if missed <= met * _COARSE**2:
+                return _rounded(math.sqrt(met * missed)), self.seeds
+            return _rounded(missed / _COARSE if missed in self.values else met * _COARSE), self.seeds
         if self._close(met, missed):
             # Closed, but for an end that not every seed, or no run at all, has vouched for.
             return (met if met != low else missed), self.seeds
         self._widths.append(math.log(b / a))
         return self._inside(met, missed), self.seeds
+
+    def _guess(self, rate: float) -> float:
+        """A rate's score, or what it will be: the first seed's, and what the others changed at the nearest rate."""
+        if len(self.values[rate]) == len(self.seeds):
+            return self.score(rate)
+        whole = [r for r, known in self.values.items() if len(known) == len(self.seeds)]
+        near = min(whole, key=lambda r: (abs(math.log(r / rate)), r), default=None)
+        if near is None or abs(math.log(near / rate)) > math.log(_COARSE):
+            changed = 0.0
+        else:
+            changed = self.score(near) - self._first(near)
+        return self._first(rate) + changed
 
     def _inside(self, met: float, missed: float) -> float:
         """A rate within the bracket, such that the next one may close it."""
@@ -157,7 +192,7 @@ class Search:
         slow = len(self._widths) > 2 and self._widths[-1] > self._widths[-3] / 2
         if slow or met not in self.values or missed not in self.values:
             return middle
-        up, down = self.score(met), -self.score(missed)
+        up, down = self._guess(met), -self._guess(missed)
         share = up / (up + down) if up + down > 0 else 0.5
         foretold = met * (missed / met) ** share
         if foretold <= met * (1 + tolerance):

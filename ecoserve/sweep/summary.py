@@ -167,11 +167,12 @@ class SearchRow(BaseModel):
     value_missed: float | None = _key("The metric at `missed_from_rps`.")
     tried: list[float] = Field(default_factory=list, description="Rates tried, ascending.")
     missed_below_rps: list[float] = Field(
-        default_factory=list, description="Rates below the answer that the first seed alone missed the bound at."
+        default_factory=list,
+        description="Rates below the answer that miss the bound all the same: more load does not always make it worse.",
     )
     met_above_rps: list[float] = Field(
         default_factory=list,
-        description="Rates above `missed_from_rps` that meet the bound: more load does not always make it worse.",
+        description="Rates above `missed_from_rps` that meet the bound all the same.",
     )
     runs: list[str] = Field(default_factory=list, description="Its runs, in the order in which they were asked for.")
 
