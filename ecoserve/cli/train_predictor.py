@@ -47,6 +47,12 @@ def command(
         typer.Option("--start-from", metavar="DIR_OR_ID", help="Encoder of this checkpoint, trained on another trace."),
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Encoder: passes over the rows [3].")] = None,
+    body_lr: Annotated[
+        float | None, typer.Option("--body-lr", help="Encoder: learning rate of the pretrained body [1e-4].")
+    ] = None,
+    ranking: Annotated[
+        float | None, typer.Option("--ranking", help="Encoder: weight of a loss for wrongly ordered pairs [0].")
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", help="Encoder: tokens read of a request [128].")
     ] = None,
@@ -82,7 +88,14 @@ def command(
     if encoder is not None and start_from is not None:
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
     settings = _settings(
-        backend, encoder=encoder, start_from=start_from, epochs=epochs, max_length=max_length, rounds=rounds
+        backend,
+        encoder=encoder,
+        start_from=start_from,
+        epochs=epochs,
+        body_lr=body_lr,
+        ranking=ranking,
+        max_length=max_length,
+        rounds=rounds,
     )
     loaded = load_trace(
         trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
@@ -146,7 +159,7 @@ def _settings(backend: Backend, **options: Any) -> Any:
         made = [part(**{k: v for k, v in given.items() if k in part.model_fields}) for part in parts]
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(first["msg"], where=f"--{first['loc'][0]}") from error
+        raise ConfigError(first["msg"], where="--" + str(first["loc"][0]).replace("_", "-")) from error
     return StackedSettings.model_validate({"encoder": made[0], "lightgbm": made[1]}) if stacked else made[0]
 
 

@@ -99,6 +99,9 @@ class EncoderSettings(BaseModel):
     smoothing: float = Field(
         default=1.0, ge=0, le=10, description="spread of each length over neighbouring bins, in bins"
     )
+    ranking: float = Field(
+        default=0.0, ge=0, le=100, description="weight of a pairwise ranking loss beside the cross-entropy"
+    )
     max_length: int = Field(default=128, ge=8, le=8192, description="tokens read of a request")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",

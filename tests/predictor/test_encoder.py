@@ -198,3 +198,24 @@ def test_the_real_encoder_trains_and_comes_back(tmp_path: Path, one_thread: OneT
     assert figures["dev"]["mae_tokens"] < 1.2 * figures["constant_median"]["mae_tokens"]
     config = json.loads((tmp_path / "ckpt" / "config.json").read_text())
     assert os.sep + "site-packages" not in json.dumps(config)
+
+
+def test_the_ranking_loss_punishes_wrong_order_by_how_wrong_it_is() -> None:
+    import torch
+
+    from ecoserve.predictor.encoder.losses import log_middles, ranking_loss
+
+    middles = log_middles((0, 10, 100, 1000))
+    assert torch.allclose(middles.expm1(), torch.tensor([5.0, 55.0, 550.0]))
+    targets = torch.eye(3)
+    right, wrong = 9.0 * targets, 9.0 * targets.flip(0)
+    level = torch.zeros(3, 3, requires_grad=True)
+    losses = [ranking_loss(said, targets, middles).item() for said in (right, level, wrong)]
+    assert losses == sorted(losses)
+    assert losses[1] == pytest.approx(0.6931, abs=1e-3)
+    # Its gradient pushes the shortest answer's row towards the first bin, the longest's towards the last.
+    ranking_loss(level, targets, middles).backward()
+    assert level.grad is not None
+    assert level.grad[0, 0] < 0 < level.grad[0, 2]
+    assert level.grad[2, 2] < 0 < level.grad[2, 0]
+    assert ranking_loss(right, torch.ones(3, 3) / 3, middles).item() == pytest.approx(0.0, abs=1e-3)

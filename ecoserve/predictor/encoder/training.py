@@ -26,6 +26,7 @@ from ecoserve.predictor import checkpoint
 from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.calibration import fit_temperature
 from ecoserve.predictor.config import EncoderSettings
+from ecoserve.predictor.encoder.losses import log_middles, ranking_loss
 from ecoserve.predictor.encoder.model import LengthEncoder, pretrained, started
 from ecoserve.predictor.encoder.predictor import pad
 from ecoserve.predictor.encoder.source import find_encoder
@@ -84,7 +85,7 @@ def train_encoder(
             compute_metrics=_calibrated_loss,
             callbacks=[_Watch(progress, SAVE_EVERY_S)],
         )
-        trainer.rates = settings
+        trainer.settings, trainer.middles = settings, log_middles(bins.edges)
         trainer.remove_callback(PrinterCallback)
         last = newest_checkpoint(work) if resume else None
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -122,14 +123,23 @@ def newest_checkpoint(work: Path) -> Path | None:
 class _LengthTrainer(Trainer):
     """The Trainer with two learning rates, and batches of like lengths in an order that only the seed decides."""
 
-    rates: EncoderSettings
+    settings: EncoderSettings
+    middles: torch.Tensor
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        found = model(**inputs)
+        loss = found["loss"]
+        if model.training and self.settings.ranking > 0.0:
+            middles = self.middles.to(found["logits"].device)
+            loss = loss + self.settings.ranking * ranking_loss(found["logits"], inputs["labels"], middles)
+        return (loss, found) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if getattr(self, "optimizer", None) is None:
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
             for name, value in self.model.named_parameters():
-                rate = self.rates.head_lr if name.startswith("head.") else self.rates.body_lr
-                decay = self.rates.weight_decay if value.ndim > 1 else 0.0
+                rate = self.settings.head_lr if name.startswith("head.") else self.settings.body_lr
+                decay = self.settings.weight_decay if value.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(value)
             # One kernel for the whole step: an eighth of the time on a CPU.
             fused = all(p.device.type in ("cpu", "cuda") for p in self.model.parameters())
