@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +82,7 @@ def adapt_predictor(
         raise CheckpointError("is adapted already", where=str(base), fix="give the checkpoint it was adapted from")
     trace, model = _answers_of(trace, served_model)
     parts = split_trace(trace, seed=seed)
-    examples = _examples(parts["train"], rows, seed)
+    examples = _examples(parts["train"], rows, predictor.config.parameters, seed)
     adapted = fit_adaptation(predictor, examples, seed=seed, progress=progress)
     config = adapted.config.model_copy(
         update={
@@ -235,8 +236,8 @@ def adapted_bins(lengths: Array, base_edges: tuple[int, ...], censored: tuple[bo
     return Bins((*inner, *(int(s) for s in steps if s > inner[-1])))
 
 
-def _examples(train: Trace, rows: int | None, seed: int) -> Examples:
-    """The rows that adapt.
+def _examples(train: Trace, rows: int | None, parameters: Collection[str], seed: int) -> Examples:
+    """The rows that adapt, read as the base reads requests.
 
     Raises:
         TraceError: if they are too few.
@@ -248,7 +249,7 @@ def _examples(train: Trace, rows: int | None, seed: int) -> Examples:
     if rows is not None and len(usable) > rows:
         chosen = np.random.default_rng(seed).choice(len(usable), size=rows, replace=False)
         usable = [usable[i] for i in sorted(chosen)]
-    examples = Examples.of(usable)
+    examples = Examples.of(usable, parameters)
     ended = sum(not c for c in examples.censored)
     if ended < MIN_ROWS:
         raise TraceError(
