@@ -126,13 +126,13 @@ ENGINES: dict[str, tuple[Make, tuple[str, ...], str | None]] = {
     "the default": (default, (), None),
     "torch float16 (autocast)": (autocast_float16, (), "cuda"),
     "torch int8 (dynamic)": (torch_int8, (), "cpu"),
-    "torch.compile": (compiled, (), None),
     "ONNX Runtime float32": (onnx_float32, ("onnx", "onnxruntime"), "cpu"),
     "ONNX Runtime float32, fused": (onnx_fused, ("onnx", "onnxruntime"), "cpu"),
     "ONNX Runtime int8 (dynamic)": (onnx_int8, ("onnx", "onnxruntime"), "cpu"),
     "OpenVINO float32": (openvino_float32, ("onnx", "openvino"), "cpu"),
     "OpenVINO bfloat16": (openvino_bfloat16, ("onnx", "openvino"), "cpu"),
     "OpenVINO int8": (openvino_int8, ("onnx", "openvino", "nncf"), "cpu"),
+    "torch.compile": (compiled, (), None),
 }
 
 

@@ -4,7 +4,7 @@
         -o benchmarks/results/predictor_speed.json [--lightgbm CHECKPOINT] [--device cuda] [--threads 1,2]
 
 Every engine of ``predictor_engines.py`` runs in a process of its own, warm, through ``predict()`` itself: reading,
-tokenizing and calibrating included. One request at a time, 50 different ones of each size: short (15 to 25 tokens),
+tokenizing and calibrating included. One request at a time, 20 different ones of each size: short (15 to 25 tokens),
 medium (128), long (2,000 and more, of which head and tail are read). Then 500 rows in one call. Wall time and CPU time
 of the whole process. On a busy machine the wall time is the neighbours', so the CPU time is the one to compare on one
 thread. Accuracy: against the plain network in float32, on 500 rows of ``train`` that the checkpoint did not learn from.
@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 from short_json import dumps
 
-ROWS, DIFFERENT = 500, 50
-CALLS = {"short": 200, "medium": 100, "long": 100}
+from ecoserve.files import write_atomically
+
+ROWS, DIFFERENT = 500, 20
+CALLS = {"short": 100, "medium": 40, "long": 40}
 #: Engines that are also measured on more threads than one.
 ON_MORE_THREADS = ("torch", "the default", "ONNX Runtime float32", "OpenVINO bfloat16")
 TOKENS = {"short": (15, 25), "medium": (128, 160), "long": (2000, 2400)}
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--trace", required=True)
     parser.add_argument("--length-field")
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--lightgbm", help="checkpoint of a LightGBM predictor, measured beside")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", default="1,2", help="on a CPU: all engines on the first number, some on others")
@@ -54,9 +56,6 @@ def main() -> None:
 
 def _parent(options: argparse.Namespace) -> None:
     from predictor_engines import ENGINES
-
-    from ecoserve.predictor import load_predictor
-    from ecoserve.sweep.environment import hardware, versions
 
     device = options.device.partition(":")[0]
     jobs: list[tuple[str, int, str]] = []
@@ -81,7 +80,17 @@ def _parent(options: argparse.Namespace) -> None:
         (work / "requests.json").write_text(json.dumps(_requests(options)))
         # Those that go on first: the plain network's probabilities are what the others are compared with.
         for name, count, checkpoint in jobs:
-            arguments = [checkpoint, "--trace", options.trace, "--device", options.device, "--work", folder]
+            arguments = [
+                checkpoint,
+                "--trace",
+                options.trace,
+                "--device",
+                options.device,
+                "-o",
+                folder,
+                "--work",
+                folder,
+            ]
             command = [sys.executable, __file__, *arguments, "--child", name, str(count)]
             sleeping = {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
             done = subprocess.run(
@@ -94,22 +103,26 @@ def _parent(options: argparse.Namespace) -> None:
                 continue
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(dumps(rows[-1]), file=sys.stderr, flush=True)
-        load = os.getloadavg()
-    config = load_predictor(options.checkpoint).config
+            _write(options, rows, skipped)
+
+
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
+    """What is known so far: a run that is stopped leaves it."""
+    from ecoserve.predictor.checkpoint import read
+    from ecoserve.sweep.environment import hardware, versions
+
+    config, _ = read(Path(options.checkpoint))
     result = {
-        "command": " ".join(["python scripts/predictor_speed.py", "CHECKPOINT", "--device", options.device]),
+        "command": f"python scripts/predictor_speed.py CHECKPOINT --trace {Path(options.trace).name} --device "
+        f"{options.device} --threads {options.threads}",
         "checkpoint": {"encoder": config.hyperparameters.get("encoder"), "run": config.run, "bins": len(config.prior)},
         "hardware": hardware(),
         "versions": versions(),
-        "load_average_at_the_end": [round(n, 1) for n in load],
+        "load_average": [round(n, 1) for n in os.getloadavg()],
         "rows": rows,
-        "left_out": skipped,
+        "left_out": left_out,
     }
-    text = dumps(result) + "\n"
-    if options.output:
-        options.output.write_text(text)
-    else:
-        print(text)
+    write_atomically(options.output, dumps(result) + "\n")
 
 
 def _requests(options: argparse.Namespace) -> dict[str, Any]:
@@ -175,7 +188,6 @@ def _child(options: argparse.Namespace) -> None:
         for kind, taken in (("wall", wall), ("cpu", cpu)):
             p50, p99 = np.percentile(taken, [50, 99])
             row |= {f"{size}_{kind}_p50_ms": round(1e3 * p50, 2), f"{size}_{kind}_p99_ms": round(1e3 * p99, 2)}
-    predictor.predict(texts)
     w, c = time.perf_counter(), time.process_time()
     predicted = predictor.predict(texts)
     row["prompts_per_s"] = round(len(texts) / (time.perf_counter() - w), 1)

@@ -90,7 +90,7 @@ def predict(
     Raises:
         TraceError: if there is no row with a text to ask about.
     """
-    from ecoserve.predictor.text import read_record
+    from ecoserve.predictor.text import asked_of, read_record
 
     rows, held_out = _unseen(checkpoint, trace)
     rows = [i for i in rows if read_record(trace.records[i]) is not None]
@@ -102,7 +102,7 @@ def predict(
     told: dict[float, list[int]] = {q: [] for q in QUANTILES}
     with working(f"predicting {len(picked):,} lengths", quiet):
         for start in range(0, len(picked), _BATCH):
-            requests = [trace.records[i].chat() for i in picked[start : start + _BATCH]]
+            requests = [asked_of(trace.records[i]) or "" for i in picked[start : start + _BATCH]]
             for lengths in checkpoint.predict(requests):
                 for q in QUANTILES:
                     told[q].append(lengths.quantile(q))

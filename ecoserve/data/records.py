@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from ecoserve.data.parameters import RequestParameters
+
 #: Roles in use; formats map their own names for them to these. Others (``tool``, ...) may appear in a context.
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
@@ -50,6 +52,10 @@ class Record:
         max_tokens: the most tokens that the request allowed.
         prefix_hashes: ids of the prompt's consecutive pieces; equal ids at equal places are the same tokens, which a
             prefix cache keeps once (Mooncake's traces: 512 tokens a piece).
+        stop: strings at which the request wanted its answer to end.
+        tools: number of tools that the answer could call.
+        thinking: what the request said about thinking (:class:`~ecoserve.data.parameters.RequestParameters`).
+        response_format: the form that the answer had to have, ``None`` for free text.
     """
 
     conversation: str
@@ -68,6 +74,15 @@ class Record:
     finish_reason: str | None = None
     max_tokens: int | None = None
     prefix_hashes: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    tools: int = 0
+    thinking: str | None = None
+    response_format: str | None = None
+
+    @property
+    def parameters(self) -> RequestParameters:
+        """What the request said about its answer beside its text."""
+        return RequestParameters(self.max_tokens, self.stop, self.tools, self.thinking, self.response_format)
 
     def chat(self) -> tuple[Message, ...]:
         """The context as chat messages: :attr:`messages`, else the prompt as one user message, else ``()``."""
@@ -88,6 +103,8 @@ class Record:
             row["sample_tokens"] = list(self.sample_tokens)
         if self.prefix_hashes:
             row["prefix_hashes"] = list(self.prefix_hashes)
+        if self.stop:
+            row["stop"] = list(self.stop)
         return row
 
 

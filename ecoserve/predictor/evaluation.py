@@ -28,7 +28,7 @@ from ecoserve.data import Record
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.base import Predicts
-from ecoserve.predictor.text import Request, read_record
+from ecoserve.predictor.text import Request, asked_of, read_record
 
 #: Quantiles whose coverage is reported.
 COVERED = (0.5, 0.8, 0.9, 0.95)
@@ -74,7 +74,7 @@ def scored_records(records: Iterable[Record]) -> list[Record]:
 
 def request_of(record: Record) -> Request:
     """What a predictor is asked about a record with a text."""
-    return record.messages or (record.prompt or "")
+    return asked_of(record) or ""
 
 
 def true_lengths(records: Sequence[Record]) -> npt.NDArray[np.float64]:

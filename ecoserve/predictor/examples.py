@@ -6,7 +6,7 @@ other answers sampled for the same prompt are targets, never features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ecoserve.data import Record, Trace, split_trace
 from ecoserve.errors import TraceError
 from ecoserve.predictor.bins import Bins, soft_targets
-from ecoserve.predictor.text import RequestView, read_record
+from ecoserve.predictor.text import RequestView, parameters_that_vary, read_record
 
 #: Fewer rows than this teach nothing and leave nothing to calibrate on.
 MIN_ROWS = 50
@@ -23,28 +23,35 @@ MIN_ROWS = 50
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Requests and their answers' lengths in tokens, all of the same number of rows."""
+    """Requests and their answers' lengths in tokens, all of the same number of rows.
+
+    ``parameters`` names what the views have read of the requests' parameters.
+    """
 
     views: tuple[RequestView, ...]
     lengths: tuple[int, ...]
     samples: tuple[tuple[int, ...], ...]
     censored: tuple[bool, ...]
+    parameters: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.views)
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Examples:
-        """The examples in ``records``; those without a text or a length are left out."""
+    def of(cls, records: Iterable[Record], parameters: Collection[str] = ()) -> Examples:
+        """The examples in ``records``; those without a text or a length are left out.
+
+        ``parameters`` names what is read of their parameters: a trained predictor's ``config.parameters``.
+        """
         rows: list[tuple[RequestView, int, tuple[int, ...], bool]] = []
         for record in records:
-            view = read_record(record)
+            view = read_record(record, parameters)
             if view is not None and record.response_tokens is not None and record.response_tokens >= 1:
                 rows.append((view, record.response_tokens, record.sample_tokens, record.censored))
         if not rows:
-            return cls((), (), (), ())
+            return cls((), (), (), (), tuple(parameters))
         views, lengths, samples, censored = zip(*rows, strict=True)
-        return cls(views, lengths, samples, censored)
+        return cls(views, lengths, samples, censored, tuple(parameters))
 
     def all_lengths(self) -> npt.NDArray[np.int64]:
         """Own lengths and those of other samples, flat."""
@@ -96,7 +103,8 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
             fix="collect answers with a larger max_tokens: of those cut off, nobody knows the length",
         )
     fit, held = _hold_out(trace, rows, held_out, seed)
-    return Parts(Examples.of(fit), Examples.of(held), held, parts["dev"].records)
+    said = parameters_that_vary(fit)
+    return Parts(Examples.of(fit, said), Examples.of(held, said), held, parts["dev"].records)
 
 
 def _hold_out(

@@ -3,18 +3,21 @@
 Rule: what is asked now stands first and whole. What went before follows in compact form, newest first, because it
 says how this conversation runs: how often and how long the model has answered, what the system message wants. A
 single question without a system message is read as it is. Long texts keep their head and their tail: instructions
-stand at either end.
+stand at either end. What a request says beside its text (``max_tokens``, stop strings, tools, thinking, format) is
+read by predictors that have learned from it, and only that part of it: for all others it is as if it were not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Self, TypeAlias
 
 from ecoserve.data import Message, Record
+from ecoserve.data.parameters import NAMES, NOTHING_SAID, STOP_CHARACTERS, RequestParameters
 
-#: One request as a predictor takes it: the prompt's text, or the whole context as chat messages.
+#: One request as a predictor takes it: the prompt's text, or the whole context as chat messages, also with parameters
+#: (:class:`ChatRequest`).
 Request: TypeAlias = "str | Sequence[Message]"
 
 #: Characters that are read of one message at all: bounds the work that a hostile prompt can cause.
@@ -23,6 +26,19 @@ MESSAGE_CHARACTERS: Final = 16_384
 EARLIER_MESSAGES: Final = 8
 EARLIER_CHARACTERS: Final = 100
 SYSTEM_CHARACTERS: Final = 160
+#: Of a parameter that is a word.
+_WORD_CHARACTERS: Final = 24
+
+
+class ChatRequest(tuple[Message, ...]):
+    """Chat messages, and the parameters that they are sent with; otherwise like the messages alone."""
+
+    parameters: RequestParameters
+
+    def __new__(cls, messages: Iterable[Message], parameters: RequestParameters) -> Self:
+        request = super().__new__(cls, messages)
+        request.parameters = parameters
+        return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class RequestView:
         answer_words: lengths in words of the earlier answers that are read, newest first.
         turn: number of answers given before.
         system_characters: length of the system messages in characters.
+        parameters: what else the request says, as far as the predictor has learned from it.
     """
 
     prompt: str
@@ -42,6 +59,7 @@ class RequestView:
     answer_words: tuple[int, ...] = ()
     turn: int = 0
     system_characters: int = 0
+    parameters: RequestParameters = NOTHING_SAID
 
     @property
     def text(self) -> str:
@@ -49,8 +67,23 @@ class RequestView:
         return f"{self.prompt}\n\n{self.context}" if self.context else self.prompt
 
 
-def read_request(request: Request) -> RequestView:
-    """See a request by the rule above. Messages after the last user message (tool results, ...) count as context."""
+def read_request(request: Request, parameters: Collection[str] = ()) -> RequestView:
+    """See a request by the rule above. Messages after the last user message (tool results, ...) count as context.
+
+    Args:
+        request: the request.
+        parameters: names of the parameters that are read of a :class:`ChatRequest`; none of them by default.
+    """
+    view = _read_messages(request)
+    if not parameters or not isinstance(request, ChatRequest):
+        return view
+    said = RequestParameters(**{name: getattr(request.parameters, name) for name in parameters})
+    if not said:
+        return view
+    return replace(view, parameters=said, context="\n".join(filter(None, (_parameters_line(said), view.context))))
+
+
+def _read_messages(request: Request) -> RequestView:
     if isinstance(request, str):
         return RequestView(clip(request, MESSAGE_CHARACTERS))
     messages = list(request)
@@ -75,11 +108,49 @@ def read_request(request: Request) -> RequestView:
     return RequestView(prompt, "\n".join(lines), tuple(words), turn, sum(len(m.content) for m in system))
 
 
-def read_record(record: Record) -> RequestView | None:
+def read_record(record: Record, parameters: Collection[str] = ()) -> RequestView | None:
     """See a trace's record by the same rule; ``None`` for a record without text."""
-    if record.messages:
-        return read_request(record.messages)
-    return None if record.prompt is None else read_request(record.prompt)
+    request = asked_of(record)
+    return None if request is None else read_request(request, parameters)
+
+
+def asked_of(record: Record) -> Request | None:
+    """What was asked in a trace's record, with its parameters; ``None`` for a record without text."""
+    if record.prompt is None and not record.messages:
+        return None
+    if said := record.parameters:
+        return ChatRequest(record.chat(), said)
+    return record.messages or record.prompt
+
+
+def parameters_that_vary(records: Iterable[Record]) -> tuple[str, ...]:
+    """Names of the parameters in which ``records`` differ: from the others nothing can be learned."""
+    seen: dict[str, set[object]] = {name: set() for name in NAMES}
+    for record in records:
+        said = record.parameters
+        for name, values in seen.items():
+            if len(values) < 2:
+                values.add(getattr(said, name))
+    return tuple(name for name, values in seen.items() if len(values) > 1)
+
+
+def _parameters_line(said: RequestParameters) -> str:
+    """In words and numbers, which tokenizers and word counts can read; a line end is a word too."""
+    words = []
+    if said.max_tokens is not None:
+        words.append(f"at most {said.max_tokens} tokens")
+    words += [f"stop at {stop}" for stop in map(_spelled, said.stop)]
+    if said.tools:
+        words.append(f"{said.tools} tools")
+    if said.thinking is not None:
+        words.append(f"thinking {_one_line(said.thinking, _WORD_CHARACTERS)}")
+    if said.response_format is not None:
+        words.append(f"format {_one_line(said.response_format, _WORD_CHARACTERS)}")
+    return ", ".join(words)
+
+
+def _spelled(stop: str) -> str:
+    return _one_line(stop.replace("\n", " newline "), 2 * STOP_CHARACTERS)
 
 
 def clip(text: str, characters: int) -> str:

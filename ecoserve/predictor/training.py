@@ -141,6 +141,7 @@ def _train(
         length_source=plan.trace.length_source,
         rows_trained=len(fit),
         rows_held_out=len(held),
+        parameters=fit.parameters,
         seed=plan.seed,
         run=plan.fingerprint,
         hyperparameters=plan.hyperparameters,

@@ -1,8 +1,9 @@
 """Logs of OpenAI-type APIs: a request with its response a row, or the responses of the batch API.
 
-Rule: the request gives the context and the limit, each choice of the response is one answer (``sample`` 0, 1, ...), and
-``usage`` counts its tokens where there is one choice; of several it knows only the sum. What was generated but cannot
-be read (tool calls, hidden reasoning) is in ``usage`` alone: such an answer has a length and no text.
+Rule: the request gives the context, the limit and the other parameters, each choice of the response is one answer
+(``sample`` 0, 1, ...), and ``usage`` counts its tokens where there is one choice; of several it knows only the sum.
+What was generated but cannot be read (tool calls, hidden reasoning) is in ``usage`` alone: such an answer has a length
+and no text.
 
 Understood are chat completions, completions and the Responses API, with request and response under the names that
 gateways use, as objects or as JSON texts, also inside a ``body``; and a response alone, whose prompt is not known.
@@ -19,6 +20,7 @@ from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_
 from ecoserve.data.formats.openai_parts import Answer, Asked, is_request, is_response, read_request, read_response
 from ecoserve.data.formats.turns import limit_of, told
 from ecoserve.data.formats.values import times_of, usage_of, was_cut_off
+from ecoserve.data.parameters import parameters_of
 from ecoserve.data.records import Record
 
 _REQUESTS: Final = ("request", "request_body", "body", "input", "params")
@@ -87,13 +89,17 @@ def _base(row: Row, request: Row, response: Row, index: int) -> Record:
     metadata = request.get("metadata")
     session = first_of(row, *_SESSIONS) or (first_of(metadata, *_SESSIONS) if isinstance(metadata, dict) else None)
     name = session or first_of(row, *_IDS) or response.get("id")
-    limit = limit_of(request)
+    limit, said = limit_of(request), parameters_of(request)
     return Record(
         conversation=str(name) if name not in (None, "") else f"row-{index}",
         model=next((m for m in (text_or_none(r.get("model")) for r in (response, request, row)) if m), None),
         arrival_s=next((t for t in map(times_of, (row, request, response)) if t is not None), None),
         split=text_or_none(row.get("split")),
         max_tokens=limit if limit is not None else limit_of(response),
+        stop=said.stop,
+        tools=said.tools,
+        thinking=said.thinking,
+        response_format=said.response_format,
     )
 
 

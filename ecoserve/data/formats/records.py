@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
 from ecoserve.data.formats.values import number
+from ecoserve.data.parameters import MOST_TOOLS, stops_of
 from ecoserve.data.records import Message, Record, Trace
 from ecoserve.errors import TraceError
 from ecoserve.files import replacing
@@ -65,6 +66,10 @@ class Records:
             finish_reason=text_or_none(row.get("finish_reason")),
             max_tokens=limit if limit is not None and limit >= 1 else None,
             prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
+            stop=stops_of(row.get("stop")),
+            tools=min(max(whole(row.get("tools")) or 0, 0), MOST_TOOLS),
+            thinking=text_or_none(row.get("thinking")),
+            response_format=text_or_none(row.get("response_format")),
         )
         yield Exchange(record, row.get("response"), row)
 

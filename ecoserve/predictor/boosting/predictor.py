@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ecoserve.errors import CheckpointError
 from ecoserve.predictor.base import LengthPredictor
+from ecoserve.predictor.boosting.parameter_features import PARAMETER_FEATURES, parameter_features
 from ecoserve.predictor.boosting.request_features import NAMES, request_features
 from ecoserve.predictor.boosting.words import WordModel
 from ecoserve.predictor.calibration import Calibration
@@ -38,7 +39,7 @@ class BoostingPredictor(LengthPredictor):
         self._prior = np.log(np.asarray(config.prior))
 
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
-        x = feature_rows(views, self.words.scores(views))
+        x = feature_rows(views, self.words.scores(views), parameters=bool(self.config.parameters))
         raw = self.booster.predict(x, raw_score=True, num_threads=1)
         logits: npt.NDArray[np.float64] = np.asarray(raw, dtype=np.float64).reshape(len(x), -1) + self._prior
         return logits
@@ -55,11 +56,11 @@ class BoostingPredictor(LengthPredictor):
         _check_whole(text)
         booster = lightgbm.Booster(model_str=text)
         words = WordModel.load(folder)
-        features, bins = len(NAMES) + len(words.intercepts), len(config.prior)
-        if booster.num_feature() != features or booster.num_model_per_iteration() != bins:
+        names, bins = feature_names(len(words.intercepts), parameters=bool(config.parameters)), len(config.prior)
+        if booster.num_feature() != len(names) or booster.num_model_per_iteration() != bins:
             raise CheckpointError(
                 f"has {booster.num_feature()} features and {booster.num_model_per_iteration()} bins, "
-                f"this ecoserve makes {features} features and the config says {bins} bins",
+                f"this ecoserve makes {len(names)} features and the config says {bins} bins",
                 where=str(folder / MODEL),
                 fix="train it again",
             )
@@ -74,6 +75,14 @@ def _check_whole(text: str) -> None:
         raise ValueError(f"{MODEL} is no whole LightGBM model")
 
 
-def feature_rows(views: Sequence[RequestView], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """All features of ``n`` requests: counts, then word scores, shape ``[n, F]``."""
-    return np.hstack([request_features(views), scores])
+def feature_rows(
+    views: Sequence[RequestView], scores: npt.NDArray[np.float64], *, parameters: bool = False
+) -> npt.NDArray[np.float64]:
+    """All features of ``n`` requests: counts, word scores and, if learned from, parameters; shape ``[n, F]``."""
+    parts = [request_features(views), scores]
+    return np.hstack([*parts, parameter_features(views)] if parameters else parts)
+
+
+def feature_names(scores: int, *, parameters: bool = False) -> list[str]:
+    """Names of the columns of :func:`feature_rows` with ``scores`` word scores."""
+    return [*NAMES, *(f"words_{i}" for i in range(scores)), *(PARAMETER_FEATURES if parameters else ())]

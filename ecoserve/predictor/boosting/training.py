@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.predictor.bins import Bins
-from ecoserve.predictor.boosting.predictor import feature_rows
-from ecoserve.predictor.boosting.request_features import NAMES
+from ecoserve.predictor.boosting.predictor import feature_names, feature_rows
 from ecoserve.predictor.boosting.words import WordModel
 from ecoserve.predictor.calibration import cross_entropy, softmax
 from ecoserve.predictor.config import BoostingSettings
@@ -38,15 +37,15 @@ def train_boosting(
     words, fit_scores = WordModel.fit(
         fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed
     )
-    names = [*NAMES, *(f"words_{i}" for i in range(fit_scores.shape[1]))]
+    said = bool(fit.parameters)
     booster = boost(
-        (feature_rows(fit.views, fit_scores), fit.targets(bins).astype(np.float64)),
-        (feature_rows(held.views, words.scores(held.views)), held.targets(bins).astype(np.float64)),
+        (feature_rows(fit.views, fit_scores, parameters=said), fit.targets(bins).astype(np.float64)),
+        (feature_rows(held.views, words.scores(held.views), parameters=said), held.targets(bins).astype(np.float64)),
         np.log(bins.shares(fit.all_lengths())),
         settings,
         seed=seed,
         progress=progress,
-        names=names,
+        names=feature_names(fit_scores.shape[1], parameters=said),
     )
     return booster, words
 

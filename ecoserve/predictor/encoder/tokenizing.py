@@ -60,5 +60,11 @@ class RequestTokenizer:
 
     def _bare(self, text: str, tokens: int) -> list[int]:
         clipped = clip(text, 2 * _CHARACTERS_PER_TOKEN * max(tokens, 8))
+        try:
+            clipped.encode()
+        except UnicodeEncodeError:
+            # Half a surrogate pair, as JSON can bring it, is no text for a tokenizer: one such request in a batch would
+            # take the others' predictions away.
+            clipped = clipped.encode("utf-8", "replace").decode()
         ids: list[int] = self._tokenizer.encode(clipped, add_special_tokens=False).ids
         return ids

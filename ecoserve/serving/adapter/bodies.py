@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ecoserve.data import Message
+from ecoserve.data.parameters import LARGEST_LIMIT, NOTHING_SAID, RequestParameters, parameters_of
 from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor.text import ChatRequest
 from ecoserve.serving.core import keys
 
 #: Name of the object that carries ``extra_args`` in vLLM's HTTP bodies.
@@ -35,11 +37,18 @@ class Ask:
         chats: one context per response wanted, each a sequence of messages.
         batch: whether they are the prompts of one batch (predictions then travel as a list).
         limit: the body's own limit on generated tokens, if it has one.
+        parameters: what else it says about the answers' lengths.
     """
 
     chats: tuple[tuple[Message, ...], ...]
     batch: bool = False
     limit: int | None = None
+    parameters: RequestParameters = NOTHING_SAID
+
+    def requests(self) -> list[ChatRequest]:
+        """What a predictor is asked: each context with the parameters."""
+        limit = self.limit and min(self.limit, LARGEST_LIMIT)
+        return [ChatRequest(chat, replace(self.parameters, max_tokens=limit)) for chat in self.chats]
 
 
 def parse(body: bytes) -> dict[str, Any] | None:
@@ -55,7 +64,8 @@ def ask_chat(body: Mapping[str, Any]) -> Ask | None:
     """What ``/v1/chat/completions`` asks."""
     chat = _messages(body.get("messages"))
     limit = body.get("max_completion_tokens")
-    return Ask((chat,), limit=_limit(body.get("max_tokens") if limit is None else limit)) if chat else None
+    limit = _limit(body.get("max_tokens") if limit is None else limit)
+    return Ask((chat,), limit=limit, parameters=parameters_of(body)) if chat else None
 
 
 def ask_completion(body: Mapping[str, Any]) -> Ask | None:
@@ -65,10 +75,11 @@ def ask_completion(body: Mapping[str, Any]) -> Ask | None:
     limit = COMPLETION_MAX_TOKENS if limit is None else _limit(limit)
     if body.get("prompt_embeds") is not None or body.get("use_beam_search"):
         return None
+    said = parameters_of(body)
     if isinstance(prompt, str):
-        return Ask((_user(prompt),), limit=limit)
+        return Ask((_user(prompt),), limit=limit, parameters=said)
     if isinstance(prompt, list) and 0 < len(prompt) <= BATCH_PROMPTS and all(isinstance(p, str) for p in prompt):
-        return Ask(tuple(_user(p) for p in prompt), batch=True, limit=limit)
+        return Ask(tuple(_user(p) for p in prompt), batch=True, limit=limit, parameters=said)
     return None
 
 
@@ -81,7 +92,7 @@ def ask_responses(body: Mapping[str, Any]) -> Ask | None:
     instructions = body.get("instructions")
     if isinstance(instructions, str) and instructions:
         chat = (Message("system", instructions), *chat)
-    return Ask((chat,), limit=_limit(body.get("max_output_tokens")))
+    return Ask((chat,), limit=_limit(body.get("max_output_tokens")), parameters=parameters_of(body))
 
 
 def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
@@ -90,7 +101,7 @@ def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
     system = _text(body.get("system"))
     if chat and system:
         chat = (Message("system", system), *chat)
-    return Ask((chat,), limit=_limit(body.get("max_tokens"))) if chat else None
+    return Ask((chat,), limit=_limit(body.get("max_tokens")), parameters=parameters_of(body)) if chat else None
 
 
 #: Paths whose requests are predicted, and how to read them.

@@ -225,7 +225,7 @@ class PredictionMiddleware:
     async def _predict(self, ask: bodies.Ask) -> dict[str, Any]:
         assert self._service is not None
         begun = time.perf_counter()
-        lengths, outcome = await self._service.predict(ask.chats)
+        lengths, outcome = await self._service.predict(ask.requests())
         front_families().seconds.observe(time.perf_counter() - begun)
         self._count(outcome)
         return bodies.wire_args(ask, lengths) if lengths else {}
