@@ -23,6 +23,8 @@ FIGURES = (
     "tpot_p99_ms",
     "throughput_rps",
     "output_tokens_per_s",
+    "slo_attainment",
+    "goodput_rps",
     "preemptions",
     "recomputed_tokens",
     "pauses",
@@ -35,9 +37,11 @@ FIGURES = (
 def condense(summary: dict[str, Any], command: str) -> dict[str, Any]:
     """Rows of ``summary`` with equal :data:`KEYS` become one, seed by seed folded away."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    checkpoints = {str(run["lengths"]) for run in summary["runs"] if str(run["lengths"]).startswith("predicted:")}
     for run in summary["runs"]:
-        kind, _, name = str(run["lengths"]).partition(":")
-        lengths = kind if kind == "predicted" else f"{kind}:{name}" if name else kind
+        lengths = str(run["lengths"])
+        if lengths in checkpoints:
+            lengths = f"predicted:{Path(lengths).name}" if len(checkpoints) > 1 else "predicted"
         groups[(run.get("engine"), run.get("condition"), run["rate_rps"], run["policy"], lengths)].append(run)
     rows = []
     for key, runs in groups.items():
