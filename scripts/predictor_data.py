@@ -6,18 +6,24 @@ Imported by ``predictor_table.py``, ``predictor_other_data.py`` and ``predictor_
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from ecoserve.data import Trace, load_trace
+from ecoserve.data import Record, Trace, load_trace
 from ecoserve.files import write_atomically
-from ecoserve.predictor import BoostingSettings, LengthPredictor, train_predictor
+from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor import Bins, BoostingSettings, Calibration, LengthPredictor, PredictorConfig, Predicts
 from ecoserve.predictor.baselines_nearest import FrozenEncoder, Vectors
+from ecoserve.predictor.boosting.predictor import BoostingPredictor
+from ecoserve.predictor.boosting.training import train_boosting
+from ecoserve.predictor.calibration_fitting import fit_calibration
 from ecoserve.predictor.encoder.source import find_encoder
+from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
+from ecoserve.predictor.examples import Parts
+from ecoserve.predictor.progress import silent
 from ecoserve.predictor.text import RequestView
 
 #: File of each trace, and how its lengths are read.
@@ -39,19 +45,38 @@ def load(folder: Path, name: str) -> Trace:
     return load_trace(folder / file, **options)  # type: ignore[arg-type]
 
 
-def boosted(
-    trace: Trace, seed: int, *, max_rows: int | None = None, settings: BoostingSettings | None = None
-) -> LengthPredictor:
-    """A LightGBM predictor of ``trace`` as ``train-predictor`` makes it; its config says how good it is on dev."""
-    with tempfile.TemporaryDirectory() as folder:
-        return train_predictor(
-            trace,
-            backend="lightgbm",
-            output_dir=Path(folder) / "lightgbm",
-            seed=seed,
-            max_rows=max_rows,
-            settings=settings,
-        )
+def boosted(parts: Parts, seed: int) -> LengthPredictor:
+    """A LightGBM predictor as ``train-predictor`` makes it of these parts of a trace, neither evaluated nor saved."""
+    bins = Bins.fit(parts.fit.all_lengths())
+    booster, words = train_boosting(parts.fit, parts.held, bins, BoostingSettings(), seed=seed, progress=silent)
+    config = PredictorConfig(
+        backend="lightgbm",
+        edges=bins.edges,
+        closed_by=bins.closed_by,
+        prior=tuple(bins.shares(parts.fit.all_lengths()).tolist()),
+        trace_name="not saved",
+        trace_format="not saved",
+        trace_sha256="0" * 64,
+        length_source="not saved",
+        rows_trained=len(parts.fit),
+        rows_held_out=len(parts.held),
+        seed=seed,
+    )
+    predictor = BoostingPredictor(config, Calibration(), booster, words)
+    views = parts.held.views
+    predictor.calibration = fit_calibration(predictor.logits(views), parts.held.lengths, bins.edges, views, seed=seed)
+    return predictor
+
+
+def asked(predictor: Predicts, records: Sequence[Record]) -> list[LengthDistribution]:
+    """What a predictor says of records."""
+    return predict_all(predictor, [request_of(r) for r in records])
+
+
+def scored_on_dev(predictor: Predicts, parts: Parts) -> dict[str, float]:
+    """How good a predictor is on the dev rows of a trace."""
+    rows = scored_records(parts.dev_records)
+    return score(asked(predictor, rows), true_lengths(rows))
 
 
 def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from predictor_data import boosted, spread
+from predictor_data import asked, boosted, spread
 from scipy.stats import kendalltau
 
 from ecoserve.data import Record, Trace
 from ecoserve.data.similarity import shingles, similar_pairs
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import ConstantMedian
-from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
-from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.evaluation import score, scored_records, true_lengths
+from ecoserve.predictor.examples import Examples, training_parts
 
 Array = npt.NDArray[np.float64]
 #: Temperatures of the four answers, in the order of their field; the last is what is predicted.
@@ -130,7 +130,8 @@ def duplicates_across(trace: Trace, seeds: Sequence[int]) -> dict[str, Any]:
         for name, without in (("all_of_train", ()), ("without_duplicates", theirs), ("as_many_at_random", random)):
             left_out = set(map(int, without))
             rows = [r for i, r in enumerate(train) if i not in left_out]
-            predicted = predict_all(boosted(trace.with_records([*rows, *dev]), seed), [request_of(r) for r in dev])
+            parts = training_parts(trace.with_records([*rows, *dev]), seed=seed)
+            predicted = asked(boosted(parts, seed), dev)
             for part, here in (("with", has), ("other", ~has)):
                 chosen = [d for d, h in zip(predicted, here, strict=True) if h]
                 runs.setdefault(f"{name}_{part}", []).append(score(chosen, y[here]))
@@ -156,8 +157,8 @@ def out_of_fold(trace: Trace, folds: int, seed: int) -> tuple[list[Record], list
     for k in range(folds):
         split = [replace(r, split="dev" if f == k else "train") for r, f in zip(rows, fold, strict=True)]
         at = np.flatnonzero(fold == k).tolist()
-        model = boosted(trace.with_records(split), seed)
-        predicted |= dict(zip(at, predict_all(model, [request_of(rows[i]) for i in at]), strict=True))
+        model = boosted(training_parts(trace.with_records(split), seed=seed), seed)
+        predicted |= dict(zip(at, asked(model, [rows[i] for i in at]), strict=True))
     return rows, [predicted[i] for i in range(len(rows))]
 
 

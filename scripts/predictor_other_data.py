@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from predictor_data import boosted, load, spread, write
+from predictor_data import asked, boosted, load, spread, write
 
 from ecoserve.data import Message, Record, Trace, split_trace
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor import Bins, ConstantMedian, Predicts
-from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
-from ecoserve.predictor.examples import Examples
+from ecoserve.predictor import Bins, ConstantMedian, LengthPredictor
+from ecoserve.predictor.evaluation import score, scored_records, true_lengths
+from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 
@@ -51,8 +51,9 @@ def named(record: Record) -> Record:
     return replace(record, messages=(Message("system", name), Message("user", record.prompt or "")))
 
 
-def asked(predictor: Predicts, records: Sequence[Record]) -> list[LengthDistribution]:
-    return predict_all(predictor, [request_of(r) for r in records])
+def learned(trace: Trace, seed: int) -> LengthPredictor:
+    """A LightGBM predictor of the trace's train rows."""
+    return boosted(training_parts(trace, seed=seed), seed)
 
 
 def dev_rows(trace: Trace) -> list[Record]:
@@ -67,7 +68,7 @@ def sharegpt(trace: Trace, seeds: Sequence[int]) -> dict[str, Any]:
         for name, form in (("with_conversation", None), ("question_alone", question_alone)):
             data = split if form is None else split.with_records(map(form, split.records))
             rows = dev_rows(data)
-            predicted, y = asked(boosted(data, seed), rows), true_lengths(rows)
+            predicted, y = asked(learned(data, seed), rows), true_lengths(rows)
             turns = np.asarray([r.turn for r in rows])
             for part, chosen in (("", turns >= 0), ("_first_turn", turns == 0), ("_later_turns", turns > 0)):
                 runs.setdefault(name + part, []).append(_score(predicted, y, chosen))
@@ -86,9 +87,9 @@ def alpaca_eval(trace: Trace, seeds: Sequence[int]) -> dict[str, Any]:
         told = split.with_records(map(named, split.records))
         ways = {
             "constant_per_model": _each(models, rows, lambda m, s=split: ConstantMedian.fit(*_train(s, m))),
-            "model_unknown": asked(boosted(split, seed), rows),
-            "model_named": asked(boosted(told, seed), [named(r) for r in rows]),
-            "one_per_model": _each(models, rows, lambda m, s=split, n=seed: boosted(_only(s, m), n)),
+            "model_unknown": asked(learned(split, seed), rows),
+            "model_named": asked(learned(told, seed), [named(r) for r in rows]),
+            "one_per_model": _each(models, rows, lambda m, s=split, n=seed: learned(_only(s, m), n)),
         }
         for way, predicted in ways.items():
             overall.setdefault(way, []).append(score(predicted, y))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from predictor_data import Remembered, boosted, load, spread, write
+from predictor_data import Remembered, asked, boosted, load, scored_on_dev, spread, write
 from predictor_label_noise import Array, duplicates_across, label_noise, out_of_fold, samples_of
 from scipy.stats import kendalltau
 
@@ -30,7 +30,7 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import load_predictor
 from ecoserve.predictor.baselines_table import POINT_KEYS
 from ecoserve.predictor.boosting.request_features import NAMES, request_features
-from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
+from ecoserve.predictor.evaluation import score, scored_records, true_lengths
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.text import read_record
 from ecoserve.predictor.threads import let_waiting_threads_sleep
@@ -52,9 +52,8 @@ def learning_curve(trace: Trace, sizes: Sequence[int], seeds: Sequence[int], emb
     for seed in seeds:
         data = tenth_apart(trace, seed)
         for size in sizes:
-            model = boosted(data, seed, max_rows=size)
-            found["lightgbm"].setdefault(str(size), []).append(model.config.metrics["dev"])
             parts = training_parts(data, seed=seed, max_rows=size)
+            found["lightgbm"].setdefault(str(size), []).append(scored_on_dev(boosted(parts, seed), parts))
             views = [*parts.fit.views, *parts.held.views]
             lengths = [*zip(parts.fit.lengths, parts.fit.samples, strict=True)]
             lengths += [*zip(parts.held.lengths, parts.held.samples, strict=True)]
@@ -104,9 +103,10 @@ def error_by_kind(records: Sequence[Record], predicted: Sequence[LengthDistribut
     bands = dict(zip(("true", "predicted"), (_bands(y), _bands(medians)), strict=True))
     others = samples_of(records)[:, :-1].mean(axis=1)
     rows = {name: _kind(here, y, medians, others) for name, here in kinds.items() if here.sum() >= _KIND_ROWS}
-    avoidable = sum(np.abs(y - medians) - np.abs(y - others))
+    avoidable = float((np.abs(y - medians) - np.abs(y - others)).sum())
     for name, row in rows.items():
-        row["share_of_avoidable"] = round(row["avoidable_tokens"] * float(kinds[name].sum()) / float(avoidable), 3)
+        its = row["avoidable_tokens"] * row["rows"]
+        row["share_of_avoidable"] = round(its / avoidable, 3) if avoidable > 0 else 0.0
     worst_first = sorted(rows.items(), key=lambda item: -item[1]["avoidable_tokens"])
     lengths = {
         f"{of}_length": {name: _kind(here, y, medians, others) for name, here in parts.items()}
@@ -144,7 +144,7 @@ def held_out(trace: Trace, folder: str) -> tuple[list[Record], list[LengthDistri
     share = float(used.get("held_out", 0.1))
     parts = training_parts(trace, seed=predictor.config.seed, max_rows=used.get("max_rows"), held_out=share)
     rows = list(parts.held_records)
-    return rows, predict_all(predictor, [request_of(r) for r in rows])
+    return rows, asked(predictor, rows)
 
 
 def main(arguments: list[str]) -> None:

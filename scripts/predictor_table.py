@@ -18,13 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from predictor_data import TRACES, Remembered, boosted, load, spread, write
+from predictor_data import TRACES, Remembered, boosted, load, scored_on_dev, spread, write
 
 from ecoserve.cli.evaluate_predictor import comparison_table
 from ecoserve.data import Trace
 from ecoserve.predictor import Bins, load_predictor
 from ecoserve.predictor.baselines_table import side_by_side
-from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.threads import let_waiting_threads_sleep
 
@@ -59,14 +58,14 @@ def predictor_row(trace: Trace, given: str, seeds: list[int]) -> tuple[str, dict
     if not folders:
         if name != "lightgbm":
             sys.exit(f"--predictor {name}: only lightgbm is trained here; give NAME=CHECKPOINT,...")
-        runs = [boosted(trace, seed).config.metrics["dev"] for seed in seeds]
+        every = {seed: training_parts(trace, seed=seed) for seed in seeds}
+        runs = [scored_on_dev(boosted(parts, seed), parts) for seed, parts in every.items()]
         return name, {"seeds": seeds, **spread(runs)}
     runs, used = [], []
     for folder in folders.split(","):
         predictor = load_predictor(folder)
         used.append(predictor.config.seed)
-        rows = scored_records(training_parts(trace, seed=predictor.config.seed).dev_records)
-        runs.append(score(predict_all(predictor, [request_of(r) for r in rows]), true_lengths(rows)))
+        runs.append(scored_on_dev(predictor, training_parts(trace, seed=predictor.config.seed)))
     return name, {"seeds": used, "backend": predictor.config.backend, **spread(runs)}
 
 
