@@ -104,7 +104,7 @@ def error_by_kind(records: Sequence[Record], predicted: Sequence[LengthDistribut
     others = samples_of(records)[:, :-1].mean(axis=1)
     rows = {name: _kind(here, y, medians, others) for name, here in kinds.items() if here.sum() >= _KIND_ROWS}
     avoidable = float((np.abs(y - medians) - np.abs(y - others)).sum())
-    for name, row in rows.items():
+    for row in rows.values():
         its = row["avoidable_tokens"] * row["rows"]
         row["share_of_avoidable"] = round(its / avoidable, 3) if avoidable > 0 else 0.0
     worst_first = sorted(rows.items(), key=lambda item: -item[1]["avoidable_tokens"])
