@@ -15,6 +15,7 @@ Lengths are characters / 4, for neither trace names a tokenizer. Three minutes o
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -130,20 +131,23 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("data", type=Path, help="folder with the traces")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--traces", nargs="+", choices=["sharegpt", "alpaca_eval"], default=["sharegpt", "alpaca_eval"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args(arguments)
     let_waiting_threads_sleep()
-    content: dict[str, Any] = {
-        "command": f"python scripts/predictor_other_data.py ../shared/data {given.out.name}",
-        "seeds": given.seeds,
-    }
-    for name, measure in (("sharegpt", sharegpt), ("alpaca_eval", alpaca_eval)):
+    content: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    seeds = " ".join(map(str, given.seeds))
+    for name in given.traces:
         trace = load(given.data, name)
-        content[name] = {"sha256": trace.sha256, "length_source": trace.length_source, "rows": len(trace)}
+        measure = {"sharegpt": sharegpt, "alpaca_eval": alpaca_eval}[name]
+        command = (
+            f"python scripts/predictor_other_data.py ../shared/data {given.out.name} --traces {name} --seeds {seeds}"
+        )
+        content[name] = {"command": command, "sha256": trace.sha256, "length_source": trace.length_source}
         content[name]["found"] = measure(trace, given.seeds)
         for way, values in content[name]["found"].items():
             print(name, way, *(f"{k} {values[k]:.3f}" for k in ("rows", "mae_tokens", "kendall_tau", "coverage_90")))
-    write(given.out, content)
+        write(given.out, content)
 
 
 if __name__ == "__main__":
