@@ -41,7 +41,8 @@ class Panel:
 class Figure:
     """A group of plots with one explanation, one legend and one table of data.
 
-    ``choices`` are (key, title) of what its x axis may show, ``choice_label`` what a person is asked.
+    ``choices`` are (key, title) of what its x axis may show (its y axis, if the layout's ``meta.axis`` says so),
+    ``choice_label`` what a person is asked.
     """
 
     id: str

@@ -35,7 +35,7 @@ class Table:
     """A table with a caption; the first cell of each row is its header.
 
     ``groups`` names the group of every row, where rows have one: a heading in the page, a first column in the CSV,
-    which is called ``group_title`` there.
+    which is called ``group_title`` there. A ``folded`` table is shown when it is asked for, and printed never.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     group_title: str = "Group"
+    folded: bool = False
 
     def csv(self) -> str:
         """The table with full numbers, for a spreadsheet."""

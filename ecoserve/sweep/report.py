@@ -14,9 +14,18 @@ from ecoserve.files import write_atomically
 from ecoserve.pages import Page, Section, render_page, write
 from ecoserve.sweep.reporting.accuracy_figure import accuracy_figures
 from ecoserve.sweep.reporting.answer import answer
+from ecoserve.sweep.reporting.calibration_figure import calibration_figure
+from ecoserve.sweep.reporting.details import Details
+from ecoserve.sweep.reporting.fairness_figure import fairness_figure
 from ecoserve.sweep.reporting.figures import Style
+from ecoserve.sweep.reporting.knob_figure import accuracy_map, knob_map
+from ecoserve.sweep.reporting.kvc_figure import kvc_figure
+from ecoserve.sweep.reporting.ladder_figure import ladder_figure
+from ecoserve.sweep.reporting.pareto_figure import pareto_figure
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
+from ecoserve.sweep.reporting.rate_figure import attainment_figure, latency_figure
 from ecoserve.sweep.reporting.settings import Settings
+from ecoserve.sweep.reporting.slo_figure import scale_figure
 from ecoserve.sweep.reporting.tables import predictor_table, settings_table
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
@@ -25,6 +34,8 @@ T = TypeVar("T")
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 FILE_NAME: Final = "report.html"
+#: A table of more rows is folded.
+_MOST_ROWS: Final = 40
 _SYNTHETIC: Final = (
     "Synthetic workload.",
     "The requests and their lengths were made up from templates, not taken from real use. What follows shows that "
@@ -58,11 +69,11 @@ GLOSSARY: Final = (
 def write_report(folder: ResultFolder) -> Path:
     """Write the folder's ``summary.json`` and ``report.html`` from its runs; returns the report's path."""
     folder.write_summary()
-    return write_atomically(folder.path / FILE_NAME, render(folder.summary()).encode())
+    return write_atomically(folder.path / FILE_NAME, render(folder.summary(), Details(folder)).encode())
 
 
-def render(summary: Summary) -> str:
-    """The whole page as text."""
+def render(summary: Summary, details: Details | None = None) -> str:
+    """The whole page as text; plots of requests and of KVC over time need ``details``."""
     settings = Settings(summary.runs, summary.meta.baseline_policy)
     meta = summary.meta
     page = Page(
@@ -70,7 +81,7 @@ def render(summary: Summary) -> str:
         title=meta.title,
         subtitle=_subtitle(meta),
         answer=answer(summary, settings),
-        sections=sections(summary, settings),
+        sections=sections(summary, settings, details or Details()),
         source_missing="Not in this folder",
         glossary=GLOSSARY,
         facts=_facts(meta, summary),
@@ -85,12 +96,14 @@ def render(summary: Summary) -> str:
     return render_page(page, template="report.html.j2", folder=TEMPLATES, failures=summary.failures)
 
 
-def sections(summary: Summary, settings: Settings) -> list[Section]:
+def sections(summary: Summary, settings: Settings, details: Details) -> list[Section]:
     """What the page shows between the first screen and the settings, in order."""
     real = [load for load in settings.loads if load.engine != "virtual"]
     virtual = [load for load in settings.loads if load.engine == "virtual"]
     style = Style.of(settings)
-    pressure = pressure_figure(settings, style)
+    everything = settings_table("virtual", "Every setting of the virtual sweep.", settings, virtual)
+    if everything is not None:
+        everything.folded = len(everything.rows) > _MOST_ROWS
     return [
         Section(
             "predictor",
@@ -118,16 +131,66 @@ def sections(summary: Summary, settings: Settings) -> list[Section]:
             "pressure",
             "Where it helps and where it does not",
             "Knowing lengths pays where the KV cache is short. Where it is plentiful, no gain is expected.",
-            figures=_some(pressure),
+            figures=_some(pressure_figure(settings, style)),
             missing="loads with and without KV cache pressure",
+        ),
+        Section(
+            "rates",
+            "Latency, and who meets the SLO",
+            "What a user of the server notices as traffic grows.",
+            figures=_all(
+                latency_figure(settings, style),
+                attainment_figure(settings, style),
+                scale_figure(settings, style, details),
+            ),
+            missing="more than one arrival rate",
+        ),
+        Section(
+            "trade",
+            "Knobs and trade-offs",
+            "Which setting for which rate, and what throughput costs in latency.",
+            figures=_all(accuracy_map(settings), knob_map(settings), pareto_figure(settings, style)),
+            missing="a knob at more than one rate",
+        ),
+        Section(
+            "kvc",
+            "What the KV cache is used for",
+            "Who holds memory, and for what.",
+            figures=_some(kvc_figure(settings, style, details)),
+            missing="KV cache over time",
+        ),
+        Section(
+            "wrong",
+            "When predictions are wrong",
+            "No predictor is right. What counts is what a wrong length costs, and whom.",
+            figures=_some(ladder_figure(settings, style)),
+            missing="answers that outlived a reservation",
+        ),
+        Section(
+            "fairness",
+            "Long and short answers",
+            "Means hide who waits.",
+            figures=_some(fairness_figure(settings, style, details)),
+            missing="rows of single requests",
+        ),
+        Section(
+            "lengths",
+            "How good the lengths were that the schedulers were told",
+            "Measured on the very requests that were served, whatever made the lengths.",
+            figures=_some(calibration_figure(settings, details)),
+            missing="lengths that were told with an error",
         ),
         Section(
             "levels",
             "All settings of the virtual sweep",
             "Means over seeds; the smaller line runs from the lowest to the highest seed.",
-            _some(settings_table("virtual", "Every setting of the virtual sweep.", settings, virtual)),
+            _some(everything),
         ),
     ]
+
+
+def _all(*items: T | None) -> tuple[T, ...]:
+    return tuple(item for item in items if item is not None)
 
 
 def _some(item: T | None) -> tuple[T, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,5 +58,5 @@ def test_no_block_second_is_lost_and_room_is_bounded(states):
     assert sum(p.held * p.seconds for p in points) * 50 == pytest.approx(area)
     assert sum(p.wasted * p.seconds for p in points) * 50 == pytest.approx(waste)
     assert points[-1].at_s + points[-1].seconds == pytest.approx(now)
-    assert all(a.at_s + a.seconds == pytest.approx(b.at_s) for a, b in zip(points, points[1:], strict=False))
+    assert all(a.at_s + a.seconds == pytest.approx(b.at_s) for a, b in pairwise(points))
     assert all(0 <= p.held <= 1 + 1e-9 for p in points)

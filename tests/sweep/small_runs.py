@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ecoserve.errors import InputError
+from ecoserve.serving.kvc_series import KvcPoint, KvcSeries
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 
 TOKEN_S = 0.02
@@ -32,6 +33,7 @@ class QueueSettings(BaseModel):
     trace: str = "synthetic"
     depth: int = 1
     blocks: int = 8
+    slo_scale: float | None = None
     mark: str | None = None
     sleep_s: float = 0.0
     die: bool = False
@@ -71,6 +73,10 @@ def queue(settings: QueueSettings) -> RunResult:
             first_token_s=now + TOKEN_S,
             finish_s=end,
             predicted_tokens=None if told is None else float(told[i]),
+            told_rank=None if told is None else float(true[i] / (true[i] + told[i])),
+            deadline_s=None
+            if settings.slo_scale is None
+            else float(arrivals[i]) + settings.slo_scale * float(true[i]) * TOKEN_S,
         )
     done = [row for row in rows if row is not None]
     waited = int(sum(row.first_token_s - row.arrival_s > 1 for row in done if row.first_token_s is not None))
@@ -79,11 +85,28 @@ def queue(settings: QueueSettings) -> RunResult:
         recomputed_tokens=40 * waited if settings.policy == "vllm" else 0,
         pauses=waited // 3 if settings.policy == "ecoserve" else 0,
         steps=int(true.sum()),
+        mispredictions=_mispredictions(settings.policy, told, true),
         kvc_used_mean=0.5,
         schedule_s=[time.perf_counter() % 1 for _ in range(3)],
     )
     labels = {"blocks": settings.blocks, "depth": settings.depth}
-    return RunResult(settings.policy, settings.lengths, settings.rate_rps, settings.seed, done, totals, labels)
+    kvc = _busy(done, settings.blocks)
+    return RunResult(settings.policy, settings.lengths, settings.rate_rps, settings.seed, done, totals, labels, kvc=kvc)
+
+
+def _busy(rows: list[RequestRow], blocks: int) -> list[KvcPoint]:
+    """Slots taken over time; those of answers in the queue's last third are called wasted."""
+    end = max(row.finish_s or 0.0 for row in rows)
+    series = KvcSeries(blocks)
+    for at in np.arange(0.0, end, end / 60):
+        held = sum((row.first_token_s or 0.0) <= at < (row.finish_s or 0.0) for row in rows)
+        series.add(float(at), end / 60, held, held / 2, held / 4, held / 8)
+    return series.points()
+
+
+def _mispredictions(policy: str, told: np.ndarray | None, true: np.ndarray) -> dict[str, int]:
+    under = 0 if policy == "vllm" or told is None else int((told < true).sum())
+    return {"under_predictions": under, "rung_own_space": under // 2, "rung_re_reserved": under - under // 2}
 
 
 def _told(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:

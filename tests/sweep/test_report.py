@@ -18,9 +18,16 @@ from ecoserve.sweep.execute import execute
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.report import render, write_report
+from ecoserve.sweep.reporting.details import Details
 from ecoserve.sweep.results import ResultFolder, load_summary
 from ecoserve.sweep.summary import Meta, PredictorRow, Summary, TraceInfo
 
+#: Every figure of the full report and how many plots it has.
+FIGURES = {
+    "accuracy-latency": 2, "accuracy-jct": 2, "accuracy-throughput": 2, "accuracy-goodput": 2, "pressure": 1,
+    "rate-latency": 1, "rate-slo": 2, "slo-scale": 2, "map-accuracy": 1, "pareto": 1, "kvc": 4, "ladder": 1,
+    "fairness": 1, "calibration": 2,
+}  # fmt: skip
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>"
 
 
@@ -30,6 +37,7 @@ def plan(**more: object) -> SweepPlan:
         "lengths": ["true", "noise:0.3", "noise:1", "none"],
         "rates": [3.0, 4.5],
         "requests": 60,
+        "settings": {"slo_scale": 4},
         "run": "small_runs:queue",
         "conditions": {
             "pressure": {},
@@ -130,8 +138,11 @@ def test_every_link_in_the_page_leads_somewhere(full):
 def test_all_parts_are_there(full):
     page = page_of(full)
     sections = [attributes.get("id") for attributes in page.of("section")]
-    assert sections == ["answer", "predictor", "engine", "accuracy", "pressure", "levels", "words", "how"]
-    assert len(page.of("table")) == 1 + 1 + 2 + 1 + 1  # predictors, engine, two accuracy plots, pressure, all settings
+    assert sections == [
+        "answer", "predictor", "engine", "accuracy", "pressure", "rates", "trade", "kvc", "wrong", "fairness",
+        "lengths", "levels", "words", "how",
+    ]  # fmt: skip
+    assert len(page.of("table")) == 3 + len(FIGURES)  # predictors, engine, all settings, and what is behind the plots
     assert "Encoder (fine-tuned transformer)" in page.visible
     assert "ecoserve, true lengths (oracle)" in page.visible
 
@@ -149,7 +160,7 @@ def test_tables_have_headers_and_captions(full):
 def test_plots_have_words_and_data(full):
     page = page_of(full)
     plots = [a for a in page.of("div") if a.get("class") == "plot"]
-    assert len(plots) == 2 + 2 + 1  # two rates for two metrics, and the differences
+    assert len(plots) == sum(FIGURES.values())
     assert all(len(plot["aria-label"] or "") > 60 for plot in plots)
     (data,) = [text for tag, text in page.texts if tag == "script" and text.startswith("{")]
     specs = json.loads(data)
@@ -163,10 +174,7 @@ def test_plots_have_words_and_data(full):
 def test_downloads_hold_the_numbers_of_the_runs(full):
     page = page_of(full)
     links = {a["download"]: a["href"] or "" for a in page.of("a") if "download" in a}
-    assert set(links) == {
-        "predictors.csv", "engine.csv", "virtual.csv", "pressure.csv", "accuracy-latency.csv",
-        "accuracy-throughput.csv",
-    }  # fmt: skip
+    assert set(links) == {f"{name}.csv" for name in ("predictors", "engine", "virtual", *FIGURES)}
     lines = base64.b64decode(links["virtual.csv"].partition("base64,")[2]).decode().splitlines()
     runs = [
         run
@@ -186,7 +194,7 @@ def test_rebuilding_from_the_folder_gives_the_same_page(full):
     before = (full.path / "report.html").read_text(encoding="utf-8")
     write_report(ResultFolder.open(full.path))
     assert (full.path / "report.html").read_text(encoding="utf-8") == before
-    assert render(load_summary(full.path / "summary.json")) == before
+    assert render(load_summary(full.path / "summary.json"), Details(full)) == before
 
 
 def test_hostile_strings_stay_text(full):
@@ -309,10 +317,7 @@ def test_a_browser_draws_every_plot_and_has_nothing_to_complain_about(full, tmp_
         check=False,
     )
     assert "CONSOLE" not in done.stderr
-    drawn = re.findall(
-        r'id="([a-z]+(?:-[a-z]+)*-\d)"[^>]*class="[^"]*js-plotly-plot|class="plot js-plotly-plot"', done.stdout
-    )
-    assert len(drawn) == 5
+    assert len(re.findall(r'class="plot js-plotly-plot"', done.stdout)) == sum(FIGURES.values())
     assert "main-svg" in done.stdout
     assert 'id="theme" hidden' not in done.stdout
 

@@ -35,8 +35,13 @@
     if (axes) {
       const asked = measures[document.getElementById(id).dataset.figure];
       const key = axes[asked] ? asked : Object.keys(axes)[0];
-      range = axes[key].range;
-      layout.xaxis = { title: { text: axes[key].title }, range, tickformat: axes[key].tickformat, zeroline: false };
+      const { title, tickformat } = axes[key];
+      if (layout.meta.axis === "y") {
+        layout.yaxis = { ...layout.yaxis, title: { text: title }, tickformat };
+      } else {
+        range = axes[key].range;
+        layout.xaxis = { title: { text: title }, range, tickformat, zeroline: false };
+      }
       for (const trace of spec.data) if (trace.meta.by) Object.assign(trace, trace.meta.by[key] || { x: [], y: [] });
     }
     for (const trace of spec.data) {
@@ -50,7 +55,9 @@
         continue;
       }
       if (trace.type === "heatmap") {
-        trace.colorscale = [[0, paint("--page")], [1, own]];
+        trace.colorscale = trace.meta.diverging
+          ? [[0, color("--good")], [0.5, paint("--page")], [1, color("--bad")]]
+          : [[0, paint("--page")], [1, own]];
         continue;
       }
       if (trace.meta.band) {
@@ -101,8 +108,10 @@
     label.hidden = false;
     const select = label.querySelector("select");
     select.addEventListener("change", () => {
-      // One accuracy for all plots, so that they can be read side by side.
+      // One choice for all plots that have the same, so that they can be read side by side.
+      const choices = (one) => [...one.options].map((option) => option.value).join();
       for (const other of document.querySelectorAll(".measure select")) {
+        if (choices(other) !== choices(select)) continue;
         other.value = select.value;
         measures[other.dataset.figure] = select.value;
       }

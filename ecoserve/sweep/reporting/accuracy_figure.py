@@ -1,4 +1,9 @@
-"""Plots of a metric against the accuracy of the lengths: a line per policy, lines across for those that use none."""
+"""Plots of a metric against the accuracy of the lengths: a line per policy, lines across for those that use none.
+
+Errors of different kinds do not lie on one curve, so a line joins errors of one kind only (with the truth at its end);
+the others are points of their own shape. Where there are many loads, those next to the main one are drawn, all are in
+the table.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ from typing import Any, Final
 
 from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write
 from ecoserve.sweep.plan import LENGTH_BLIND
-from ecoserve.sweep.reporting.figures import Style
-from ecoserve.sweep.reporting.metrics import NORMALIZED, THROUGHPUT, Metric
+from ecoserve.sweep.reporting.choice import cast, main_load, tuned
+from ecoserve.sweep.reporting.figures import Style, whiskers
+from ecoserve.sweep.reporting.metrics import GOODPUT, JCT, NORMALIZED, THROUGHPUT, Metric, inner
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings
 from ecoserve.sweep.reporting.tables import level_cell
 
@@ -31,11 +37,27 @@ MEASURES: Final = (
 )
 
 
+#: Kind of lengths: symbol, name, and whether its points are joined.
+FAMILIES: Final[dict[str, tuple[str, str, bool]]] = {
+    "predicted": ("diamond", "predicted lengths", True),
+    "noise": ("circle", "log-normal error σ", True),
+    "tau": ("square", "ranked with a given τ", True),
+    "bins": ("triangle-up", "classifier of bins", False),
+    "bias": ("x", "biased lengths", False),
+    "true": ("star", "true lengths", True),
+}
+_OTHER: Final = ("x", "other errors", False)
+#: The most plots of one metric.
+_PANELS: Final = 2
+
+
 def accuracy_figures(settings: Settings, style: Style) -> list[Figure]:
-    """Latency and throughput against accuracy, where there are runs for it."""
+    """Latency, JCT, throughput and goodput against accuracy, where there are runs for it."""
     found = [
         accuracy_figure(settings, style, NORMALIZED, "accuracy-latency"),
+        accuracy_figure(settings, style, JCT, "accuracy-jct"),
         accuracy_figure(settings, style, THROUGHPUT, "accuracy-throughput"),
+        accuracy_figure(settings, style, GOODPUT, "accuracy-goodput"),
     ]
     return [figure for figure in found if figure is not None]
 
@@ -44,16 +66,16 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
     """A metric against the accuracy of the lengths, one plot per load; None without two accuracies at some load."""
     tight = [x for x in settings.loads if x.engine == "virtual" and settings.pressure(x) != "no pressure"]
     loads = [x for x in tight if sum(_accuracy(s, MEASURES[0]) is not None for s in settings.under(x)) >= 2]
-    if not loads:
+    if not loads or not any(s.level(metric) for x in loads for s in settings.under(x)):
         return None
-    several = len({x.condition for x in loads}) > 1
+    several = len({x.family for x in loads}) > 1
     panels, legend = [], dict[str, LegendEntry]()
-    for number, load in enumerate(sorted(loads, key=lambda x: (x.condition or "", x.rate_rps or 0.0))):
-        here = [s for s in settings.under(load) if s.level(metric)]
+    for number, load in enumerate(_drawn(settings, loads)):
+        here = tuned(settings, [s for s in settings.under(load) if s.level(metric)])
         traces = _flat_lines(here, settings, style, metric, legend) + _curves(here, style, metric, legend)
         layout = {
             "yaxis": {
-                "title": {"text": f"{metric.title} ({metric.unit})"},
+                "title": {"text": metric.heading},
                 "rangemode": "tozero" if metric.better == "lower" else "normal",
             },
             "xaxis": {"title": {"text": MEASURES[0].title}},
@@ -83,7 +105,7 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
     )
     return Figure(
         name,
-        f"Accuracy versus {metric.title.lower()}",
+        f"Accuracy versus {inner(metric.title)}",
         f"Each point is one setting, its whisker runs from the lowest to the highest seed. Lines across are settings "
         f"that use no prediction, and the oracle. {'Lower' if metric.better == 'lower' else 'Higher'} is better.",
         panels,
@@ -94,19 +116,32 @@ def accuracy_figure(settings: Settings, style: Style, metric: Metric, name: str)
     )
 
 
+def _drawn(settings: Settings, loads: Sequence[Load]) -> list[Load]:
+    """As many loads as fit, those nearest to the one that the answer is read off at, slowest first."""
+    main = main_load(settings)
+    rate = main.rate_rps or 0.0 if main else 0.0
+    family = main.family if main else ()
+    near = sorted(loads, key=lambda x: (x.family != family, abs((x.rate_rps or 0.0) - rate)))
+    return sorted(near[:_PANELS], key=lambda x: (x.others_title, x.rate_rps or 0.0))
+
+
 def _flat_lines(
     here: Sequence[Setting], settings: Settings, style: Style, metric: Metric, legend: dict[str, LegendEntry]
 ) -> list[dict[str, Any]]:
     """Settings without an accuracy, and the oracle: a line across with a band from the lowest to the highest seed."""
     traces = []
+    about = {(s.policy, s.lengths) for s in cast(settings)}
     for s in here:
         level = s.level(metric)
         if level is None or not (s.policy in LENGTH_BLIND or s.kind in ("none", "true")):
             continue
+        if s.policy not in LENGTH_BLIND and (s.policy, s.lengths) not in about:
+            continue  # where there are several policies, lines across are of the one that the answer is about
         dash = "dash" if s.policy in LENGTH_BLIND else "dot" if s.kind == "none" else "longdashdot"
         slot = style.slots[s.policy]
         legend.setdefault(s.name, LegendEntry(s.name, slot, dash))
-        band = {"x": ["low", "high", "high", "low"], "y": [level.low, level.low, level.high, level.high]}
+        low, mean, high = (metric.column_scale * v for v in (level.low, level.mean, level.high))
+        band = {"x": ["low", "high", "high", "low"], "y": [low, low, high, high]}
         if s.kind != "true":
             traces.append(
                 {**band, "mode": "none", "fill": "toself", "hoverinfo": "skip", "meta": {"slot": slot, "band": 1}}
@@ -115,7 +150,7 @@ def _flat_lines(
         traces.append(
             {
                 "x": ["low", "high"],
-                "y": [level.mean, level.mean],
+                "y": [mean, mean],
                 "mode": "lines",
                 "line": {"dash": dash, "width": 2},
                 "hovertemplate": f"{hover}<extra></extra>",
@@ -128,52 +163,65 @@ def _flat_lines(
 def _curves(
     here: Sequence[Setting], style: Style, metric: Metric, legend: dict[str, LegendEntry]
 ) -> list[dict[str, Any]]:
-    """One line per policy that uses lengths, through its accuracies."""
+    """For each policy that uses lengths, a line or points for each kind of error."""
     traces = []
-    symbols = {"predicted": "diamond", "noise": "circle", "true": "star"}
-    names = {"predicted": "predicted lengths", "noise": "controlled length error", "true": "true lengths"}
     for policy in dict.fromkeys(s.policy for s in here if s.policy not in LENGTH_BLIND):
-        mine = [s for s in here if s.policy == policy and s.kind in symbols]
-        if not mine:
-            continue
+        mine = [s for s in here if s.policy == policy and s.kind != "none"]
+        truth = [s for s in mine if s.kind == "true"]
         slot = style.slots[policy]
-        for s in mine:
-            key = f"{policy} {s.kind}"
-            legend.setdefault(key, LegendEntry(f"{policy}: {names[s.kind]}", slot, "solid", symbols[s.kind]))
-        by_measure = {}
-        for measure in MEASURES:
-            placed = [(x, s) for s in mine if (x := _accuracy(s, measure)) is not None]
-            placed.sort(key=lambda item: item[0])
-            levels = [level for _, s in placed if (level := s.level(metric)) is not None]
-            by_measure[measure.key] = {
-                "x": [x for x, _ in placed],
-                "y": [level.mean for level in levels],
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [level.high - level.mean for level in levels],
-                    "arrayminus": [level.mean - level.low for level in levels],
-                    "thickness": 1.5,
-                    "width": 4,
-                },
-                "marker": {
-                    "symbol": [symbols[s.kind] for _, s in placed],
-                    "size": [14 if s.kind == "true" else 12 if s.kind == "predicted" else 9 for _, s in placed],
-                },
-                "text": [
-                    f"{plain(s.name)}<br>{_hover_level(s, metric)}<br>{plain(measure.title)}: {write(x, measure.unit)}"
-                    for x, s in placed
-                ],
-            }
-        trace = {
-            **by_measure[MEASURES[0].key],
-            "mode": "lines+markers",
-            "line": {"width": 2.5},
-            "hovertemplate": "%{text}<extra></extra>",
-            "meta": {"slot": slot, "by": by_measure},
-        }
-        traces.append(trace)
+        kinds = list(dict.fromkeys(_family(s) for s in mine))
+        for kind in kinds:
+            if kind == "true" and any(FAMILIES.get(k, _OTHER)[2] for k in kinds if k != "true"):
+                continue  # it ends the others' lines
+            symbol, name, joined = FAMILIES.get(kind, _OTHER)
+            points = [s for s in mine if _family(s) == kind] + (truth if joined and kind != "true" else [])
+            legend.setdefault(
+                f"{policy} {kind}", LegendEntry(f"{policy}: {name}", slot, "solid" if joined else "", symbol)
+            )
+            if truth and joined:
+                legend.setdefault(f"{policy} true", LegendEntry(f"{policy}: true lengths", slot, "", "star"))
+            by_measure = {measure.key: _points(points, measure, metric) for measure in MEASURES}
+            traces.append(
+                {
+                    **by_measure[MEASURES[0].key],
+                    "mode": "lines+markers" if joined else "markers",
+                    "line": {"width": 2.2},
+                    "hovertemplate": "%{text}<extra></extra>",
+                    "meta": {"slot": slot, "by": by_measure},
+                }
+            )
     return traces
+
+
+def _family(setting: Setting) -> str:
+    return setting.lengths.partition(":")[0]
+
+
+def _points(settings: Sequence[Setting], measure: Measure, metric: Metric) -> dict[str, Any]:
+    placed = [
+        (x, s, level)
+        for s in settings
+        if (x := _accuracy(s, measure)) is not None and (level := s.level(metric)) is not None
+    ]
+    placed.sort(key=lambda item: item[0])
+    scale = metric.column_scale
+    means = [scale * level.mean for _, _, level in placed]
+    looks = [FAMILIES.get(_family(s), _OTHER)[0] for _, s, _ in placed]
+    return {
+        "x": [x for x, _, _ in placed],
+        "y": means,
+        "error_y": whiskers(
+            means, [scale * level.low for _, _, level in placed], [scale * level.high for _, _, level in placed]
+        ),
+        "marker": {
+            "symbol": looks,
+            "size": [{"star": 14, "diamond": 12}.get(look, 9) for look in looks],
+        },
+        "text": [
+            f"{plain(s.name)}<br>{_hover_level(s, metric)}<br>{plain(measure.title)}: {write(x, measure.unit)}"
+            for x, s, _ in placed
+        ],
+    }
 
 
 def _axes(here: Sequence[Setting]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The answer is read off in virtual time where there is any, under KVC pressure, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.sweep.reporting.metrics import NORMALIZED
@@ -33,17 +34,58 @@ def stand_in(settings: Settings, load: Load) -> Setting | None:
         candidates = [s for s in here if s.kind == kind]
         if kind == "noise" and candidates:
             # Neither the best nor the worst of the controlled errors: nobody could pick one of them.
-            levels = sorted({s.lengths for s in candidates}, key=_number)
+            levels = sorted({s.lengths for s in candidates}, key=lambda name: _accuracy(candidates, name))
             candidates = [s for s in candidates if s.lengths == levels[len(levels) // 2]]
         if candidates:
             return min(candidates, key=latency)
     return None
 
 
-def _number(lengths: str) -> tuple[str, float]:
-    """What controlled errors are sorted by: their kind, then how large they are."""
+def cast(settings: Settings) -> list[Setting]:
+    """Who is shown where not everybody can be: one setting of each policy under the main load, as many as lines fit.
+
+    The baseline; every other policy with the lengths that stand for what a user gets; and the policy that the answer is
+    about with true lengths and with none.
+    """
+    load = main_load(settings)
+    ours = stand_in(settings, load) if load else None
+    if load is None or ours is None:
+        return []
+    here = settings.under(load)
+    chosen = [s for s in here if s.policy == settings.baseline][:1]
+    for policy in dict.fromkeys(s.policy for s in here if s.policy != settings.baseline):
+        mine = [s for s in here if s.policy == policy]
+        told = [s for s in mine if s.lengths == ours.lengths]
+        chosen += [min(told, key=latency) if told else min(mine, key=lambda s: (_STAND_INS.index(s.kind), latency(s)))]
+    for kind in ("none", "true"):
+        same = same_policy(settings, load, ours.policy, kind)
+        chosen += [same] if same and same not in chosen else []
+    return chosen
+
+
+def tuned(settings: Settings, here: Sequence[Setting]) -> list[Setting]:
+    """Of settings that differ in knobs only, those with the knobs that :func:`cast` shows, if it shows their policy."""
+    knobs = {s.policy: s.knobs for s in reversed(cast(settings))}
+    return [s for s in here if s.knobs == knobs.get(s.policy, s.knobs)]
+
+
+def along(settings: Settings, setting: Setting) -> list[Setting]:
+    """The same setting at every rate of its condition, slowest first."""
+    same = [
+        s
+        for s in settings.all
+        if (s.policy, s.lengths, s.knobs, s.load.family)
+        == (setting.policy, setting.lengths, setting.knobs, setting.load.family)
+        and s.load.rate_rps is not None
+    ]
+    return sorted(same, key=lambda s: s.load.rate_rps or 0.0)
+
+
+def _accuracy(candidates: Sequence[Setting], lengths: str) -> tuple[float, str, float]:
+    """What controlled errors are sorted by: how well they rank, worst first, if that is known; then kind and size."""
+    levels = [level.mean for s in candidates if s.lengths == lengths and (level := s.level("prediction_kendall_tau"))]
     kind, colon, number = lengths.partition(":")
-    return kind, float(number) if colon else 0.0
+    return (levels[0] if levels else 0.0), kind, float(number) if colon else 0.0
 
 
 def latency(setting: Setting) -> float:
@@ -53,13 +95,13 @@ def latency(setting: Setting) -> float:
 
 
 def same_policy(settings: Settings, load: Load, policy: str, kind: str) -> Setting | None:
-    """The first setting of a policy with a kind of lengths (``true``, ``predicted``, ``noise``, ``none``)."""
-    return next((s for s in settings.under(load) if s.policy == policy and s.kind == kind), None)
+    """The best setting of a policy with a kind of lengths (``true``, ``predicted``, ``noise``, ``none``)."""
+    return min((s for s in settings.under(load) if s.policy == policy and s.kind == kind), key=latency, default=None)
 
 
 def counterpart(settings: Settings, load: Load, ours: Setting) -> Setting | None:
     """The same setting under another load; with the same kind of lengths, if just these were not run there."""
-    mine = [s for s in settings.under(load) if s.policy == ours.policy and s.kind == ours.kind]
+    mine = [s for s in settings.under(load) if (s.policy, s.kind, s.knobs) == (ours.policy, ours.kind, ours.knobs)]
     return next((s for s in mine if s.lengths == ours.lengths), mine[0] if mine else None)
 
 

@@ -86,10 +86,26 @@ RECOMPUTED: Final = Metric(
 PAUSES: Final = Metric(
     "pauses", "Pauses", "", None, "Times a request was stopped for a while with its KV cache kept: nothing is lost."
 )
-SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their deadline.")
+TTFT_P99: Final = Metric(
+    "ttft_p99_ms", "TTFT p99", "ms", "lower", "Time to first token: 99 of 100 requests wait less.", "s", 1e-3
+)
+TPOT_P99: Final = Metric(
+    "tpot_p99_ms", "TPOT p99", "ms", "lower", "Time per further token: 99 of 100 requests have less."
+)
+NORMALIZED_P99: Final = Metric(
+    "normalized_latency_p99_ms", "Normalized latency p99", "ms/token", "lower",
+    "Time from arrival to the last token, divided by the tokens of the answer: 99 of 100 requests have less.",
+)  # fmt: skip
+GOODPUT: Final = Metric("goodput_rps", "Goodput", "requests/s", "higher", "Requests that met their SLO, per second.")
+SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their SLO.")
 
 #: What a table of settings shows, in this order.
-MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, PREEMPTIONS, RECOMPUTED, PAUSES)
+MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, GOODPUT, SLO, PREEMPTIONS, RECOMPUTED, PAUSES)
+
+
+def inner(title: str) -> str:
+    """A title within a sentence: ``throughput``, but ``JCT``."""
+    return title if title.isupper() else title[:1].lower() + title[1:]
 
 
 def write_comparison(comparison: Comparison, unit: str = "") -> tuple[str, str]:

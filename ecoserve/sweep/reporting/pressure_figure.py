@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write, write_change
+from ecoserve.sweep.reporting.choice import cast
 from ecoserve.sweep.reporting.figures import Style
 from ecoserve.sweep.reporting.metrics import NORMALIZED, write_comparison
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
 from ecoserve.sweep.reporting.tables import comparison_cell, level_cell
+
+#: The most settings that are all shown.
+_MOST: Final = 30
 
 
 def pressure_figure(settings: Settings, style: Style) -> Figure | None:
@@ -22,6 +28,10 @@ def pressure_figure(settings: Settings, style: Style) -> Figure | None:
         if any(s.kind == "predicted" for s in others):
             others = [s for s in others if s.kind != "noise"]
         rows += [(load, s) for s in others]
+    if len(rows) > _MOST:
+        # Too many to read: those that the other plots show; the table of all settings has the rest.
+        shown = {(s.policy, s.lengths, s.knobs) for s in cast(settings)}
+        rows = [(load, s) for load, s in rows if (s.policy, s.lengths, s.knobs) in shown]
     compared = [
         (load, s, c) for load, s in rows if (b := settings.baseline_of(load)) and (c := s.against(b, NORMALIZED))
     ]

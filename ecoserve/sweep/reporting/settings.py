@@ -1,6 +1,7 @@
 """Runs gathered to settings: everything but the seed is equal, so that levels and paired differences can be told.
 
-A *setting* is one policy with one kind of lengths under one load; a *load* is an engine, a condition and a rate.
+A *setting* is one policy with one kind of lengths and one choice of its knobs under one load; a *load* is an engine, a
+condition, a rate, and whatever else of the load the sweep varied (its trace, GPU, replicas, SLO scale).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.identity import short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND
 from ecoserve.sweep.reporting.metrics import Metric
@@ -20,6 +22,11 @@ Pressure = Literal["pressure", "no pressure", "between", "unknown"]
 #: From DESIGN: peak demand of the load, if nobody waited, over the usable KVC.
 PRESSURE_FROM: Final = 1.3
 NO_PRESSURE_TO: Final = 0.7
+
+#: What a sweep may vary of a load besides its rate: key of a run, and what stands before its value.
+_VARIANTS: Final = {
+    "trace": "", "gpu": "", "model": "", "tp": "tp", "replicas": "replicas:", "slo_scale": "SLO scale",
+}  # fmt: skip
 
 _POLICY_NAMES: Final = {
     "vllm": "vLLM default",
@@ -36,6 +43,8 @@ class Load:
     engine: Engine
     condition: str | None
     rate_rps: float | None
+    #: (name, value) of what else the sweep varied
+    variant: tuple[tuple[str, str], ...] = ()
 
     @property
     def rate_title(self) -> str:
@@ -45,7 +54,22 @@ class Load:
     @property
     def title(self) -> str:
         """``20 requests/s, pressure``."""
-        return self.rate_title if self.condition is None else f"{self.rate_title}, {self.condition}"
+        return ", ".join([self.rate_title, *self._others])
+
+    @property
+    def others_title(self) -> str:
+        """The same without the rate: ``pressure``; empty if there is nothing to say."""
+        return ", ".join(self._others)
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """What loads share that differ in nothing but the rate."""
+        return self.engine, self.condition, self.variant
+
+    @property
+    def _others(self) -> list[str]:
+        named = [f"{_VARIANTS[name]} {value}".strip() for name, value in self.variant]
+        return [*([] if self.condition is None else [self.condition]), *named]
 
 
 @dataclass(slots=True)
@@ -55,21 +79,29 @@ class Setting:
     load: Load
     policy: str
     lengths: str
+    #: (name, value) of the knobs that the sweep turned
+    knobs: tuple[tuple[str, str], ...] = ()
     runs: list[RunRow] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
         """``true``, ``predicted``, ``none``, or ``noise`` for every error of a known kind."""
         kind = self.lengths.partition(":")[0]
+        if kind == "server":
+            return "predicted"
         return kind if kind in ("true", "predicted", "none") else "noise"
 
     @property
     def name(self) -> str:
         """For people: ``ecoserve, predicted lengths``."""
         policy = _POLICY_NAMES.get(self.policy, self.policy)
-        if self.policy in LENGTH_BLIND:
-            return policy
-        return f"{policy}, {lengths_name(self.lengths)}"
+        told = "" if self.policy in LENGTH_BLIND else lengths_name(self.lengths)
+        return ", ".join(part for part in (policy, told, self.knobs_title) if part)
+
+    @property
+    def knobs_title(self) -> str:
+        """``epsilon 0.1, headroom 0``; empty where no knob was turned."""
+        return ", ".join(f"{name} {value}" for name, value in self.knobs)
 
     def values(self, key: str) -> dict[int, float]:
         """A metric by seed, for the runs that have it."""
@@ -106,6 +138,7 @@ def lengths_name(lengths: str) -> str:
         "constant": f"{detail} tokens told for all",
         "random": "somebody else’s lengths",
         "inverted": "lengths upside down",
+        "server": "the server’s own predictions",
         "none": "no prediction",
     }.get(kind, lengths)
 
@@ -115,11 +148,16 @@ class Settings:
 
     def __init__(self, runs: Iterable[RunRow], baseline: str = "vllm") -> None:
         self.baseline = baseline
-        found: dict[tuple[Load, str, str], Setting] = {}
-        for run in runs:
-            load = Load(run.engine, run.condition, run.rate_rps)
-            key = (load, run.policy, run.lengths)
-            found.setdefault(key, Setting(load, run.policy, run.lengths)).runs.append(run)
+        found: dict[tuple[Load, str, str, tuple[tuple[str, str], ...]], Setting] = {}
+        planned = [run for run in runs if run.search is None]
+        varied = [name for name in _VARIANTS if len({str(_label(run, name)) for run in planned}) > 1]
+        for run in planned:
+            load = Load(run.engine, run.condition, run.rate_rps, tuple((n, str(_label(run, n))) for n in varied))
+            knobs = tuple(
+                (k.removeprefix(KNOB), str(v)) for k, v in (run.model_extra or {}).items() if k.startswith(KNOB)
+            )
+            key = (load, run.policy, run.lengths, knobs)
+            found.setdefault(key, Setting(load, run.policy, run.lengths, knobs)).runs.append(run)
         self.all: list[Setting] = list(found.values())
 
     @property
@@ -152,6 +190,10 @@ class Settings:
         if name.startswith(("no-pressure", "no pressure", "relaxed")):
             return "no pressure"
         return "pressure" if name.startswith("pressure") else "unknown"
+
+
+def _label(run: RunRow, name: str) -> object:
+    return getattr(run, name, None)
 
 
 def demand_peak(settings: Sequence[Setting]) -> float | None:

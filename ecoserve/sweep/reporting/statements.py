@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ecoserve.pages import Statement, Tone, write, write_change
 from ecoserve.sweep.reporting.choice import counterpart, latency, same_policy, stand_in
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT
+from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT, inner
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak, lengths_name
 from ecoserve.sweep.reporting.tables import predictor_name
 from ecoserve.sweep.statistics import Comparison
@@ -34,7 +34,7 @@ def _beside(ours: Setting, base: Setting) -> list[str]:
         other = ours.against(base, metric)
         if other and other.relative is not None:
             said = write_change(other.relative) if other.shown else "no difference shown"
-            others.append(f"{_inner(metric.title)} {metric.write(other.theirs)} → {metric.write(other.ours)} ({said})")
+            others.append(f"{inner(metric.title)} {metric.write(other.theirs)} → {metric.write(other.ours)} ({said})")
     return others
 
 
@@ -84,7 +84,12 @@ def which_setting(settings: Settings, load: Load) -> Statement | None:
         if other == load or other.engine != load.engine:
             continue
         same = next(
-            (s for s in _runnable(settings, other) if (s.policy, s.lengths) == (first.policy, first.lengths)), None
+            (
+                s
+                for s in _runnable(settings, other)
+                if (s.policy, s.lengths, s.knobs) == (first.policy, first.lengths, first.knobs)
+            ),
+            None,
         )
         best = min(_runnable(settings, other), key=latency, default=None)
         against = best.against(same, NORMALIZED) if best and same and best is not same else None
@@ -136,7 +141,7 @@ def on_the_engine(settings: Settings, load: Load | None) -> Statement | None:
         for metric in (PREEMPTIONS, RECOMPUTED):
             mine, theirs = ours.level(metric), base.level(metric)
             if mine and theirs:
-                piece += f", {_inner(metric.title)} {metric.write(theirs.mean)} → {metric.write(mine.mean)}"
+                piece += f", {inner(metric.title)} {metric.write(theirs.mean)} → {metric.write(mine.mean)}"
         piece += "".join(f", {other}" for other in _beside(ours, base))
         pieces.append(piece)
     if not pieces:
@@ -187,11 +192,6 @@ def shown_predictor(predictors: dict[str, PredictorRow], served: str | None) -> 
         return "", None
     name, row = min(known, key=lambda item: item[1].mae_tokens or 0.0)
     return predictor_name(name), row
-
-
-def _inner(title: str) -> str:
-    """A title within a sentence: ``throughput``, but ``JCT``."""
-    return title if title.isupper() else title.lower()
 
 
 def _told(setting: Setting) -> str:

@@ -1,0 +1,69 @@
+"""What lies behind the runs of a folder: their requests and their KVC over time, read when a plot asks for them.
+
+A summary alone has none of it, and neither has a folder that was written before; plots then leave themselves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.sweep.results import ResultFolder
+from ecoserve.sweep.summary import RunRow
+
+Column = npt.NDArray[np.float64]
+_COLUMNS: Final = (
+    "arrival_s", "prompt_tokens", "output_tokens", "finish_s", "predicted_tokens", "told_rank", "deadline_s",
+    "ttft_s", "e2el_s", "normalized_latency_s",
+)  # fmt: skip
+
+
+class Details:
+    """Rows behind the runs.
+
+    Args:
+        folder: where they lie; None: there are none.
+    """
+
+    def __init__(self, folder: ResultFolder | None = None) -> None:
+        self._folder = folder
+        self._settings = {} if folder is None else {run.key: run.settings for run in folder.expected}
+        self._requests: dict[str, dict[str, Column]] = {}
+
+    def requests(self, run: RunRow) -> dict[str, Column] | None:
+        """The accepted requests of a run, column by column, NaN where there is no value; None if they are not there.
+
+        Raises:
+            InputError: if their file is damaged.
+        """
+        if self._folder is None or not (self._folder.path / "requests" / f"{run.run}.parquet").is_file():
+            return None
+        if run.run not in self._requests:
+            table = self._folder.requests(run.run)
+            kept = np.array([s != "rejected" for s in table["status"].to_pylist()], dtype=bool)
+            self._requests[run.run] = {
+                name: np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)[kept]
+                for name in _COLUMNS
+            }
+        return self._requests[run.run]
+
+    def together(self, runs: Sequence[RunRow], name: str) -> Column:
+        """One column of all these runs, end to end; empty if they are not there."""
+        parts = [found[name] for run in runs if (found := self.requests(run)) is not None]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def kvc(self, run: RunRow) -> list[KvcPoint]:
+        """KVC over time of a run; empty if it is not there.
+
+        Raises:
+            InputError: if its file is damaged.
+        """
+        return [] if self._folder is None else self._folder.kvc(run.run)
+
+    def settings(self, run: RunRow) -> Mapping[str, Any]:
+        """What the run function was given; empty if nobody knows."""
+        return self._settings.get(run.run, {})
