@@ -162,13 +162,15 @@ def main(arguments: list[str]) -> None:
     content: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     folders = dict(c.split("=", 1) for c in given.checkpoint)
     options = "".join(f" --checkpoint {name}={Path(folder).name}" for name, folder in folders.items())
-    content |= {"trace_sha256": trace.sha256, "seeds": given.seeds}
+    seeds = " ".join(map(str, given.seeds))
+    content["trace_sha256"] = trace.sha256
     told: dict[str, tuple[list[Record], list[LengthDistribution]]] = {}
     if {"noise", "errors"} & set(given.parts):
         told["lightgbm"] = out_of_fold(trace, FOLDS, given.seeds[0])
         told |= {name: held_out(trace, folder) for name, folder in folders.items()}
     for part in given.parts:
-        content[part] = {"command": f"python scripts/predictor_study.py ../shared/data {given.out.name} --parts {part}"}
+        command = f"python scripts/predictor_study.py ../shared/data {given.out.name} --parts {part} --seeds {seeds}"
+        content[part] = {"command": command}
         if part == "duplicates":
             content[part] |= duplicates_across(trace, given.seeds)
         elif part == "curve":
