@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,16 +98,17 @@ class Remembered:
         self._known: dict[str, Any] = {}
         if file is not None and file.exists():
             with np.load(file, allow_pickle=False) as content:
-                self._known = dict(zip(content["texts"].tolist(), content["vectors"], strict=True))
+                self._known = dict(zip(content["keys"].tolist(), content["vectors"], strict=True))
 
     def __call__(self, views: Sequence[RequestView]) -> Vectors:
-        new = list({v.text: v for v in views if v.text not in self._known}.values())
+        keys = [blake2b(v.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for v in views]
+        new = {key: view for key, view in zip(keys, views, strict=True) if key not in self._known}
         if new:
             self._encoder = self._encoder or FrozenEncoder(find_encoder("all-MiniLM-L6-v2")[0])
-            self._known.update(zip([v.text for v in new], self._encoder(new), strict=True))
+            self._known.update(zip(new, self._encoder(list(new.values())), strict=True))
             if self._file is not None:
-                np.savez(self._file, texts=np.asarray(list(self._known)), vectors=np.stack(list(self._known.values())))
-        return np.stack([self._known[v.text] for v in views])
+                np.savez(self._file, keys=np.asarray(list(self._known)), vectors=np.stack(list(self._known.values())))
+        return np.stack([self._known[key] for key in keys])
 
 
 def write(file: Path, content: Any) -> None:
