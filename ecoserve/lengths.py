@@ -79,11 +79,15 @@ class LengthDistribution:
         total = math.fsum(values)
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise PredictionError(f"probabilities add up to {total:.6g}, must be 1")
-        cdf = [0.0]
-        for p in values:
-            cdf.append(cdf[-1] + p)
+        self._settle(whole, values, closed_by)
+
+    def _settle(self, whole: tuple[int, ...], values: tuple[float, ...], closed_by: ClosedBy) -> None:
+        """Take edges and probabilities that are known to be right."""
+        cdf = list(itertools.accumulate(values, initial=0.0))
         # The sum may be off by a little; what is left of it must not fall into empty bins at the end.
-        certain = max(k for k, p in enumerate(values) if p > 0.0) + 1
+        certain = len(values)
+        while values[certain - 1] <= 0.0:
+            certain -= 1
         cdf[certain:] = [1.0] * (len(cdf) - certain)
         put = object.__setattr__
         put(self, "edges", whole)
@@ -224,7 +228,15 @@ class LengthDistribution:
         k = max(0, bisect_left(self.edges, n + 1) - 1)
         low, high = self.edges[k], self.edges[k + 1]
         first = self.probs[k] * (high - n) / (high - low)
-        return LengthDistribution.from_weights((n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by)
+        if type(n) is not int:
+            return LengthDistribution.from_weights(
+                (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
+            )
+        # Asked of every running request again and again; a part of what was checked need not be checked.
+        weights = np.array((first, *self.probs[k + 1 :]))
+        rest_of_it = object.__new__(LengthDistribution)
+        rest_of_it._settle((n, *self.edges[k + 1 :]), tuple((weights / float(weights.sum())).tolist()), self.closed_by)
+        return rest_of_it
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
         """The distribution of min(RL, limit): generation stops at ``limit`` tokens whatever the answer wanted."""

@@ -61,8 +61,8 @@ class PrePass:
         for task in s.ledger.holders():
             if task.state is not TaskState.DECODE:
                 self.renew_belief(task)
-        for request in list(s.running):
-            task = s.task(request)
+        # The holders are those who run, in their order, and then those who wait with their KVC.
+        for request, task in zip(list(s.running), s.ledger.holders(), strict=False):
             if task.state is TaskState.DECODE:
                 if not task.promised:
                     self._enter_generation(request, task)
@@ -73,7 +73,8 @@ class PrePass:
         self._relieve_shortage()
         if not s.running and len(s.kv_holding_waiting):
             self._make_room_for_one()
-        self._spare_blocks = s.free_blocks - self._needed(s.settings.resume_steps)
+        # Only paused GTs are measured by it.
+        self._spare_blocks = s.free_blocks - self._needed(s.settings.resume_steps) if s.paused_at else 0
         self._pressed = any(s.ledger.tasks[name].promised for name in s.paused_at)
         s.ledger.set_holders([t for t in s.ledger.holders() if t.state is not TaskState.WAITING])
         if s.groups is not None:
@@ -195,15 +196,17 @@ class PrePass:
 
     def _needs(self, request: Request, steps: int) -> int:
         """Blocks that a running request must get for its next ``steps`` steps."""
-        s = self.s
+        s, held = self.s, len(self._blocks_of[request.request_id])
         if request.is_prefill_chunk:
             # All that is left of its prompt: a prefill that stops half-way helps nobody.
             tokens = request.num_tokens + request.num_output_placeholders
+        elif request.num_computed_tokens + steps <= held * s.block_size:
+            return 0
         else:
             tokens = min(
                 request.num_computed_tokens + steps, request.num_prompt_tokens + request.max_tokens - 1, s.max_model_len
             )
-        return max(0, s.ledger.blocks(tokens) - len(self._blocks_of[request.request_id]))
+        return max(0, s.ledger.blocks(tokens) - held)
 
     def _relieve_shortage(self) -> None:
         s = self.s

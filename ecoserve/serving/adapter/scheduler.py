@@ -181,7 +181,10 @@ class EcoServeScheduler(CountingScheduler):
 
     def _compose(self, throttle_prefills: bool) -> SchedulerOutput:
         output = self.fast_path.compose(throttle_prefills)
-        return super()._compose(throttle_prefills) if output is None else output
+        if output is None:
+            return super()._compose(throttle_prefills)
+        self.counters.fast_steps += 1
+        return output
 
     def _believe_anew(self) -> None:
         """The correction has changed its mind: so does everybody's place in the queues."""
@@ -280,7 +283,7 @@ class EcoServeScheduler(CountingScheduler):
         out = super().gauges()
         self.ledger.held_blocks = out.held_blocks
         out.reserved_blocks = self.ledger.reserved_blocks()
-        out.lent_blocks = self.kvc.lent_blocks()
+        out.lent_blocks = self.kvc.lent_blocks(out.reserved_blocks)
         self.learner.show(out)
         return out
 

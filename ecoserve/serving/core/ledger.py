@@ -55,11 +55,23 @@ class Ledger:
 
     def reserved_blocks(self) -> int:
         """Blocks promised but not written yet."""
-        return sum(max(0, self.promised_blocks(t) - self.blocks(t.written)) for t in self.holders())
+        # Asked in every step about every holder: promised_blocks() less blocks(written), spelt out.
+        size, total = self.block_size, 0
+        for task in self._holders:
+            written = task.written
+            span = task.prompt_tokens + (task.promised if task.promised > task.generated else task.generated)
+            if span > written:
+                total += -(-span // size) + -written // size
+        return total
 
-    def lent_blocks(self) -> int:
-        """Promised blocks that others may be using now: promises and holdings beyond what there is."""
-        return max(0, self.held_blocks + self.reserved_blocks() - self.usable_blocks)
+    def lent_blocks(self, reserved: int | None = None) -> int:
+        """Promised blocks that others may be using now: promises and holdings beyond what there is.
+
+        ``reserved`` is :meth:`reserved_blocks`, if the caller has it.
+        """
+        if reserved is None:
+            reserved = self.reserved_blocks()
+        return max(0, self.held_blocks + reserved - self.usable_blocks)
 
     def check(self, blocks_of: Mapping[str, Sequence[int]], free_blocks: int, states: Mapping[str, TaskState]) -> None:
         """Recount everything from the pool's own lists.

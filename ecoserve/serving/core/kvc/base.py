@@ -114,6 +114,9 @@ class KvcPolicy:
     def left(self, task: Task) -> None:
         """A holder holds nothing any more: it has finished, or its KVC was dropped."""
 
-    def lent_blocks(self) -> int:
-        """Promised blocks that others may be using now: promises and holdings beyond what there is."""
-        return self.ledger.lent_blocks()
+    def lent_blocks(self, reserved: int | None = None) -> int:
+        """Promised blocks that others may be using now: promises and holdings beyond what there is.
+
+        ``reserved`` is the ledger's ``reserved_blocks()``, if the caller has it.
+        """
+        return self.ledger.lent_blocks(reserved)

@@ -115,5 +115,5 @@ class Pipelined(Exact):
         self.lending.orphan(task)
         self._stale = True
 
-    def lent_blocks(self) -> int:
+    def lent_blocks(self, reserved: int | None = None) -> int:
         return -(-self.lending.lent_tokens() // self.ledger.block_size)
