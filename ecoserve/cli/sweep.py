@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ecoserve.sweep.identity import PlannedRun
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.results import ResultFolder
+    from ecoserve.sweep.searches import Searches
     from ecoserve.sweep.summary import Meta
 
 
@@ -43,11 +44,13 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be run, and how long it takes.")
+    ] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a sweep over lengths, policies, rates and seeds; write summary.json and report.html."""
+    """Run a sweep over lengths, policies, knobs, rates, loads and seeds; write summary.json and report.html."""
     from ecoserve.errors import ConfigError, RunError
     from ecoserve.sweep.execute import execute
     from ecoserve.sweep.plan import SweepPlan
@@ -60,10 +63,18 @@ def command(
     searches = Searches(plan) if plan.search is not None else None
     if ray not in (None, "local") and jobs is not None:
         raise ConfigError("a cluster decides itself how many run at once", where="--jobs", fix="leave --jobs out")
+    if plan.engine == "url" and (ray is not None or (jobs or 1) > 1):
+        raise ConfigError(
+            "runs at one server disturb one another", where="engine: url", fix="leave --jobs and --ray out"
+        )
     console = stderr_console(quiet)
     if dry_run:
-        _say_what_would_run(runs, output, jobs or 1, json, console)
+        _say_what_would_run(plan, runs, searches, output, jobs or 1, json, console)
         return
+    if ray is not None:
+        from ecoserve.sweep.ray_cluster import look_for
+
+        look_for(ray)  # before anything is written
     folder = ResultFolder.create(output, _meta(plan), resume=resume)
     try:
         tally = execute(
@@ -120,21 +131,49 @@ def _note_lengths(folder: ResultFolder) -> None:
         folder.describe(trace={**folder.meta.trace.model_dump(), "length_source": ", ".join(sorted(map(str, known)))})
 
 
-def _say_what_would_run(runs: list[PlannedRun], output: Path, jobs: int, json: str | None, console: Console) -> None:
+def _say_what_would_run(
+    plan: SweepPlan,
+    runs: list[PlannedRun],
+    searches: Searches | None,
+    output: Path,
+    jobs: int,
+    json: str | None,
+    console: Console,
+) -> None:
+    from ecoserve.sweep.estimate import estimate
+    from ecoserve.sweep.progress import duration
     from ecoserve.sweep.results import ResultFolder
 
-    done: set[str] = set()
-    seconds: list[float] = []
-    if (output / "sweep.yaml").exists():
-        there = ResultFolder.open(output).only(runs)
-        done = there.finished()
-        seconds = [run.wall_s for run in there.summary().runs if run.wall_s is not None]
-    todo = [run for run in runs if run.key not in done]
-    estimate = sum(seconds) / len(seconds) * len(todo) / max(1, jobs) if seconds else None
-    for run in runs:
+    folder = ResultFolder.open(output) if (output / "sweep.yaml").exists() else None
+    row_of = folder.finished_row if folder is not None else lambda key: None
+    known = list(runs)
+    if searches is not None:
+        left, finished = searches.follow(searches.begin(), row_of)
+        known += [*finished, *left]
+    more = searches.at_most_left() if searches is not None else 0
+    rows = [row for run in known if (row := row_of(run.key)) is not None]
+    done = {row["run"] for row in rows}
+    todo = [run for run in known if run.key not in done]
+    with console.status("timing short runs"):
+        told = estimate(todo, function=plan.run, engine=plan.engine, jobs=max(1, jobs), finished=rows)
+    for run in known:
         mark = "finished" if run.key in done else "to run"
         console.print(f"{run.key}  {mark:8}  {run}", markup=False)
-    time = "unknown until one has run" if estimate is None else f"about {estimate:.0f} s"
-    console.print(f"{len(todo)} of {len(runs)} runs to do; time: {time}", markup=False)
-    listed = [{"run": run.key, "finished": run.key in done, **run.labels, **run.settings} for run in runs]
-    emit_json({"runs": listed, "to_run": len(todo), "estimated_s": estimate}, json)
+    seconds = told.seconds
+    if seconds is not None and todo and more:
+        seconds *= (len(todo) + more) / len(todo)
+    time = "unknown" if seconds is None else f"{'at most ' if more else ''}about {duration(seconds)}"
+    count = f"{len(todo)} of {len(known)} runs to do"
+    then = f", then at most {more} more of {len(searches or ())} searches" if more else ""
+    console.print(f"{count}{then}; time: {time} (from {told.basis})", markup=False)
+    listed = [{"run": run.key, "finished": run.key in done, **run.labels, **run.settings} for run in known]
+    emit_json(
+        {
+            "runs": listed,
+            "to_run": len(todo),
+            "at_most_more": more,
+            "estimated_s": seconds,
+            "estimated_from": told.basis,
+        },
+        json,
+    )

@@ -142,20 +142,12 @@ class _Sweep:
 
     def _take_up(self, runs: Sequence[PlannedRun]) -> None:
         assert self._searches is not None
-        asked = deque(runs)
-        new = []
-        while asked:
-            run = asked.popleft()
-            row = self._folder.finished_row(run.key)
-            new.append(run)
-            if row is None:
-                self.waiting.append(run)
-            else:
-                self.tally.skipped += 1
-                asked.extend(self._searches.ended(run, row))
-        if new:
-            self._known |= {run.key for run in new}
-            self._folder.expect(new)
+        left, finished = self._searches.follow(runs, self._folder.finished_row)
+        self.waiting.extend(left)
+        self.tally.skipped += len(finished)
+        if left or finished:
+            self._known |= {run.key for run in (*left, *finished)}
+            self._folder.expect([*left, *finished])
 
     def _say_how_many(self) -> None:
         ended = self.tally.finished + self.tally.failed

@@ -78,21 +78,31 @@ def _outcome(ray: Any, reference: Any) -> Outcome:
     return outcome
 
 
-def _connected(address: str, cpus: int | None) -> Any:
+def look_for(address: str) -> Any:
+    """The module ``ray``, where it is installed and somebody listens at the address.
+
+    Raises:
+        ConfigError: if not.
+    """
     # Ray reads it when it is imported: nothing is sent to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
         raise ConfigError("Ray is not installed", where="--ray", fix="pip install 'ecoserve[ray]'") from error
+    if address not in (LOCAL, "auto"):
+        _answers(address.removeprefix("ray://"))  # at once, where Ray would try for a minute
+    return ray
+
+
+def _connected(address: str, cpus: int | None) -> Any:
+    ray = look_for(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address == LOCAL:
-        ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **quiet)
-        return ray
-    if address != "auto":
-        _answers(address.removeprefix("ray://"))
     try:
-        ray.init(address=address, **quiet)
+        if address == LOCAL:
+            ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster ({words})", where=f"--ray {address}", fix=_FIX) from error
@@ -103,7 +113,6 @@ _FIX: Final = "name the HOST:PORT that `ray start --head` printed, or local"
 
 
 def _answers(address: str) -> None:
-    """Refuse at once what Ray would try for a minute."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()

@@ -7,7 +7,8 @@ nothing: a search that goes on in a folder is told of the finished runs first, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,6 +160,25 @@ class Searches:
         for one in self._of.get(run.key, []):
             runs += self._asked(one, one.ended(run.key, row))
         return runs
+
+    def follow(
+        self, runs: Iterable[PlannedRun], row_of: Callable[[str], Mapping[str, Any] | None]
+    ) -> tuple[list[PlannedRun], list[PlannedRun]]:
+        """Those of the runs, and of what follows from them, that are still to be run; and those that are finished.
+
+        Args:
+            runs: what was asked for. row_of: the row of a finished run by its key, None for others.
+        """
+        asked, left, finished = deque(runs), [], []
+        while asked:
+            run = asked.popleft()
+            row = row_of(run.key)
+            if row is None:
+                left.append(run)
+            else:
+                finished.append(run)
+                asked.extend(self.ended(run, row))
+        return left, finished
 
     def _asked(self, one: _One, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
         """Those of the runs that nobody has asked for yet: a reference serves all searches under its load."""

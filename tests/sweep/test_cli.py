@@ -39,7 +39,7 @@ def test_sweep_writes_results_and_report(plan, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(sweep.command, plan, "-o", out, "--jobs", "0", "--json", tmp_path / "s.json") == 0
     names = {path.name for path in out.iterdir()}
-    assert names == {"sweep.yaml", "runs", "requests", "summary.json", "report.html"}
+    assert names == {"sweep.yaml", "runs", "requests", "kvc", "summary.json", "report.html"}
     summary = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
     assert summary == json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["runs"]) == 2 * (1 + 3)
@@ -77,8 +77,10 @@ def test_dry_run_runs_nothing(plan, tmp_path, capsys):
     assert call(sweep.command, plan, "-o", out, "--dry-run", "--json", "-") == 0
     captured = capsys.readouterr()
     said = json.loads(captured.out)
-    assert (len(said["runs"]), said["to_run"], said["estimated_s"]) == (8, 8, None)
-    assert "8 of 8 runs to do" in captured.err
+    assert (len(said["runs"]), said["to_run"], said["at_most_more"]) == (8, 8, 0)
+    assert said["estimated_s"] > 0
+    assert said["estimated_from"] == "a short run of each of 2 policies"
+    assert "8 of 8 runs to do; time: about" in captured.err
     assert not out.exists()
     assert call(sweep.command, plan, "-o", out, "--jobs", "0", "--quiet") == 0
     longer = plan.with_name("longer.yaml")
@@ -88,7 +90,48 @@ def test_dry_run_runs_nothing(plan, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert (len(said["runs"]), said["to_run"]) == (12, 4)
     assert said["estimated_s"] > 0
+    assert said["estimated_from"] == "8 finished runs"
     assert (out / "sweep.yaml").read_bytes() == before
+
+
+def test_dry_run_of_what_fails_says_so(plan, tmp_path, capsys):
+    plan.write_text(PLAN.replace("small_runs:queue", "small_runs:refuses"), encoding="utf-8")
+    assert call(sweep.command, plan, "-o", tmp_path / "out", "--dry-run") == 0
+    assert "policy vllm fails: synthetic: no such trace" in capsys.readouterr().err
+
+
+def test_dry_run_of_a_search_counts_what_may_come(plan, tmp_path, capsys):
+    search = "search: {range: [0.5, 8], metric: normalized_latency_mean_ms, at_most: 60}"
+    plan.write_text(f"{PLAN}{search}\n", encoding="utf-8")
+    out = tmp_path / "out"
+    assert call(sweep.command, plan, "-o", out, "--dry-run", "--json", "-") == 0
+    said = json.loads(capsys.readouterr().out)
+    # Four settings of which the first seed begins; each may come to twelve rates with two seeds.
+    assert (len(said["runs"]), said["to_run"], said["at_most_more"]) == (8 + 4, 12, 4 * (24 - 1))
+    assert call(sweep.command, plan, "-o", out, "--jobs", "0", "--quiet") == 0
+    assert call(sweep.command, plan, "-o", out, "--dry-run", "--json", "-") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["to_run"], said["at_most_more"], said["estimated_s"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ray", "127.0.0.1:7", "--jobs", "2"], "--jobs: a cluster decides itself"),
+        (["--ray", "nowhere"], "--ray nowhere: no Ray cluster answers"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_leaves_nothing_behind(plan, tmp_path, capsys, options, message):
+    pytest.importorskip("ray")
+    assert call(sweep.command, plan, "-o", tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_is_not_run_at_twice_at_once(plan, tmp_path, capsys):
+    plan.write_text("{trace: synthetic, rates: 1, engine: url, urls: {vllm: 'http://127.0.0.1:9'}}", encoding="utf-8")
+    assert call(sweep.command, plan, "-o", tmp_path / "out", "--jobs", "2") == 2
+    assert "disturb one another" in capsys.readouterr().err
 
 
 def test_failed_runs_end_in_code_1_with_the_rest_written(plan, tmp_path, capsys):

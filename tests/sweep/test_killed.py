@@ -27,7 +27,7 @@ settings: {sleep_s: SLEEP}
 run: small_runs:queue
 """
 
-#: Runs a sweep whose process is gone at the N-th renaming of a file: before or after it, as KILL says.
+#: Runs a sweep whose process is gone at the N-th renaming to a name with WHICH in it: before or after it, as KILL says.
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, HERE)
@@ -35,11 +35,12 @@ count = 0
 rename = os.replace
 def replace(source, target):
     global count
-    count += 1
-    if count == N and KILL == "before":
+    count += WHICH in str(target)
+    here = WHICH in str(target) and count == N
+    if here and KILL == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target)
-    if count == N:
+    if here:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
 from ecoserve.sweep.execute import execute
@@ -89,20 +90,19 @@ def whole(tmp_path_factory) -> str:
     return run_whole(plan_of(folder), folder / "out")[0]
 
 
-# The first two renames are of sweep.yaml; then each run has two: its request rows, its record.
 @pytest.mark.parametrize(
-    ("number", "moment", "finished"),
+    ("which", "number", "moment", "finished"),
     [
-        (2, "before", 0),  # the plan half-written
-        (7, "before", 2),  # between two runs, the rows half-written
-        (7, "after", 2),  # rows written, the record not
-        (8, "before", 2),  # rows written, the record half-written
-        (8, "after", 3),  # the record just written
+        ("sweep.yaml", 2, "before", 0),  # the plan half-written
+        ("/requests/", 3, "before", 2),  # between two runs, the rows half-written
+        ("/requests/", 3, "after", 2),  # rows written, the record not
+        ("/runs/", 3, "before", 2),  # the record half-written
+        ("/runs/", 3, "after", 3),  # the record just written
     ],
 )
-def test_killed_while_it_writes(tmp_path, whole, number, moment, finished):
+def test_killed_while_it_writes(tmp_path, whole, which, number, moment, finished):
     out, plan = tmp_path / "out", plan_of(tmp_path)
-    command = script(tmp_path, N=number, KILL=moment, PLAN=str(plan), OUT=str(out), JOBS=0)
+    command = script(tmp_path, WHICH=which, N=number, KILL=moment, PLAN=str(plan), OUT=str(out), JOBS=0)
     killed = subprocess.run(command, env=environment(), capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     sha256, kept, _ = run_whole(plan, out, resume=True)
@@ -113,7 +113,7 @@ def test_killed_while_it_writes(tmp_path, whole, number, moment, finished):
 
 def test_killed_from_outside_with_two_processes(tmp_path, whole):
     out, plan = tmp_path / "out", plan_of(tmp_path, sleep_s=0.1)
-    command = script(tmp_path, N=-1, KILL="", PLAN=str(plan), OUT=str(out), JOBS=2)
+    command = script(tmp_path, WHICH="", N=-1, KILL="", PLAN=str(plan), OUT=str(out), JOBS=2)
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list((out / "runs").glob("*.json"))) < 3:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ecoserve.errors import ConfigError, TraceError
+from ecoserve.sweep.expansion import points_of
 from ecoserve.sweep.identity import PlannedRun, fingerprint
 from ecoserve.sweep.plan import LENGTH_BLIND, SweepPlan
 
@@ -183,7 +184,10 @@ def test_plans_of_the_repository_expand(path, tmp_path, monkeypatch):
     (tmp_path / "ckpt").mkdir()
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
-    runs = SweepPlan.load(path, trace="synthetic", predictor="ckpt").expand()
+    plan = SweepPlan.load(path, trace="synthetic", predictor="ckpt")
+    runs = (
+        plan.expand() if plan.search is None else [p.run(8.0, seed) for p in points_of(plan, None) for seed in p.seeds]
+    )
     assert len(runs) >= 3 * len(content["seeds"])
     assert {"vllm", "ecoserve"} <= {run.settings["policy"] for run in runs}
 
