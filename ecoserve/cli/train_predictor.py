@@ -13,16 +13,27 @@ from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ecoserve.predictor.config import Backend
+    from ecoserve.predictor import LengthPredictor
     from ecoserve.predictor.progress import Progress
+    from ecoserve.predictor.recipes import Recipe
 
 #: Columns of the table, by the part of the data that was evaluated.
 _COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median": "constant median"}
 
 
+#: Parameters of the command that decide nothing about the training.
+_ABOUT_THE_RUN = frozenset(("output", "recipe", "resume", "json", "quiet"))
+
+
 def command(
-    trace: Annotated[str, typer.Argument(metavar="TRACE", help="Trace: a file, or the id of a data set on the hub.")],
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
+    trace: Annotated[
+        str | None, typer.Argument(metavar="TRACE", help="Trace: a file, or the id of a data set on the hub.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with all of this; options given here win.")
+    ] = None,
     backend: Annotated[
         str, typer.Option("--backend", metavar="stacked|encoder|lightgbm", help="What kind; stacked is both others.")
     ] = "stacked",
@@ -72,54 +83,30 @@ def command(
 
     A trace with a split of its own is used as it says; else a fifth of the conversations is kept apart as dev.
     """
-    from ecoserve.data import load_trace
     from ecoserve.errors import ConfigError
-    from ecoserve.predictor import train_predictor
-    from ecoserve.predictor.config import BACKENDS
     from ecoserve.predictor.processes import first
+    from ecoserve.predictor.recipes import Recipe, read_recipe
     from ecoserve.predictor.threads import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
-    if backend not in BACKENDS:
-        raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
     # Of several processes (torchrun, accelerate) one talks.
     quiet = quiet or not first()
     console = stderr_console(quiet)
     if encoder is not None and start_from is not None:
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
-    settings = _settings(
-        backend,
-        encoder=encoder,
-        start_from=start_from,
-        epochs=epochs,
-        body_lr=body_lr,
-        ranking=ranking,
-        max_length=max_length,
-        rounds=rounds,
-    )
-    loaded = load_trace(
-        trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
-    )
-    console.print(f"{Path(loaded.source).name}: {loaded.report}; lengths from {loaded.length_source}")
+    wanted = (Recipe() if recipe is None else read_recipe(recipe)).with_options(_given(context))
     try:
-        with _progress(quiet) as progress:
-            predictor = train_predictor(
-                loaded,
-                backend=backend,
-                output_dir=output,
-                seed=seed,
-                settings=settings,
-                served_model=served_model,
-                max_rows=max_rows,
-                held_out=held_out,
-                resume=resume,
-                progress=progress,
-            )
+        if wanted.first is not None:
+            # A run of its own, beside the one that is wanted; if it has ended before, it is only loaded.
+            earlier = output.with_name(f"{output.name}-first")
+            _train(wanted.first, earlier, resume=True, quiet=quiet)
+            wanted = wanted.started_from(earlier)
+        predictor = _train(wanted, output, resume=resume, quiet=quiet)
     except KeyboardInterrupt:
-        if backend != "lightgbm":
+        if wanted.backend != "lightgbm":
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
-    config = predictor.config
+    config, backend, seed = predictor.config, wanted.backend, wanted.seed
     from ecoserve.cli.evaluate_predictor import metrics_table
 
     console.print(metrics_table({_COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
@@ -141,26 +128,49 @@ def command(
     )
 
 
-def _settings(backend: Backend, **options: Any) -> Any:
-    """The backend's hyperparameters; an option that means nothing to it is refused."""
-    from pydantic import BaseModel, ValidationError
+def _given(context: typer.Context) -> dict[str, Any]:
+    """What the user has said on the command line about the training, by the names of a recipe's fields."""
+    said = {
+        name: value
+        for name, value in context.params.items()
+        if name not in _ABOUT_THE_RUN
+        and value is not None
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    return {"format" if name == "trace_format" else name: value for name, value in said.items()}
 
+
+def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
+    """One training, from its trace to its checkpoint."""
+    from ecoserve.data import load_trace
     from ecoserve.errors import ConfigError
-    from ecoserve.predictor.config import SETTINGS, BoostingSettings, EncoderSettings, StackedSettings
+    from ecoserve.predictor import train_predictor
 
-    given = {k: v for k, v in options.items() if v is not None}
-    stacked = backend == "stacked"
-    parts: list[type[BaseModel]] = [EncoderSettings, BoostingSettings] if stacked else [SETTINGS[backend]]
-    for name in given:
-        if not any(name in part.model_fields for part in parts):
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"means nothing to the {backend} backend", where=option, fix="leave it out")
-    try:
-        made = [part(**{k: v for k, v in given.items() if k in part.model_fields}) for part in parts]
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(first["msg"], where="--" + str(first["loc"][0]).replace("_", "-")) from error
-    return StackedSettings.model_validate({"encoder": made[0], "lightgbm": made[1]}) if stacked else made[0]
+    if wanted.trace is None:
+        raise ConfigError("no trace to learn from", where="TRACE", fix="give a file, or the id of a data set")
+    loaded = load_trace(
+        wanted.trace,
+        format=wanted.format,
+        length_field=wanted.length_field,
+        sample_field=wanted.sample_field,
+        tokenizer=wanted.tokenizer,
+    )
+    source = f"{Path(loaded.source).name}: {loaded.report}; lengths from {loaded.length_source}"
+    stderr_console(quiet).print(source)
+    with _progress(quiet) as progress:
+        return train_predictor(
+            loaded,
+            backend=wanted.backend,
+            output_dir=output,
+            seed=wanted.seed,
+            settings=wanted.made_settings(),
+            bins=wanted.bins,
+            served_model=wanted.served_model,
+            max_rows=wanted.max_rows,
+            held_out=wanted.held_out,
+            resume=resume,
+            progress=progress,
+        )
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""Recipes: everything that decides a training, in one YAML file, so that one command repeats it.
+
+Rule: a recipe says what ``ecoserve train-predictor`` takes as options and every hyperparameter besides; what is given
+on the command line wins. Unknown keys are refused. ``first`` is a recipe of its own, trained before: the encoder starts
+from its checkpoint. Nothing in a recipe says on what machine it runs: the same file serves a CPU, a GPU, and several
+processes (torchrun, accelerate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ecoserve.errors import ConfigError
+from ecoserve.predictor.bins import BinSettings
+from ecoserve.predictor.config import BACKENDS, SETTINGS, Backend, BoostingSettings, EncoderSettings, Settings
+
+#: A recipe is a page, not a data set.
+_LARGEST_BYTES: Final = 100_000
+
+
+class Recipe(BaseModel):
+    """One training. Its fields have the names of the command's options, with ``_`` for ``-``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = Field(default="", description="what it is for")
+    trace: str | None = Field(default=None, description="a file, from the recipe's folder, or an id on the hub")
+    format: str = "auto"
+    length_field: str | None = None
+    sample_field: str | None = None
+    tokenizer: str | None = None
+    served_model: str | None = None
+    backend: Backend = "stacked"
+    settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
+    bins: BinSettings = BinSettings()
+    max_rows: int | None = Field(default=None, ge=1)
+    held_out: float = Field(default=0.1, gt=0, lt=0.9)
+    seed: int = Field(default=0, ge=0)
+    first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.backend not in SETTINGS:
+            raise ValueError(f"backend {self.backend!r} is not trained, only {', '.join(BACKENDS)}")
+        if self.first is not None and "lightgbm" in (self.backend, self.first.backend):
+            raise ValueError("first gives an encoder to start from, and lightgbm has none")
+        self.made_settings()
+        return self
+
+    def made_settings(self) -> Settings:
+        """The backend's hyperparameters, checked."""
+        return SETTINGS[self.backend].model_validate(self.settings)
+
+    def with_options(self, options: Mapping[str, Any]) -> Recipe:
+        """The same recipe with other values for some of its fields and hyperparameters.
+
+        Raises:
+            ConfigError: naming the option that means nothing to the backend, or whose value does not fit.
+        """
+        backend = options.get("backend", self.backend)
+        if backend not in SETTINGS:
+            raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
+        # Of another backend than the recipe's, the recipe's hyperparameters mean nothing.
+        settings: dict[str, Any] = dict(self.settings) if backend == self.backend else {}
+        parts: dict[str, type[BaseModel]] = {"encoder": EncoderSettings, "lightgbm": BoostingSettings}
+        parts = parts if backend == "stacked" else {backend: parts[backend]}
+        content = {name: getattr(self, name) for name in self.model_fields_set} | {"backend": backend}
+        for name, value in options.items():
+            if name in type(self).model_fields:
+                content[name] = value
+                continue
+            place = next((p for p, kind in parts.items() if name in kind.model_fields), None)
+            if place is None:
+                raise ConfigError(f"means nothing to the {backend} backend", where=_option(name), fix="leave it out")
+            try:
+                parts[place].model_validate({name: value})
+            except ValidationError as error:
+                raise ConfigError(error.errors()[0]["msg"], where=_option(name)) from error
+            if backend == "stacked":
+                settings[place] = {**settings.get(place, {}), name: value}
+            else:
+                settings[name] = value
+        try:
+            return Recipe.model_validate({**content, "settings": settings})
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = _option(str(found["loc"][0])) if found["loc"] else "--recipe"
+            raise ConfigError(_line(found["msg"]), where=where) from error
+
+    def started_from(self, checkpoint: Path) -> Recipe:
+        """Without its first stage: the encoder starts from that stage's ``checkpoint``."""
+        alone = Recipe.model_validate({n: getattr(self, n) for n in self.model_fields_set if n != "first"})
+        return alone.with_options({"start_from": str(checkpoint)})
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe; the traces that it names by a file become paths from here.
+
+    Raises:
+        ConfigError: if it is missing, is no YAML, has a key that is not known, or a value that does not fit.
+    """
+    file = Path(path).expanduser()
+    try:
+        raw = file.read_bytes()
+        if len(raw) > _LARGEST_BYTES:
+            raise ConfigError(f"has {len(raw):,} bytes: it is no recipe", where=str(path))
+        content = yaml.safe_load(raw.decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("no such recipe", where=str(path), fix="check the path") from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror or error})", where=str(path)) from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"is no YAML: {_line(str(error))}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise ConfigError("is no recipe: it has no keys", where=str(path), fix="see recipes/ for some")
+    try:
+        return Recipe.model_validate(_located(content, file.parent))
+    except ValidationError as error:
+        found = error.errors()[0]
+        place = ".".join(str(p) for p in found["loc"])
+        raise ConfigError(
+            f"{place}: {_line(found['msg'])}" if place else _line(found["msg"]), where=str(path)
+        ) from error
+
+
+def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe with its files as seen from here, not from where it lies."""
+    found = dict(content)
+    trace = found.get("trace")
+    if isinstance(trace, str) and (folder / Path(trace).expanduser()).exists():
+        found["trace"] = str(folder / Path(trace).expanduser())
+    if isinstance(found.get("first"), dict):
+        found["first"] = _located(found["first"], folder)
+    return found
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.removeprefix("Value error, ").split())[:200]
