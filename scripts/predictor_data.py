@@ -62,6 +62,7 @@ def boosted(parts: Parts, seed: int) -> LengthPredictor:
         rows_trained=len(parts.fit),
         rows_held_out=len(parts.held),
         seed=seed,
+        parameters=parts.fit.parameters,
     )
     predictor = BoostingPredictor(config, Calibration(), booster, words)
     views = parts.held.views

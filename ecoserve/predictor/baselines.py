@@ -9,7 +9,7 @@ the upper bound in :mod:`ecoserve.predictor.baselines_oracle`, all of them side 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -50,7 +50,11 @@ class ConstantMedian:
 class PromptLength:
     """From the prompt's length in characters alone: the answers to training prompts of about that length."""
 
-    def __init__(self, cuts: Sequence[float], distributions: Sequence[LengthDistribution]) -> None:
+    def __init__(
+        self, cuts: Sequence[float], distributions: Sequence[LengthDistribution], parameters: Collection[str] = ()
+    ) -> None:
+        """``parameters``: names of the request's parameters that count as part of its text, as in training."""
+        self.parameters = tuple(parameters)
         self.cuts = np.asarray(cuts, dtype=np.float64)
         self.distributions = tuple(distributions)
 
@@ -75,11 +79,11 @@ class PromptLength:
             for i in rows:
                 np.add.at(counts, bins.index([examples.lengths[i], *examples.samples[i]]), 1.0)
             distributions.append(LengthDistribution.from_weights(bins.edges, counts, bins.closed_by))
-        return cls(cuts.tolist(), distributions)
+        return cls(cuts.tolist(), distributions, examples.parameters)
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
         """One distribution per request."""
-        characters = [len(read_request(r).text) for r in requests]
+        characters = [len(read_request(r, self.parameters).text) for r in requests]
         return [self.distributions[g] for g in np.searchsorted(self.cuts, characters, side="left")]
 
 

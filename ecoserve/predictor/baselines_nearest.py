@@ -43,11 +43,13 @@ class NearestPrompts:
         self._answers = answers
         self._prior = answers.mean(axis=0)
         self._index = _index(vectors)
+        self._parameters: tuple[str, ...] = ()
 
     @classmethod
     def fit(cls, fit: Examples, held: Examples, bins: Bins, embed: Embed) -> NearestPrompts:
         """Remember the rows of ``fit``; those of ``held`` choose k."""
         found = cls(bins, embed, embed(fit.views), fit.targets(bins, _SMOOTHING).astype(np.float64), 1)
+        found._parameters = fit.parameters
         most = min(max(NEIGHBOURS), len(fit))
         near = found._nearest(held.views, most)
         targets = held.targets(bins).astype(np.float64)
@@ -60,7 +62,7 @@ class NearestPrompts:
         """One distribution per request."""
         if not requests:
             return []
-        shares = self._spread(self._nearest([read_request(r) for r in requests], self.k))
+        shares = self._spread(self._nearest([read_request(r, self._parameters) for r in requests], self.k))
         return [LengthDistribution.from_weights(self.bins.edges, row, self.bins.closed_by) for row in shares]
 
     def _nearest(self, views: Sequence[RequestView], k: int) -> npt.NDArray[np.int64]:
