@@ -21,6 +21,9 @@ _WIDE = 110
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder: what -o named when it was run.")],
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="OUT", help="Write plots as PNG and SVG, tables as CSV, there.")
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option("--compare", metavar="A", help="Another folder: what has changed from A to DIR, and how surely."),
@@ -41,11 +44,13 @@ def command(
 ) -> None:
     """Rebuild the report of a result folder, which opens offline in any browser; or compare two: --compare A B."""
     from ecoserve.errors import ConfigError
-    from ecoserve.sweep.report import write_report
+    from ecoserve.sweep.report import write_figure_files, write_report
     from ecoserve.sweep.results import ResultFolder
 
     console = stderr_console(quiet)
     if compare is not None:
+        if figures is not None:
+            raise ConfigError("--figures draws one folder, not a comparison", fix="leave out --compare")
         _compare(compare, folder, page, by_setting, fail_on_worse, json, console)
         return
     if page is not None or by_setting or fail_on_worse:
@@ -55,6 +60,9 @@ def command(
     results = ResultFolder.open(folder)
     results.check_requests()
     report = write_report(results)
+    if figures is not None:
+        files = write_figure_files(results, figures)
+        console.print(f"{len(files)} files in {figures}", markup=False)
     summary = results.summary()
     emit_json(summary.model_dump(mode="json"), json)
     console.print(f"{report}", markup=False)

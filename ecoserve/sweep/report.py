@@ -72,6 +72,19 @@ def write_report(folder: ResultFolder) -> Path:
     return write_atomically(folder.path / FILE_NAME, render(folder.summary(), Details(folder)).encode())
 
 
+def write_figure_files(folder: ResultFolder, out: Path) -> list[Path]:
+    """Write the report's plots as PNG and SVG and its tables as CSV; returns the files.
+
+    Raises:
+        ConfigError: if Matplotlib is not installed or ``out`` cannot be made.
+    """
+    from ecoserve.sweep.reporting.figure_files import write_figures
+
+    summary = folder.summary()
+    settings = Settings(summary.runs, summary.meta.baseline_policy)
+    return write_figures(sections(summary, settings, Details(folder)), out)
+
+
 def render(summary: Summary, details: Details | None = None) -> str:
     """The whole page as text; plots of requests and of KVC over time need ``details``."""
     settings = Settings(summary.runs, summary.meta.baseline_policy)

@@ -12,6 +12,8 @@ from ecoserve.sweep.reporting.choice import main_load, relaxed_load, stand_in
 from ecoserve.sweep.reporting.metrics import NORMALIZED, PREEMPTIONS
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, lengths_name
 from ecoserve.sweep.reporting.statements import (
+    accuracy_needed,
+    capacity,
     care,
     interval,
     on_the_engine,
@@ -45,7 +47,9 @@ def answer(summary: Summary, settings: Settings) -> Answer:
     if ours and base and comparison and load:
         result.statements.append(what_it_buys(settings, load, ours, base, comparison))
         _add(result.statements, worth_of_prediction(settings, load, ours, base))
+        _add(result.statements, accuracy_needed(settings, load, ours))
         _add(result.statements, which_setting(settings, load))
+        _add(result.statements, capacity(settings, load, ours, base))
     _add(result.statements, predictor_statement(summary.predictor, summary.meta.served_predictor))
     _add(result.statements, on_the_engine(settings, load))
     _add(result.statements, where_not(settings, relaxed, ours))

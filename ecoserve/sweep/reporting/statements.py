@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ecoserve.pages import Statement, Tone, write, write_change
-from ecoserve.sweep.reporting.choice import counterpart, latency, same_policy, stand_in
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, THROUGHPUT, inner
+from ecoserve.sweep.reporting.choice import along, counterpart, latency, same_policy, stand_in, tuned
+from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, SLO, THROUGHPUT, inner
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak, lengths_name
 from ecoserve.sweep.reporting.tables import predictor_name
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import PredictorRow, Summary
+
+#: This share of the requests must meet their SLO where a rate is said to be kept.
+_NEARLY_ALL: Final = 0.9
 
 
 def what_it_buys(settings: Settings, load: Load, ours: Setting, base: Setting, comparison: Comparison) -> Statement:
@@ -105,6 +109,54 @@ def which_setting(settings: Settings, load: Load) -> Statement | None:
 def _runnable(settings: Settings, load: Load) -> list[Setting]:
     """Settings that a user could run: neither oracles nor lengths with controlled error."""
     return [s for s in settings.under(load) if s.kind not in ("true", "noise") and s.level(NORMALIZED)]
+
+
+def accuracy_needed(settings: Settings, load: Load, ours: Setting) -> Statement | None:
+    """From which accuracy on lengths are shown to be worth having, against the same policy without any."""
+    blind = same_policy(settings, load, ours.policy, "none")
+    told = [
+        s for s in tuned(settings, settings.under(load)) if s.policy == ours.policy and s.kind in ("noise", "predicted")
+    ]
+    known = sorted(
+        ((tau.mean, s) for s in told if (tau := s.level("prediction_kendall_tau")) is not None),
+        key=lambda item: item[0],
+    )
+    if blind is None or len(known) < 2:
+        return None
+    helps, fails = list[str](), list[str]()
+    for tau, s in known:
+        gain = s.against(blind, NORMALIZED)
+        if gain is None or gain.relative is None:
+            continue
+        words = f"{lengths_name(s.lengths)} (τ {write(tau)}): {write_change(gain.relative)}"
+        (helps if gain.verdict == "better" else fails).append(words)
+    if not helps and not fails:
+        return None
+    text = f"At {load.title}, normalized latency against {ours.policy} without any prediction, worst order first: "
+    text += "; ".join(helps) if helps else "no accuracy that was run is shown to help"
+    if fails:
+        text += f". Not shown to help: {'; '.join(fails)}"
+    return Statement("How good it must be", text + ".", "good" if helps and not fails else "")
+
+
+def capacity(settings: Settings, load: Load, ours: Setting, base: Setting) -> Statement | None:
+    """The highest rate that was run at which nearly everybody meets the SLO."""
+    parts = []
+    rates = [s.load.rate_rps for s in along(settings, base)]
+    best = same_policy(settings, load, ours.policy, "true")
+    for one in (base, ours, *([best] if best and best is not ours else [])):
+        kept = [s for s in along(settings, one) if (level := s.level(SLO)) is not None and level.mean >= _NEARLY_ALL]
+        known = [s for s in along(settings, one) if s.level(SLO) is not None]
+        if len(known) < 2:
+            return None
+        name = settings.baseline_name if one is base else _with_lengths(one)
+        parts.append(f"{name} up to {kept[-1].load.rate_title}" if kept else f"{name} at none of the rates")
+    if len(rates) < 2:
+        return None
+    here = [f"{SLO.write(level.mean)}" for one in (base, ours) if (level := one.level(SLO)) is not None]
+    text = f"At least {write(_NEARLY_ALL, 'share')} of the requests meet their SLO with " + "; ".join(parts)
+    text += f", of the rates that were run. At {load.title}: {' → '.join(here)}." if here else "."
+    return Statement("Who meets the SLO", text)
 
 
 def predictor_statement(predictors: dict[str, PredictorRow], served: str | None) -> Statement | None:
