@@ -26,7 +26,7 @@ from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.rate_figure import attainment_figure, latency_figure
 from ecoserve.sweep.reporting.settings import Settings
 from ecoserve.sweep.reporting.slo_figure import scale_figure
-from ecoserve.sweep.reporting.tables import predictor_table, settings_table
+from ecoserve.sweep.reporting.tables import predictor_table, search_table, settings_table
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 
@@ -157,6 +157,12 @@ def sections(summary: Summary, settings: Settings, details: Details) -> list[Sec
                 scale_figure(settings, style, details),
             ),
             missing="more than one arrival rate",
+        ),
+        Section(
+            "capacity",
+            "How much traffic each setting carries",
+            "The highest arrival rate at which the bound is met, found by trying rates.",
+            _some(search_table(summary.searches)),
         ),
         Section(
             "trade",

@@ -2,8 +2,8 @@
 
 Rule: a figure is described once, as the plain Plotly data that the page draws (:mod:`ecoserve.pages.figures`); here
 that description is translated, so the files and the page cannot say different things. Matplotlib needs no
-browser and no network, as Plotly's own export does. Of a figure whose y axis may show several things each is drawn; of one whose
-x axis may, the first.
+browser and no network, as Plotly's own export does. Of a figure whose y axis may show several things each is drawn; of
+one whose x axis may, the first.
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plai
 from ecoserve.sweep.reporting.choice import along, cast, main_load
 from ecoserve.sweep.reporting.details import Column as Values
 from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.figures import Style, dash_of
+from ecoserve.sweep.reporting.figures import Style, dash_of, level_points
+from ecoserve.sweep.reporting.metrics import SLO
 from ecoserve.sweep.reporting.settings import Setting, Settings
+from ecoserve.sweep.reporting.tables import level_cell
 
 _SCALES: Final = tuple(float(s) for s in np.round(np.geomspace(1.0, 40.0, 41), 2))
 _SHOWN: Final = (1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0)
@@ -38,6 +40,10 @@ def scale_figure(settings: Settings, style: Style, details: Details) -> Figure |
         [Column("Setting", number=False), *(Column(f"{scale:g}×") for scale in _SHOWN)],
         group_title="Load",
     )
+    if len({x.variant for x in settings.loads}) > 1 and any(
+        n == "slo_scale" for x in settings.loads for n, _ in x.variant
+    ):
+        return _run_scales(settings, style)
     panels, legend, told = [], dict[str, LegendEntry](), set[float]()
     for number, rate in enumerate(shown):
         here = [s for one in rows for s in (along(settings, one) or [one]) if (s.load.rate_rps or 0.0) == rate]
@@ -85,6 +91,60 @@ def scale_figure(settings: Settings, style: Style, details: Details) -> Figure |
         panels,
         list(legend.values()),
         table,
+    )
+
+
+def _run_scales(settings: Settings, style: Style) -> Figure | None:
+    """Where the sweep varied the scale that the schedulers were told: attainment by that scale."""
+    traces, legend, spoken = [], [], []
+    table = Table(
+        "slo-scale",
+        "SLO attainment by the scale that the schedulers were told.",
+        [Column("SLO scale", number=False), Column(SLO.heading, SLO.note)],
+        group_title="Setting",
+    )
+    for one in cast(settings):
+        own = dict(one.load.variant) | {"slo_scale": ""}
+        line = [
+            (float(dict(s.load.variant)["slo_scale"]), s)
+            for s in settings.all
+            if (s.policy, s.lengths, s.knobs, s.load.engine, s.load.condition, s.load.rate_rps)
+            == (one.policy, one.lengths, one.knobs, one.load.engine, one.load.condition, one.load.rate_rps)
+            and dict(s.load.variant) | {"slo_scale": ""} == own
+            and s.level(SLO) is not None
+        ]
+        line.sort(key=lambda item: item[0])
+        if len(line) < 2:
+            continue
+        traces.append(
+            {
+                **level_points(line, SLO, "times an idle engine"),
+                "mode": "lines+markers",
+                "line": {"width": 2.2, "dash": dash_of(one)},
+                "hovertemplate": "%{text}<extra></extra>",
+                "meta": {"slot": style.slots[one.policy]},
+            }
+        )
+        legend.append(style.legend(one))
+        for scale, s in line:
+            table.groups.append(one.name)
+            table.rows.append([Cell(f"{scale:g}", raw=scale), level_cell(s, SLO)])
+        spoken.append(f"{one.name}: " + ", ".join(f"{table.rows[-1][1].text} at {scale:g}" for scale, _ in line[-1:]))
+    if not traces:
+        return None
+    layout = {
+        "xaxis": {"title": {"text": "SLO scale (times an idle engine)"}},
+        "yaxis": {"title": {"text": "SLO attainment"}, "tickformat": ".0%", "range": [0, 1.02]},
+    }
+    alt = f"SLO attainment against the scale that was told. {'; '.join(spoken)}."
+    return Figure(
+        "slo-scale",
+        "SLO attainment against the scale of the SLO",
+        "Each scale is a run of its own: the schedulers knew it. Whiskers run from the lowest to the highest seed.",
+        [Panel("slo-scale-0", cast(settings)[0].load.rate_title, spec(traces, layout), alt)],
+        legend,
+        table,
+        wide=True,
     )
 
 

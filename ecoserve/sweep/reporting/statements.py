@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.pages import Statement, Tone, write, write_change
-from ecoserve.sweep.reporting.choice import along, counterpart, latency, same_policy, stand_in, tuned
+from ecoserve.sweep.reporting.choice import along, cast, counterpart, latency, same_policy, stand_in, tuned
 from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, RECOMPUTED, SLO, THROUGHPUT, inner
 from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak, lengths_name
 from ecoserve.sweep.reporting.tables import predictor_name
@@ -67,8 +67,8 @@ def worth_of_prediction(settings: Settings, load: Load, ours: Setting, base: Set
     return Statement("What the prediction is worth", _sentence(parts), tone)
 
 
-def which_setting(settings: Settings, load: Load) -> Statement | None:
-    here = _runnable(settings, load)
+def which_setting(settings: Settings, load: Load, ours: Setting) -> Statement | None:
+    here = _runnable(settings, load, ours)
     if len(here) < 2:
         return None
     first, second = sorted(here, key=latency)[:2]
@@ -90,12 +90,12 @@ def which_setting(settings: Settings, load: Load) -> Statement | None:
         same = next(
             (
                 s
-                for s in _runnable(settings, other)
+                for s in _runnable(settings, other, ours)
                 if (s.policy, s.lengths, s.knobs) == (first.policy, first.lengths, first.knobs)
             ),
             None,
         )
-        best = min(_runnable(settings, other), key=latency, default=None)
+        best = min(_runnable(settings, other, ours), key=latency, default=None)
         against = best.against(same, NORMALIZED) if best and same and best is not same else None
         if best and against and against.verdict == "better":
             beaten.append(f"at {other.title}, {best.name} is {_change_words(against)}")
@@ -106,9 +106,10 @@ def which_setting(settings: Settings, load: Load) -> Statement | None:
     return Statement("Which setting to run", text)
 
 
-def _runnable(settings: Settings, load: Load) -> list[Setting]:
-    """Settings that a user could run: neither oracles nor lengths with controlled error."""
-    return [s for s in settings.under(load) if s.kind not in ("true", "noise") and s.level(NORMALIZED)]
+def _runnable(settings: Settings, load: Load, ours: Setting) -> list[Setting]:
+    """What a user could run: no oracles, and of lengths with controlled error only those that stand for a predictor."""
+    here = [s for s in settings.under(load) if s.kind not in ("true", "noise") or s.lengths == ours.lengths]
+    return [s for s in here if s.kind != "true" and s.level(NORMALIZED)]
 
 
 def accuracy_needed(settings: Settings, load: Load, ours: Setting) -> Statement | None:
@@ -117,10 +118,8 @@ def accuracy_needed(settings: Settings, load: Load, ours: Setting) -> Statement 
     told = [
         s for s in tuned(settings, settings.under(load)) if s.policy == ours.policy and s.kind in ("noise", "predicted")
     ]
-    known = sorted(
-        ((tau.mean, s) for s in told if (tau := s.level("prediction_kendall_tau")) is not None),
-        key=lambda item: item[0],
-    )
+    taus = ((s, s.level("prediction_kendall_tau")) for s in told)
+    known = sorted(((level.mean, s) for s, level in taus if level is not None), key=lambda item: item[0])
     if blind is None or len(known) < 2:
         return None
     helps, fails = list[str](), list[str]()
@@ -139,24 +138,20 @@ def accuracy_needed(settings: Settings, load: Load, ours: Setting) -> Statement 
     return Statement("How good it must be", text + ".", "good" if helps and not fails else "")
 
 
-def capacity(settings: Settings, load: Load, ours: Setting, base: Setting) -> Statement | None:
-    """The highest rate that was run at which nearly everybody meets the SLO."""
-    parts = []
-    rates = [s.load.rate_rps for s in along(settings, base)]
-    best = same_policy(settings, load, ours.policy, "true")
-    for one in (base, ours, *([best] if best and best is not ours else [])):
-        kept = [s for s in along(settings, one) if (level := s.level(SLO)) is not None and level.mean >= _NEARLY_ALL]
-        known = [s for s in along(settings, one) if s.level(SLO) is not None]
-        if len(known) < 2:
-            return None
-        name = settings.baseline_name if one is base else _with_lengths(one)
-        parts.append(f"{name} up to {kept[-1].load.rate_title}" if kept else f"{name} at none of the rates")
-    if len(rates) < 2:
+def capacity(settings: Settings, load: Load) -> Statement | None:
+    """The highest rate that was run at which nearly everybody meets the SLO, for each setting that is shown."""
+    rows = cast(settings)
+    lines = [[s for s in along(settings, one) if s.level(SLO) is not None] for one in rows]
+    if any(len(line) < 2 for line in lines) or not lines:
         return None
-    here = [f"{SLO.write(level.mean)}" for one in (base, ours) if (level := one.level(SLO)) is not None]
-    text = f"At least {write(_NEARLY_ALL, 'share')} of the requests meet their SLO with " + "; ".join(parts)
-    text += f", of the rates that were run. At {load.title}: {' → '.join(here)}." if here else "."
-    return Statement("Who meets the SLO", text)
+    parts = []
+    for one, line in zip(rows, lines, strict=True):
+        kept = [s for s in line if (level := s.level(SLO)) is not None and level.mean >= _NEARLY_ALL]
+        here = one.level(SLO)
+        upto = f"up to {kept[-1].load.rate_title}" if kept else "at none of the rates"
+        parts.append(f"{one.name}: {upto}" + (f" ({SLO.write(here.mean)} at {load.rate_title})" if here else ""))
+    head = f"At least {write(_NEARLY_ALL, 'share')} of the requests meet their SLO, of the rates that were run, with "
+    return Statement("Who meets the SLO", head + "; ".join(parts) + ".")
 
 
 def predictor_statement(predictors: dict[str, PredictorRow], served: str | None) -> Statement | None:

@@ -7,9 +7,9 @@ from typing import Final
 
 from ecoserve.pages import NOTHING, Cell, Column, Table, Tone, write
 from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, Metric, write_comparison
-from ecoserve.sweep.reporting.settings import Load, Setting, Settings
+from ecoserve.sweep.reporting.settings import Load, Setting, Settings, lengths_name
 from ecoserve.sweep.statistics import Comparison
-from ecoserve.sweep.summary import PredictorRow
+from ecoserve.sweep.summary import PredictorRow, SearchRow
 
 #: Keys of a predictor: title, unit, and the sentence that explains it.
 PREDICTOR_COLUMNS: Final = (
@@ -85,6 +85,31 @@ def settings_table(name: str, caption: str, settings: Settings, loads: Sequence[
             cells.append(comparison_cell(setting.against(baseline, NORMALIZED)))
         seeds = len({run.seed for run in setting.runs})
         table.rows.append([*cells, Cell(str(seeds), raw=seeds)])
+    return table
+
+
+def search_table(searches: Sequence[SearchRow]) -> Table | None:
+    """What the searches for the highest rate came to; None if there were none."""
+    if not searches:
+        return None
+    table = Table(
+        "searches",
+        "The highest arrival rate that meets the bound, by search; the next rate that was tried misses it.",
+        [
+            Column("Setting", number=False),
+            Column("Highest rate (requests/s)", "The highest rate tried that meets the bound."),
+            Column("Missed from (requests/s)", "The lowest rate tried that misses it."),
+            Column("Bound", number=False),
+            Column("State", number=False),
+        ],
+    )
+    for row in searches:
+        name = ", ".join(part for part in (row.policy, lengths_name(row.lengths), row.condition or "") if part)
+        bounds = [f"at least {row.at_least:g}" if row.at_least is not None else ""]
+        bounds += [f"at most {row.at_most:g}" if row.at_most is not None else ""]
+        rates = [Cell(NOTHING) if v is None else Cell(write(v), raw=v) for v in (row.rate_rps, row.missed_from_rps)]
+        bound = f"{row.metric} {' and '.join(b for b in bounds if b)}".strip()
+        table.rows.append([Cell(name), *rates, Cell(bound), Cell(row.state)])
     return table
 
 
