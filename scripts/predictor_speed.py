@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2", help="on a CPU: all engines on the first number, some on others")
     parser.add_argument("--engines", help="only these, separated by commas")
     parser.add_argument("--child", nargs=2, metavar=("ENGINE", "THREADS"), help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help="folder that keeps the requests and rows of a run, to go on with")
     options = parser.parse_args()
     if options.child:
         _child(options)
@@ -74,36 +74,43 @@ def _parent(options: argparse.Namespace) -> None:
                 jobs.append((name, count, options.checkpoint))
     if options.lightgbm:
         jobs.append(("LightGBM", 1, options.lightgbm))
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "requests.json").write_text(json.dumps(_requests(options)))
+        work: Path = options.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        if not (work / "requests.json").exists():
+            write_atomically(work / "requests.json", json.dumps(_requests(options)))
+        rows: list[dict[str, Any]] = []
         # Those that go on first: the plain network's probabilities are what the others are compared with.
         for name, count, checkpoint in jobs:
-            arguments = [
-                checkpoint,
-                "--trace",
-                options.trace,
-                "--device",
-                options.device,
-                "-o",
-                folder,
-                "--work",
-                folder,
-            ]
-            command = [sys.executable, __file__, *arguments, "--child", name, str(count)]
-            sleeping = {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
-            done = subprocess.run(
-                command, env={**os.environ, **sleeping}, capture_output=True, text=True, check=False, timeout=2400
-            )
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:160]
+            kept = work / f"row-{name}-{count}.json"
+            if not kept.exists() and (reason := _measured(options, work, name, count, checkpoint, kept)):
                 skipped[name] = reason
-                print(f"{name}, {count} threads: {reason}", file=sys.stderr)
                 continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            rows.append(json.loads(kept.read_text()))
             print(dumps(rows[-1]), file=sys.stderr, flush=True)
             _write(options, rows, skipped)
+
+
+def _measured(
+    options: argparse.Namespace, work: Path, name: str, count: int, checkpoint: str, kept: Path
+) -> str | None:
+    """Measure in a process of its own, and keep the row; or why there is none."""
+    arguments = [checkpoint, "--trace", options.trace, "--device", options.device]
+    arguments += ["-o", str(kept), "--work", str(work), "--child", name, str(count)]
+    sleeping = {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, **sleeping},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2400,
+    )
+    if done.returncode == 0:
+        return None
+    reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:160]
+    print(f"{name}, {count} threads: {reason}", file=sys.stderr)
+    return reason
 
 
 def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
@@ -201,7 +208,7 @@ def _child(options: argparse.Namespace) -> None:
             row["largest_difference"] = round(float(np.abs(probabilities - np.load(reference)).max()), 6)
     figures = score(predicted, asked["lengths"])
     row |= {key: round(figures[key], 4) for key in ("kendall_tau", "mae_tokens")}
-    print(json.dumps(row))
+    write_atomically(options.output, json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

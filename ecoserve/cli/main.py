@@ -50,6 +50,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("evaluate-predictor", "Say how good a predictor is."),
     Entry("adapt-predictor", "Adapt a predictor to another model's answers."),
     Entry("predict", "Predict the lengths of answers to prompts."),
+    Entry("push-predictor", "Publish a predictor on the Hugging Face hub."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Drive a trace at a URL or an engine in this process."),
     Entry("simulate", "What a trace would do on GPUs, in virtual time."),

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -61,8 +62,8 @@ class LengthPredictor(ABC):
         """Predict the length distribution of each request's answer.
 
         Args:
-            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture; with
-                parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
+            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture;
+                with parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
 
         Returns:
             ``n`` distributions over :attr:`config`'s bins, in the order of the requests.
@@ -109,6 +110,17 @@ class LengthPredictor(ABC):
         backend = backend_class(config.backend)
         with checkpoint.damage_of(folder):
             return backend._load(folder, config, calibration)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Publish it as the model repository ``owner/name`` on the hub (:func:`ecoserve.predictor.hub.push`).
+
+        Returns:
+            the repository's address.
+        """
+        from ecoserve.predictor.hub import push
+
+        with TemporaryDirectory(prefix="ecoserve-push-") as folder:
+            return push(self.save_pretrained(Path(folder) / "checkpoint"), repo_id, private=private)[0]
 
     @abstractmethod
     def _write(self, folder: Path) -> None:

@@ -140,6 +140,16 @@ def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
     return config, calibration
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of a checkpoint's files but its card, each of them checked.
+
+    Raises:
+        CheckpointError: if it is no checkpoint, or damaged.
+    """
+    read(folder)
+    return [*sorted(_json(folder / CONFIG)[_FILES]), CONFIG]
+
+
 @contextmanager
 def damage_of(folder: Path) -> Iterator[None]:
     """Turn whatever a library says about a backend's files into one CheckpointError."""

@@ -1,16 +1,24 @@
-"""Snapshots from the Hugging Face hub, asked only when a user names something that lives there.
+"""Checkpoints from and to the Hugging Face hub, asked only when a user names something that lives there.
 
 Rule: the local cache is asked first; a hub that is out of reach is noticed within seconds and answered with one line.
-Safetensors, JSON and text files only.
+Safetensors, JSON and text files only, in both directions. What goes to the hub is a checkpoint whose every file has
+been checked, in one commit, and nothing else that lies in its folder.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ecoserve.data.hub import PATIENCE_S, require_hub
-from ecoserve.errors import CheckpointError, TraceError
+from ecoserve.data.hub import HUB_ID, PATIENCE_S, require_hub
+from ecoserve.errors import CheckpointError, ConfigError, RunError, TraceError
 
+#: What may be in a checkpoint that is published.
+_SUFFIXES = (".safetensors", ".json", ".txt")
+#: What the model card calls the place it lies in.
+_PLACE = "THIS_FOLDER"
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "README.md"]
 
 
@@ -48,3 +56,77 @@ def snapshot(repo_id: str, *, fix: str = "give a folder, or connect to the hub")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(f"cannot be fetched from the hub: {line}", where=repo_id) from error
+
+
+def push(
+    folder: str | Path, repo_id: str, *, private: bool = False, message: str | None = None
+) -> tuple[str, list[str]]:
+    """Publish a checkpoint as the model repository ``owner/name`` on the hub, which is made if there is none.
+
+    The token is huggingface_hub's: ``HF_TOKEN``, or what ``hf auth login`` has stored. ``HF_ENDPOINT`` names the hub.
+
+    Args:
+        folder: a checkpoint; it is read and checked first.
+        repo_id: ``owner/name``.
+        private: if the repository is made: only for its owner.
+        message: of the commit.
+
+    Returns:
+        the repository's address, and the names of the files in the commit.
+
+    Raises:
+        CheckpointError: if ``folder`` is no whole checkpoint.
+        ConfigError: if ``repo_id`` is no id, or the hub does not let this user write there.
+        RunError: if the hub cannot be reached, or fails.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from ecoserve.predictor import checkpoint
+
+    if not HUB_ID.fullmatch(repo_id):
+        raise ConfigError("is no id on the hub", where=repo_id, fix="give owner/name")
+    source = Path(folder).expanduser()
+    names = checkpoint.files_of(source)
+    unfit = [n for n in names if not n.endswith(_SUFFIXES)]
+    if unfit:
+        raise CheckpointError(f"is of no kind that is published ({', '.join(_SUFFIXES)})", where=str(source / unfit[0]))
+    card = source / checkpoint.CARD
+    text = card.read_text(encoding="utf-8").replace(_PLACE, repo_id) if card.is_file() else ""
+    parts = [CommitOperationAdd(name, source / name) for name in names]
+    parts += [CommitOperationAdd(checkpoint.CARD, text.encode())] if text else []
+    try:
+        require_hub(repo_id, "connect to the hub")
+    except TraceError as error:
+        raise RunError(error.what, where=repo_id, fix="connect to it, or set HF_ENDPOINT") from error
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), library_name="ecoserve")
+    with _refusals(repo_id):
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, parts, commit_message=message or "Response length predictor, by ecoserve")
+    return str(address), sorted(p.path_in_repo for p in parts)
+
+
+@contextmanager
+def _refusals(repo_id: str) -> Iterator[None]:
+    """Turn what the hub says into one line."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    fix = "log in with hf auth login, or set HF_TOKEN to a token that may write there"
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise ConfigError("the hub wants a token, and there is none", where=repo_id, fix=fix) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):
+            raise ConfigError(
+                f"the hub does not let you write there (status {status})", where=repo_id, fix=fix
+            ) from error
+        if status in (400, 422):
+            raise ConfigError(f"the hub refuses it: {_line(error)}", where=repo_id) from error
+        raise RunError(f"the hub failed: {_line(error)}", where=repo_id, fix="try again later") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot be sent to the hub: {_line(error)}", where=repo_id, fix="try again later") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
