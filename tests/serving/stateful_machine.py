@@ -90,6 +90,7 @@ class EcoServeMachine(RuleBasedStateMachine):
     """The calls. ``fixed`` fields of the engine are not drawn; ``tell`` is given the sums of every run that passed."""
 
     fixed: dict[str, Any] = {}  # noqa: RUF012 - set on subclasses only
+    rig: type[Driven] = Driven
     tell: Callable[[Case, Counter[str]], None] | None = None
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class EcoServeMachine(RuleBasedStateMachine):
         """An engine."""
         case = data.draw(engines(**self.fixed), label="engine")
         note(repr(case))
-        self.driven = Driven(case, long_prefill)
+        self.driven = self.rig(case, long_prefill)
         self.draining = False
 
     def _do(self, call: Callable[[], Any]) -> None:
@@ -222,13 +223,15 @@ class EcoServeMachine(RuleBasedStateMachine):
             tell(self.driven.case, self.driven.totals())
 
 
-def soak_once(number: int, shrink: bool = True, runs: int = RUNS, **fixed: Any) -> tuple[Counter[str], list[Case]]:
+def soak_once(
+    number: int, shrink: bool = True, runs: int = RUNS, rig: type[Driven] = Driven, **fixed: Any
+) -> tuple[Counter[str], list[Case]]:
     """The runs of one seed; the same seed gives the same runs.
 
     Args:
         number: the seed.
         shrink: make a run that fails as small as it gets.
-        runs: how many. fixed: fields of the engine that are not drawn.
+        runs: how many. rig: what drives the engine. fixed: fields of the engine that are not drawn.
 
     Returns:
         the sums of what happened, and the engines.
@@ -244,7 +247,7 @@ def soak_once(number: int, shrink: bool = True, runs: int = RUNS, **fixed: Any) 
         sums.update(totals)
         cases.append(case)
 
-    machine = type("EcoServeMachine", (EcoServeMachine,), {"fixed": fixed, "tell": staticmethod(tell)})
+    machine = type("EcoServeMachine", (EcoServeMachine,), {"fixed": fixed, "rig": rig, "tell": staticmethod(tell)})
     phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     chosen = settings(
         max_examples=runs,

@@ -112,7 +112,7 @@ class SchedulerSettings(BaseModel):
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
     )
     decode_fast_path: bool = Field(
-        False, description="compose steps in which everybody just goes on by one token without vLLM's schedule()"
+        True, description="compose steps in which everybody just goes on by one token without vLLM's schedule()"
     )
     check_every_step: bool = Field(False, description="recount the ledger after every step (tests)")
 
