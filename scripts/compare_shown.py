@@ -37,7 +37,7 @@ NOISE, EFFECT, TRIALS = 0.005, 1.05, 20
 SEEDS = (5, 3)
 METRIC = "normalized_latency_mean_ms"
 LOAD: dict[str, Any] = {
-    "trace": "synthetic:2000", "rate_rps": 20.0, "requests": 200, "blocks": 250, "depth": 2,
+    "trace": "synthetic:500", "rate_rps": 20.0, "requests": 100, "blocks": 250, "depth": 2,
     "max_tokens": 512, "max_model_len": 2048,
 }  # fmt: skip
 POLICIES = (("vllm", "none"), ("ecoserve", "noise:0.5"))

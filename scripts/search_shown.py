@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("trace")
     parser.add_argument("output", type=Path)
     parser.add_argument("--out", type=Path, default=None, help="folder for the runs; goes on with those it holds")
-    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--requests", type=int, default=100)
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="search-"))
     plan = SweepPlan.load(PLAN, trace=arguments.trace, predictor=str(PLAN.parent))
-    small = {"seeds": [0], "requests": arguments.requests, "lengths": ["true", "noise:0.5"], "blocks": BLOCKS}
+    small = {"seeds": [0], "requests": arguments.requests, "lengths": ["true"], "blocks": BLOCKS}
     plan = plan.model_copy(update={**small, "settings": plan.settings | SMALL})
     searches = {name: search(plan, bound, out / f"search-{i}") for i, (name, bound) in enumerate(BOUNDS.items())}
     grid = Grid(plan, out / "grid")

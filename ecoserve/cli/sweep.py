@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.searches import Searches
-    from ecoserve.sweep.summary import Meta
+    from ecoserve.sweep.summary import Meta, Summary
 
 
 def command(
@@ -92,6 +92,7 @@ def command(
         report = write_report(folder)
     summary = folder.summary()
     emit_json(summary.model_dump(mode="json"), json)
+    _say_what_was_found(summary, console)
     console.print(f"{report}", markup=False)
     console.print(f"tables sha256 {summary.meta.tables_sha256}", markup=False)
     if tally.failed:
@@ -101,6 +102,21 @@ def command(
             where=str(output),
             fix="mend that and try them again with --resume",
         )
+
+
+def _say_what_was_found(summary: Summary, console: Console) -> None:
+    """A line for every search."""
+    from ecoserve.sweep.identity import short_lengths
+
+    for row in summary.searches:
+        knobs = [f"{k.removeprefix('knob_')} {v}" for k, v in (row.model_extra or {}).items()]
+        parts = [row.condition, row.policy, f"lengths {short_lengths(row.lengths)}", *knobs]
+        name = ", ".join(part for part in parts if part)
+        rate = "no rate" if row.rate_rps is None else f"{row.rate_rps:.4g} req/s"
+        missed = "" if row.missed_from_rps is None else f", missed from {row.missed_from_rps:.4g}"
+        contrary = "; not monotone" if row.missed_below_rps or row.met_above_rps else ""
+        tried = f"{len(row.tried)} rates tried"
+        console.print(f"{name}: {rate}{missed} ({row.state}; {tried}{contrary})", markup=False)
 
 
 def _meta(plan: SweepPlan) -> Meta:

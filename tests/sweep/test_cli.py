@@ -101,14 +101,17 @@ def test_dry_run_of_what_fails_says_so(plan, tmp_path, capsys):
 
 
 def test_dry_run_of_a_search_counts_what_may_come(plan, tmp_path, capsys):
-    search = "search: {range: [0.5, 8], metric: normalized_latency_mean_ms, at_most: 60}"
+    search = "search: {range: [0.5, 64], metric: normalized_latency_mean_ms, at_most: 23}"
     plan.write_text(f"{PLAN}{search}\n", encoding="utf-8")
     out = tmp_path / "out"
     assert call(sweep.command, plan, "-o", out, "--dry-run", "--json", "-") == 0
     said = json.loads(capsys.readouterr().out)
     # Four settings of which the first seed begins; each may come to twelve rates with two seeds.
     assert (len(said["runs"]), said["to_run"], said["at_most_more"]) == (8 + 4, 12, 4 * (24 - 1))
-    assert call(sweep.command, plan, "-o", out, "--jobs", "0", "--quiet") == 0
+    assert call(sweep.command, plan, "-o", out, "--jobs", "0") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rates tried" in line]
+    assert [line.partition(":")[0] for line in lines][:2] == ["vllm, lengths none", "ecoserve, lengths true"]
+    assert "(found; " in lines[0]
     assert call(sweep.command, plan, "-o", out, "--dry-run", "--json", "-") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["to_run"], said["at_most_more"], said["estimated_s"]) == (0, 0, 0)
