@@ -194,6 +194,23 @@ def test_a_summary_alone_leaves_out_what_it_does_not_know(settings):
     assert shown == {"accuracy", "pressure", "rates", "trade", "wrong", "levels"}
 
 
+def test_scales_that_were_told_are_runs_of_their_own():
+    runs = [
+        r.model_copy(update={"slo_scale": scale, "slo_attainment": share})
+        for scale, share in ((2.0, 0.4), (5.0, 0.9))
+        for r in FULL
+        if r.condition == "pressure"
+    ]
+    found = Settings(runs)
+    assert {load.title for load in found.loads} == {
+        "8 requests/s, pressure, SLO scale 2.0",
+        "8 requests/s, pressure, SLO scale 5.0",
+    }
+    figure = scale_figure(found, Style.of(found), Details())
+    assert figure.panels[0].spec["data"][0]["x"] == [2.0, 5.0]
+    assert figure.panels[0].spec["data"][0]["y"] == pytest.approx([0.4, 0.9])
+
+
 def test_a_folder_of_before_has_no_kvc_and_opens(folder, tmp_path):
     run = PlannedRun.of({"policy": "vllm", "lengths": "none", "rate_rps": 2.0, "seed": 0})
     old = ResultFolder.create(tmp_path / "old", Meta())
@@ -215,5 +232,6 @@ def test_errors_of_different_kinds_are_joined_by_no_line():
     found = Settings(runs)
     (panel,) = accuracy_figures(found, Style.of(found))[0].panels
     lines = [t for t in panel.spec["data"] if "by" in t["meta"]]
-    assert [(t["mode"], t["x"]) for t in lines] == [("lines+markers", [0.4, 0.8]), ("markers", [1.0])]
+    assert [t["mode"] for t in lines] == ["lines+markers", "markers"]
+    assert [t["x"] for t in lines] == [pytest.approx([0.4, 0.8]), pytest.approx([1.0])]
     assert lines[0]["y"] == pytest.approx([np.mean(list(BASE.values())) * f for f in (0.8, 0.6)])

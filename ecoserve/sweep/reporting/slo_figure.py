@@ -40,9 +40,7 @@ def scale_figure(settings: Settings, style: Style, details: Details) -> Figure |
         [Column("Setting", number=False), *(Column(f"{scale:g}×") for scale in _SHOWN)],
         group_title="Load",
     )
-    if len({x.variant for x in settings.loads}) > 1 and any(
-        n == "slo_scale" for x in settings.loads for n, _ in x.variant
-    ):
+    if any(name == "slo_scale" for name, _ in load.variant):
         return _run_scales(settings, style)
     panels, legend, told = [], dict[str, LegendEntry](), set[float]()
     for number, rate in enumerate(shown):
