@@ -38,8 +38,9 @@ class WordModel:
         self.terms = list(terms)
         self.weights = np.ascontiguousarray(weights, dtype=np.float64)
         self.intercepts = np.asarray(intercepts, dtype=np.float64)
-        self._vectorizer = _vectorizer(vocabulary={t: i for i, t in enumerate(self.terms)})
-        self._vectorizer.idf_ = np.asarray(idf, dtype=np.float64)
+        self.idf = np.asarray(idf, dtype=np.float64)
+        self._places = {t: i for i, t in enumerate(self.terms)}
+        self._analyze = _vectorizer().build_analyzer()
 
     @classmethod
     def fit(
@@ -67,15 +68,31 @@ class WordModel:
 
     def scores(self, views: Sequence[RequestView]) -> Array:
         """Scores of ``n`` requests, shape ``[n, S]``."""
-        x = self._vectorizer.transform([v.text for v in views])
-        return np.asarray(x @ self.weights + self.intercepts, dtype=np.float64)
+        return np.asarray([self._score(v.text) for v in views], dtype=np.float64).reshape(
+            len(views), len(self.intercepts)
+        )
+
+    def _score(self, text: str) -> Array:
+        """What the vectorizer's ``transform`` and the product with the weights give, without the half millisecond that
+        scikit-learn takes to look at its arguments. Sums run in the same order."""
+        counts: dict[int, int] = {}
+        for term in self._analyze(text):
+            place = self._places.get(term)
+            if place is not None:
+                counts[place] = counts.get(place, 0) + 1
+        if not counts:
+            return self.intercepts
+        places = sorted(counts)
+        x = (np.log(np.asarray([counts[p] for p in places], dtype=np.float64)) + 1.0) * self.idf[places]
+        x /= np.sqrt(np.cumsum(x * x)[-1])
+        return np.asarray((x[:, None] * self.weights[places]).sum(axis=0) + self.intercepts)
 
     def save(self, folder: Path) -> None:
         """Write :data:`TERMS` and :data:`NUMBERS`."""
         from safetensors.numpy import save_file
 
         (folder / TERMS).write_text(json.dumps(self.terms, ensure_ascii=False) + "\n", encoding="utf-8")
-        numbers = {"idf": np.asarray(self._vectorizer.idf_), "weights": self.weights, "intercepts": self.intercepts}
+        numbers = {"idf": self.idf, "weights": self.weights, "intercepts": self.intercepts}
         save_file(numbers, folder / NUMBERS)
 
     @classmethod
