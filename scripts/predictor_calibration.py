@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from ecoserve.data import Trace, load_trace, split_trace
 from ecoserve.files import write_atomically
-from ecoserve.predictor import BoostingSettings, train_predictor
+from ecoserve.predictor import train_predictor
 from ecoserve.predictor.calibration import Calibration, cdf_of, fit_temperature
 from ecoserve.predictor.calibration_fitting import fit_isotonic, pinball, quantiles
 from ecoserve.predictor.examples import Examples, training_parts
@@ -36,12 +37,9 @@ LEVELS: Final = np.array([0.5, 0.8, 0.9, 0.95])
 QUARTERS: Final = ("shortest", "short", "long", "longest")
 
 
-def measure(trace: Trace, test: Examples, seed: int) -> dict[str, dict[str, float]]:
-    """Train on the trace's train rows; coverage of each way on ``test``, which it has not seen."""
-    with tempfile.TemporaryDirectory() as folder:
-        predictor = train_predictor(
-            trace, backend="lightgbm", output_dir=folder, seed=seed, settings=BoostingSettings()
-        )
+def measure(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Train on the trace's train rows, unless ``folder`` has that already; coverage of each way on unseen ``test``."""
+    predictor = train_predictor(trace, backend="lightgbm", output_dir=folder, seed=seed, resume=True)
     held = training_parts(trace, seed=seed).held
     edges = np.asarray(predictor.config.edges, dtype=np.float64)
     logits, lengths = predictor.logits(held.views), np.asarray(held.lengths, dtype=np.float64)
@@ -82,26 +80,42 @@ def over_seeds(runs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     }
 
 
+def inner_split(trace: Trace, train: Trace, seed: int) -> tuple[Trace, Examples]:
+    """The train rows as a trace of its own, and a fifth of them to test on."""
+    inner = split_trace(train.with_records(replace(r, split=None) for r in train.records), seed=seed)
+    named = trace.with_records(replace(r, split=name) for name in inner for r in inner[name].records)
+    return named, Examples.of(inner["dev"].records)
+
+
+@contextmanager
+def kept(folder: Path | None) -> Iterator[Path]:
+    """``folder``, or a temporary one."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--checkpoints", type=Path, help="keep the trained predictors here, and use those that are")
     parser.add_argument("--no-dev", action="store_true", help="leave the dev rows alone")
     arguments = parser.parse_args()
     let_waiting_threads_sleep()
     trace = load_trace(arguments.trace, length_field=f"{FIELD}[3]", sample_field=FIELD)
     parts = split_trace(trace)
     rows: dict[str, list[dict[str, dict[str, float]]]] = {"train_rows": []}
-    for seed in SEEDS:
-        inner = split_trace(
-            parts["train"].with_records(replace(r, split=None) for r in parts["train"].records), seed=seed
-        )
-        named = [replace(r, split=name) for name in inner for r in inner[name].records]
-        rows["train_rows"].append(measure(trace.with_records(named), Examples.of(inner["dev"].records), seed))
-    if not arguments.no_dev:
-        test = Examples.of(parts["dev"].records)
-        rows["dev_rows"] = [measure(trace, test, seed) for seed in SEEDS]
+    with kept(arguments.checkpoints) as folder:
+        for seed in SEEDS:
+            inner, test = inner_split(trace, parts["train"], seed)
+            rows["train_rows"].append(measure(inner, test, seed, folder / f"inner-{seed}"))
+        if not arguments.no_dev:
+            test = Examples.of(parts["dev"].records)
+            rows["dev_rows"] = [measure(trace, test, seed, folder / f"whole-{seed}") for seed in SEEDS]
     result = {
         "command": "python scripts/predictor_calibration.py ALPACA_JSON benchmarks/results/calibration_alpaca.json",
         "trace": {"name": Path(trace.source).name, "sha256": trace.sha256, "lengths": trace.length_source},

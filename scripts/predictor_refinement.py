@@ -15,25 +15,26 @@ on rows that nothing has seen, among those longer than g tokens. Ways to P(RL | 
 - ``conditional map``: the truncated CDF corrected by a conformal map of its own for each range of S(g).
 
 ``shifted`` is a prediction that is wrong: LightGBM of text-davinci-003's lengths (characters / 4) asked about
-Vicuna-7B's. There the history is of Vicuna's answers, which a scheduler sees as they end.
+Vicuna-7B's. There the history is of Vicuna's answers, which a scheduler sees as they end; and for comparison the
+predictor is adapted to the same 1,000 answers (``ecoserve adapt-predictor``) and truncated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from predictor_calibration import FIELD, SEEDS, inner_split, kept
 
 from ecoserve.data import Trace, load_trace, split_trace
 from ecoserve.files import write_atomically
 from ecoserve.predictor import LengthPredictor, train_predictor
+from ecoserve.predictor.adaptation_fitting import fit_adaptation
 from ecoserve.predictor.calibration import cdf_of
 from ecoserve.predictor.calibration_fitting import pinball, quantiles
 from ecoserve.predictor.conformal import ConformalMap, scores_of
@@ -41,8 +42,6 @@ from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 Array = npt.NDArray[np.float64]
-FIELD: Final = "vicuna_7b_tokens"
-SEEDS: Final = (0, 1, 2)
 GENERATED: Final = (16, 32, 64, 128, 256)
 #: At which the ways are learned.
 LEARNED_AT: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320)
@@ -145,23 +144,21 @@ def predicted(predictor: LengthPredictor, rows: Examples) -> tuple[Array, Array]
     return cdf_of(p), np.asarray(rows.lengths, dtype=np.float64)
 
 
-def in_distribution(trace: Trace, test: Examples, seed: int) -> dict[str, Any]:
-    """Train on the trace's train rows; learn on held-out rows, test on ``test``."""
-    with tempfile.TemporaryDirectory() as folder:
-        predictor = train_predictor(trace, backend="lightgbm", output_dir=folder, seed=seed)
+def in_distribution(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, Any]:
+    """Train on the trace's train rows, unless ``folder`` has that; learn on held-out rows, test on ``test``."""
+    predictor = train_predictor(trace, backend="lightgbm", output_dir=folder, seed=seed, resume=True)
     history = cdf_of(np.asarray([predictor.config.prior]))[0]
     held = training_parts(trace, seed=seed).held
     edges = np.asarray(predictor.config.edges, dtype=np.float64)
     return measure(predicted(predictor, held), predicted(predictor, test), history, edges)
 
 
-def shifted(path: Path, vicuna: Trace, test: Examples) -> list[dict[str, Any]]:
+def shifted(path: Path, vicuna: Trace, test: Examples, folder: Path) -> list[dict[str, Any]]:
     """A predictor of another model's lengths; what is learned is learned on 1,000 of Vicuna's answers."""
     davinci = load_trace(path)
     asked = {r.prompt for r in vicuna.records}
     rows = [r for r in davinci.records if r.prompt not in asked and r.split is None]
-    with tempfile.TemporaryDirectory() as folder:
-        predictor = train_predictor(davinci.with_records(rows), backend="lightgbm", output_dir=folder)
+    predictor = train_predictor(davinci.with_records(rows), backend="lightgbm", output_dir=folder, resume=True)
     edges = np.asarray(predictor.config.edges, dtype=np.float64)
     train = split_trace(vicuna)["train"].records
     out = []
@@ -169,7 +166,13 @@ def shifted(path: Path, vicuna: Trace, test: Examples) -> list[dict[str, Any]]:
         chosen = np.random.default_rng(seed).choice(len(train), size=1000, replace=False)
         held = Examples.of(train[i] for i in chosen)
         history = cdf_of(predictor.config.bins.shares(held.lengths)[None])[0]
-        out.append(measure(predicted(predictor, held), predicted(predictor, test), history, edges))
+        found = measure(predicted(predictor, held), predicted(predictor, test), history, edges)
+        adapted = fit_adaptation(predictor, held, seed=seed)
+        cdf, lengths = predicted(adapted, test)
+        for g in GENERATED:
+            alive = Alive(cdf, cdf[0], np.asarray(adapted.config.edges, dtype=np.float64), lengths, g)
+            found[f"after {g}"]["adapted, then truncation"] = _figures(alive.truncated, alive)
+        out.append(found)
     return out
 
 
@@ -187,22 +190,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--checkpoints", type=Path, help="keep the trained predictors here, and use those that are")
     parser.add_argument("--no-dev", action="store_true", help="leave the dev rows alone")
     arguments = parser.parse_args()
     let_waiting_threads_sleep()
     trace = load_trace(arguments.trace, length_field=f"{FIELD}[3]", sample_field=FIELD)
     parts = split_trace(trace)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for seed in SEEDS:
-        train = parts["train"]
-        inner = split_trace(train.with_records(replace(r, split=None) for r in train.records), seed=seed)
-        named = trace.with_records(replace(r, split=name) for name in inner for r in inner[name].records)
-        test = Examples.of(inner["dev"].records)
-        runs["train_rows"].append(in_distribution(named, test, seed))
-    if not arguments.no_dev:
-        test = Examples.of(parts["dev"].records)
-        runs["dev_rows"] = [in_distribution(trace, test, seed) for seed in SEEDS]
-        runs["shifted"] = shifted(arguments.trace, trace, test)
+    with kept(arguments.checkpoints) as folder:
+        for seed in SEEDS:
+            inner, test = inner_split(trace, parts["train"], seed)
+            runs["train_rows"].append(in_distribution(inner, test, seed, folder / f"inner-{seed}"))
+        if not arguments.no_dev:
+            test = Examples.of(parts["dev"].records)
+            runs["dev_rows"] = [in_distribution(trace, test, seed, folder / f"whole-{seed}") for seed in SEEDS]
+            runs["shifted"] = shifted(arguments.trace, trace, test, folder / "davinci")
     result = {
         "command": "python scripts/predictor_refinement.py ALPACA_JSON benchmarks/results/predictor_refinement.json",
         "trace": {"name": Path(trace.source).name, "sha256": trace.sha256, "lengths": trace.length_source},

@@ -35,6 +35,8 @@ def command(
 ) -> None:
     """Adapt a predictor to another served model from some hundred of its answers, in seconds.
 
+    Give answers to prompts that the predictor has not learned from: about those it is too sure.
+
     A trace with a split of its own is used as it says; else a fifth of the conversations is kept apart as dev, to say
     how good the result is.
     """
