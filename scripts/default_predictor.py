@@ -4,7 +4,8 @@
 
 For each checkpoint: what its own training measured on ``dev`` and on held-out rows, how long training took, and the
 time of one request at a time, by the wall clock and in CPU time of this process. Then the mean over seeds and the
-lowest and highest. ``--evaluate`` measures ``dev`` anew, with the evaluation of today.
+lowest and highest. ``--evaluate`` measures ``dev`` anew, with the evaluation of today. ``--together`` adds what the
+mean of all their distributions says: an ensemble, which takes as many times as long as there are checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 
 from ecoserve.data import load_trace, split_trace
+from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import LengthPredictor, evaluate_predictor, load_predictor
+from ecoserve.predictor.evaluation import score
 
 FIELD = "vicuna_7b_tokens"
 REQUESTS = 300
@@ -62,12 +65,29 @@ def one(folder: Path, trace: Any, evaluate: bool) -> dict[str, Any]:
     }
 
 
+def together(folders: list[Path], trace: Any) -> dict[str, float]:
+    """The mean of several predictors' CDFs at the first one's edges, evaluated on ``dev``."""
+    dev = [r for r in split_trace(trace)["dev"].records if r.prompt and r.response_tokens]
+    prompts = [r.prompt or "" for r in dev]
+    first = load_predictor(folders[0]).config
+    at = np.asarray(first.edges, dtype=np.float64)
+    total = np.zeros((len(dev), len(at)))
+    for folder in folders:
+        for row, said in enumerate(load_predictor(folder).predict(prompts)):
+            cdf = np.concatenate([[0.0], np.cumsum(said.probs)])
+            total[row] += np.interp(at, said.edges, cdf / cdf[-1])
+    total[:, -1] = len(folders)
+    mixed = [LengthDistribution.from_weights(first.edges, np.diff(row), first.closed_by) for row in total]
+    return {k: round(v, 5) for k, v in score(mixed, [r.response_tokens or 0 for r in dev]).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--evaluate", action="store_true", help="measure dev anew")
+    parser.add_argument("--together", action="store_true", help="measure the mean of them all too")
     parser.add_argument("--commands", type=Path, help="text file with the commands that made the checkpoints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,6 +103,8 @@ def main() -> None:
         "highest": {k: max(v) for k, v in over.items()},
         "seeds": runs,
     }
+    if arguments.together:
+        result["together"] = together(arguments.checkpoints, trace)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

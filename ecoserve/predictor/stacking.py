@@ -84,16 +84,16 @@ def fit_weight(encoder: Array, boosting: Array, targets: npt.ArrayLike) -> float
         targets: what really happened, as shares of the bins, shape ``[n, K]``.
     """
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     truth = np.asarray(targets, dtype=np.float64)
 
     def loss(x: Array) -> float:
         # The sharpness is free too: calibration sets it afterwards, and it must not decide who is believed.
-        weight = 1.0 / (1.0 + np.exp(-x[0]))
-        return cross_entropy(mixed(encoder, boosting, weight) * np.exp(x[1]), truth)
+        return cross_entropy(mixed(encoder, boosting, float(expit(x[0]))) * np.exp(x[1]), truth)
 
     found = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
-    return round(float(1.0 / (1.0 + np.exp(-found.x[0]))), 3)
+    return round(float(expit(found.x[0])), 3)
 
 
 def _log_softmax(logits: Array) -> Array:
