@@ -90,7 +90,7 @@ def fit_weight(encoder: Array, boosting: Array, targets: npt.ArrayLike) -> float
 
     def loss(x: Array) -> float:
         # The sharpness is free too: calibration sets it afterwards, and it must not decide who is believed.
-        return cross_entropy(mixed(encoder, boosting, float(expit(x[0]))) * np.exp(x[1]), truth)
+        return cross_entropy(mixed(encoder, boosting, float(expit(x[0]))) * np.exp(np.clip(x[1], -3.0, 3.0)), truth)
 
     found = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
     return round(float(expit(found.x[0])), 3)
