@@ -43,7 +43,8 @@ def _skipped(kind: type) -> bool:
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    slots = _slots(type(thing))
+    kind: Any = type(thing)
+    slots = _slots(kind)
     own: dict[str, Any] = getattr(thing, "__dict__", {})
     return {n: getattr(thing, n) for n in slots if hasattr(thing, n)} | own if slots else own
 
@@ -62,7 +63,7 @@ def difference(one: Any, other: Any) -> str | None:
         path, a, b = todo.popleft()
         if a is b:
             continue
-        kind = type(a)
+        kind: Any = type(a)
         if kind is not type(b):
             return f"{path}: {kind.__name__} and {type(b).__name__}"
         if _skipped(kind):

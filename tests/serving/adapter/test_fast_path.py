@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 from collections.abc import Callable
@@ -277,7 +278,7 @@ def test_another_method_switches_it_off(fresh: pytest.MonkeyPatch) -> None:
         rules.unknown()
         == "vLLM's FullAttentionManager.get_num_skipped_tokens is not the one that the rules were read from"
     )
-    fresh.setattr(rules.inspect, "getsource", lambda of: (_ for _ in ()).throw(OSError))
+    fresh.setattr(inspect, "getsource", lambda of: (_ for _ in ()).throw(OSError))
     rules.unknown.cache_clear()
     assert rules.unknown() == "vLLM's AsyncScheduler.schedule is not the one that the rules were read from"
 
