@@ -4,8 +4,8 @@
 
 sweeps/highest_rate.yaml with the load made small: a GPU that is linear in its work, 250 blocks of KVC, few requests,
 the first seed. Every setting is searched for two bounds: SLO attainment of at least 0.9, and equal latency (at most
-twice the unloaded stock engine's normalized latency). The grid: the whole range in steps of 25 %, the middle of where
-it first crosses the bound until that is 3 % wide, and from 3 % below to 3 % above it steps of 0.75 %. Takes a few
+twice the unloaded stock engine's normalized latency). The grid: the whole range in steps of 50 %, the middle of where
+it first crosses the bound until that is 3 % wide, and from 3 % below to 3 % above it steps of 1 %. Takes a few
 minutes of CPU time; `--out DIR` keeps the runs and goes on with them.
 """
 
@@ -35,7 +35,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "equal latency": {"metric": "normalized_latency_mean_ms", "at_most_times_unloaded": 2.0},
 }
 RANGE = (2.0, 64.0)
-COARSE, FINE, WIDTH = 1.25, 1.0075, 1.03
+COARSE, FINE, WIDTH = 1.5, 1.01, 1.03
 SMALL = {"gpu": "linear", "model": None, "max_model_len": 2048}
 BLOCKS = 250
 
