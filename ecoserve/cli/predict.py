@@ -30,7 +30,8 @@ def command(
 ) -> None:
     """Predict how many tokens the answers to prompts will have.
 
-    A line of --input is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [{"role": ..., "content": ...}]}.
+    A line of --input is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [{"role": ..., "content": ...}]}; an
+    object may also hold max_tokens, stop, tools and the like, as bodies of requests do.
     """
     from ecoserve.errors import ConfigError
     from ecoserve.predictor import load_predictor
@@ -98,7 +99,9 @@ def _read(source: str) -> list[str | Sequence[Message]]:
 
 def _request(line: str, where: str) -> str | Sequence[Message]:
     from ecoserve.data import Message
+    from ecoserve.data.parameters import NOTHING_SAID, parameters_of
     from ecoserve.errors import TraceError
+    from ecoserve.predictor.text import ChatRequest
 
     if not line.lstrip().startswith(("{", "[", '"')):
         return line
@@ -109,10 +112,12 @@ def _request(line: str, where: str) -> str | Sequence[Message]:
         return line
     except RecursionError as error:
         raise TraceError("is nested too deeply", where=where, fix="give the prompt as text") from error
+    said = NOTHING_SAID
     if isinstance(content, dict):
+        said = parameters_of(content)
         content = content.get("messages", content.get("prompt"))
     if isinstance(content, str):
-        return content
+        return ChatRequest([Message("user", content)], said) if said else content
     try:
         messages = [Message(str(m["role"]), str(m["content"])) for m in content]
     except (TypeError, KeyError) as error:
@@ -120,4 +125,4 @@ def _request(line: str, where: str) -> str | Sequence[Message]:
         raise TraceError("neither a prompt nor chat messages", where=where, fix=fix) from error
     if not messages:
         raise TraceError("no messages", where=where, fix="remove the line")
-    return messages
+    return ChatRequest(messages, said) if said else messages

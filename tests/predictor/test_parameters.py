@@ -18,7 +18,7 @@ CHAT = (Message("system", "Be brief."), Message("user", "What is a cache?"))
 
 
 def obeying(trace: Trace, *, told: bool) -> Trace:
-    """Answers that end at a stop string, think when they may, are cut off at ``max_tokens``; ``told``: records say so."""
+    """Answers that end at a stop string, think if they may, are cut off at ``max_tokens``; ``told``: records say so."""
     draw = np.random.default_rng(5)
     records = []
     for record in trace.records:
@@ -126,3 +126,15 @@ def test_long_words_are_cut() -> None:
 
 def test_half_a_surrogate_pair_takes_nobody_elses_prediction_away(predictor: LengthPredictor) -> None:
     assert len(predictor.predict(["half \ud800 a pair", "a whole prompt"])) == 2
+
+
+def test_lines_of_the_command_may_hold_them(tmp_path: Path) -> None:
+    from ecoserve.cli.predict import _read
+
+    file = tmp_path / "asked.txt"
+    file.write_text('plain\n{"prompt": "p", "stop": "END"}\n{"messages": [{"role": "user", "content": "q"}]}\n')
+    plain, stopped, chat = _read(str(file))
+    assert plain == "plain"
+    assert isinstance(stopped, ChatRequest)
+    assert stopped.parameters == RequestParameters(stop=("END",))
+    assert chat == [Message("user", "q")]
