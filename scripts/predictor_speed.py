@@ -8,6 +8,7 @@ tokenizing and calibrating included. One request at a time, 20 different ones of
 medium (128), long (2,000 and more, of which head and tail are read). Then 500 rows in one call. Wall time and CPU time
 of the whole process. On a busy machine the wall time is the neighbours', so the CPU time is the one to compare on one
 thread. Accuracy: against the plain network in float32, on 500 rows of ``train`` that the checkpoint did not learn from.
+With ``--work DIR``, a run that was stopped goes on with the engine that it was at.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _parent(options: argparse.Namespace) -> None:
                 skipped[name] = reason
                 continue
             rows.append(json.loads(kept.read_text()))
-            print(dumps(rows[-1]), file=sys.stderr, flush=True)
+            print(table(rows[-1:], head=len(rows) == 1), flush=True)
             _write(options, rows, skipped)
 
 
@@ -111,6 +112,21 @@ def _measured(
     reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:160]
     print(f"{name}, {count} threads: {reason}", file=sys.stderr)
     return reason
+
+
+def table(rows: list[dict[str, Any]], *, head: bool = True) -> str:
+    """The rows in Markdown: CPU time, which is what can be compared on a machine that others use too."""
+    lines = [
+        "| engine | threads | short p50 / p99, ms | medium | long | prompts per CPU second | tau | MAE | difference |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        sizes = [f"{row[f'{s}_cpu_p50_ms']:.1f} / {row[f'{s}_cpu_p99_ms']:.1f}" for s in TOKENS]
+        figures = [f"{row['prompts_per_cpu_s']:.0f}", f"{row['kendall_tau']:.4f}", f"{row['mae_tokens']:.2f}"]
+        difference = row.get("largest_difference")
+        figures.append("" if difference is None else f"{difference:.4f}")
+        lines.append("| " + " | ".join([row["engine"], str(row["threads"]), *sizes, *figures]) + " |")
+    return "\n".join(lines if head else lines[2:])
 
 
 def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
