@@ -103,30 +103,32 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoints", type=Path, help="keep the trained predictors here, and use those that are")
-    parser.add_argument("--no-dev", action="store_true", help="leave the dev rows alone")
+    parser.add_argument("--keep", action="store_true", help="measure only what OUTPUT does not have yet")
     arguments = parser.parse_args()
     let_waiting_threads_sleep()
     trace = load_trace(arguments.trace, length_field=f"{FIELD}[3]", sample_field=FIELD)
     parts = split_trace(trace)
-    rows: dict[str, list[dict[str, dict[str, float]]]] = {"train_rows": []}
-    with kept(arguments.checkpoints) as folder:
-        for seed in SEEDS:
-            inner, test = inner_split(trace, parts["train"], seed)
-            rows["train_rows"].append(measure(inner, test, seed, folder / f"inner-{seed}"))
-        if not arguments.no_dev:
-            test = Examples.of(parts["dev"].records)
-            rows["dev_rows"] = [measure(trace, test, seed, folder / f"whole-{seed}") for seed in SEEDS]
-    result = {
+    result: dict[str, Any] = {
         "command": "python scripts/predictor_calibration.py ALPACA_JSON benchmarks/results/calibration_alpaca.json",
         "trace": {"name": Path(trace.source).name, "sha256": trace.sha256, "lengths": trace.length_source},
         "seeds": list(SEEDS),
-        **{name: over_seeds(runs) for name, runs in rows.items()},
     }
-    write_atomically(arguments.output, json.dumps(result, indent=1) + "\n")
-    for name, runs in rows.items():
-        print(name)
-        for way, figures in over_seeds(runs).items():
-            print(f"  {way:15s}", *(f"{k} {v['mean']:.4f}±{v['sd']:.4f}" for k, v in figures.items()))
+    done = json.loads(arguments.output.read_text()) if arguments.keep and arguments.output.exists() else {}
+    with kept(arguments.checkpoints) as folder:
+
+        def train_rows(seed: int) -> dict[str, dict[str, float]]:
+            inner, test = inner_split(trace, parts["train"], seed)
+            return measure(inner, test, seed, folder / f"inner-{seed}")
+
+        def dev_rows(seed: int) -> dict[str, dict[str, float]]:
+            return measure(trace, Examples.of(parts["dev"].records), seed, folder / f"whole-{seed}")
+
+        for name, run in {"train_rows": train_rows, "dev_rows": dev_rows}.items():
+            result[name] = done[name] if name in done else over_seeds([run(seed) for seed in SEEDS])
+            write_atomically(arguments.output, json.dumps(result, indent=1) + "\n")
+            print(name)
+            for way, figures in result[name].items():
+                print(f"  {way:15s}", *(f"{k} {v['mean']:.4f}±{v['sd']:.4f}" for k, v in figures.items()))
 
 
 if __name__ == "__main__":

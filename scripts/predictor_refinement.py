@@ -3,7 +3,7 @@
     python scripts/predictor_refinement.py ALPACA_JSON benchmarks/results/predictor_refinement.json
 
 LightGBM, Alpaca's prompts with Vicuna-7B's lengths, three seeds. Every way is learned on the held-out rows and tested
-on rows that nothing has seen, among those longer than g tokens. Ways to P(RL | RL > g, request):
+on dev rows, among those longer than g tokens; the ways were thought out on train rows. Ways to P(RL | RL > g, request):
 
 - ``truncation``: the prediction given RL > g (``LengthDistribution.given_longer_than``), what the scheduler does;
 - ``history``: how all training answers longer than g are spread, the same for every request;
@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from predictor_calibration import FIELD, SEEDS, inner_split, kept
+from predictor_calibration import FIELD, SEEDS, kept
 
 from ecoserve.data import Trace, load_trace, split_trace
 from ecoserve.files import write_atomically
@@ -191,20 +190,15 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoints", type=Path, help="keep the trained predictors here, and use those that are")
-    parser.add_argument("--no-dev", action="store_true", help="leave the dev rows alone")
     arguments = parser.parse_args()
     let_waiting_threads_sleep()
     trace = load_trace(arguments.trace, length_field=f"{FIELD}[3]", sample_field=FIELD)
     parts = split_trace(trace)
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs: dict[str, list[dict[str, Any]]] = {}
     with kept(arguments.checkpoints) as folder:
-        for seed in SEEDS:
-            inner, test = inner_split(trace, parts["train"], seed)
-            runs["train_rows"].append(in_distribution(inner, test, seed, folder / f"inner-{seed}"))
-        if not arguments.no_dev:
-            test = Examples.of(parts["dev"].records)
-            runs["dev_rows"] = [in_distribution(trace, test, seed, folder / f"whole-{seed}") for seed in SEEDS]
-            runs["shifted"] = shifted(arguments.trace, trace, test, folder / "davinci")
+        test = Examples.of(parts["dev"].records)
+        runs["in_distribution"] = [in_distribution(trace, test, seed, folder / f"whole-{seed}") for seed in SEEDS]
+        runs["shifted"] = shifted(arguments.trace, trace, test, folder / "davinci")
     result = {
         "command": "python scripts/predictor_refinement.py ALPACA_JSON benchmarks/results/predictor_refinement.json",
         "trace": {"name": Path(trace.source).name, "sha256": trace.sha256, "lengths": trace.length_source},
@@ -215,7 +209,7 @@ def main() -> None:
     for name in runs:
         for g in GENERATED:
             for way, figures in result[name][f"after {g}"].items():
-                print(f"{name:12s} {g:4d} {way:30s} {figures}")
+                print(f"{name:16s} {g:4d} {way:30s} {figures}")
 
 
 if __name__ == "__main__":
