@@ -55,6 +55,12 @@ GLOSSARY: Final = (
      "times) a scheduler has little to decide."),
     ("Normalized latency", "Time from arrival to the last token, divided by the number of tokens in the answer."),
     ("JCT", "Job completion time: from arrival to the last token."),
+    ("TTFT, TPOT", "Time to first token, from arrival; and time per further token."),
+    ("SLO, attainment, goodput", "What was asked for a request: here to be done within so many times (the SLO scale) "
+     "what it takes on an idle engine. Attainment: the share of requests that were; goodput: how many per second."),
+    ("Reserved, lent, wasted", "KV cache promised to a running answer beyond what it has written; used by another "
+     "until then; or of use to nobody."),
+    ("Rung", "One of the ways to go on when an answer outlives its reservation, from free of cost to losing work."),
     ("Preemption", "A running request loses its KV cache and has to be computed again later: lost work."),
     ("Pause", "A running request stops for a while and keeps its KV cache: nothing is lost."),
     ("Oracle", "A scheduler that is told the true lengths: the most that a predictor could bring."),

@@ -208,7 +208,7 @@ def test_scales_that_were_told_are_runs_of_their_own():
     }
     figure = scale_figure(found, Style.of(found), Details())
     assert figure.panels[0].spec["data"][0]["x"] == [2.0, 5.0]
-    assert figure.panels[0].spec["data"][0]["y"] == pytest.approx([0.4, 0.9])
+    assert figure.panels[0].spec["data"][0]["y"] == pytest.approx([40.0, 90.0])
 
 
 def test_a_folder_of_before_has_no_kvc_and_opens(folder, tmp_path):

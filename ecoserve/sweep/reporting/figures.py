@@ -76,11 +76,4 @@ def choosable(trace: dict[str, Any], by: dict[str, dict[str, Any]]) -> dict[str,
 
 def y_choices(metrics: Sequence[Metric]) -> dict[str, Any]:
     """The layout's ``meta`` for a y axis that may show any of these metrics."""
-    tick = {"share": ".0%"}
-    return {
-        "axis": "y",
-        "measures": {
-            m.key: {"title": m.title if m.unit == "share" else m.heading, "tickformat": tick.get(m.unit, "")}
-            for m in metrics
-        },
-    }
+    return {"axis": "y", "measures": {m.key: {"title": m.heading, "tickformat": ""} for m in metrics}}

@@ -97,10 +97,12 @@ NORMALIZED_P99: Final = Metric(
     "Time from arrival to the last token, divided by the tokens of the answer: 99 of 100 requests have less.",
 )  # fmt: skip
 GOODPUT: Final = Metric("goodput_rps", "Goodput", "requests/s", "higher", "Requests that met their SLO, per second.")
-SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their SLO.")
+SLO: Final = Metric(
+    "slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their SLO.", "%", 100.0
+)
 
 #: What a table of settings shows, in this order.
-MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, GOODPUT, SLO, PREEMPTIONS, RECOMPUTED, PAUSES)
+MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, SLO, PREEMPTIONS, RECOMPUTED, PAUSES)
 
 
 def inner(title: str) -> str:

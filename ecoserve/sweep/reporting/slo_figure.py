@@ -132,7 +132,7 @@ def _run_scales(settings: Settings, style: Style) -> Figure | None:
         return None
     layout = {
         "xaxis": {"title": {"text": "SLO scale (times an idle engine)"}},
-        "yaxis": {"title": {"text": "SLO attainment"}, "tickformat": ".0%", "range": [0, 1.02]},
+        "yaxis": {"title": {"text": SLO.heading}, "range": [0, 102]},
     }
     alt = f"SLO attainment against the scale that was told. {'; '.join(spoken)}."
     return Figure(
