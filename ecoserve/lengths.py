@@ -233,9 +233,9 @@ class LengthDistribution:
                 (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
             )
         # Asked of every running request again and again; a part of what was checked need not be checked.
-        weights = np.array((first, *self.probs[k + 1 :]))
+        parts = np.array((first, *self.probs[k + 1 :]))
         rest_of_it = object.__new__(LengthDistribution)
-        rest_of_it._settle((n, *self.edges[k + 1 :]), tuple((weights / float(weights.sum())).tolist()), self.closed_by)
+        rest_of_it._settle((n, *self.edges[k + 1 :]), tuple((parts / float(parts.sum())).tolist()), self.closed_by)
         return rest_of_it
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
