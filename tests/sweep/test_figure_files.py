@@ -6,10 +6,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import small_runs
+from test_cli import call
 from test_reporting import FULL
 
+from ecoserve.cli import report
 from ecoserve.errors import ConfigError
 from ecoserve.pages import Section, spec
+from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.reporting.accuracy_figure import accuracy_figures
 from ecoserve.sweep.reporting.figure_axes import resolved
 from ecoserve.sweep.reporting.figures import Style
@@ -17,6 +21,8 @@ from ecoserve.sweep.reporting.knob_figure import accuracy_map
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.settings import Settings
 from ecoserve.sweep.reporting.tables import settings_table
+from ecoserve.sweep.results import ResultFolder
+from ecoserve.sweep.summary import Meta
 
 pytest.importorskip("matplotlib")
 from ecoserve.sweep.reporting.figure_files import palette, write_figures
@@ -90,6 +96,18 @@ def test_a_choice_is_made_as_the_page_makes_it():
 
 def test_colours_are_the_page_s():
     assert palette()["slot-1"] == "#0b62b5"
+
+
+def test_the_command_writes_them(tmp_path, capsys):
+    folder = ResultFolder.create(tmp_path / "out", Meta())
+    for seed in (0, 1):
+        run = PlannedRun.of({"policy": "vllm", "lengths": "none", "rate_rps": 3.0, "seed": seed, "requests": 20})
+        folder.add(run, small_runs.untyped(dict(run.settings)))
+    assert call(report.command, folder.path, "--figures", tmp_path / "figures") == 0
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert {"virtual.csv"} <= names
+    assert f"{len(names)} files in {tmp_path / 'figures'}" in capsys.readouterr().err.replace("\n", "")
+    assert call(report.command, folder.path, "--figures", tmp_path / "figures", "--compare", folder.path) == 2
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path):

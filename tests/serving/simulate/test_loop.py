@@ -158,3 +158,25 @@ def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
     assert [r.request_id for r in rows] == [f"r{i}" for i in range(5)]
     assert [r.prompt_tokens for r in rows] == [8 + i for i in range(5)]
     assert [r.predicted_tokens for r in rows] == [10.0 + i for i in range(5)]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", ["ecoserve-paper", "ecoserve", STOCK])
+def test_kvc_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -> None:
+    specs = tuple(Spec(gap_s=0.01, prompt=20, answer=30 + 5 * (i % 7), told="inverted") for i in range(24))
+    loop = VirtualLoop(scheduler_for(case := Case(specs, policy=policy, depth=depth)), COST, depth, StrictWorker(case))
+    result = loop.run(arrivals_of(case))
+    totals = result.totals
+    assert sum(row.pauses for row in result.rows) == totals.pauses
+    busy = loop.replica.kvc_time
+    for name in ("used", "reserved", "lent"):
+        column = "held" if name == "used" else name
+        area = sum(getattr(point, column) * point.seconds for point in result.kvc)
+        assert area == pytest.approx(getattr(totals, f"kvc_{name}_mean") * busy), name
+    assert all(point.wasted is not None and 0 <= point.wasted <= 1.01 for point in result.kvc)
+    if policy == "ecoserve-paper":
+        assert totals.pauses > 0
+        assert any(point.wasted for point in result.kvc), "told upside down, some are promised too much"
+    if policy == STOCK:
+        assert not any(point.wasted for point in result.kvc)
+        assert set(totals.mispredictions.values()) == {0}
