@@ -72,7 +72,7 @@ def execute(
             if ray is not None:
                 from ecoserve.sweep.ray_cluster import on_ray
 
-                on_ray(sweep.waiting, function, ray, sweep.record, reporter.started, jobs)
+                on_ray(sweep.waiting, function, ray, sweep.record, jobs)
             elif jobs == 0:
                 while sweep.waiting:
                     run = sweep.waiting.popleft()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.processes import Record, Started
+from ecoserve.sweep.processes import Record
 from ecoserve.sweep.worker import DIED, Outcome, perform
 
 #: The address that is none: a cluster of this machine alone, for as long as the sweep takes.
@@ -24,9 +24,7 @@ _RETRIES: Final = 3
 _CONNECT_S: Final = 5.0
 
 
-def on_ray(
-    waiting: deque[PlannedRun], function: str, address: str, record: Record, started: Started, cpus: int | None = None
-) -> None:
+def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Record, cpus: int | None = None) -> None:
     """Run the queue on the cluster until it is empty.
 
     Args:
@@ -34,7 +32,7 @@ def on_ray(
         function: the run function, as ``module:name``.
         address: ``HOST:PORT`` of the cluster's head, ``ray://HOST:PORT``, ``auto`` (the one this machine belongs to),
             or ``local``.
-        record, started: told of what happens.
+        record: told of a run and what came of it.
         cpus: runs at once of a local cluster; None: all cores.
 
     Raises:
@@ -47,7 +45,6 @@ def on_ray(
         while waiting or under_way:
             while waiting:
                 run = waiting.popleft()
-                started(run)
                 under_way[task.remote(function, run.key, dict(run.settings), dict(run.labels))] = run
             ended, _ = ray.wait(list(under_way), num_returns=1)
             for reference in ended:

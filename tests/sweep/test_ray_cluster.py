@@ -100,4 +100,4 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path, address):
 def test_without_ray_the_way_to_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"Ray is not installed; pip install 'ecoserve\[ray\]'"):
-        ray_cluster.on_ray(None, "small_runs:queue", "local", None, None)  # type: ignore[arg-type]
+        ray_cluster.on_ray(None, "small_runs:queue", "local", None)  # type: ignore[arg-type]
