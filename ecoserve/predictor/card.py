@@ -65,6 +65,9 @@ It was not evaluated.
 - trace `{{ c.trace_name }}` ({{ c.trace_format }}), lengths from {{ c.length_source }}, SHA-256 of its records
   `{{ c.trace_sha256 }}`
 - {{ c.rows_trained }} rows learned from, {{ c.rows_held_out }} held out
+{% if c.parameters %}
+- of a request it reads, beside the text, {{ c.parameters | join(", ") }}
+{% endif %}
 - temperature {{ "%.3f" | format(k.temperature) }} from {{ k.rows }} held-out rows
 - {% for name, value in c.hyperparameters | dictsort %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
 

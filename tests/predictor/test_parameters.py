@@ -112,6 +112,7 @@ def test_records_bring_theirs_and_constants_teach_nothing() -> None:
 
 def test_a_checkpoint_remembers_which(told: LengthPredictor, tmp_path: Path) -> None:
     again = load_predictor(told.save_pretrained(tmp_path / "copy"))
+    assert "beside the text, max_tokens, stop, thinking\n" in (tmp_path / "copy" / "README.md").read_text()
     request = ChatRequest(CHAT, SAID)
     assert again.config.parameters == told.config.parameters
     assert again.predict([request]) == told.predict([request])
