@@ -91,8 +91,8 @@ MUTATIONS = (
     Mutation(
         "the ladder counts one block too few",
         "adapter/prepass.py",
-        "return max(0, s.ledger.blocks(tokens) - len(self._blocks_of[request.request_id]))",
-        "return max(0, s.ledger.blocks(tokens) - 1 - len(self._blocks_of[request.request_id]))",
+        "return max(0, s.ledger.blocks(tokens) - held)",
+        "return max(0, s.ledger.blocks(tokens) - 1 - held)",
     ),
     Mutation(
         "a dropped request keeps its promise",
