@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from predictor_adaptation import Remembered
 from predictor_calibration import FIELD, SEEDS, kept
 
 from ecoserve.data import Trace, load_trace, split_trace
@@ -137,7 +138,7 @@ def _figures(cdf: Array, alive: Alive) -> dict[str, float]:
     }
 
 
-def predicted(predictor: LengthPredictor, rows: Examples) -> tuple[Array, Array]:
+def predicted(predictor: LengthPredictor | Remembered, rows: Examples) -> tuple[Array, Array]:
     """CDFs and true lengths of rows."""
     p = predictor.calibration.probabilities(predictor.logits(rows.views), rows.views, predictor.config.edges)
     return cdf_of(p), np.asarray(rows.lengths, dtype=np.float64)
@@ -157,7 +158,14 @@ def shifted(path: Path, vicuna: Trace, test: Examples, folder: Path) -> list[dic
     davinci = load_trace(path)
     asked = {r.prompt for r in vicuna.records}
     rows = [r for r in davinci.records if r.prompt not in asked and r.split is None]
-    predictor = train_predictor(davinci.with_records(rows), backend="lightgbm", output_dir=folder, resume=True)
+    trained = train_predictor(
+        davinci.with_records(rows),
+        backend="lightgbm",
+        output_dir=folder,
+        served_model="text-davinci-003",
+        resume=True,
+    )
+    predictor = Remembered(trained)
     edges = np.asarray(predictor.config.edges, dtype=np.float64)
     train = split_trace(vicuna)["train"].records
     out = []
