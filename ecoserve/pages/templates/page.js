@@ -79,6 +79,11 @@
       xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
     });
     layout.height = layout.height || 330;
+    if (printing) {
+      // The page is laid out for paper only after this, so the widths of its columns are said here (A4 and Letter).
+      layout.autosize = false;
+      layout.width = document.getElementById(id).closest(".panels").classList.contains("wide") ? 670 : 325;
+    }
     return [spec.data, layout];
   }
 
@@ -121,7 +126,7 @@
   const print = (on) => () => {
     printing = on;
     draw();
-    for (const id of Object.keys(specs)) Plotly.Plots.resize(id);
+    if (!on) for (const id of Object.keys(specs)) Plotly.Plots.resize(id);
   };
   window.addEventListener("beforeprint", print(true));
   window.addEventListener("afterprint", print(false));
