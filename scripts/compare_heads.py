@@ -6,7 +6,7 @@ Alpaca prompts with Vicuna-7B's lengths. Rows of ``train`` only: a fifth of them
 is measured. Part one trains a small network over the mean-pooled output of the frozen encoder, each head with three
 seeds; part two fine-tunes the whole encoder for one pass over 3,000 rows; part three learns AlpacaEval's nine models at
 once, with and without the model's name as an input, and is measured on prompts that no model answered in training.
-Seven minutes of CPU time on one core.
+Nine minutes of CPU time on one core.
 """
 
 from __future__ import annotations
