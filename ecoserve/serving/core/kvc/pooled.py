@@ -33,7 +33,9 @@ RECENT: Final = 512
 
 
 class PoolForecast(Protocol):
-    """The future KVC of the requests that hold some."""
+    """The future KVC of the requests that hold some. ``rho``: what of their lengths' spread is common."""
+
+    rho: float
 
     def rebase(self, tasks: list[Task], shared_blocks: int = 0) -> None:
         """Forecast these holders; ``shared_blocks`` are counted in more than one of them."""
