@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -135,9 +136,18 @@ def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: di
     from ecoserve.sweep.environment import hardware, versions
 
     config, _ = read(Path(options.checkpoint))
+    told = {
+        "length-field": options.length_field and shlex.quote(options.length_field),
+        "lightgbm": options.lightgbm and "LIGHTGBM_CHECKPOINT",
+        "device": options.device,
+        "threads": options.threads,
+        "engines": options.engines and shlex.quote(options.engines),
+    }
     result = {
-        "command": f"python scripts/predictor_speed.py CHECKPOINT --trace {Path(options.trace).name} --device "
-        f"{options.device} --threads {options.threads}",
+        "command": " ".join(
+            ["python scripts/predictor_speed.py CHECKPOINT", f"--trace {Path(options.trace).name}"]
+            + [f"--{name} {value}" for name, value in told.items() if value]
+        ),
         "checkpoint": {"encoder": config.hyperparameters.get("encoder"), "run": config.run, "bins": len(config.prior)},
         "hardware": hardware(),
         "versions": versions(),
