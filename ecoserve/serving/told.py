@@ -3,7 +3,7 @@
 ============== =====================================================================================================
 ``true``       the length itself, as certain: the oracle
 ``none``       nothing
-``predicted:`` what the predictor of this checkpoint says of the prompt
+``predicted:`` what the predictor of this checkpoint says of the request
 ``noise:S``    the length times a log-normal error of log-standard deviation S, stated as what it is
 ``tau:T``      the posterior of a predictor that is calibrated, knows how lengths are distributed, and ranks them with
                Kendall's tau T: normal scores of truth and prediction have correlation sin(pi T / 2)
@@ -35,6 +35,7 @@ from scipy.special import ndtr, ndtri
 from ecoserve.data import Record
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor.text import Request, asked_of
 
 #: The forms, for help texts.
 FORMS: Final = (
@@ -109,7 +110,8 @@ class LengthsTold:
         if self.kind == "none":
             return [None] * len(records)
         if self.kind == "predicted":
-            return list(_predictions(self.checkpoint, tuple(_question(r) for r in records)))
+            asked = tuple(_question(r) for r in records)
+            return list(_predictions(self.checkpoint, asked, tuple(r.parameters for r in records)))
         if not lengths:
             return []
         true = np.asarray(lengths, dtype=np.int64)
@@ -190,10 +192,12 @@ _ERRORS: Final[dict[str, Callable[[Lengths, float, int, int], list[LengthDistrib
 # -- predictions ---------------------------------------------------------------------------------------------------
 
 
-def _question(record: Record) -> str:
-    if record.prompt is None:
+def _question(record: Record) -> Request:
+    """What was asked: earlier turns and the request's own parameters too, where the trace has them."""
+    asked = asked_of(record)
+    if asked is None:
         raise TraceError("predicted lengths need prompt texts, this trace has lengths only", fix="use noise:SIGMA")
-    return record.prompt
+    return asked
 
 
 @lru_cache(maxsize=8)
@@ -204,5 +208,8 @@ def _predictor(checkpoint: str) -> object:
 
 
 @lru_cache(maxsize=32)
-def _predictions(checkpoint: str, prompts: tuple[str, ...]) -> tuple[LengthDistribution, ...]:
-    return tuple(_predictor(checkpoint).predict(list(prompts)))  # type: ignore[attr-defined]
+def _predictions(
+    checkpoint: str, asked: tuple[Request, ...], parameters: tuple[object, ...]
+) -> tuple[LengthDistribution, ...]:
+    """``parameters`` repeats those of ``asked``: requests are equal if their messages are."""
+    return tuple(_predictor(checkpoint).predict(list(asked)))  # type: ignore[attr-defined]

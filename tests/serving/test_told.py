@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from ecoserve.data import Record
+from ecoserve.data.records import Message
 from ecoserve.errors import InputError
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving import told
 from ecoserve.serving.told import LengthsTold
 
 #: Like answers of a chat model: most are short, a few long.
@@ -120,3 +123,26 @@ def test_the_worst_kinds_are_certain_and_wrong() -> None:
 @pytest.mark.parametrize("text", ["true", "noise:0.5", "tau:0.5", "bins:0.5", "bias:2", "random", "inverted"])
 def test_no_request_nothing_told(text: str) -> None:
     assert tell(text, []) == []
+
+
+def test_a_predictor_reads_earlier_turns_and_parameters_and_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Reader:
+        def predict(self, requests: list[Any]) -> list[LengthDistribution]:
+            seen.extend(requests)
+            return [LengthDistribution.point(1 + len(seen))] * len(requests)
+
+    monkeypatch.setattr(told, "_predictor", lambda checkpoint: Reader())
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    plain = Record("0", prompt="c", response_tokens=7)
+    chat = Record("1", prompt="c", messages=turns, response_tokens=8)
+    bounded = Record("2", prompt="c", messages=turns, response_tokens=8, max_tokens=50)
+    kind = LengthsTold.parse("predicted:somewhere")
+    answers = [kind.tell([record], [99], 100, 0) for record in (plain, chat, bounded)]
+    assert seen[0] == "c"
+    assert seen[1] == turns
+    assert seen[2].parameters.max_tokens == 50
+    assert answers[1] != answers[2], "equal messages, other parameters: not the same question"
+    with pytest.raises(InputError, match="lengths only"):
+        kind.tell([Record("3", response_tokens=7)], [7], 100, 0)
