@@ -45,6 +45,11 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
             knobs.pop("kvc", None)
             case = same(case, policy="ecoserve-paper")
             knobs |= {"buffer_tokens": 0, "lending_depth": 3}
+        elif number % 4 == 2 and "policy" not in fixed and "knobs" not in fixed:
+            # The policy that serves by default, with the forecast that it serves with more often than not.
+            knobs.pop("kvc", None)
+            case = same(case, policy="ecoserve")
+            knobs |= {"forecast": more.choice(["spread", "spread", "scenarios", "padded"])}
         return same(case, specs=(), resets=(), knobs=tuple(knobs.items()))
 
     return st.integers(0, 2**32 - 1).map(engine)
