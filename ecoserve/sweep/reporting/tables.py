@@ -18,7 +18,7 @@ PREDICTOR_COLUMNS: Final = (
     ("within_100", "Within 100 tokens", "share", "Share of answers predicted to within 100 tokens."),
     ("kendall_tau", "Kendall's τ", "", "1: always ranks answers by length rightly; 0: no better than chance."),
     ("pinball_loss", "Pinball loss", "tokens", "Error of the whole distribution, not only of its middle."),
-    ("coverage_80", "80 % interval holds", "share", "Should be 80 %: how far the stated uncertainty can be trusted."),
+    ("coverage_80", "Below the 80 % quantile", "share", "Should be 80 %: how far the stated uncertainty can be trusted."),
     ("latency_p50_ms", "Time per request", "ms", "Median time to predict for one request on this machine."),
 )
 
@@ -48,6 +48,7 @@ def predictor_table(predictors: dict[str, PredictorRow]) -> Table | None:
 def predictor_name(name: str) -> str:
     """A predictor's name for people."""
     return {
+        "stacked": "Encoder and LightGBM together",
         "encoder": "Encoder (fine-tuned transformer)",
         "lightgbm": "LightGBM (gradient-boosted trees)",
         "constant-median": "Always the median (no model)",
