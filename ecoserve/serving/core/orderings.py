@@ -11,7 +11,7 @@ A queue is a list sorted by these keys. Most keys never change while a request w
 ``edf``    earliest deadline first; without a deadline, as if it were ``max_wait_s`` after arrival
 ``paper``  by ranges: time to the deadline, then KVC held (more first, it will be released sooner), then length (longer
            first, or shorter); EcoServe, arXiv 2411.06364
-``slo``    those who can still meet their deadline (or have none) before those who cannot; in each class as ``srpt``
+``slo``    as ``srpt``, but whoever cannot meet its deadline any more counts for :data:`LATE` times its size
 =========  ==================================================================================================
 
 *Size* is the mean of the response's length distribution, or its ``quantile``, plus what its prompt costs.
@@ -38,6 +38,10 @@ from ecoserve.serving.core.tasks import Task
 
 OrderingName = Literal["fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]
 SortKey = tuple[float, ...]
+
+#: ``slo``: a request that is late already counts for so many times its size. Were it simply put last (docs/log.md), one of
+#: two tokens would wait behind all that can still be in time, and save them next to nothing.
+LATE: Final = 3.0
 
 #: A prompt token costs about this share of a generated one: prompts are computed in parallel.
 PROMPT_WEIGHT: Final = 0.1
@@ -107,9 +111,10 @@ class Ordering:
                 return (task.priority, due if due < math.inf else task.arrival_s + knobs.max_wait_s, *tail)
         overdue = now - task.arrival_s > knobs.max_wait_s
         if knobs.name == "slo":
-            held_back = not overdue and not self.can_meet(task, now, prompt)
             size = task.expected_rest(knobs.quantile) + prompt_size
-            return (task.priority, float(held_back), size + knobs.ageing * task.arrival_s, *tail)
+            if not overdue and not self.can_meet(task, now, prompt):
+                size *= LATE
+            return (task.priority, size + knobs.ageing * task.arrival_s, *tail)
         if overdue:
             return (task.priority, 0.0, *tail)
         if knobs.name == "hrrn":

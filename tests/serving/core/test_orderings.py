@@ -106,21 +106,24 @@ def test_paper_takes_a_prompts_own_length() -> None:
     assert order(tasks, "paper", "prompt") == ["long", "short"]
 
 
-def test_slo_serves_those_who_can_still_meet_their_deadline_first() -> None:
+def test_slo_counts_three_times_the_size_of_whoever_is_late_already() -> None:
     tasks = [
-        arrived("hopeless", 0.0, 20, deadline_s=1.0),
-        arrived("hopeless and longer", 0.0, 30, deadline_s=1.0),
+        arrived("hopeless and tiny", 0.0, 2, deadline_s=0.1),
+        arrived("hopeless", 0.0, 60, deadline_s=1.0),
+        arrived("hopeless and longer", 0.0, 70, deadline_s=1.0),
         arrived("in time", 0.0, 100, deadline_s=11.0),
         arrived("no deadline", 0.0, 150),
     ]
-    expected = ["in time", "no deadline", "hopeless", "hopeless and longer"]
+    first = "hopeless and tiny"  # two tokens make nobody else late
+    expected = [first, "in time", "no deadline", "hopeless", "hopeless and longer"]
     assert order(tasks, "slo", "generation", now=0.5) == expected
     # Time passes: 100 tokens at 0.1 s are no longer in time.
-    assert order(tasks, "slo", "generation", now=2.0) == ["no deadline", "hopeless", "hopeless and longer", "in time"]
+    expected = [first, "no deadline", "hopeless", "hopeless and longer", "in time"]
+    assert order(tasks, "slo", "generation", now=2.0) == expected
 
 
 def test_slo_counts_a_first_token_that_can_not_come_in_time() -> None:
-    tasks = [arrived("too late", 0.0, 5, ttft_slo_s=0.5), arrived("usual", 0.0, 200)]
+    tasks = [arrived("too late", 0.0, 100, ttft_slo_s=0.5), arrived("usual", 0.0, 200)]
     assert order(tasks, "slo", "prompt", now=0.45) == ["usual", "too late"]
     assert order(tasks, "slo", "prompt", now=0.0) == ["too late", "usual"]
     # Once it is out, it holds nobody back.
