@@ -39,8 +39,8 @@ from ecoserve.serving.core.tasks import Task
 OrderingName = Literal["fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]
 SortKey = tuple[float, ...]
 
-#: ``slo``: a request that is late already counts for so many times its size. Were it simply put last (docs/log.md), one of
-#: two tokens would wait behind all that can still be in time, and save them next to nothing.
+#: ``slo``: a request that is late already counts for so many times its size. Were it simply put last (docs/log.md), one
+#: of two tokens would wait behind all that can still be in time, and save them next to nothing.
 LATE: Final = 3.0
 
 #: A prompt token costs about this share of a generated one: prompts are computed in parallel.

@@ -18,7 +18,7 @@ PREDICTOR_COLUMNS: Final = (
     ("within_100", "Within 100 tokens", "share", "Share of answers predicted to within 100 tokens."),
     ("kendall_tau", "Kendall's τ", "", "1: always ranks answers by length rightly; 0: no better than chance."),
     ("pinball_loss", "Pinball loss", "tokens", "Error of the whole distribution, not only of its middle."),
-    ("coverage_80", "Below the 80 % quantile", "share", "Should be 80 %: how far the stated uncertainty can be trusted."),
+    ("coverage_80", "Below the 80 % quantile", "share", "Should be 80 %: how far stated uncertainty can be trusted."),
     ("latency_p50_ms", "Time per request", "ms", "Median time to predict for one request on this machine."),
 )
 
