@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ for _name, _value in {
     "OMP_NUM_THREADS": str(min(4, len(os.sched_getaffinity(0)))),
 }.items():
     os.environ.setdefault(_name, _value)
+
+# A shell that starts this in the background makes it deaf to Ctrl-C, and every process that it starts too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared: how long one example takes says nothing about the code.
 settings.register_profile("shared machine", deadline=None)

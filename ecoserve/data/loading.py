@@ -87,7 +87,7 @@ def load_trace(
             progress=show,
             # The fingerprint is taken at the end, when all is known about the records.
         ).without_fingerprint()
-        with closing(_guarded(stream) if sample is None else stream.batches()) as batches:
+        with closing(_guarded(stream, limit) if sample is None else stream.batches()) as batches:
             if sample is None:
                 records = [record for batch in batches for record in batch]
             else:
@@ -112,8 +112,10 @@ def _bar(source: str | Path, progress: Progress | None) -> AbstractContextManage
     return reading_bar(f"reading {Path(source).name}")
 
 
-def _guarded(stream: TraceStream) -> Generator[list[Record], None, None]:
+def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], None, None]:
     """The batches of ``stream``, as long as those still to come will fit into memory beside those that came.
+
+    ``limit``: records at most, if so many were asked for.
 
     Raises:
         TraceError: if they will not.
@@ -128,9 +130,12 @@ def _guarded(stream: TraceStream) -> Generator[list[Record], None, None]:
             continue
         check = read + _CHECKED_EVERY
         weight = weight or bytes_of(batch[:_WEIGHED]) / len(batch[:_WEIGHED])
-        needed, free = count * weight * (total - read) / max(1, read), available_memory()
-        if free is not None and needed > free:
-            whole = count * weight * total / max(1, read)
+        to_come = count * (total - read) / max(1, read)
+        if limit is not None:
+            to_come = min(to_come, limit - count)
+        free = available_memory()
+        if free is not None and to_come * weight > free:
+            whole = (count + to_come) * weight
             raise TraceError(
                 f"its records would take about {whole / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are free",
                 where=stream.source,
