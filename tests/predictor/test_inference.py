@@ -89,6 +89,32 @@ def test_a_body_of_another_kind_runs_as_it_is() -> None:
     assert for_cpu(model) is model
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_distances_between_tokens_are_read_as_mpnet_reads_them(
+    precision: inference.Precision, tolerance: float
+) -> None:
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    body = MPNetModel(MPNetConfig(vocab_size=60, max_position_embeddings=142, initializer_range=0.15, **sizes))
+    with torch.no_grad():
+        body.encoder.relative_attention_bias.weight.normal_(std=1.0)
+    model = LengthEncoder(body, 64, 4).eval().requires_grad_(False)
+    packed = for_cpu(model, precision)
+    assert isinstance(packed.body, PackedBody)
+    # Longer than the distances that have numbers of their own (128), one row padded.
+    ids = torch.randint(2, 60, (2, 140))
+    mask = torch.ones_like(ids)
+    mask[1, 90:] = 0
+    ids[1, 90:] = 0
+    with torch.inference_mode():
+        plain, ours = model(ids, mask)["logits"], packed(ids, mask)["logits"]
+        assert (plain - ours).abs().max() < tolerance
+        body.encoder.relative_attention_bias.weight.mul_(-1.0)
+        assert (model(ids, mask)["logits"] - plain).abs().max() > 2 * tolerance, "the distances matter here"
+
+
 def test_kernels_that_are_missing_or_wrong_are_not_used(
     loaded: EncoderPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

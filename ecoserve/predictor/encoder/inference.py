@@ -2,9 +2,9 @@
 
 Rule: the weights of every linear layer are laid out once in the order that oneDNN's matrix product reads them, and in
 bfloat16 where the CPU multiplies bfloat16 by itself (half the memory traffic, twice the rate); sums, norms, residuals,
-pooling and head stay in float32. It is checked against the plain network before it is used, and whatever is not a
-BERT, or not a CPU, or a torch without these kernels, runs as transformers runs it. Measured beside ONNX Runtime and
-OpenVINO in ``docs/predictor-speed.md``.
+pooling and head stay in float32. It is checked against the plain network before it is used, and whatever is neither a
+BERT nor an MPNet (a BERT whose attention also reads how far apart two tokens are), or not a CPU, or a torch without
+these kernels, runs as transformers runs it. Measured beside ONNX Runtime and OpenVINO in ``docs/predictor-speed.md``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def for_cpu(model: nn.Module, precision: Precision = "auto") -> nn.Module:
     Everything but the body is shared with ``model``, which is not changed.
     """
     body, dtype = model.body, native_precision(precision)
-    if not isinstance(body, nn.Module) or not _is_plain_bert(body):
+    if not isinstance(body, nn.Module) or not _can_be_packed(body):
         return model
     try:
         packed = PackedBody(body, dtype)
@@ -69,7 +69,7 @@ def state_of(weights: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
 
 
 class PackedBody(nn.Module):
-    """A BERT's embeddings and layers; takes and gives what the parts of ``transformers.BertModel`` used here do."""
+    """An encoder's embeddings and layers; takes and gives what the parts of its transformers class used here do."""
 
     def __init__(self, body: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -78,9 +78,15 @@ class PackedBody(nn.Module):
         self.activation, self.variant = _ACTIVATIONS[body.config.hidden_act]
         embeddings = body.embeddings
         self.words = embeddings.word_embeddings
-        # A request is one segment: its mark can be added to the places once.
-        self.places = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
         self.norm = embeddings.LayerNorm
+        self.apart: torch.Tensor | None = None
+        if body.config.model_type == "mpnet":
+            # Places are counted from behind the padding's own.
+            self.places = embeddings.position_embeddings.weight[embeddings.padding_idx + 1 :].detach()
+            self.apart = _apart(body.encoder, len(self.places))
+        else:
+            # A request is one segment: its mark can be added to the places once.
+            self.places = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
         self.layers = [_Layer(layer, dtype) for layer in body.encoder.layer]
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
@@ -88,28 +94,53 @@ class PackedBody(nn.Module):
         rows, tokens = input_ids.shape
         states = self.norm(self.words(input_ids) + self.places[:tokens])
         hidden = states.shape[-1]
-        # Without padding there is nothing to mask, and attention is faster.
-        mask = None if attention_mask.all() else attention_mask[:, None, None, :].bool()
+        added = self._added(attention_mask)
         for layer in self.layers:
             three = _product(states.to(self.dtype), layer.into)
             query, key, value = three.view(rows, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            read = functional.scaled_dot_product_attention(query, key, value, mask)
+            read = functional.scaled_dot_product_attention(query, key, value, added)
             states = layer.norm_read(states + _product(read.transpose(1, 2).reshape(rows, tokens, hidden), layer.out))
             wide = _product(states.to(self.dtype), layer.widen, self.activation, self.variant)
             states = layer.norm_wide(states + _product(wide, layer.narrow))
         return SimpleNamespace(last_hidden_state=states)
 
+    def _added(self, attention_mask: torch.Tensor) -> torch.Tensor | None:
+        """What attention adds to its scores, or the mask of what it may read; None: nothing, which is faster."""
+        tokens = attention_mask.shape[1]
+        whole = bool(attention_mask.all())
+        mask = attention_mask[:, None, None, :].bool()
+        if self.apart is None:
+            return None if whole else mask
+        # One number per head and distance, laid out as a matrix: the entry at (i, j) is that of j - i.
+        middle = (self.apart.shape[1] - 1) // 2
+        place = torch.arange(tokens)
+        bias = self.apart[:, place[None, :] - place[:, None] + middle][None]
+        return (bias if whole else bias.masked_fill(~mask, float("-inf"))).to(self.dtype)
+
 
 class _Layer:
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        attention = layer.attention.self
-        parts = (attention.query, attention.key, attention.value)
+        attention = layer.attention
+        if hasattr(attention, "attn"):
+            parts = (attention.attn.q, attention.attn.k, attention.attn.v)
+            out, norm = attention.attn.o, attention.LayerNorm
+        else:
+            parts = (attention.self.query, attention.self.key, attention.self.value)
+            out, norm = attention.output.dense, attention.output.LayerNorm
         self.into = _packed(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), dtype)
-        self.out = _packed(layer.attention.output.dense.weight, layer.attention.output.dense.bias, dtype)
-        self.norm_read = layer.attention.output.LayerNorm
+        self.out = _packed(out.weight, out.bias, dtype)
+        self.norm_read = norm
         self.widen = _packed(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype)
         self.narrow = _packed(layer.output.dense.weight, layer.output.dense.bias, dtype)
         self.norm_wide = layer.output.LayerNorm
+
+
+def _apart(encoder: Any, places: int) -> torch.Tensor:
+    """MPNet's number for each head and each distance from ``1 - places`` to ``places - 1``, ``[heads, distances]``."""
+    with torch.inference_mode():
+        whole = encoder.compute_position_bias(torch.empty(1, places, 1))[0]
+    # Row 0 has the distances ahead, column 0 those behind.
+    return torch.cat([whole[:, 1:, 0].flip(1), whole[:, 0, :]], dim=1).clone()
 
 
 _Weights = tuple[torch.Tensor, torch.Tensor]
@@ -125,10 +156,10 @@ def _product(x: torch.Tensor, weights: _Weights, activation: str = "none", varia
     return found
 
 
-def _is_plain_bert(body: nn.Module) -> bool:
+def _can_be_packed(body: nn.Module) -> bool:
     config: Any = getattr(body, "config", None)
     return (
-        getattr(config, "model_type", None) == "bert"
+        getattr(config, "model_type", None) in ("bert", "mpnet")
         and config.hidden_act in _ACTIVATIONS
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and not getattr(config, "is_decoder", False)
