@@ -65,8 +65,8 @@ def boosted(parts: Parts, seed: int) -> LengthPredictor:
         parameters=parts.fit.parameters,
     )
     predictor = BoostingPredictor(config, Calibration(), booster, words)
-    views = parts.held.views
-    predictor.calibration = fit_calibration(predictor.logits(views), parts.held.lengths, bins.edges, views, seed=seed)
+    held = parts.held
+    predictor.calibration = fit_calibration(predictor.logits(held.views), held.answers, bins.edges, held.views)
     return predictor
 
 

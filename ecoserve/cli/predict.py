@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ecoserve.data import Message
 
 _QUANTILES = (0.1, 0.5, 0.8, 0.9, 0.95)
+#: Level of the bound that the JSON has anyway, where the predictor gives it.
+_BOUND = 0.9
 
 
 def command(
@@ -24,6 +26,12 @@ def command(
     source: Annotated[
         str | None,
         typer.Option("--input", metavar="FILE|-", help="One prompt a line; a line of JSON may hold chat messages."),
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            "--bound", metavar="LEVEL", help="Also show a bound that holds for that share of answers, guaranteed (0.9)."
+        ),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -44,26 +52,34 @@ def command(
     if not requests:
         raise ConfigError("no prompt given", where="TEXT", fix="give a text, or --input FILE")
     predictor = load_predictor(checkpoint)
+    known = predictor.calibration.bounds
+    level = bound if bound is not None else _BOUND
+    bounds: Sequence[int | None] = [None] * len(requests)
+    if bound is not None or (known is not None and level in known.levels):
+        bounds = predictor.upper_bounds(requests, level)
     rows = [
         {
             "prompt": request if isinstance(request, str) else request[-1].content,
             "median_tokens": lengths.quantile(0.5),
             "mean_tokens": round(lengths.mean(), 1),
             "quantiles_tokens": {f"{q:g}": lengths.quantile(q) for q in _QUANTILES},
+            "upper_bounds_tokens": {} if most is None else {f"{level:g}": most},
         }
-        for request, lengths in zip(requests, predictor.predict(requests), strict=True)
+        for request, lengths, most in zip(requests, predictor.predict(requests), bounds, strict=True)
     ]
     emit_json({"served_model": predictor.config.served_model, "predictions": rows}, json)
     if not quiet and json != "-":
-        _show(rows)
+        _show(rows, bound)
 
 
-def _show(rows: Sequence[dict[str, object]]) -> None:
-    """The predictions as a table on stdout."""
+def _show(rows: Sequence[dict[str, object]], bound: float | None) -> None:
+    """The predictions as a table on stdout, with a column for the bound that was asked for."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("prompt", "mean", *("median" if q == 0.5 else f"p{100 * q:g}" for q in _QUANTILES), title="tokens")
+    heads = ["median" if q == 0.5 else f"p{100 * q:g}" for q in _QUANTILES]
+    heads += [f"bound {100 * bound:g}"] if bound is not None else []
+    table = Table("prompt", "mean", *heads, title="tokens")
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:
@@ -73,10 +89,12 @@ def _show(rows: Sequence[dict[str, object]]) -> None:
     # The numbers first: a prompt gets the room that they leave.
     table.columns[0].max_width = max(12, console.width - 9 * (len(table.columns) - 1) - 6)
     for row in rows:
-        quantiles = row["quantiles_tokens"]
+        quantiles, bounds = row["quantiles_tokens"], row["upper_bounds_tokens"]
         assert isinstance(quantiles, dict)
+        assert isinstance(bounds, dict)
+        numbers = [*quantiles.values(), *(bounds.values() if bound is not None else ())]
         prompt = " ".join(str(row["prompt"]).split())
-        table.add_row(prompt, str(row["mean_tokens"]), *map(str, quantiles.values()))
+        table.add_row(prompt, str(row["mean_tokens"]), *map(str, numbers))
     console.print(table)
 
 

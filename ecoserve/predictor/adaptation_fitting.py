@@ -5,7 +5,8 @@ Rule: everything is chosen by cross-validation over the given rows, rows of the 
 standard error of the difference: with few rows, or where the base is right already, nothing is made worse by more than
 noise. The ridge's penalty is the one with the smallest error of log length, the stretch the one with the smallest
 pinball loss. The calibration is fitted on the predictions for rows that were left out: its bounds hold as
-:mod:`ecoserve.predictor.conformal` says but for the difference between those models and the one of all rows.
+:mod:`ecoserve.predictor.conformal` says but for the difference between those models and the one of all rows, and for
+the choices above, made on the same rows.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def fit_adaptation(
     progress("adapting", 1, 3)
     adaptation, left_out = choose(features, cdf, base.config.edges, lengths, bins, prior, folds)
     progress("calibrating", 2, 3)
-    calibration = fit_calibration(np.log(left_out), lengths, bins.edges, examples.views, seed=seed)
+    calibration = fit_calibration(np.log(left_out), examples.answers, bins.edges, examples.views)
     config = PredictorConfig.model_validate(
         {
             **base.config.model_dump(),

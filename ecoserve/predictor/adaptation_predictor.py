@@ -67,5 +67,5 @@ class AdaptedPredictor(LengthPredictor):
 def base_features(base: LengthPredictor, views: Sequence[RequestView]) -> tuple[Array, Array]:
     """Features and CDFs of requests by the base (:func:`~ecoserve.predictor.adaptation.features_of`)."""
     logits = base.logits(views)
-    probabilities = base.calibration.probabilities(logits, views, base.config.edges)
+    probabilities = base.calibration.probabilities(logits)
     return features_of(logits, probabilities, base.config.edges, views)

@@ -16,9 +16,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from ecoserve.errors import ConfigError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import checkpoint
-from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.calibration import Calibration, cdf_of, softmax
 from ecoserve.predictor.config import Backend, PredictorConfig
 from ecoserve.predictor.text import Request, RequestView, read_request
 
@@ -74,8 +75,23 @@ class LengthPredictor(ABC):
         edges, closed_by = self.config.edges, self.config.closed_by
         return [
             LengthDistribution.from_weights(edges, row, closed_by)
-            for row in self.calibration.probabilities(self.logits(views), views, edges)
+            for row in self.calibration.probabilities(self.logits(views))
         ]
+
+    def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
+        """A length (tokens) per request that its answer stays within, for a share of at least ``level`` of answers.
+
+        The guarantee, which needs requests and answers like those it was trained on, is stated in
+        :mod:`ecoserve.predictor.conformal`. Against ``quantile(level)`` it buys that guarantee with a little scatter.
+
+        Raises:
+            ConfigError: if the predictor has no bound at this level.
+        """
+        views = [read_request(r, self.config.parameters) for r in requests]
+        if (bounds := self.calibration.bounds) is None:
+            what = "has no bounds: too few rows were held out in its training"
+            raise ConfigError(what, where="predictor", fix="train it with more rows")
+        return bounds.upper(cdf_of(softmax(self.logits(views))), self.config.edges, views, level)
 
     def logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
         """Uncalibrated logits over the bins, shape ``[n, K]``."""

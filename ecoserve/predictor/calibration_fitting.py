@@ -1,144 +1,169 @@
-"""Choosing and fitting a predictor's calibration on held-out rows.
+"""Fitting a predictor's calibration on held-out rows.
 
-Rule: the held-out rows are cut in two by chance. On the smaller part the way to probabilities is chosen (the softmax as
-it is, a temperature, isotonic regression) by cross-validated pinball loss; a less simple way must be better by more
-than the standard error of the difference. The other part does nothing but bound: its scores make the conformal maps, so
-that their guarantee holds as stated (:mod:`ecoserve.predictor.conformal`), whatever was chosen.
+Rule: all rows and all sampled answers to each serve both steps; every row weighs the same, however many answers it has.
 
-Bands of prompt length are cut at quantiles of the first part's prompts, as many as leave enough rows in each.
+1. The temperature is the one with the smallest mean pinball loss: it is quantiles that are used, and the likeliest
+   temperature makes those of such predictors a little too wide.
+2. The map of levels gives way. At level q, d is the share of answers that the q quantile covers beyond q, averaged over
+   rows, and s its standard error over rows. The map passes (q + w (score - q), q), where ``score`` is what it would
+   have to pass for d to vanish on these rows, and w = max(0, 1 - 2 s² / d²): a difference below √2 of its own standard
+   error, which may well be chance, changes nothing; a clear one is taken nearly whole (positive-part shrinkage, after
+   James and Stein, 1961). So a predictor that is right is not made to scatter from checkpoint to checkpoint.
+
+A length is a whole token with a probability of its own. It counts as spread evenly over that, so that a predictor of
+very short answers, which is right, is found to be right.
+
+What comes out of one set of rows has been seen by it: figures on the same rows flatter a little. The bounds
+(:mod:`ecoserve.predictor.conformal`) do not depend on either step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.predictor.calibration import Calibration, GroupBounds, cdf_of, fit_temperature, softmax
-from ecoserve.predictor.conformal import ConformalMap, scores_of
+from ecoserve.predictor.calibration import BOUNDS, Calibration, LevelMap, cdf_of, softmax
+from ecoserve.predictor.conformal import GroupBounds, scores_of
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
-#: Share of the held-out rows that choose; the others bound.
-CHOOSING: Final = 0.2
-#: Fewer rows than this bound nothing: the 0.9 quantile would cover 90 % give or take 3.
-MIN_BOUNDING: Final = 100
-#: Rows for each band of prompt length, and bands at most.
-BAND_ROWS: Final = 300
-MOST_BANDS: Final = 4
-#: Rows of one band below which it goes by the map of all.
-MIN_BAND_ROWS: Final = 200
+#: Levels that the map may pass. Few: each adds its rows' noise to the shape.
+LEVELS: Final = (0.1, 0.25, 0.5, 0.8, 0.9, 0.95, 0.99)
+#: Fewer rows than this have a temperature only: neither a map nor bounds.
+MIN_ROWS: Final = 50
+#: Fewer rows than this say nothing.
+MIN_TEMPERATURE_ROWS: Final = 20
+#: A difference whose square is below so many squared standard errors is not believed at all.
+GIVES_WAY: Final = 2.0
 #: Quantiles over which the pinball loss is averaged.
 LOSS_LEVELS: Final = np.round(np.arange(0.05, 0.96, 0.05), 2)
-_FOLDS: Final = 5
-_POINTS: Final = 33
-#: Weight of the straight line in the isotonic map: where regression is flat, no length may become impossible.
-_STRAIGHT: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Lengths of all answers to ``n`` rows, flat: ``a`` of them."""
+
+    #: of which row, shape ``[a]``
+    row: npt.NDArray[np.intp]
+    #: tokens, shape ``[a]``
+    length: Array
+    #: adding up to 1, the same for each row, shape ``[a]``
+    weight: Array
+
+    @classmethod
+    def of(cls, answers: Sequence[Sequence[float]]) -> Answers:
+        """From one sequence of lengths (tokens) per row, each with at least one."""
+        counts = np.asarray([len(a) for a in answers])
+        row = np.repeat(np.arange(len(answers)), counts)
+        lengths = np.asarray([n for a in answers for n in a], dtype=np.float64)
+        return cls(row, lengths, 1.0 / (counts[row] * len(answers)))
+
+    def spans(self, cdf: Array, edges: Array) -> Spans:
+        """What the CDFs of the rows, shape ``[n, K + 1]``, say of the answers."""
+        own = cdf[self.row]
+        return Spans(
+            scores_of(own, edges, self.length), scores_of(own, edges, self.length + 1.0), self.weight, self.row
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """P(RL < length) and P(RL <= length) of ``a`` answers, shapes ``[a]``, with their weights and rows."""
+
+    low: Array
+    high: Array
+    weight: Array
+    row: npt.NDArray[np.intp]
+
+    def below(self, score: float) -> Array:
+        """The share of each answer below ``score``, shape ``[a]``."""
+        return np.asarray(np.clip((score - self.low) / np.maximum(self.high - self.low, 1e-12), 0.0, 1.0))
+
+    def score_at(self, level: float) -> float | None:
+        """The score with a share of ``level`` of all answers below it; None if too many lie beyond the last edge."""
+        from scipy.optimize import brentq
+
+        def off(score: float) -> float:
+            return float(self.weight @ self.below(score)) - level
+
+        return None if off(1.0) <= 0.0 else float(brentq(off, 0.0, 1.0, xtol=1e-9))
+
+    def error(self, level: float) -> tuple[float, float]:
+        """How much more than ``level`` the quantile covers, and the standard error of that over the rows."""
+        count = int(self.row.max()) + 1
+        share = np.bincount(self.row, self.weight * self.below(level), minlength=count) * count
+        return float(share.mean()) - level, float(share.std()) / float(np.sqrt(count))
 
 
 def fit_calibration(
     logits: npt.ArrayLike,
-    lengths: npt.ArrayLike,
+    answers: Sequence[Sequence[float]],
     edges: npt.ArrayLike,
     views: Sequence[RequestView],
-    *,
-    seed: int = 0,
 ) -> Calibration:
     """Calibrate on rows that did not teach.
 
     Args:
         logits: shape ``[n, K]``, n >= 1.
-        lengths: true RLs in tokens, shape ``[n]``; of a cut-off answer, where it was cut.
+        answers: lengths in tokens of each row's answers, the served one first; of a cut-off one, where it was cut.
         edges: ``K + 1`` bin edges in tokens.
         views: the ``n`` requests.
-        seed: decides which rows choose and which bound.
-
-    Returns:
-        the calibration; with bounds if there are rows enough for them.
     """
     z = np.asarray(logits, dtype=np.float64)
     e = np.asarray(edges, dtype=np.float64)
-    y = np.asarray(lengths, dtype=np.float64)
-    order = np.random.default_rng(seed).permutation(len(z))
-    count = round(CHOOSING * len(z))
-    if len(z) - count < MIN_BOUNDING:
-        return choose(z, y, e)
-    first, second = order[:count], order[count:]
-    chosen = choose(z[first], y[first], e)
-    scores = scores_of(chosen.before_bounds(z[second]), e, y[second])
-    characters = np.asarray([len(v.prompt) for v in views])
-    bounds = fit_bounds(scores, characters[second], cut_at=characters[first])
-    return chosen.model_copy(update={"bounds": bounds})
+    if len(z) < MIN_TEMPERATURE_ROWS:
+        return Calibration()
+    known = Answers.of(answers)
+    before, plain = _loss(Calibration(), z, e, known), cdf_of(softmax(z))
+    fitted = Calibration(temperature=fit_temperature(z, known, e))
+    if len(z) >= MIN_ROWS:
+        served = np.asarray([a[0] for a in answers], dtype=np.float64)
+        fitted = fitted.model_copy(
+            update={"map": fit_map(known.spans(fitted.cdf(z), e)), "bounds": GroupBounds.fit(plain, e, served, views)}
+        )
+    return fitted.model_copy(
+        update={
+            "rows": len(z),
+            "answers": len(known.length),
+            "pinball_before": before,
+            "pinball_after": _loss(fitted, z, e, known),
+        }
+    )
 
 
-def choose(logits: Array, lengths: Array, edges: Array) -> Calibration:
-    """The best of the ways from logits to probabilities, without bounds; arguments as for :func:`fit_calibration`."""
-    targets = _one_hot(lengths, edges)
-    fitted = fit_temperature(logits, targets)
-    folds = np.arange(len(logits)) % _FOLDS
-    if len(logits) < 10 * _FOLDS:
-        return fitted
-    ways: dict[str, Callable[[Array, Array], Calibration]] = {
-        "softmax": lambda z, y: Calibration(rows=len(z)),
-        "temperature": lambda z, y: fit_temperature(z, _one_hot(y, edges)),
-        "isotonic": lambda z, y: fit_isotonic(z, y, edges),
-    }
-    losses: dict[str, Array] = {}
-    for name, fit in ways.items():
-        loss = np.empty(len(logits))
-        for fold in range(_FOLDS):
-            held = folds == fold
-            way = fit(logits[~held], lengths[~held])
-            loss[held] = pinball(way.before_bounds(logits[held]), edges, lengths[held])
-        losses[name] = loss
-    best = "softmax"
-    for name in ("temperature", "isotonic"):
-        gain = losses[best] - losses[name]
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
-            best = name
-    chosen = {"softmax": fitted.model_copy(update={"temperature": 1.0, "nll_after": fitted.nll_before})}
-    chosen["temperature"] = fitted
-    if best == "isotonic":
-        chosen["isotonic"] = fit_isotonic(logits, lengths, edges)
-    return chosen[best].model_copy(update={"pinball": {name: float(x.mean()) for name, x in losses.items()}})
+def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
+    """The temperature with the smallest pinball loss over all answers."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return _loss(Calibration(temperature=float(np.exp(log_temperature))), logits, edges, answers)
+
+    found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 3e-3})
+    return float(np.exp(found.x)) if loss(float(found.x)) < loss(0.0) else 1.0
 
 
-def fit_isotonic(logits: Array, lengths: Array, edges: Array) -> Calibration:
-    """Isotonic regression of "RL <= edge" on the softmax's CDF, over all rows and inner edges."""
-    from sklearn.isotonic import IsotonicRegression
-
-    before = cdf_of(softmax(logits))[:, 1:-1]
-    within = lengths[:, None] <= edges[None, 1:-1]
-    found = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(before.ravel(), within.ravel())
-    x = np.linspace(0.0, 1.0, _POINTS)
-    inner = (1.0 - _STRAIGHT) * found.predict(x[1:-1]) + _STRAIGHT * x[1:-1]
-    y = np.concatenate([[0.0], inner, [1.0]])
-    points = tuple((float(a), float(b)) for a, b in zip(x, y, strict=True))
-    return Calibration(method="isotonic", isotonic=points, rows=len(logits))
-
-
-def fit_bounds(scores: Array, characters: npt.NDArray[np.int64], *, cut_at: npt.NDArray[np.int64]) -> GroupBounds:
-    """Conformal maps of all rows and by band.
-
-    Args:
-        scores: of the ``n`` bounding rows (:func:`~ecoserve.predictor.conformal.scores_of`).
-        characters: lengths of their prompts, shape ``[n]``.
-        cut_at: lengths of other prompts, at whose quantiles the bands are cut.
-    """
-    bands = max(1, min(MOST_BANDS, len(scores) // BAND_ROWS))
-    cuts = tuple(int(c) for c in np.unique(np.quantile(cut_at, np.arange(1, bands) / bands, method="inverted_cdf")))
-    band = np.searchsorted(np.asarray(cuts), characters, side="left")
-    parts = [scores[band == b] for b in range(len(cuts) + 1)]
-    maps = tuple(ConformalMap.fit(part) if len(part) >= MIN_BAND_ROWS else None for part in parts)
-    return GroupBounds(whole=ConformalMap.fit(scores), band_characters=cuts, bands=maps)
+def fit_map(spans: Spans) -> LevelMap:
+    """The map that gives way where it might be chance, as the module says."""
+    points, changed = [], False
+    for level in LEVELS:
+        score = spans.score_at(level)
+        if score is None:
+            break
+        off, error = spans.error(level)
+        weight = max(0.0, 1.0 - GIVES_WAY * error**2 / max(off**2, 1e-18))
+        points.append((level + weight * (score - level), level))
+        changed |= weight > 0.0
+    return LevelMap.through(points) if changed else LevelMap()
 
 
 def quantiles(cdf: Array, edges: Array, levels: Array) -> Array:
     """Quantiles in tokens, shape ``[n, len(levels)]``, as :class:`~ecoserve.lengths.LengthDistribution` gives them."""
     last = len(edges) - 2
-    k = np.minimum((cdf[:, 1:, None] < levels).sum(axis=1), last)
+    k = np.minimum(np.stack([(cdf[:, 1:] < level).sum(axis=1) for level in levels], axis=1), last)
     rows = np.arange(len(cdf))[:, None]
     share = np.maximum(cdf[rows, k + 1] - cdf[rows, k], 1e-300)
     low, high = edges[k], edges[k + 1]
@@ -148,10 +173,14 @@ def quantiles(cdf: Array, edges: Array, levels: Array) -> Array:
 
 def pinball(cdf: Array, edges: Array, lengths: Array) -> Array:
     """Mean pinball loss of each row over :data:`LOSS_LEVELS`, in tokens, shape ``[n]``."""
-    off = lengths[:, None] - quantiles(cdf, edges, LOSS_LEVELS)
+    return _pinball(lengths[:, None] - quantiles(cdf, edges, LOSS_LEVELS))
+
+
+def _pinball(off: Array) -> Array:
     return np.asarray(np.maximum(LOSS_LEVELS * off, (LOSS_LEVELS - 1.0) * off).mean(axis=1), dtype=np.float64)
 
 
-def _one_hot(lengths: Array, edges: Array) -> Array:
-    k = np.clip(np.searchsorted(edges, lengths, side="left") - 1, 0, len(edges) - 2)
-    return np.asarray(np.eye(len(edges) - 1)[k], dtype=np.float64)
+def _loss(calibration: Calibration, logits: Array, edges: Array, answers: Answers) -> float:
+    """Mean pinball loss over all answers, in tokens."""
+    told = quantiles(calibration.cdf(logits), edges, LOSS_LEVELS)
+    return float(answers.weight @ _pinball(answers.length[:, None] - told[answers.row]))

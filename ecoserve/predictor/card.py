@@ -46,6 +46,9 @@ Predicts how many tokens {{ c.served_model or "the served model" }} will generat
     predictor = load_predictor("THIS_FOLDER")
     [lengths] = predictor.predict(["Give three tips for staying healthy."])
     lengths.quantile(0.5), lengths.quantile(0.9), lengths.mean()
+{% if k.bounds %}
+    predictor.upper_bounds(["Give three tips for staying healthy."], 0.9)  # with a finite-sample guarantee
+{% endif %}
 
 With vLLM: `ecoserve serve MODEL --predictor THIS_FOLDER`.
 
@@ -54,8 +57,8 @@ With vLLM: `ecoserve serve MODEL --predictor THIS_FOLDER`.
 {% if table %}
 {{ table }}
 
-The point prediction is the distribution's median. Held-out rows chose the training's best epoch or round and the
-temperature; `dev` rows, where there are any, were used for nothing else. Latencies are of the machine that trained it.
+The point prediction is the distribution's median. Held-out rows chose the training's best epoch or round and made the
+calibration; `dev` rows, where there are any, were used for nothing else. Latencies are of the machine that trained it.
 {% else %}
 It was not evaluated.
 {% endif %}

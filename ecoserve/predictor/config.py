@@ -15,7 +15,7 @@ from ecoserve.lengths import MAX_LENGTH, ClosedBy
 from ecoserve.predictor.bins import Bins
 
 #: Raised when a reader of an older format could misread a newer checkpoint.
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FORMAT: Final = "ecoserve-length-predictor"
 
 Backend = Literal["encoder", "lightgbm", "stacked", "adapted"]
@@ -29,7 +29,7 @@ class PredictorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: Literal["ecoserve-length-predictor"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     backend: Backend
     #: K + 1 bin edges in tokens; bin k is (edges[k], edges[k + 1]]
     edges: tuple[int, ...]

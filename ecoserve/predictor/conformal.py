@@ -1,28 +1,31 @@
-"""Split-conformal correction: quantiles that cover what they say, with a finite-sample guarantee.
+"""Split-conformal bounds: one length per request that its answer stays within, with a finite-sample guarantee.
 
-Rule: on ``n`` rows that chose nothing else, the score of a row is P(RL < its true length) by its own prediction. The
-corrected quantile at level q is the smallest length whose P(RL <= length) lies above the ceil((n + 1) q)-th smallest
-score (split-conformal prediction: Papadopoulos et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random
-World"; with the CDF as score: Chernozhukov et al., "Distributional conformal prediction", PNAS 2021). All levels are
-corrected together, by one ascending map on the CDF, so that what comes out is a distribution again.
+Rule: bounds choose nothing and change nothing. They are read off the plain softmax of the predictor's logits, before
+its calibration, so all held-out rows can serve, and they stand beside the distribution. The score of a row is
+F(RL - 1), what the softmax says of something shorter than its true length; the bound of a request at level q is the
+smallest length m with F(m) > v, v being the ceil((n + 1) q)-th smallest score (split-conformal prediction: Papadopoulos
+et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with the CDF as score: Chernozhukov et al.,
+"Distributional conformal prediction", PNAS 2021).
 
-Guarantee. Let the n rows and a new request be exchangeable, and the predictor and its calibration be made without them.
-Then for each level q of :attr:`ConformalMap.levels`, over the draw of all n + 1,
+Guarantee. Let the n rows and a new request be exchangeable, and the predictor be made without them. Then for each
+listed level q, over the draw of all n + 1,
 
-    q <= P(RL <= quantile(q)),   and without the lowering below, where no scores tie,   P(...) < q + 1 / (n + 1).
+    q  <=  P(RL <= bound)   and, where no scores tie,   P(RL <= bound)  <  q + 1 / (n + 1).
 
-Between two levels, the lower one's holds. It says nothing about a single request, nor, once the n rows are drawn, about
-exactly q: the coverage then scatters with a standard deviation of about sqrt(q (1 - q) / n). It ends where predictions
-do: a level that would need lengths beyond the last edge is not corrected, and is not listed.
+Groups are bands of the prompt's length in characters. It holds within each band that has scores of its own, with that
+band's n; a band with few rows goes by the scores of all rows, for which it holds on average over all requests. Only
+answers that were served count: other answers to a prompt, at other temperatures, are not exchangeable with it.
 
-The returned distribution is even within each bin, the map is not. Where a straight line within a bin would lie above
-the map at a level, the bin's ends are lowered just enough that no quantile at a listed level comes out too short. The
-end of the last bin is the end of all lengths and stays: of quantiles that belong there, the bin's even spread decides.
+Two things are not as in the theorem, each of the order of one row in n: bands are cut at quantiles of the same rows'
+prompts, and training chooses its best epoch or round (and a stack its weight) on these rows. It says nothing about a
+single request; once the rows are drawn, the coverage is fixed and off q by about sqrt(q (1 - q) / n). A level is
+listed as far as rows and bins reach: not if it needs more rows, or lengths beyond the last edge.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, Self
 
@@ -30,96 +33,120 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ecoserve.errors import ConfigError
+from ecoserve.predictor.text import RequestView
+
 Array = npt.NDArray[np.float64]
-#: Levels at which the guarantee is given, as far as the rows reach. Few: each adds its rows' noise to the shape.
-LEVELS: Final = (0.1, 0.25, 0.5, 0.8, 0.9, 0.95, 0.99)
-#: Far below what a row more or less changes, far above rounding.
-_TINY: Final = 1e-7
+#: Levels at which bounds are given.
+BOUND_LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
+#: Rows for each band of prompt length, and bands at most.
+BAND_ROWS: Final = 300
+MOST_BANDS: Final = 4
+#: Rows of one band below which it goes by the scores of all.
+MIN_BAND_ROWS: Final = 200
+#: Scores from here on are of lengths at the very end of the bins or beyond.
+_END: Final = 1.0 - 1e-9
 
 
-class ConformalMap(BaseModel):
-    """An ascending map of CDF values, through 0 and 1 and ``(scores[j], levels[j])``."""
+class Scores(BaseModel):
+    """The scores that the bounds of a group go by, one per listed level."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    #: rows it rests on
+    #: rows they come from
     rows: int = Field(ge=1)
-    #: levels with the guarantee, ascending within 0 and 1
-    levels: tuple[float, ...]
-    #: what the predictor's own CDF has to pass at the quantile of each level
-    scores: tuple[float, ...]
+    at: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _ascends(self) -> Self:
-        if len(self.levels) != len(self.scores):
-            raise ValueError(f"{len(self.levels)} levels but {len(self.scores)} scores")
-        for values in (self.levels, self.scores):
-            if any(b <= a for a, b in pairwise((0.0, *values, 1.0))):
-                raise ValueError("levels and scores must ascend within 0 and 1")
+    def _ascend(self) -> Self:
+        if any(b < a for a, b in pairwise((0.0, *self.at, _END))):
+            raise ValueError("scores must ascend and lie within 0 and 1")
         return self
 
     @classmethod
-    def fit(cls, scores: npt.ArrayLike, levels: tuple[float, ...] = LEVELS) -> ConformalMap:
-        """From the scores (:func:`scores_of`) of ``n >= 1`` rows, shape ``[n]``."""
-        ordered = np.sort(np.asarray(scores, dtype=np.float64))
-        n = len(ordered)
-        kept, passed = [], [0.0]
-        for level in levels:
-            rank = math.ceil(round((n + 1) * level, 9))
-            score = max(float(ordered[min(rank, n) - 1]), passed[-1]) + _TINY
-            if rank > n or score >= 1.0 - _TINY:
-                break
-            kept.append(level)
-            passed.append(score)
-        return cls(rows=n, levels=tuple(kept), scores=tuple(passed[1:]))
+    def of(cls, scores: Array) -> Scores:
+        """The ranked ones of ``n >= 1`` scores, for as many of :data:`BOUND_LEVELS` as they reach."""
+        ordered, n = np.sort(scores), len(scores)
+        ranks = [math.ceil(round((n + 1) * level, 9)) for level in BOUND_LEVELS]
+        return cls(rows=n, at=tuple(float(ordered[r - 1]) for r in ranks if r <= n and ordered[r - 1] < _END))
 
-    def apply(self, cdf: Array, edges: npt.ArrayLike | None = None) -> Array:
-        """Correct CDFs given at the bin edges, shape ``[n, K + 1]``, each ascending from 0 to 1.
+
+class GroupBounds(BaseModel):
+    """The scores by the prompt's length."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    #: ascending; all groups have these
+    levels: tuple[float, ...]
+    #: of all rows
+    whole: Scores
+    #: the longest prompt of each band but the last, in characters, ascending
+    band_characters: tuple[int, ...] = ()
+    #: one more than there are cuts; None: too few rows of its own
+    bands: tuple[Scores | None, ...] = (None,)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(self.bands) != len(self.band_characters) + 1:
+            raise ValueError(f"{len(self.band_characters)} cuts make {len(self.band_characters) + 1} bands")
+        if any(b <= a for a, b in pairwise(self.band_characters)):
+            raise ValueError("bands must ascend")
+        if any(b <= a for a, b in pairwise((0.0, *self.levels, 1.0))):
+            raise ValueError("levels must ascend within 0 and 1")
+        if any(len(s.at) < len(self.levels) for s in (self.whole, *self.bands) if s is not None):
+            raise ValueError(f"fewer scores than the {len(self.levels)} levels")
+        return self
+
+    @classmethod
+    def fit(cls, cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike, views: Sequence[RequestView]) -> GroupBounds:
+        """Bounds from ``n >= 1`` rows.
 
         Args:
-            cdf: P(RL <= edge).
-            edges: the edges in tokens, shape ``[K + 1]``. Without them, lengths are taken to be continuous, which
-                lowers a little more than needed.
+            cdf: P(RL <= edge) by the plain softmax, shape ``[n, K + 1]``.
+            edges: ``K + 1`` bin edges in tokens.
+            lengths: true RLs of the served answers, tokens, shape ``[n]``.
+            views: the requests.
         """
-        scores, levels = np.asarray(self.scores), np.asarray(self.levels)
-        out = np.interp(cdf, [0.0, *self.scores, 1.0], [0.0, *self.levels, 1.0])
-        if not len(scores):
-            return out
-        last = cdf.shape[1] - 2
-        # The bin in which each row's CDF passes each score, and how far into it the last length before that lies.
-        k = (cdf[:, 1:-1, None] < scores).sum(axis=1)
-        rows = np.arange(len(cdf))[:, None]
-        low = cdf[rows, k]
-        into = (scores - low) / (cdf[rows, k + 1] - low)
-        if edges is not None:
-            width = np.diff(np.asarray(edges, dtype=np.float64))[k]
-            into = np.maximum(np.ceil(into * width - 1e-9) - 1.0, 0.0) / width
-        target = levels - 10 * _TINY
-        left, right = out[rows, k], out[rows, k + 1]
-        over = left + (right - left) * into - target
-        if not (over > 0.0).any():
-            return out
-        # Both ends of the bin go down alike; what an end at 0 or at 1 cannot, the other one does for it.
-        alike = np.where(k == last, (target - into) / (1.0 - into), left - over)
-        lower_left = np.maximum(alike, 0.0)
-        within = into > 0.0
-        lower_right = (target - lower_left * (1.0 - into)) / np.where(within, into, 1.0)
-        lowered = out.copy()
-        np.minimum.at(lowered, (rows, k), np.where(over > 0.0, lower_left, 1.0))
-        np.minimum.at(lowered, (rows, k + 1), np.where((over > 0.0) & within, lower_right, 1.0))
-        lowered = np.minimum.accumulate(lowered[:, ::-1], axis=1)[:, ::-1]
-        lowered = np.clip(lowered, 0.0, 1.0)
-        lowered[:, 0], lowered[:, -1] = 0.0, 1.0
-        return np.asarray(lowered, dtype=np.float64)
+        scores = scores_of(cdf, edges, lengths)
+        characters = _characters(views)
+        count = max(1, min(MOST_BANDS, len(scores) // BAND_ROWS))
+        at = np.quantile(characters, np.arange(1, count) / count, method="inverted_cdf")
+        cuts = tuple(int(c) for c in np.unique(at))
+        band = np.searchsorted(np.asarray(cuts), characters, side="left")
+        parts = [scores[band == b] for b in range(len(cuts) + 1)]
+        whole, bands = Scores.of(scores), [Scores.of(p) if len(p) >= MIN_BAND_ROWS else None for p in parts]
+        reached = min(len(s.at) for s in (whole, *bands) if s is not None)
+        return cls(levels=BOUND_LEVELS[:reached], whole=whole, band_characters=cuts, bands=tuple(bands))
+
+    def upper(self, cdf: Array, edges: npt.ArrayLike, views: Sequence[RequestView], level: float) -> list[int]:
+        """The bounds of ``n`` requests in tokens; arguments as for :meth:`fit`.
+
+        Raises:
+            ConfigError: if ``level`` is none of :attr:`levels`.
+        """
+        if level not in self.levels:
+            listed = ", ".join(f"{q:g}" for q in self.levels) or "none"
+            raise ConfigError(f"no bound at {level:g}", where="level", fix=f"this predictor's levels: {listed}")
+        which = self.levels.index(level)
+        scores = np.asarray([(s or self.whole).at[which] for s in self.bands])
+        v = scores[np.searchsorted(np.asarray(self.band_characters), _characters(views), side="left")]
+        e = np.asarray(edges, dtype=np.float64)
+        rows = np.arange(len(cdf))
+        # The first bin whose end lies above the score, and the first token in it that does.
+        k = np.minimum((cdf[:, 1:] <= v[:, None]).sum(axis=1), len(e) - 2)
+        low, high = cdf[rows, k], cdf[rows, k + 1]
+        into = (v - low) / np.maximum(high - low, 1e-300) * (e[k + 1] - e[k])
+        bounds = np.clip(e[k] + np.floor(into + 1e-6) + 1.0, e[k] + 1.0, e[k + 1])
+        return [int(b) for b in bounds]
 
 
 def scores_of(cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
-    """P(RL < length) of each row's true length, shape ``[n]``; 1 for a length beyond the last edge.
+    """P(RL < length) of each row's length, shape ``[n]``; 1 for a length beyond the last edge.
 
     Args:
         cdf: P(RL <= edge), shape ``[n, K + 1]``.
         edges: shape ``[K + 1]``, tokens.
-        lengths: true RLs, shape ``[n]``, tokens.
+        lengths: RLs, shape ``[n]``, tokens.
     """
     e = np.asarray(edges, dtype=np.float64)
     before = np.asarray(lengths, dtype=np.float64) - 1.0
@@ -127,3 +154,7 @@ def scores_of(cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike) -> Array
     into = np.clip((before - e[k]) / (e[k + 1] - e[k]), 0.0, 1.0)
     rows = np.arange(len(cdf))
     return np.asarray(cdf[rows, k] + (cdf[rows, k + 1] - cdf[rows, k]) * into, dtype=np.float64)
+
+
+def _characters(views: Sequence[RequestView]) -> npt.NDArray[np.int64]:
+    return np.asarray([len(v.prompt) for v in views], dtype=np.int64)

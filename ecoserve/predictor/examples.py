@@ -53,6 +53,11 @@ class Examples:
         views, lengths, samples, censored = zip(*rows, strict=True)
         return cls(views, lengths, samples, censored, tuple(parameters))
 
+    @property
+    def answers(self) -> list[tuple[int, ...]]:
+        """Lengths of all answers to each row, its own first."""
+        return [(own, *others) for own, others in zip(self.lengths, self.samples, strict=True)]
+
     def all_lengths(self) -> npt.NDArray[np.int64]:
         """Own lengths and those of other samples, flat."""
         return np.asarray([*self.lengths, *(s for more in self.samples for s in more)], dtype=np.int64)

@@ -208,7 +208,7 @@ def _finish(
     progress("calibrating", 0, 1)
     held = parts.held
     logits = predictor.logits(held.views)
-    predictor.calibration = fit_calibration(logits, held.lengths, predictor.config.edges, held.views, seed=plan.seed)
+    predictor.calibration = fit_calibration(logits, held.answers, predictor.config.edges, held.views)
     metrics = _measure(predictor, parts, progress)
     predictor.config = predictor.config.model_copy(update={"metrics": metrics, "training_seconds": round(seconds, 1)})
     predictor.save_pretrained(output)

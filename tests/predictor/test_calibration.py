@@ -1,32 +1,85 @@
+"""Temperature and map of levels: right where the predictor is wrong, and nothing where it is right."""
+
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor.calibration import Calibration, cdf_of, cross_entropy, fit_temperature, softmax
-from ecoserve.predictor.calibration_fitting import choose, quantiles
+from ecoserve.predictor.calibration import (
+    Calibration,
+    LevelMap,
+    cdf_of,
+    cross_entropy,
+    likeliest_temperature,
+    softmax,
+)
+from ecoserve.predictor.calibration_fitting import LEVELS, Answers, fit_calibration, fit_map, pinball, quantiles
+from ecoserve.predictor.text import RequestView
+
+Array = npt.NDArray[np.float64]
+EDGES: Array = np.arange(0, 601, 6).astype(np.float64)
+BINS = len(EDGES) - 1
+
+
+def views(n: int) -> list[RequestView]:
+    return [RequestView("x")] * n
+
+
+def right_predictor(rng: np.random.Generator, n: int, answers: int = 1) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Logits, and lengths drawn from what they say: shapes ``[n, K]`` and ``[n, answers]``."""
+    centre = rng.uniform(100, 400, n)
+    logits = -(((EDGES[1:] - 3.0 - centre[:, None]) / 90.0) ** 2)
+    cdf = cdf_of(softmax(logits))
+    u = rng.random((n, answers))
+    k = np.minimum((cdf[:, 1:, None] < u[:, None, :]).sum(axis=1), BINS - 1)
+    return logits, (k * 6 + rng.integers(1, 7, (n, answers))).astype(np.int64)
+
+
+def skewed_predictor(rng: np.random.Generator, n: int, answers: int = 1) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Too sure of itself, and answers lie to the right of what it says: no sharpness is right."""
+    centre = rng.uniform(100, 300, n)
+    logits = -(((EDGES[1:] - 3.0 - centre[:, None]) / 60.0) ** 2)
+    lengths = np.clip(np.rint(centre[:, None] + rng.gamma(3.0, 30.0, (n, answers))), 1, 600)
+    return logits, lengths.astype(np.int64)
+
+
+def coverage(cdf: Array, lengths: npt.NDArray[np.int64], levels: Array) -> Array:
+    return np.asarray((lengths[:, :1] <= quantiles(cdf, EDGES, levels)).mean(axis=0))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_temperature_undoes_over_and_under_confidence(factor: float) -> None:
+def test_the_likeliest_temperature_undoes_over_and_under_confidence(factor: float) -> None:
     rng = np.random.default_rng(0)
     true_logits = rng.normal(0, 1.5, (4000, 8))
     drawn = np.array([rng.choice(8, p=p) for p in softmax(true_logits)])
-    found = fit_temperature(true_logits * factor, np.eye(8)[drawn])
-    assert found.temperature == pytest.approx(factor, rel=0.08)
-    assert found.rows == 4000
-    assert found.nll_after is not None
-    assert found.nll_before is not None
-    assert found.nll_after <= found.nll_before
+    found, loss = likeliest_temperature(true_logits * factor, np.eye(8)[drawn])
+    assert found == pytest.approx(factor, rel=0.08)
+    assert loss <= cross_entropy(true_logits * factor, np.eye(8)[drawn])
 
 
-def test_probabilities_follow_the_temperature() -> None:
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_the_fitted_temperature_undoes_them_too(factor: float) -> None:
+    logits, lengths = right_predictor(np.random.default_rng(1), 3000)
+    found = fit_calibration(logits * factor, lengths.tolist(), EDGES, views(3000))
+    assert found.temperature == pytest.approx(factor, rel=0.1)
+    assert (found.rows, found.answers) == (3000, 3000)
+    assert found.pinball_before is not None
+    assert found.pinball_after is not None
+    assert found.pinball_after <= found.pinball_before + 0.01
+
+
+def test_probabilities_follow_the_temperature_and_the_map() -> None:
     logits = np.log([[0.7, 0.2, 0.1]])
     assert Calibration().probabilities(logits)[0] == pytest.approx([0.7, 0.2, 0.1])
     assert Calibration(temperature=4.0).probabilities(logits)[0, 0] < 0.5
     assert Calibration(temperature=0.25).probabilities(logits)[0, 0] > 0.95
+    mapped = Calibration(map=LevelMap(levels=(0.5,), scores=(0.7,)))
+    assert mapped.probabilities(logits)[0] == pytest.approx([0.5, 1 / 3, 1 / 6])
 
 
 def test_cross_entropy_is_stable_and_least_at_the_truth() -> None:
@@ -37,44 +90,122 @@ def test_cross_entropy_is_stable_and_least_at_the_truth() -> None:
     assert np.isfinite(cross_entropy(np.array([[1e4, -1e4, 0.0]]), targets))
 
 
-def test_isotonic_is_chosen_where_no_temperature_helps() -> None:
-    rng = np.random.default_rng(4)
-    edges = np.arange(0.0, 1001.0, 50.0)
-    centre = rng.uniform(200, 800, 1500)
-    logits = -((edges[1:] - 25 - centre[:, None]) ** 2) / (2 * 60.0**2)
-    # Far to the right of what is said, and never to the left: no sharpness of the same shape is right.
-    lengths = np.clip(np.rint(centre + rng.exponential(120, 1500)), 1, 1000)
-    found = choose(logits, lengths, edges)
-    assert found.method == "isotonic"
-    assert found.pinball["isotonic"] < found.pinball["temperature"]
-    before = cdf_of(softmax(logits))
-    off_before = abs((lengths <= quantiles(before, edges, np.array([0.5]))[:, 0]).mean() - 0.5)
-    after = found.before_bounds(logits)
-    off_after = abs((lengths <= quantiles(after, edges, np.array([0.5]))[:, 0]).mean() - 0.5)
-    assert off_after < 0.1 < off_before
+def test_what_is_badly_off_is_repaired_to_within_a_point() -> None:
+    rng = np.random.default_rng(2)
+    levels = np.array(LEVELS[:-1])
+    logits, lengths = skewed_predictor(rng, 4000, 3)
+    new, true = skewed_predictor(rng, 40_000)
+    found = fit_calibration(logits, lengths.tolist(), EDGES, views(4000))
+    before, after = coverage(Calibration().cdf(new), true, levels), coverage(found.cdf(new), true, levels)
+    assert np.abs(before - levels).max() > 0.2
+    assert np.abs(after - levels).max() < 0.012
+    only_temperature = found.model_copy(update={"map": LevelMap()})
+    assert np.abs(coverage(only_temperature.cdf(new), true, levels) - levels).max() > 0.05
+    # What predictors return goes by the map.
+    told = LengthDistribution.from_weights([int(e) for e in EDGES], found.probabilities(new[:1])[0])
+    assert told.quantile(0.9) == quantiles(found.cdf(new[:1]), EDGES, np.array([0.9]))[0, 0]
 
 
-def test_the_simplest_way_stays_where_nothing_is_wrong() -> None:
-    rng = np.random.default_rng(5)
-    edges = np.arange(0.0, 401.0, 20.0)
-    logits = rng.normal(0, 1.5, (1500, 20))
-    bins = np.array([rng.choice(20, p=p) for p in softmax(logits)])
-    lengths = bins * 20 + rng.integers(1, 21, 1500)
-    found = choose(logits, lengths.astype(float), edges)
-    assert found.method == "temperature"
-    assert found.temperature == pytest.approx(1.0, abs=0.06)
-    assert set(found.pinball) == {"softmax", "temperature", "isotonic"}
+def test_where_nothing_is_wrong_next_to_nothing_is_changed() -> None:
+    rng = np.random.default_rng(3)
+    untouched, moved = 0, []
+    for _ in range(60):
+        logits, lengths = right_predictor(rng, 600)
+        found = fit_map(Answers.of(lengths.tolist()).spans(Calibration().cdf(logits), EDGES))
+        untouched += sum(abs(s - q) < 1e-6 for s, q in zip(found.scores, found.levels, strict=True))
+        untouched += len(LEVELS) if not found.levels else 0
+        scores = dict(zip(found.levels, found.scores, strict=True))
+        moved.append(scores.get(0.9, 0.9) - 0.9)
+    # A standard normal lies within the square root of 2 with a probability of 0.84.
+    assert untouched / (60 * len(LEVELS)) == pytest.approx(0.84, abs=0.07)
+    # The empirical quantile itself would scatter by sqrt(0.9 * 0.1 / 600) = 0.0122.
+    assert np.std(moved) < 0.010
 
 
-def test_files_of_older_checkpoints_load_and_mean_the_same() -> None:
-    old = '{"method": "temperature", "temperature": 1.25, "rows": 9, "nll_before": 3.2, "nll_after": 3.1}'
-    calibration = Calibration.model_validate_json(old)
-    logits = np.array([[0.3, 1.0, -2.0]])
-    assert (calibration.probabilities(logits) == softmax(logits / 1.25)).all()
-    with pytest.raises(ValidationError, match="isotonic"):
-        Calibration.model_validate_json('{"method": "isotonic"}')
-    with pytest.raises(ValidationError, match="ascend"):
-        Calibration(method="isotonic", isotonic=((0.0, 0.0), (0.5, 0.5), (0.5, 0.7), (1.0, 1.0)))
+def test_more_answers_to_the_same_prompts_make_it_scatter_less() -> None:
+    def scatter(answers: int) -> float:
+        rng = np.random.default_rng(4)
+        new, true = right_predictor(np.random.default_rng(5), 5000)
+        found = []
+        for _ in range(25):
+            logits, lengths = right_predictor(rng, 300, answers)
+            found.append(
+                coverage(fit_calibration(logits, lengths.tolist(), EDGES, views(300)).cdf(new), true, np.array([0.9]))
+            )
+        return float(np.sqrt(np.mean(np.square(np.asarray(found) - 0.9))))
+
+    one, eight = scatter(1), scatter(8)
+    assert eight < 0.7 * one
+    assert one < 0.02
+
+
+def test_every_row_weighs_the_same_however_many_answers_it_has() -> None:
+    rng = np.random.default_rng(6)
+    logits, lengths = skewed_predictor(rng, 203)
+    once = [[int(n)] for n in lengths[:, 0]]
+    often = [row * (1 + 4 * (i % 3)) for i, row in enumerate(once)]
+    a, b = (fit_calibration(logits, rows, EDGES, views(203)) for rows in (once, often))
+    assert a.temperature == pytest.approx(b.temperature)
+    assert a.map.scores == pytest.approx(b.map.scores)
+    assert (a.answers, b.answers) == (203, sum(map(len, often)))
+
+
+def test_whole_tokens_of_a_right_predictor_are_left_alone() -> None:
+    # Most answers have one to three tokens, each of a probability that levels lie within.
+    rng = np.random.default_rng(7)
+    edges = np.array([0.0, 1.0, 2.0, 3.0, 50.0])
+    p = np.array([0.4, 0.25, 0.2, 0.15])
+    lengths = np.array([[1], [2], [3], [20]])[rng.choice(4, 800, p=p)] + 0
+    long = lengths[:, 0] == 20
+    lengths[long, 0] = rng.integers(4, 51, long.sum())
+    found = fit_map(Answers.of(lengths.tolist()).spans(cdf_of(np.tile(p, (800, 1))), edges))
+    after = np.diff(found.apply(cdf_of(p[None])))[0]
+    assert after == pytest.approx(p, abs=0.03)
+
+
+def test_few_rows_calibrate_little_or_nothing() -> None:
+    logits, lengths = skewed_predictor(np.random.default_rng(8), 60)
+    rows = lengths.tolist()
+    assert fit_calibration(logits[:19], rows[:19], EDGES, views(19)) == Calibration()
+    some = fit_calibration(logits[:49], rows[:49], EDGES, views(49))
+    assert some.temperature != 1.0
+    assert some.map == LevelMap()
+    assert some.bounds is None
+    enough = fit_calibration(logits, rows, EDGES, views(60))
+    assert enough.map.levels
+    assert enough.bounds is not None
+
+
+weights = st.lists(st.floats(0.0, 1.0).filter(lambda p: p == 0.0 or p > 1e-6), min_size=BINS, max_size=BINS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 900), min_size=50, max_size=120), weights.filter(lambda w: sum(w) > 1e-3), st.data())
+def test_whatever_was_fitted_the_result_is_a_distribution(
+    lengths: list[int], shares: list[float], data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    logits = np.log(np.maximum(rng.dirichlet(np.full(BINS, 0.3), len(lengths)), 1e-9))
+    found = fit_calibration(logits, [[n] * (1 + n % 3) for n in lengths], EDGES, views(len(lengths)))
+    assert Calibration.model_validate_json(found.model_dump_json()) == found
+    cdf = cdf_of(np.asarray([shares]) / sum(shares))
+    after = found.map.apply(cdf)
+    assert after[0, 0] == 0.0
+    assert after[0, -1] == 1.0
+    assert (np.diff(after) >= 0.0).all()
+    # What was possible stays so.
+    assert ((np.diff(after) > 0.0) == (np.diff(cdf) > 0.0)).all()
+    p = found.probabilities(10.0 * logits)
+    assert (p >= 0.0).all()
+    assert p.sum(axis=1) == pytest.approx(np.ones(len(lengths)))
+
+
+def test_a_damaged_map_is_refused() -> None:
+    whole = {"levels": [0.5, 0.9], "scores": [0.4, 0.8]}
+    assert LevelMap.model_validate(whole).scores == (0.4, 0.8)
+    for wrong in ({"scores": [0.4]}, {"scores": [0.8, 0.4]}, {"levels": [0.5, 1.0]}, {"scores": [0.0, 0.4]}):
+        with pytest.raises(ValidationError):
+            LevelMap.model_validate({**whole, **wrong})
 
 
 def test_quantiles_are_those_of_the_distribution() -> None:
@@ -85,3 +216,4 @@ def test_quantiles_are_those_of_the_distribution() -> None:
     found = quantiles(cdf_of(p), edges.astype(float), levels)
     lengths = [LengthDistribution.from_weights(edges.tolist(), row) for row in p]
     assert found.tolist() == [[d.quantile(float(q)) for q in levels] for d in lengths]
+    assert pinball(cdf_of(p), edges.astype(float), np.full(200, 5.0)).shape == (200,)

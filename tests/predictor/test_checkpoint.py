@@ -139,7 +139,7 @@ def _truncate_and_sign(name: str) -> Callable[[Path], None]:
         (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
         (lambda d: (d / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda d: (d / "config.json").write_text('{"model_type": "bert"}'), "not the config of a length predictor"),
-        (_edit_config(lambda c: c.update(format_version=2)), "format 2, this ecoserve reads 1"),
+        (_edit_config(lambda c: c.update(format_version=1)), "format 1, this ecoserve reads 2.*train again"),
         (_edit_config(lambda c: c.update(served_model="other")), "was changed after it was written"),
         (_edit_config(lambda c: c["edges"].reverse(), sign=True), "edges must ascend"),  # type: ignore[attr-defined]
         (_edit_config(lambda c: c["prior"].pop(), sign=True), "prior shares"),  # type: ignore[attr-defined]

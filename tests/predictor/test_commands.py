@@ -80,11 +80,16 @@ def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> N
     [lengths] = predictor.predict(["plain text"])
     assert said[1]["median_tokens"] == lengths.quantile(0.5)
     assert said[1]["quantiles_tokens"]["0.9"] == lengths.quantile(0.9)
+    assert said[1]["upper_bounds_tokens"] == {"0.9": predictor.upper_bounds(["plain text"])[0]}
     assert said[1]["mean_tokens"] == pytest.approx(lengths.mean(), abs=0.05)
 
     shown = call("predict", boosted_dir, "--input", "-", text="from stdin\n")
     assert "from stdin" in shown.stdout
     assert str(predictor.predict(["from stdin"])[0].quantile(0.5)) in shown.stdout
+    assert "bound" not in shown.stdout
+    bounded = call("predict", boosted_dir, "plain text", "--bound", "0.8")
+    assert "bound 80" in bounded.stdout
+    assert f" {predictor.upper_bounds(['plain text'], 0.8)[0]} " in bounded.stdout
 
 
 def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: Path) -> None:
@@ -111,6 +116,8 @@ def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: P
         call("evaluate_predictor", boosted_dir, file, "--split", "test")
     with pytest.raises(ConfigError, match="no prompt given"):
         call("predict", boosted_dir)
+    with pytest.raises(ConfigError, match=r"no bound at 0\.7; this predictor's levels: 0\.5, 0\.8, 0\.9, 0\.95"):
+        call("predict", boosted_dir, "text", "--bound", "0.7")
     with pytest.raises(TraceError, match="no such file"):
         call("predict", boosted_dir, "--input", tmp_path / "missing.txt")
     (tmp_path / "bad.jsonl").write_text('fine\n{"messages": [{"role": "user"}]}\n')

@@ -1,8 +1,6 @@
-"""The guarantee of the conformal maps, through the distributions that predictors return."""
+"""The guarantee of the bounds, as predictors give them."""
 
 from __future__ import annotations
-
-from bisect import bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ecoserve.errors import ConfigError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor.calibration import Calibration, GroupBounds, cdf_of, softmax
-from ecoserve.predictor.calibration_fitting import fit_bounds, fit_calibration, quantiles
-from ecoserve.predictor.conformal import LEVELS, ConformalMap, scores_of
+from ecoserve.predictor import LengthPredictor, load_predictor
+from ecoserve.predictor.calibration import Calibration, cdf_of, softmax
+from ecoserve.predictor.calibration_fitting import fit_calibration
+from ecoserve.predictor.conformal import BOUND_LEVELS, GroupBounds, scores_of
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
@@ -23,160 +23,167 @@ FINE = np.unique(np.concatenate([[0], np.geomspace(1, 2000, 70).astype(int)]))
 
 
 def wrong_predictor(rng: np.random.Generator, n: int, edges: npt.NDArray[np.int64] = EDGES) -> tuple[Array, Array]:
-    """Logits that know something of the length but are too sure and too low, and the lengths."""
+    """CDFs that know something of the length but are too sure and too low, and the lengths."""
     log_median = rng.normal(4.5, 0.8, n)
     lengths = np.clip(np.rint(np.exp(log_median + rng.normal(0.3, 0.7, n))), 1, 2000)
     middle = np.log((edges[:-1] + edges[1:] + 1) / 2)
-    return -1.7 * (middle - log_median[:, None]) ** 2, lengths
+    return cdf_of(softmax(-1.7 * (middle - log_median[:, None]) ** 2)), lengths
 
 
-def covered(cdf: Array, lengths: Array, level: float, edges: npt.NDArray[np.int64] = EDGES) -> float:
-    return float((lengths <= quantiles(cdf, edges.astype(float), np.array([level]))[:, 0]).mean())
+def asked(characters: npt.ArrayLike) -> list[RequestView]:
+    return [RequestView("x" * int(c)) for c in np.asarray(characters)]
 
 
-def test_coverage_is_at_least_the_level_and_hardly_more() -> None:
+@pytest.mark.parametrize("edges", [EDGES, FINE])
+def test_coverage_is_at_least_the_level_and_hardly_more(edges: npt.NDArray[np.int64]) -> None:
     rng = np.random.default_rng(0)
-    n, trials = 199, 400
-    seen: dict[float, list[float]] = {level: [] for level in LEVELS}
-    plain: dict[float, list[float]] = {level: [] for level in LEVELS}
+    n, new, trials = 199, 200, 300
+    views = asked(np.ones(n))
+    seen: dict[float, list[float]] = {level: [] for level in BOUND_LEVELS}
     for _ in range(trials):
-        logits, lengths = wrong_predictor(rng, n + 200, FINE)
-        cdf = cdf_of(softmax(logits))
-        found = ConformalMap.fit(scores_of(cdf[:n], FINE, lengths[:n]))
-        assert found.levels == LEVELS
-        after = found.apply(cdf[n:], FINE)
-        for level in LEVELS:
-            seen[level].append(covered(after, lengths[n:], level, FINE))
-            plain[level].append(covered(cdf[n:], lengths[n:], level, FINE))
-    for level in LEVELS:
-        # Each trial's coverage scatters through its n rows and its 200 new ones.
-        slack = 4.0 * np.sqrt(level * (1 - level) * (1 / n + 1 / 200) / trials)
-        assert np.mean(seen[level]) >= level - slack
-        # Lowering within bins, and what a whole token more covers, cost a little.
-        assert np.mean(seen[level]) <= level + 1 / (n + 1) + slack + 0.015
-    assert np.mean(plain[0.9]) < 0.8
+        cdf, lengths = wrong_predictor(rng, n + new, edges)
+        found = GroupBounds.fit(cdf[:n], edges, lengths[:n], views)
+        assert found.levels == BOUND_LEVELS
+        for level in BOUND_LEVELS:
+            bounds = np.asarray(found.upper(cdf[n:], edges, asked(np.ones(new)), level))
+            seen[level].append(float((lengths[n:] <= bounds).mean()))
+    for level in BOUND_LEVELS:
+        # Each trial's coverage scatters through its n rows and its new ones.
+        slack = 4.0 * np.sqrt(level * (1 - level) * (1 / n + 1 / new) / trials)
+        assert level - slack <= np.mean(seen[level]) <= level + 1 / (n + 1) + slack
+    assert np.std(seen[0.9]) > 0.02
 
 
-def test_without_lowering_the_bound_is_tight() -> None:
-    rng = np.random.default_rng(1)
-    n, trials = 49, 2000
-    share = []
-    for _ in range(trials):
-        logits, lengths = wrong_predictor(rng, n + 1)
-        scores = scores_of(cdf_of(softmax(logits)), EDGES, lengths)
-        found = ConformalMap.fit(scores[:n], (0.9,))
-        share.append(scores[n] < found.scores[0])
-    slack = 4.0 * np.sqrt(0.09 / trials)
-    assert 0.9 - slack <= np.mean(share) <= 0.9 + 1 / (n + 1) + slack
-
-
-def test_a_map_of_all_fails_groups_and_maps_of_each_do_not() -> None:
+def test_each_band_is_covered_where_a_bound_of_all_would_fail() -> None:
     rng = np.random.default_rng(2)
-    n = 4000
-    characters = rng.integers(1, 1000, n)
-    long_prompt = characters > 500
+    n, new, trials = 1200, 600, 60
     middle = np.log((FINE[:-1] + FINE[1:] + 1) / 2)
-    log_median = rng.normal(4.5, 0.6, n)
-    # Short prompts: answers twice as long as said; long prompts: half as long.
-    lengths = np.clip(
-        np.rint(np.exp(log_median + np.where(long_prompt, -0.7, 0.7) + rng.normal(0, 0.4, n))), 1, FINE[-1]
-    )
-    logits = -2.0 * (middle - log_median[:, None]) ** 2
-    views = [RequestView("x" * int(c)) for c in characters]
-    half = n // 2
-    found = fit_calibration(logits[:half], lengths[:half], FINE, views[:half], seed=0)
-    assert found.bounds is not None
-    assert len(found.bounds.bands) == 4
-    by_group = cdf_of(found.probabilities(logits[half:], views[half:], FINE))
-    by_all = cdf_of(found.probabilities(logits[half:], None, FINE))
-    for group in (long_prompt[half:], ~long_prompt[half:]):
-        assert covered(by_group[group], lengths[half:][group], 0.9, FINE) == pytest.approx(0.9, abs=0.03)
-    assert covered(by_all[~long_prompt[half:]], lengths[half:][~long_prompt[half:]], 0.9, FINE) < 0.87
-    assert covered(by_all[long_prompt[half:]], lengths[half:][long_prompt[half:]], 0.9, FINE) > 0.95
+    by_band: list[list[float]] = [[] for _ in range(4)]
+    by_all: list[list[float]] = [[] for _ in range(4)]
+    for _ in range(trials):
+        characters = rng.integers(1, 1000, n + new)
+        log_median = rng.normal(4.5, 0.6, n + new)
+        # Short prompts: answers twice as long as said; long prompts: half as long.
+        off = np.where(characters > 500, -0.7, 0.7) + rng.normal(0, 0.4, n + new)
+        lengths = np.clip(np.rint(np.exp(log_median + off)), 1, FINE[-1])
+        cdf = cdf_of(softmax(-2.0 * (middle - log_median[:, None]) ** 2))
+        views = asked(characters)
+        found = GroupBounds.fit(cdf[:n], FINE, lengths[:n], views[:n])
+        assert len(found.bands) == 4
+        band = np.searchsorted(found.band_characters, characters[n:])
+        alike = found.model_copy(update={"bands": (None,) * 4})
+        for bounds, into in ((found, by_band), (alike, by_all)):
+            within = lengths[n:] <= bounds.upper(cdf[n:], FINE, views[n:], 0.9)
+            for b in range(4):
+                into[b].append(float(within[band == b].mean()))
+    slack = 4.0 * np.sqrt(0.09 * (4 / n + 4 / new) / trials)
+    for b in range(4):
+        assert 0.9 - slack <= np.mean(by_band[b]) <= 0.9 + 4 / n + slack
+    assert np.mean(by_all[0]) < 0.85
+    assert np.mean(by_all[3]) > 0.95
 
 
-def test_small_bands_go_by_the_map_of_all_and_few_rows_bound_nothing() -> None:
+def test_small_bands_go_by_all_rows_and_levels_end_where_rows_or_bins_do() -> None:
     rng = np.random.default_rng(3)
-    scores, characters = rng.random(700), np.where(np.arange(700) < 100, 10, 1000)
-    bounds = fit_bounds(scores, characters, cut_at=np.array([10, 1000]))
-    assert bounds.band_characters == (10,)
-    assert bounds.bands[0] is None
-    assert bounds.bands[1] is not None
-    assert bounds.bands[1].rows == 600
-    cdf = cdf_of(np.full((1, 10), 0.1))
-    assert (bounds.apply(cdf, [RequestView("x")], EDGES) == bounds.whole.apply(cdf, EDGES)).all()
-    assert (bounds.apply(cdf, [RequestView("x" * 99)], EDGES) == bounds.bands[1].apply(cdf, EDGES)).all()
+    cdf, lengths = wrong_predictor(rng, 700)
+    characters = np.where(np.arange(700) < 100, 10, 1000)
+    characters[:360] = np.where(np.arange(360) < 350, 10, 1000)
+    found = GroupBounds.fit(cdf, EDGES, lengths, asked(characters))
+    assert found.band_characters == (10,)
+    assert [s.rows if s else None for s in found.bands] == [350, 350]
+    lopsided = GroupBounds.fit(cdf, EDGES, lengths, asked(np.where(np.arange(700) < 150, 10, 1000 + np.arange(700))))
+    assert len(lopsided.bands) == 2
+    few = found.model_copy(update={"bands": (None, found.bands[1])})
+    assert few.upper(cdf[:5], EDGES, asked([1] * 5), 0.9) == found.model_copy(
+        update={"bands": (found.whole, None)}
+    ).upper(cdf[:5], EDGES, asked([1] * 5), 0.9)
 
-    logits, lengths = wrong_predictor(rng, 120)
-    assert fit_calibration(logits, lengths, EDGES, [RequestView("x")] * 120).bounds is None
     # 30 rows do not reach the 0.99 quantile: 31 * 0.99 > 30.
-    assert ConformalMap.fit(scores[:30]).levels == LEVELS[:-1]
+    assert GroupBounds.fit(cdf[:30], EDGES, lengths[:30], asked([1] * 30)).levels == BOUND_LEVELS[:-1]
+    beyond = np.where(np.arange(200) < 30, 5000, lengths[:200])
+    short = GroupBounds.fit(cdf[:200], EDGES, beyond, asked([1] * 200))
+    assert short.levels == (0.5, 0.8)
+    with pytest.raises(ConfigError, match=r"no bound at 0\.9; this predictor's levels: 0\.5, 0\.8"):
+        short.upper(cdf, EDGES, asked([1] * 700), 0.9)
 
 
-def test_levels_beyond_the_support_are_left_out() -> None:
-    scores = np.concatenate([np.linspace(0.1, 0.6, 88), np.ones(12)])
-    assert ConformalMap.fit(scores).levels == (0.1, 0.25, 0.5, 0.8)
-    nothing = ConformalMap.fit(np.ones(50))
-    assert nothing.levels == ()
-    cdf = cdf_of(np.full((2, 10), 0.1))
-    assert (nothing.apply(cdf, EDGES) == cdf).all()
-
-
-def test_ties_are_passed_whole() -> None:
+def test_ties_are_covered_whole() -> None:
     # Four in ten answers have one token: their score is 0 whatever was predicted.
-    cdf = cdf_of(np.tile(np.array([[0.1, 0.3, 0.6]]), (100, 1)))
     edges = np.array([0, 1, 50, 100])
-    lengths = np.where(np.arange(100) < 40, 1, 60)
-    found = ConformalMap.fit(scores_of(cdf, edges, lengths))
-    after = LengthDistribution.from_weights(edges.tolist(), np.diff(found.apply(cdf[:1], edges))[0])
-    assert after.quantile(0.25) == 1
-    assert after.quantile(0.5) >= 60
+    cdf = cdf_of(np.tile(np.array([[0.1, 0.3, 0.6]]), (100, 1)))
+    lengths = np.where(np.arange(100) < 60, 1, 60)
+    found = GroupBounds.fit(cdf, edges, lengths, asked([1] * 100))
+    assert found.upper(cdf[:1], edges, asked([1]), 0.5) == [1]
+    assert found.upper(cdf[:1], edges, asked([1]), 0.8) == [60]
 
 
-rows = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=300)
-weights = st.lists(st.floats(0.0, 1.0).filter(lambda p: p == 0.0 or p > 1e-6), min_size=10, max_size=10)
+shares = st.lists(st.floats(0.0, 1.0).filter(lambda p: p == 0.0 or p > 1e-6), min_size=10, max_size=10)
 
 
-@settings(max_examples=100, deadline=None)
-@given(rows, weights.filter(lambda w: sum(w) > 1e-3), st.booleans())
-def test_any_map_makes_a_distribution_whose_quantiles_reach_the_bounds(
-    scores: list[float], shares: list[float], whole_tokens: bool
-) -> None:
-    found = ConformalMap.fit(scores)
-    cdf = cdf_of(np.asarray([shares]) / sum(shares))
-    after = found.apply(cdf, EDGES if whole_tokens else None)
-    assert after[0, 0] == 0.0
-    assert after[0, -1] == 1.0
-    assert (np.diff(after) >= 0.0).all()
-    before = LengthDistribution.from_weights(EDGES.tolist(), np.diff(cdf)[0])
-    lengths = LengthDistribution.from_weights(EDGES.tolist(), np.diff(after)[0])
-    for level, score in zip(found.levels, found.scores, strict=True):
-        every = [1.0 - before.survival(n) for n in range(1, 2001)]
-        bound = min(bisect_left(every, score - 1e-9) + 1, 2000)
-        # Of what belongs into the last bin, its even spread decides.
-        assert lengths.quantile(level) >= min(bound, EDGES[-2] + 1)
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 2300), min_size=5, max_size=60), shares.filter(lambda w: sum(w) > 1e-3))
+def test_a_bound_is_the_first_length_above_the_score(lengths: list[int], weights: list[float]) -> None:
+    n = len(lengths)
+    cdf = np.repeat(cdf_of(np.asarray([weights]) / sum(weights)), n, axis=0)
+    found = GroupBounds.fit(cdf, EDGES, lengths, asked([1] * n))
+    assert GroupBounds.model_validate_json(found.model_dump_json()) == found
+    told = LengthDistribution.from_weights(EDGES.tolist(), np.diff(cdf)[0])
+    for level, score in zip(found.levels, found.whole.at, strict=True):
+        [bound] = found.upper(cdf[:1], EDGES, asked([1]), level)
+        assert 1 <= bound <= 2000
+        assert bound == 2000 or 1.0 - told.survival(bound) > score - 1e-9
+        assert bound == 1 or 1.0 - told.survival(bound - 1) <= score + 1e-4
+        # On the rows themselves: as many as the rank says, or more where scores tie.
+        assert sum(length <= bound for length in lengths) >= np.ceil(round((n + 1) * level, 9))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(130, 1500))
-def test_probabilities_are_normalised_whatever_was_fitted(seed: int, n: int) -> None:
-    rng = np.random.default_rng(seed)
-    logits, lengths = wrong_predictor(rng, n)
-    views = [RequestView("x" * int(c)) for c in rng.integers(0, 300, n)]
-    found = fit_calibration(logits, lengths, EDGES, views, seed=1)
-    assert Calibration.model_validate_json(found.model_dump_json()) == found
-    p = found.probabilities(10.0 * logits[:50], views[:50], EDGES)
-    assert (p >= 0.0).all()
-    assert p.sum(axis=1) == pytest.approx(np.ones(min(50, n)))
+def test_bounds_know_neither_temperature_nor_map_nor_other_answers() -> None:
+    rng = np.random.default_rng(5)
+    cdf, lengths = wrong_predictor(rng, 400, FINE)
+    logits = np.log(np.maximum(np.diff(cdf), 1e-12))
+    views = asked(rng.integers(1, 50, 400))
+    alone = fit_calibration(logits, [[n] for n in lengths], FINE, views)
+    others = fit_calibration(logits, [[n, 3.0 * n, 1.0] for n in lengths], FINE, views)
+    assert alone.map != others.map
+    assert alone.bounds is not None
+    assert alone.bounds == others.bounds
+    assert alone.bounds.whole.at[2] == pytest.approx(np.sort(scores_of(cdf, FINE, lengths))[360], abs=1e-9)
 
 
-def test_a_damaged_map_is_refused() -> None:
-    whole = {"rows": 10, "levels": [0.5, 0.9], "scores": [0.4, 0.8]}
-    assert ConformalMap.model_validate(whole).rows == 10
-    for wrong in ({"scores": [0.4]}, {"scores": [0.8, 0.4]}, {"levels": [0.5, 1.0]}, {"scores": [0.0, 0.4]}):
-        with pytest.raises(ValidationError):
-            ConformalMap.model_validate({**whole, **wrong})
-    with pytest.raises(ValidationError, match="2 bands"):
-        GroupBounds.model_validate({"whole": whole, "band_characters": [5], "bands": [None]})
-    with pytest.raises(ValidationError, match="ascend"):
-        GroupBounds.model_validate({"whole": whole, "band_characters": [5, 5], "bands": [None] * 3})
+def test_a_predictor_gives_its_bounds(predictor: LengthPredictor) -> None:
+    bounds = predictor.calibration.bounds
+    assert bounds is not None
+    texts = ["List three pets.", "Explain caches to a child in two sentences."]
+    found = predictor.upper_bounds(texts)
+    assert found == predictor.upper_bounds(texts, 0.9)
+    views_of = cdf_of(softmax(predictor.logits([RequestView(t) for t in texts])))
+    assert found == bounds.upper(views_of, predictor.config.edges, asked([len(t) for t in texts]), 0.9)
+    assert all(a <= b for a, b in zip(predictor.upper_bounds(texts, 0.5), found, strict=True))
+    assert predictor.upper_bounds([]) == []
+    with pytest.raises(ConfigError, match=r"no bound at 0\.7; this predictor's levels: 0\.5, 0\.8, 0\.9"):
+        predictor.upper_bounds(texts, 0.7)
+    without = type(predictor).__new__(type(predictor))
+    without.__dict__.update({**predictor.__dict__, "calibration": Calibration()})
+    with pytest.raises(ConfigError, match="has no bounds"):
+        without.upper_bounds(texts)
+
+
+def test_bounds_are_saved_with_the_checkpoint(boosted: LengthPredictor, boosted_dir: object) -> None:
+    again = load_predictor(str(boosted_dir))
+    assert again.upper_bounds(["List three pets."]) == boosted.upper_bounds(["List three pets."])
+
+
+def test_damaged_bounds_are_refused() -> None:
+    scores = {"rows": 10, "at": [0.4, 0.8]}
+    whole = {"levels": [0.5, 0.9], "whole": scores}
+    assert GroupBounds.model_validate(whole).levels == (0.5, 0.9)
+    for wrong, says in (
+        ({"band_characters": [5]}, "2 bands"),
+        ({"band_characters": [5, 5], "bands": [None] * 3}, "bands must ascend"),
+        ({"levels": [0.9, 0.5]}, "levels must ascend"),
+        ({"levels": [0.5, 0.9, 0.95]}, "fewer scores"),
+        ({"whole": {"rows": 10, "at": [0.8, 0.4]}}, "scores must ascend"),
+        ({"whole": {"rows": 10, "at": [0.4, 1.0]}}, "scores must ascend"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            GroupBounds.model_validate({**whole, **wrong})

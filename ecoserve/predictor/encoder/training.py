@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.predictor import checkpoint
 from ecoserve.predictor.bins import Bins
-from ecoserve.predictor.calibration import fit_temperature
+from ecoserve.predictor.calibration import likeliest_temperature
 from ecoserve.predictor.config import EncoderSettings
 from ecoserve.predictor.encoder.losses import log_middles, ranking_loss
 from ecoserve.predictor.encoder.model import LengthEncoder, pretrained, started
@@ -242,8 +242,7 @@ def _arguments(settings: EncoderSettings, work: Path, seed: int) -> TrainingArgu
 
 
 def _calibrated_loss(found: EvalPrediction) -> dict[str, float]:
-    after = fit_temperature(np.asarray(found.predictions), np.asarray(found.label_ids)).nll_after
-    return {"calibrated_loss": float("inf") if after is None else after}
+    return {"calibrated_loss": likeliest_temperature(np.asarray(found.predictions), np.asarray(found.label_ids))[1]}
 
 
 def _rows(ids: list[list[int]], targets: npt.NDArray[np.float32]) -> list[Row]:
