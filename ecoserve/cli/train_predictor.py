@@ -61,6 +61,9 @@ def command(
     body_lr: Annotated[
         float | None, typer.Option("--body-lr", help="Encoder: learning rate of the pretrained body [1e-4].")
     ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option("--layer-decay", help="Encoder: each layer's rate, relative to the one above [1].")
+    ] = None,
     ranking: Annotated[
         float | None, typer.Option("--ranking", help="Encoder: weight of a loss for wrongly ordered pairs [0].")
     ] = None,

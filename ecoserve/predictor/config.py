@@ -93,6 +93,9 @@ class EncoderSettings(BaseModel):
     epochs: float = Field(default=3.0, gt=0, le=100, description="passes over the training rows")
     batch_size: int = Field(default=32, ge=1, le=4096, description="rows per optimiser step")
     body_lr: float = Field(default=1e-4, gt=0, le=1, description="learning rate of the pretrained body")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="learning rate of each layer of the body, relative to the one above it"
+    )
     head_lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate of the new head")
     warmup: float = Field(default=0.06, ge=0, lt=1, description="share of the steps in which the learning rates rise")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="weight decay, not on biases and norms")

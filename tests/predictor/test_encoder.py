@@ -200,6 +200,29 @@ def test_the_real_encoder_trains_and_comes_back(tmp_path: Path, one_thread: OneT
     assert os.sep + "site-packages" not in json.dumps(config)
 
 
+def test_layers_learn_slower_the_deeper_they_lie(encoded: LengthPredictor) -> None:
+    from ecoserve.predictor.encoder.predictor import EncoderPredictor
+    from ecoserve.predictor.encoder.training import _LengthTrainer
+
+    assert isinstance(encoded, EncoderPredictor)
+    trainer = _LengthTrainer.__new__(_LengthTrainer)
+    trainer.model = encoded.model
+    trainer.settings = EncoderSettings(body_lr=0.1, head_lr=0.7, layer_decay=0.5)
+    groups = trainer.create_optimizer().param_groups
+    rate = {id(value): group["lr"] for group in groups for value in group["params"]}
+    named = dict(encoded.model.named_parameters())
+    layers = encoded.model.body.config.num_hidden_layers
+    assert layers >= 2
+    for name, value in named.items():
+        if name.startswith("head."):
+            assert rate[id(value)] == 0.7
+        elif ".layer." in name:
+            number = int(name.partition(".layer.")[2].partition(".")[0])
+            assert rate[id(value)] == pytest.approx(0.1 * 0.5 ** (layers - 1 - number))
+        else:
+            assert rate[id(value)] == pytest.approx(0.1 * 0.5**layers), name
+
+
 def test_the_ranking_loss_punishes_wrong_order_by_how_wrong_it_is() -> None:
     import torch
 

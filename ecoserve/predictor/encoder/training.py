@@ -8,6 +8,7 @@ very weights of an uninterrupted one.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,8 +121,14 @@ def newest_checkpoint(work: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def _depth(name: str) -> int:
+    """Which layer of the body a parameter is in, the first being 1; 0 for embeddings and whatever layers share."""
+    found = re.search(r"\blayers?\.(\d+)\.", name)
+    return int(found[1]) + 1 if found else 0
+
+
 class _LengthTrainer(Trainer):
-    """The Trainer with two learning rates, and batches of like lengths in an order that only the seed decides."""
+    """The Trainer with a learning rate by depth, and batches of like lengths in an order that only the seed decides."""
 
     settings: EncoderSettings
     middles: torch.Tensor
@@ -137,8 +144,12 @@ class _LengthTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if getattr(self, "optimizer", None) is None:
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            depths = {name: _depth(name) for name, _ in self.model.named_parameters()}
+            top = max(depths.values())
             for name, value in self.model.named_parameters():
-                rate = self.settings.head_lr if name.startswith("head.") else self.settings.body_lr
+                rate = self.settings.body_lr * self.settings.layer_decay ** (top - depths[name])
+                if name.startswith("head."):
+                    rate = self.settings.head_lr
                 decay = self.settings.weight_decay if value.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(value)
             # One kernel for the whole step: an eighth of the time on a CPU.
