@@ -12,7 +12,7 @@ on dev rows, among those longer than g tokens; the ways were thought out on trai
   likeliest on the held-out rows (``learned``), or fixed;
 - ``weight by survival``: truncation and history mixed by a weight of its own for each range of the predicted survival
   S(g), the likeliest on the held-out rows;
-- ``conditional map``: the truncated CDF corrected by a conformal map of its own for each range of S(g).
+- ``conditional map``: the truncated CDF corrected by a map of levels of its own for each range of S(g).
 
 ``shifted`` is a prediction that is wrong: LightGBM of text-davinci-003's lengths (characters / 4) asked about
 Vicuna-7B's. There the history is of Vicuna's answers, which a scheduler sees as they end; and for comparison the
@@ -35,9 +35,9 @@ from ecoserve.data import Trace, load_trace, split_trace
 from ecoserve.files import write_atomically
 from ecoserve.predictor import LengthPredictor, train_predictor
 from ecoserve.predictor.adaptation_fitting import fit_adaptation
-from ecoserve.predictor.calibration import cdf_of
-from ecoserve.predictor.calibration_fitting import pinball, quantiles
-from ecoserve.predictor.conformal import ConformalMap, scores_of
+from ecoserve.predictor.calibration import LevelMap, cdf_of
+from ecoserve.predictor.calibration_fitting import LEVELS, pinball, quantiles
+from ecoserve.predictor.conformal import scores_of
 from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.threads import let_waiting_threads_sleep
 
@@ -88,9 +88,7 @@ def learn_share(cdf: Array, history: Array, edges: Array, lengths: Array) -> flo
     return max(SHARES, key=lambda a: float(np.log((1 - a) * own + a * other).mean()))
 
 
-def learn_by_survival(
-    cdf: Array, history: Array, edges: Array, lengths: Array
-) -> tuple[Array, list[ConformalMap | None]]:
+def learn_by_survival(cdf: Array, history: Array, edges: Array, lengths: Array) -> tuple[Array, list[LevelMap]]:
     """For each range of survival the likeliest weight of the history, and the map of the truncated CDF."""
     count = len(RANGES) - 1
     gain, scores = np.zeros((count, len(WEIGHTS))), [[np.empty(0)] for _ in range(count)]
@@ -103,7 +101,9 @@ def learn_by_survival(
             gain[r] += log[alive.range == r].sum(axis=0)
             scores[r].append(score[alive.range == r])
     joined = [np.concatenate(s) for s in scores]
-    return WEIGHTS[gain.argmax(axis=1)], [ConformalMap.fit(s) if len(s) >= 50 else None for s in joined]
+    passed = [np.quantile(s, LEVELS) if len(s) >= 50 else [] for s in joined]
+    maps = [LevelMap.through((float(s), q) for s, q in zip(one, LEVELS, strict=False)) for one in passed]
+    return WEIGHTS[gain.argmax(axis=1)], maps
 
 
 def measure(held: tuple[Array, Array], test: tuple[Array, Array], history: Array, edges: Array) -> dict[str, Any]:
@@ -117,8 +117,7 @@ def measure(held: tuple[Array, Array], test: tuple[Array, Array], history: Array
         w = weights[alive.range][:, None]
         mapped = alive.truncated.copy()
         for r, one in enumerate(maps):
-            if one is not None and (alive.range == r).any():
-                mapped[alive.range == r] = one.apply(alive.truncated[alive.range == r], alive.edges)
+            mapped[alive.range == r] = one.apply(alive.truncated[alive.range == r])
         ways = {"truncation": alive.truncated, "history": alive.history}
         for name, a in (("learned", share), ("0.05", 0.05), ("0.2", 0.2)):
             mixed = Alive((1 - a) * test[0] + a * history, history, edges, test[1], g)
@@ -140,8 +139,7 @@ def _figures(cdf: Array, alive: Alive) -> dict[str, float]:
 
 def predicted(predictor: LengthPredictor | Remembered, rows: Examples) -> tuple[Array, Array]:
     """CDFs and true lengths of rows."""
-    p = predictor.calibration.probabilities(predictor.logits(rows.views), rows.views, predictor.config.edges)
-    return cdf_of(p), np.asarray(rows.lengths, dtype=np.float64)
+    return predictor.calibration.cdf(predictor.logits(rows.views)), np.asarray(rows.lengths, dtype=np.float64)
 
 
 def in_distribution(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, Any]:
