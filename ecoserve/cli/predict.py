@@ -29,9 +29,7 @@ def command(
     ] = None,
     bound: Annotated[
         float | None,
-        typer.Option(
-            "--bound", metavar="LEVEL", help="Also show a bound that holds for that share of answers, guaranteed (0.9)."
-        ),
+        typer.Option("--bound", metavar="LEVEL", help="Also show an upper bound of guaranteed coverage, such as 0.9."),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -78,8 +76,9 @@ def _show(rows: Sequence[dict[str, object]], bound: float | None) -> None:
     from rich.table import Table
 
     heads = ["median" if q == 0.5 else f"p{100 * q:g}" for q in _QUANTILES]
-    heads += [f"bound {100 * bound:g}"] if bound is not None else []
-    table = Table("prompt", "mean", *heads, title="tokens")
+    heads += ["bound"] if bound is not None else []
+    title = "tokens" if bound is None else f"tokens; {100 * bound:g} % stay within the bound"
+    table = Table("prompt", "mean", *heads, title=title)
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:

@@ -88,7 +88,7 @@ def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> N
     assert str(predictor.predict(["from stdin"])[0].quantile(0.5)) in shown.stdout
     assert "bound" not in shown.stdout
     bounded = call("predict", boosted_dir, "plain text", "--bound", "0.8")
-    assert "bound 80" in bounded.stdout
+    assert "80 % stay within the bound" in bounded.stdout
     assert f" {predictor.upper_bounds(['plain text'], 0.8)[0]} " in bounded.stdout
 
 
