@@ -6,8 +6,8 @@ Rule: all rows and all sampled answers to each serve both steps; every row weigh
    temperature makes those of such predictors a little too wide.
 2. The map of levels gives way. At level q, d is the share of answers that the q quantile covers beyond q, averaged over
    rows, and s its standard error over rows. The map passes (q + w (score - q), q), where ``score`` is what it would
-   have to pass for d to vanish on these rows, and w = max(0, 1 - 2 s² / d²): a difference below √2 of its own standard
-   error, which may well be chance, changes nothing; a clear one is taken nearly whole (positive-part shrinkage, after
+   have to pass for d to vanish on these rows, and w = max(0, 1 - 4 s² / d²): a difference below two of its own standard
+   errors, which may well be chance, changes nothing; a clear one is taken nearly whole (positive-part shrinkage, after
    James and Stein, 1961). So a predictor that is right is not made to scatter from checkpoint to checkpoint.
 
 A length is a whole token with a probability of its own. It counts as spread evenly over that, so that a predictor of
@@ -38,7 +38,7 @@ MIN_ROWS: Final = 50
 #: Fewer rows than this say nothing.
 MIN_TEMPERATURE_ROWS: Final = 20
 #: A difference whose square is below so many squared standard errors is not believed at all.
-GIVES_WAY: Final = 2.0
+GIVES_WAY: Final = 4.0
 #: Quantiles over which the pinball loss is averaged.
 LOSS_LEVELS: Final = np.round(np.arange(0.05, 0.96, 0.05), 2)
 

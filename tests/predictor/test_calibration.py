@@ -116,10 +116,10 @@ def test_where_nothing_is_wrong_next_to_nothing_is_changed() -> None:
         untouched += len(LEVELS) if not found.levels else 0
         scores = dict(zip(found.levels, found.scores, strict=True))
         moved.append(scores.get(0.9, 0.9) - 0.9)
-    # A standard normal lies within the square root of 2 with a probability of 0.84.
-    assert untouched / (60 * len(LEVELS)) == pytest.approx(0.84, abs=0.07)
+    # A standard normal lies within 2 with a probability of 0.954.
+    assert untouched / (60 * len(LEVELS)) == pytest.approx(0.954, abs=0.04)
     # The empirical quantile itself would scatter by sqrt(0.9 * 0.1 / 600) = 0.0122.
-    assert np.std(moved) < 0.010
+    assert np.std(moved) < 0.007
 
 
 def test_more_answers_to_the_same_prompts_make_it_scatter_less() -> None:
@@ -194,7 +194,7 @@ def test_whatever_was_fitted_the_result_is_a_distribution(
     assert after[0, -1] == 1.0
     assert (np.diff(after) >= 0.0).all()
     # What was possible stays so.
-    assert ((np.diff(after) > 0.0) == (np.diff(cdf) > 0.0)).all()
+    assert (np.diff(after)[np.diff(cdf) > 1e-9] > 0.0).all()
     p = found.probabilities(10.0 * logits)
     assert (p >= 0.0).all()
     assert p.sum(axis=1) == pytest.approx(np.ones(len(lengths)))
