@@ -71,6 +71,10 @@ class Recipe(BaseModel):
         parts = parts if backend == "stacked" else {backend: parts[backend]}
         content = {name: getattr(self, name) for name in self.model_fields_set} | {"backend": backend}
         for name, value in options.items():
+            if name == "encoder" and self.first is not None:
+                # The pretrained body is where the first stage begins.
+                content["first"] = self.first.with_options({name: value})
+                continue
             if name in type(self).model_fields:
                 content[name] = value
                 continue

@@ -136,3 +136,12 @@ def test_another_backend_takes_none_of_the_recipes_hyperparameters() -> None:
     again = recipe.with_options({"body_lr": 1e-5}).made_settings()
     assert isinstance(again, EncoderSettings)
     assert (again.epochs, again.body_lr) == (5, 1e-5)
+
+
+def test_the_pretrained_body_is_where_the_first_stage_begins() -> None:
+    recipe = Recipe(first=Recipe(backend="encoder", settings={"epochs": 1})).with_options({"encoder": "/bodies/large"})
+    assert recipe.first is not None
+    first = recipe.first.made_settings()
+    assert isinstance(first, EncoderSettings)
+    assert (first.encoder, first.epochs) == ("/bodies/large", 1)
+    assert recipe.settings == {}
