@@ -72,6 +72,10 @@ def measure(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, 
     assert isinstance(shipped.bounds, GroupBounds)
     bounds = np.asarray(shipped.bounds.upper(cdf_of(softmax(new)), edges, test.views, 0.9))
     found["shipped"] |= {"temperature": shipped.temperature}
+    # What the fit had to go by: it cannot know better than these rows do.
+    every = Answers.of(held.answers)
+    within = every.length <= quantiles(plain, edges, COVERED)[every.row, 2]
+    found["softmax"] |= {"coverage_90_held_out": float(every.weight @ within)}
     found["bounds"] = _at_90(np.asarray(test.lengths) <= bounds, test) | {"mean_tokens_90": float(bounds.mean())}
     return found
 
@@ -113,7 +117,7 @@ def over_seeds(runs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
         for key in runs[0][way]:
             x = [run[way][key] for run in runs]
             figures[key] = {"mean": round(float(np.mean(x)), 4), "sd": round(float(np.std(x, ddof=1)), 4)}
-            if key in ("coverage_90", "temperature"):
+            if key in ("coverage_90", "coverage_90_held_out", "temperature"):
                 figures[key]["each"] = [round(one, 4) for one in x]
     return found
 
