@@ -1,14 +1,16 @@
 """Fitting a predictor's calibration on held-out rows.
 
-Rule: all rows and all sampled answers to each serve both steps; every row weighs the same, however many answers it has.
+Rule: all rows and all sampled answers to each serve both steps; every row weighs the same, however many answers it
+has, unless a control (:mod:`ecoserve.predictor.control`) tells how the rows differ from all the others.
 
-1. The temperature is the one with the smallest mean pinball loss: it is quantiles that are used, and the likeliest
-   temperature makes those of such predictors a little too wide.
+1. The temperature is the one whose quantiles cover what they say: with the smallest sum of d² / (q (1 - q)) over the
+   levels below, d as in the next step. The likeliest temperature makes quantiles of such predictors a little too wide.
 2. The map of levels gives way. At level q, d is the share of answers that the q quantile covers beyond q, averaged over
-   rows, and s its standard error over rows. The map passes (q + w (score - q), q), where ``score`` is what it would
-   have to pass for d to vanish on these rows, and w = max(0, 1 - 4 s² / d²): a difference below two of its own standard
-   errors, which may well be chance, changes nothing; a clear one is taken nearly whole (positive-part shrinkage, after
-   James and Stein, 1961). So a predictor that is right is not made to scatter from checkpoint to checkpoint.
+   rows, and s its standard error over rows, within the control's strata. The map passes (q + w (score - q), q), where
+   ``score`` is what it would have to pass for d to vanish on these rows, and w = max(0, 1 - 4 s² / d²): a difference
+   below two of its own standard errors, which may well be chance, changes nothing; a clear one is taken nearly whole
+   (positive-part shrinkage, after James and Stein, 1961). So a predictor that is right is not made to scatter from
+   checkpoint to checkpoint.
 
 A length is a whole token with a probability of its own. It counts as spread evenly over that, so that a predictor of
 very short answers, which is right, is found to be right.
@@ -28,6 +30,7 @@ import numpy.typing as npt
 
 from ecoserve.predictor.calibration import BOUNDS, Calibration, LevelMap, cdf_of, softmax
 from ecoserve.predictor.conformal import GroupBounds, scores_of
+from ecoserve.predictor.control import Control
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
@@ -51,33 +54,45 @@ class Answers:
     row: npt.NDArray[np.intp]
     #: tokens, shape ``[a]``
     length: Array
-    #: adding up to 1, the same for each row, shape ``[a]``
+    #: adding up to 1; without a control the same for each row, shape ``[a]``
     weight: Array
+    #: which stratum of the control it is in, shape ``[a]``
+    stratum: npt.NDArray[np.intp]
 
     @classmethod
-    def of(cls, answers: Sequence[Sequence[float]]) -> Answers:
+    def of(cls, answers: Sequence[Sequence[float]], control: Control | None = None) -> Answers:
         """From one sequence of lengths (tokens) per row, each with at least one."""
         counts = np.asarray([len(a) for a in answers])
         row = np.repeat(np.arange(len(answers)), counts)
         lengths = np.asarray([n for a in answers for n in a], dtype=np.float64)
-        return cls(row, lengths, 1.0 / (counts[row] * len(answers)))
+        weight = 1.0 / (counts[row] * len(answers))
+        if control is None:
+            return cls(row, lengths, weight, np.zeros_like(row))
+        stratum, shares = control.strata(len(answers))
+        weight *= shares[stratum] / np.bincount(stratum, weight, minlength=len(shares))[stratum]
+        return cls(row, lengths, weight / weight.sum(), stratum)
 
     def spans(self, cdf: Array, edges: Array) -> Spans:
         """What the CDFs of the rows, shape ``[n, K + 1]``, say of the answers."""
         own = cdf[self.row]
         return Spans(
-            scores_of(own, edges, self.length), scores_of(own, edges, self.length + 1.0), self.weight, self.row
+            scores_of(own, edges, self.length),
+            scores_of(own, edges, self.length + 1.0),
+            self.weight,
+            self.row,
+            self.stratum,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """P(RL < length) and P(RL <= length) of ``a`` answers, shapes ``[a]``, with their weights and rows."""
+    """P(RL < length) and P(RL <= length) of ``a`` answers, shapes ``[a]``, with their weights, rows and strata."""
 
     low: Array
     high: Array
     weight: Array
     row: npt.NDArray[np.intp]
+    stratum: npt.NDArray[np.intp]
 
     def below(self, score: float) -> Array:
         """The share of each answer below ``score``, shape ``[a]``."""
@@ -94,9 +109,12 @@ class Spans:
 
     def error(self, level: float) -> tuple[float, float]:
         """How much more than ``level`` the quantile covers, and the standard error of that over the rows."""
-        count = int(self.row.max()) + 1
-        share = np.bincount(self.row, self.weight * self.below(level), minlength=count) * count
-        return float(share.mean()) - level, float(share.std()) / float(np.sqrt(count))
+        below = self.below(level)
+        usual = np.bincount(self.stratum, self.weight * below) / np.maximum(
+            np.bincount(self.stratum, self.weight), 1e-300
+        )
+        of_rows = np.bincount(self.row, self.weight * (below - usual[self.stratum]))
+        return float(self.weight @ below) - level, float(np.sqrt((of_rows**2).sum()))
 
 
 def fit_calibration(
@@ -104,6 +122,7 @@ def fit_calibration(
     answers: Sequence[Sequence[float]],
     edges: npt.ArrayLike,
     views: Sequence[RequestView],
+    control: Control | None = None,
 ) -> Calibration:
     """Calibrate on rows that did not teach.
 
@@ -112,12 +131,13 @@ def fit_calibration(
         answers: lengths in tokens of each row's answers, the served one first; of a cut-off one, where it was cut.
         edges: ``K + 1`` bin edges in tokens.
         views: the ``n`` requests.
+        control: how these rows differ from all others; None: as if they did not.
     """
     z = np.asarray(logits, dtype=np.float64)
     e = np.asarray(edges, dtype=np.float64)
     if len(z) < MIN_TEMPERATURE_ROWS:
         return Calibration()
-    known = Answers.of(answers)
+    known = Answers.of(answers, control)
     before, plain = _loss(Calibration(), z, e, known), cdf_of(softmax(z))
     fitted = Calibration(temperature=fit_temperature(z, known, e))
     if len(z) >= MIN_ROWS:
@@ -136,11 +156,15 @@ def fit_calibration(
 
 
 def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
-    """The temperature with the smallest pinball loss over all answers."""
+    """The temperature whose quantiles cover what they say, as nearly as one number can bring it about."""
     from scipy.optimize import minimize_scalar
 
+    levels = np.asarray(LEVELS)
+
     def loss(log_temperature: float) -> float:
-        return _loss(Calibration(temperature=float(np.exp(log_temperature))), logits, edges, answers)
+        spans = answers.spans(Calibration(temperature=float(np.exp(log_temperature))).cdf(logits), edges)
+        off = np.asarray([float(answers.weight @ spans.below(level)) for level in LEVELS]) - levels
+        return float((off**2 / (levels * (1.0 - levels))).sum())
 
     found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 3e-3})
     return float(np.exp(found.x)) if loss(float(found.x)) < loss(0.0) else 1.0

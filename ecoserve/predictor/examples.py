@@ -73,6 +73,7 @@ class Parts:
 
     fit: Examples
     held: Examples
+    fit_records: tuple[Record, ...]
     held_records: tuple[Record, ...]
     dev_records: tuple[Record, ...]
 
@@ -109,7 +110,7 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
         )
     fit, held = _hold_out(trace, rows, held_out, seed)
     said = parameters_that_vary(fit)
-    return Parts(Examples.of(fit, said), Examples.of(held, said), held, parts["dev"].records)
+    return Parts(Examples.of(fit, said), Examples.of(held, said), fit, held, parts["dev"].records)
 
 
 def _hold_out(

@@ -31,6 +31,7 @@ from ecoserve.predictor.config import (
     PredictorConfig,
     Settings,
 )
+from ecoserve.predictor.control import control_of
 from ecoserve.predictor.evaluation import evaluate_predictor
 from ecoserve.predictor.examples import Examples, Parts, training_parts
 from ecoserve.predictor.plan import Plan
@@ -208,10 +209,25 @@ def _finish(
     progress("calibrating", 0, 1)
     held = parts.held
     logits = predictor.logits(held.views)
-    predictor.calibration = fit_calibration(logits, held.answers, predictor.config.edges, held.views)
+    control = control_of(
+        parts.fit_records,
+        parts.held_records,
+        predictor.config,
+        _trees(plan.settings),
+        seed=plan.seed,
+        progress=progress,
+    )
+    predictor.calibration = fit_calibration(logits, held.answers, predictor.config.edges, held.views, control)
     metrics = _measure(predictor, parts, progress)
     predictor.config = predictor.config.model_copy(update={"metrics": metrics, "training_seconds": round(seconds, 1)})
     predictor.save_pretrained(output)
+
+
+def _trees(settings: Settings) -> BoostingSettings:
+    """Hyperparameters of the trees that compare the held-out rows with the others."""
+    if isinstance(settings, EncoderSettings):
+        return BoostingSettings()
+    return settings if isinstance(settings, BoostingSettings) else settings.lightgbm
 
 
 def _measure(predictor: LengthPredictor, parts: Parts, progress: Progress) -> dict[str, dict[str, float]]:

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from scipy.special import ndtr
 
+from ecoserve.data import synthetic_trace
 from ecoserve.lengths import LengthDistribution
+from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.calibration import (
     Calibration,
     LevelMap,
@@ -18,7 +21,18 @@ from ecoserve.predictor.calibration import (
     likeliest_temperature,
     softmax,
 )
-from ecoserve.predictor.calibration_fitting import LEVELS, Answers, fit_calibration, fit_map, pinball, quantiles
+from ecoserve.predictor.calibration_fitting import (
+    LEVELS,
+    Answers,
+    Spans,
+    fit_calibration,
+    fit_map,
+    pinball,
+    quantiles,
+)
+from ecoserve.predictor.config import BoostingSettings, PredictorConfig
+from ecoserve.predictor.control import Control, control_of
+from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
@@ -217,3 +231,68 @@ def test_quantiles_are_those_of_the_distribution() -> None:
     lengths = [LengthDistribution.from_weights(edges.tolist(), row) for row in p]
     assert found.tolist() == [[d.quantile(float(q)) for q in levels] for d in lengths]
     assert pinball(cdf_of(p), edges.astype(float), np.full(200, 5.0)).shape == (200,)
+
+
+def test_a_control_undoes_the_luck_of_the_held_out_rows() -> None:
+    """Coverage on unlucky rows is off; weighed by what a cruder predictor knows of all rows, it is not."""
+    rng = np.random.default_rng(8)
+    hits, errors = [], []
+    for _ in range(40):
+        # Rows of unseen ease: both predictors' PIT values are of the same normal surprise, one more noisily.
+        surprise = rng.normal(size=10_000)
+        own = surprise[:1000]
+        crude = 0.9 * surprise + np.sqrt(1 - 0.9**2) * rng.normal(size=10_000)
+        control = Control(held=ndtr(crude[:1000]), served=ndtr(crude))
+        pit = ndtr(own)
+        for which, known in ((0, None), (1, control)):
+            answers = Answers.of([[1.0]] * 1000, known)
+            spans = Spans(pit, pit, answers.weight, answers.row, answers.stratum)
+            off, error = spans.error(0.9)
+            hits.append((which, off))
+            errors.append((which, error))
+    spread = [float(np.std([off for w, off in hits if w == which])) for which in (0, 1)]
+    stated = [float(np.mean([e for w, e in errors if w == which])) for which in (0, 1)]
+    assert spread[1] < 0.75 * spread[0]
+    assert stated[0] == pytest.approx(0.0095, rel=0.05)
+    assert stated[1] == pytest.approx(spread[1], rel=0.35), "the standard error knows what the control takes away"
+
+
+def test_other_temperatures_answers_are_moved_to_the_served_one() -> None:
+    rng = np.random.default_rng(3)
+    rows = 1000
+    # The served answers scatter more than the three others to the same prompts.
+    surprise = np.stack([rng.normal(size=rows), *(0.7 * rng.normal(size=(3, rows)))], axis=1)
+    everybody = rng.normal(size=20_000)
+    control = Control(held=ndtr(surprise.ravel()), served=ndtr(everybody))
+    pit = ndtr(surprise.ravel())
+    covered = []
+    for known in (None, control):
+        answers = Answers.of([[1.0] * 4] * rows, known)
+        covered.append(float(answers.weight @ (pit <= 0.9)))
+    assert covered[0] > 0.93
+    assert covered[1] == pytest.approx(0.9, abs=0.006)
+
+
+def test_a_control_is_made_of_trees_that_have_not_seen_the_row() -> None:
+    trace = synthetic_trace(1600, seed=4)
+    parts = training_parts(trace, seed=0, held_out=0.25)
+    bins = Bins.fit(parts.fit.all_lengths())
+    config = PredictorConfig(
+        backend="lightgbm",
+        edges=bins.edges,
+        prior=tuple(bins.shares(parts.fit.all_lengths()).tolist()),
+        trace_name="synthetic",
+        trace_format=trace.format,
+        trace_sha256=trace.sha256,
+        length_source=trace.length_source,
+        rows_trained=len(parts.fit),
+        rows_held_out=len(parts.held),
+        seed=0,
+    )
+    found = control_of(parts.fit_records, parts.held_records, config, BoostingSettings(), seed=0)
+    assert found is not None
+    assert len(found.served) == len(parts.fit) + len(parts.held)
+    assert len(found.held) == sum(map(len, parts.held.answers))
+    # Honest scores are even over 0 to 1; of rows the trees had learned they would crowd in the middle.
+    assert np.quantile(found.served, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.06)
+    assert control_of(parts.fit_records, parts.held_records[:100], config, BoostingSettings()) is None
