@@ -10,7 +10,8 @@ dev rows. Columns are the ways from one and the same logits to quantiles, fitted
 - ``temperature``: one temperature, the likeliest of the served answers;
 - ``isotonic``: isotonic regression of "RL <= edge" on the CDF at that edge;
 - ``whole map``: a map of levels through the scores of the served answers, which does not give way;
-- ``shipped``: a temperature by pinball loss of all answers, then the map that gives way;
+- ``no control``: a temperature by coverage of all answers, then the map that gives way;
+- ``shipped``: the same, the rows weighed by what trees that have not seen them know (``ecoserve.predictor.control``);
 - ``bounds``: ``upper_bounds`` at 0.9, which stand beside the distribution.
 """
 
@@ -32,7 +33,7 @@ from ecoserve.data import Trace, load_trace, split_trace
 from ecoserve.files import write_atomically
 from ecoserve.predictor import train_predictor
 from ecoserve.predictor.calibration import Calibration, LevelMap, cdf_of, likeliest_temperature, softmax
-from ecoserve.predictor.calibration_fitting import LEVELS, Answers, pinball, quantiles
+from ecoserve.predictor.calibration_fitting import LEVELS, Answers, fit_calibration, pinball, quantiles
 from ecoserve.predictor.conformal import GroupBounds
 from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.threads import let_waiting_threads_sleep
@@ -66,6 +67,7 @@ def measure(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, 
         "temperature": likeliest.cdf(new),
         "isotonic": isotonic(plain, edges, lengths).apply(plain_new),
         "whole map": LevelMap.through((s, q) for q in LEVELS if (s := spans.score_at(q)) is not None).apply(plain_new),
+        "no control": fit_calibration(logits, held.answers, edges, held.views).cdf(new),
         "shipped": shipped.cdf(new),
     }
     found = {name: _figures(way, edges, test) for name, way in ways.items()}
