@@ -21,6 +21,7 @@ from ecoserve.predictor.baselines_nearest import FrozenEncoder, Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.boosting.training import train_boosting
 from ecoserve.predictor.calibration_fitting import fit_calibration
+from ecoserve.predictor.control import control_of
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
 from ecoserve.predictor.examples import Parts
@@ -66,7 +67,9 @@ def boosted(parts: Parts, seed: int) -> LengthPredictor:
     )
     predictor = BoostingPredictor(config, Calibration(), booster, words)
     held = parts.held
-    predictor.calibration = fit_calibration(predictor.logits(held.views), held.answers, bins.edges, held.views)
+    control = control_of(parts.fit_records, parts.held_records, config, BoostingSettings(), seed=seed)
+    logits = predictor.logits(held.views)
+    predictor.calibration = fit_calibration(logits, held.answers, bins.edges, held.views, control)
     return predictor
 
 
