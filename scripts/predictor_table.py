@@ -36,6 +36,7 @@ ORDER: Final = (
     "lightgbm",
     "encoder",
     "default",
+    "large",
 )
 LAST: Final = ("one_other_sample", "other_samples_mean")
 
