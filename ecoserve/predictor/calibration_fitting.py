@@ -3,8 +3,9 @@
 Rule: all rows and all sampled answers to each serve both steps; every row weighs the same, however many answers it
 has, unless a control (:mod:`ecoserve.predictor.control`) tells how the rows differ from all the others.
 
-1. The temperature is the one whose quantiles cover what they say: with the smallest sum of d² / (q (1 - q)) over the
-   levels below, d as in the next step. The likeliest temperature makes quantiles of such predictors a little too wide.
+1. The temperature is the one whose quantiles cover what they say (the smallest sum of d² / (q (1 - q)) over the levels
+   below, d as in the next step) among those whose pinball loss is within a hundredth of the best. Coverage alone would
+   be content with saying of everybody what is true of all; pinball loss alone takes luck with sharpness for skill.
 2. The map of levels gives way. At level q, d is the share of answers that the q quantile covers beyond q, averaged over
    rows, and s its standard error over rows, within the control's strata. The map passes (q + w (score - q), q), where
    ``score`` is what it would have to pass for d to vanish on these rows, and w = max(0, 1 - 4 s² / d²): a difference
@@ -42,6 +43,11 @@ MIN_ROWS: Final = 50
 MIN_TEMPERATURE_ROWS: Final = 20
 #: A difference whose square is below so many squared standard errors is not believed at all.
 GIVES_WAY: Final = 4.0
+#: How much worse than the best temperature's the pinball loss may be, as a share.
+SHARPNESS: Final = 0.01
+#: Temperatures tried for coverage: so many, as far from the sharpest as this, in logarithms.
+_TRIED: Final = 61
+_AROUND: Final = 0.3
 #: Quantiles over which the pinball loss is averaged.
 LOSS_LEVELS: Final = np.round(np.arange(0.05, 0.96, 0.05), 2)
 
@@ -156,18 +162,25 @@ def fit_calibration(
 
 
 def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
-    """The temperature whose quantiles cover what they say, as nearly as one number can bring it about."""
+    """The temperature that the module describes."""
     from scipy.optimize import minimize_scalar
 
     levels = np.asarray(LEVELS)
 
-    def loss(log_temperature: float) -> float:
-        spans = answers.spans(Calibration(temperature=float(np.exp(log_temperature))).cdf(logits), edges)
-        off = np.asarray([float(answers.weight @ spans.below(level)) for level in LEVELS]) - levels
-        return float((off**2 / (levels * (1.0 - levels))).sum())
+    def sharp(log_temperature: float) -> float:
+        return _loss(Calibration(temperature=float(np.exp(log_temperature))), logits, edges, answers)
 
-    found = minimize_scalar(loss, bounds=np.log(BOUNDS), method="bounded", options={"xatol": 3e-3})
-    return float(np.exp(found.x)) if loss(float(found.x)) < loss(0.0) else 1.0
+    def off(log_temperature: float) -> float:
+        spans = answers.spans(Calibration(temperature=float(np.exp(log_temperature))).cdf(logits), edges)
+        d = np.asarray([float(answers.weight @ spans.below(level)) for level in LEVELS]) - levels
+        return float((d**2 / (levels * (1.0 - levels))).sum())
+
+    low, high = np.log(BOUNDS)
+    found = minimize_scalar(sharp, bounds=(low, high), method="bounded", options={"xatol": 3e-3})
+    best = float(found.x) if float(found.fun) < sharp(0.0) else 0.0
+    around = np.clip(best + np.linspace(-_AROUND, _AROUND, _TRIED), low, high)
+    most = (1.0 + SHARPNESS) * sharp(best)
+    return float(np.exp(min((x for x in (best, *around) if sharp(x) <= most), key=off)))
 
 
 def fit_map(spans: Spans) -> LevelMap:

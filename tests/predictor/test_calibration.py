@@ -296,3 +296,20 @@ def test_a_control_is_made_of_trees_that_have_not_seen_the_row() -> None:
     # Honest scores are even over 0 to 1; of rows the trees had learned they would crowd in the middle.
     assert np.quantile(found.served, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.06)
     assert control_of(parts.fit_records, parts.held_records[:100], config, BoostingSettings()) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_being_right_about_all_is_no_excuse_for_knowing_nothing_of_each(seed: int) -> None:
+    """Bins of equal mass: a temperature without end says the lengths' own distribution, and covers what it says."""
+    rng = np.random.default_rng(seed)
+    edges = np.arange(0.0, 501.0, 10.0)
+    truth = rng.uniform(100, 400, 60)
+    lengths = np.clip(np.rint(truth + rng.normal(0, 40, 60)), 1, 500)
+    # Of some help, and shifted: no temperature makes it cover what it says, but the one that says nothing.
+    logits = -0.5 * ((edges[1:] - 5.0 - (truth + 25.0)[:, None]) / 40.0) ** 2
+    found = fit_calibration(logits, [[n] for n in lengths], edges, views(60))
+    assert found.temperature < 2.5
+    assert (
+        pinball(found.cdf(logits), edges, lengths).mean()
+        < 1.03 * pinball(Calibration().cdf(logits), edges, lengths).mean()
+    )
