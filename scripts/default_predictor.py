@@ -31,7 +31,7 @@ ORIGIN = ("served_model", "trace_name", "rows_trained")
 
 
 def times(predictor: LengthPredictor, prompts: list[str]) -> dict[str, float]:
-    """Milliseconds of one request at a time, on one thread."""
+    """Milliseconds of one request at a time, on torch's threads."""
     wall, cpu = [], []
     for prompt in (*prompts[:20], *prompts):
         started = time.perf_counter(), time.process_time()
@@ -89,8 +89,9 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="measure dev anew")
     parser.add_argument("--together", action="store_true", help="measure the mean of them all too")
     parser.add_argument("--commands", type=Path, help="text file with the commands that made the checkpoints")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads while requests are timed")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     trace = load_trace(arguments.trace, length_field=f"{FIELD}[3]", sample_field=FIELD)
     runs = [one(folder, trace, arguments.evaluate) for folder in arguments.checkpoints]
     keys = [k for k in runs[0]["dev"] if k != "rows" and not k.startswith("latency")]
@@ -98,6 +99,7 @@ def main() -> None:
     result = {
         "commands": arguments.commands.read_text(encoding="utf-8").splitlines() if arguments.commands else [],
         "machine": f"{os.cpu_count()} CPU cores, no GPU, shared with other work: wall-clock times are upper bounds",
+        "threads": arguments.threads,
         "mean": {k: round(float(np.mean(v)), 5) for k, v in over.items()},
         "lowest": {k: min(v) for k, v in over.items()},
         "highest": {k: max(v) for k, v in over.items()},
