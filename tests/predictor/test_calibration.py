@@ -300,16 +300,14 @@ def test_a_control_is_made_of_trees_that_have_not_seen_the_row() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_being_right_about_all_is_no_excuse_for_knowing_nothing_of_each(seed: int) -> None:
-    """Bins of equal mass: a temperature without end says the lengths' own distribution, and covers what it says."""
+    """A temperature without end says of everybody what is true of all, and covers what it says."""
     rng = np.random.default_rng(seed)
     edges = np.arange(0.0, 501.0, 10.0)
-    truth = rng.uniform(100, 400, 60)
-    lengths = np.clip(np.rint(truth + rng.normal(0, 40, 60)), 1, 500)
-    # Of some help, and shifted: no temperature makes it cover what it says, but the one that says nothing.
-    logits = -0.5 * ((edges[1:] - 5.0 - (truth + 25.0)[:, None]) / 40.0) ** 2
+    lengths = np.clip(np.rint(rng.uniform(1, 500, 60)), 1, 500)
+    # Of much help, and too long by 50: no temperature makes it cover what it says, but one that says next to nothing.
+    told = np.clip(lengths + 50.0 + rng.normal(0, 20, 60), 0, 500)
+    logits = 4.0 * np.exp(-(((edges[1:] - 5.0 - told[:, None]) / 60.0) ** 2))
     found = fit_calibration(logits, [[n] for n in lengths], edges, views(60))
-    assert found.temperature < 2.5
-    assert (
-        pinball(found.cdf(logits), edges, lengths).mean()
-        < 1.03 * pinball(Calibration().cdf(logits), edges, lengths).mean()
-    )
+    assert found.temperature < 1.5
+    before = pinball(Calibration().cdf(logits), edges, lengths).mean()
+    assert pinball(Calibration(temperature=found.temperature).cdf(logits), edges, lengths).mean() < 1.02 * before
