@@ -83,7 +83,8 @@ def control_of(
         return None
     from sklearn.model_selection import GroupKFold
 
-    records = (*fit, *held)
+    usable = [[r for r in part if len(Examples.of((r,)))] for part in (fit, held)]
+    records = (*usable[0], *usable[1])
     groups = record_groups(records)
     if len(np.unique(groups)) < FOLDS:
         return None
@@ -92,15 +93,12 @@ def control_of(
     for done, (others, asked) in enumerate(folds):
         progress("comparing", done, FOLDS)
         learned = Examples.of((records[i] for i in others), config.parameters)
-        rows = [(i, e) for i in asked if len(e := Examples.of((records[i],), config.parameters))]
-        views = Examples.of((records[i] for i, _ in rows), config.parameters)
-        cdf = _told(learned, views, config, settings, seed)
-        for (i, one), row in zip(rows, cdf, strict=True):
-            answers = np.asarray(one.answers[0], dtype=np.float64)
+        rows = Examples.of((records[i] for i in asked), config.parameters)
+        for i, row, lengths in zip(asked, _told(learned, rows, config, settings, seed), rows.answers, strict=True):
+            answers = np.asarray(lengths, dtype=np.float64)
             own = np.repeat(row[None], len(answers), axis=0)
             scores[i] = (scores_of(own, config.edges, answers) + scores_of(own, config.edges, answers + 1.0)) / 2.0
-    of_held = scores[len(fit) :]
-    return Control(np.concatenate(of_held), np.asarray([s[0] for s in scores if len(s)]))
+    return Control(np.concatenate(scores[len(usable[0]) :]), np.asarray([s[0] for s in scores]))
 
 
 def _told(learned: Examples, asked: Examples, config: PredictorConfig, settings: BoostingSettings, seed: int) -> Array:
