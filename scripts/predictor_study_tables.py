@@ -38,6 +38,13 @@ COLUMNS: Final = (
 )
 SHORT: Final = tuple(c for c in COLUMNS if c[1] in ("mae_tokens", "kendall_tau", "crps", "coverage_50", "coverage_90"))
 
+#: Parts of predictor_other_data.json, and what they are called; the trace's own part is LightGBM's.
+BACKENDS: Final = {
+    None: "LightGBM",
+    "stacked": "default",
+    "stacked_after_alpaca": "default, started from Alpaca's",
+}
+
 _TEMPERATURE: Final = (
     *(("temperature", "{:g}"), ("mean_tokens", "{:.0f}"), ("p50_tokens", "{:.0f}"), ("p90_tokens", "{:.0f}")),
     *(("share_cut_off", "{:.2%}"), ("mae_to_own_tokens", "{:.1f}"), ("tau_to_own", "{:.3f}")),
@@ -99,6 +106,27 @@ def alpaca_eval() -> str:
     each = [[name, *(figure(v, key, s) for _, key, s in SHORT)] for name, v in best.items()]
     single = markdown(["told the model's name", *(c[0] for c in SHORT)], each)
     return f"{whole}\n\n{single}\n\n{_commands([section])}"
+
+
+def of_backends(trace: str) -> str:
+    """The default predictor beside LightGBM, on the same rows of each seed."""
+    section = _read("predictor_other_data.json")[trace]
+    parts = {
+        said: section if key is None else section[key] for key, said in BACKENDS.items() if key in {None, *section}
+    }
+    trees, ways = section["found"], [w for w in section["found"] if w in section["stacked"]["found"]]
+    lines = []
+    for way in ways:
+        for said, part in parts.items():
+            if (row := part["found"].get(way)) is None:
+                continue
+            mine, its = (r["by_seed"]["mae_tokens"] for r in (row, trees[way]))
+            less = "" if part is section else ", ".join(f"{m - t:+.1f}" for m, t in zip(mine, its, strict=False))
+            held = figure(part["held_out"].get(way, {}), "mae_tokens", "{:.1f}")
+            figures = [figure(row, key, s) for _, key, s in SHORT]
+            lines.append([f"{way.replace('_', ' ')}: {said}", *figures, less, held])
+    headings = ["", *(c[0] for c in SHORT), "MAE less LightGBM's, by seed", "MAE, held-out rows of train"]
+    return markdown(headings, lines) + "\n\n" + _commands([part for part in parts.values() if part is not section])
 
 
 def duplicates() -> str:
@@ -196,8 +224,10 @@ SECTIONS: Final = {
     "alpaca": lambda: table("alpaca"),
     "sharegpt": lambda: table("sharegpt"),
     "sharegpt context": sharegpt,
+    "sharegpt backends": lambda: of_backends("sharegpt"),
     "alpaca_eval": lambda: table("alpaca_eval"),
     "alpaca_eval models": alpaca_eval,
+    "alpaca_eval backends": lambda: of_backends("alpaca_eval"),
     "duplicates": duplicates,
     "noise": noise,
     "curve": curve,

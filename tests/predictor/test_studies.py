@@ -17,10 +17,11 @@ import pytest
 
 from ecoserve.data import LoadReport, Record, Trace, fingerprint, synthetic_trace
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor import LengthPredictor, train_predictor
+from ecoserve.predictor import LengthPredictor, train_predictor, training
 from ecoserve.predictor.baselines_nearest import Vectors
 from ecoserve.predictor.evaluation import request_of
 from ecoserve.predictor.examples import training_parts
+from ecoserve.predictor.recipes import Recipe
 from ecoserve.predictor.text import RequestView
 
 
@@ -238,10 +239,71 @@ def test_the_models_name_tells_who_talks_much() -> None:
         for i in range(120)
         for model, length in (("brief-1", 40), ("chatty-2", 400))
     ]
-    found = predictor_other_data.alpaca_eval(trace_of(records), [0])
+    measured = predictor_other_data.alpaca_eval(trace_of(records), [0])
+    found = measured["found"]
+    assert set(measured["held_out"]) == {"model_unknown", "model_named"}
     assert set(found) == {"constant_per_model", "model_unknown", "model_named", "one_per_model"}
     assert found["model_named"]["mae_tokens"] < 0.3 * found["model_unknown"]["mae_tokens"]
     assert found["one_per_model"]["mae_tokens"] < 0.3 * found["model_unknown"]["mae_tokens"]
     assert set(found["model_named"]["models"]) == {"brief-1", "chatty-2"}
     rows = sum(values["rows"] for values in found["model_named"]["models"].values())
     assert rows == found["model_named"]["rows"]
+
+
+def test_the_product_and_the_trees_learn_from_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What train-predictor makes by a recipe is what is trained on the spot, and a second look trains nothing."""
+    conversations = [
+        replace(r, conversation=f"{r.conversation}-{i % 40}", turn=turn, model=None, split=None)
+        for turn in (0, 1)
+        for i, r in enumerate(synthetic_trace(150, seed=4 + turn).records)
+    ]
+    trace = trace_of(conversations)
+    on_the_spot = predictor_other_data.sharegpt(trace, [1], ways=["with_conversation"])
+    recipe = Recipe(backend="lightgbm")
+    product = predictor_other_data.OfRecipe(recipe, tmp_path)
+    found = predictor_other_data.sharegpt(trace, [1], product, ["with_conversation"])
+    assert set(found["found"]) == {f"with_conversation{part}" for part in ("", "_first_turn", "_later_turns")}
+    for part in ("found", "held_out"):
+        for way, mine in on_the_spot[part].items():
+            assert found[part][way]["by_seed"] == mine["by_seed"]
+    whole, first, later = (values["rows"] for values in found["found"].values())
+    assert whole == first + later > 50
+    monkeypatch.setattr(training, "_train", lambda *_, **__: pytest.fail("trained again"))
+    again = predictor_other_data.OfRecipe(recipe, tmp_path)
+    assert predictor_other_data.sharegpt(trace, [1], again, ["with_conversation"]) == found
+    assert [(t["name"], t["seed"]) for t in again.told] == [("sharegpt-with_conversation", 1)]
+
+
+def test_parts_of_the_file_are_replaced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"rows": 3.0, "mae_tokens": 1.0, "kendall_tau": 0.5, "coverage_90": 0.9}
+    asked_for = []
+
+    def measured(name: str, backend: str, *_: object) -> dict[str, object]:
+        asked_for.append((name, backend))
+        return {"found": {backend: row}}
+
+    trace = trace_of([Record("a", prompt="p", response_tokens=1)])
+    monkeypatch.setattr(predictor_other_data, "load", lambda folder, name: trace)
+    monkeypatch.setattr(predictor_other_data, "measured", measured)
+    out, common = tmp_path / "out.json", ["/some/data", str(tmp_path / "out.json"), "--traces", "sharegpt"]
+    predictor_other_data.main(common)
+    start = ["--backends", "stacked", "after", "--start-from", "mine=/some/where/seed0", "--work", "/some/work"]
+    predictor_other_data.main([*common, *start])
+    section = json.loads(out.read_text())["sharegpt"]
+    assert asked_for == [("sharegpt", b) for b in ("lightgbm", "stacked", "after")]
+    assert [*section["found"], *section["stacked"]["found"], *section["stacked_after_mine"]["found"]] == [
+        "lightgbm", "stacked", "after",
+    ]  # fmt: skip
+    assert section["stacked_after_mine"]["command"] == (
+        "python scripts/predictor_other_data.py ../shared/data out.json --traces sharegpt --seeds 0 1 2"
+        " --backends after --start-from mine=seed0 --work work"
+    )
+    assert "/some" not in out.read_text()
+
+
+def test_what_a_training_needs_is_asked_for(tmp_path: Path) -> None:
+    trace = trace_of([Record("a", prompt="p", response_tokens=1)])
+    with pytest.raises(SystemExit, match="--work"):
+        predictor_other_data.measured("sharegpt", "stacked", trace, [0], None, None)
+    with pytest.raises(SystemExit, match="--start-from"):
+        predictor_other_data.measured("sharegpt", "after", trace, [0], tmp_path, None)
