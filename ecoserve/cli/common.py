@@ -13,7 +13,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,6 +92,23 @@ def progress_bar(quiet: bool = False) -> Progress:
         disable=quiet or not console.is_terminal,
         transient=True,
     )
+
+
+@contextmanager
+def what_is_done(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar whose one line says what is being done; gives what is told ``(what, done, total)``."""
+    with progress_bar(quiet) as bar:
+        task = bar.add_task("", total=None)
+        doing = ""
+
+        def show(what: str, done: int, total: int, /) -> None:
+            nonlocal doing
+            if what != doing:
+                doing = what
+                bar.reset(task, description=what, total=total)
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 def emit_json(summary: Any, target: str | Path | None) -> None:

@@ -49,6 +49,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("train-predictor", "Learn response lengths from a trace."),
     Entry("evaluate-predictor", "Say how good a predictor is."),
     Entry("adapt-predictor", "Adapt a predictor to another model's answers."),
+    Entry("combine-predictors", "Combine predictors of one trace in an ensemble."),
     Entry("predict", "Predict the lengths of answers to prompts."),
     Entry("push-predictor", "Publish a predictor on the Hugging Face hub."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),

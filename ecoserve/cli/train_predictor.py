@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, progress_bar, stderr_console
+from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console, what_is_done
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from ecoserve.data import Trace
     from ecoserve.predictor import LengthPredictor
-    from ecoserve.predictor.progress import Progress
     from ecoserve.predictor.recipes import Recipe
 
 #: Columns of the table, by the part of the data that was evaluated.
-_COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median": "constant median"}
+COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median": "constant median"}
 
 
 #: Parameters of the command that decide nothing about the training.
@@ -99,32 +96,27 @@ def command(
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
     wanted = (Recipe() if recipe is None else read_recipe(recipe)).with_options(_given(context))
     try:
-        if wanted.first is not None:
-            # A run of its own, beside the one that is wanted; if it has ended before, it is only loaded.
-            earlier = output.with_name(f"{output.name}-first")
-            _train(wanted.first, earlier, resume=True, quiet=quiet)
-            wanted = wanted.started_from(earlier)
-        predictor = _train(wanted, output, resume=resume, quiet=quiet)
+        predictor = _made(wanted, output, resume=resume, quiet=quiet)
     except KeyboardInterrupt:
         if wanted.backend != "lightgbm":
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
-    config, backend, seed = predictor.config, wanted.backend, wanted.seed
+    config = predictor.config
     from ecoserve.cli.evaluate_predictor import metrics_table
 
-    console.print(metrics_table({_COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
-    console.print(f"{backend} predictor in {output}, {config.training_seconds:.0f} s of training")
+    console.print(metrics_table({COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
+    console.print(f"{config.backend} predictor in {output}, {config.training_seconds:.0f} s of training")
     if not first():
         return
     emit_json(
         {
             "checkpoint": str(output),
-            "backend": backend,
+            "backend": config.backend,
             "served_model": config.served_model,
             "rows_trained": config.rows_trained,
             "rows_held_out": config.rows_held_out,
             "training_seconds": config.training_seconds,
-            "seed": seed,
+            "seed": config.seed,
             **config.metrics,
         },
         json,
@@ -143,24 +135,35 @@ def _given(context: typer.Context) -> dict[str, Any]:
     return {"format" if name == "trace_format" else name: value for name, value in said.items()}
 
 
+def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
+    """What a recipe makes.
+
+    Its first stage and its members are runs of their own, in folders beside ``output``; what has ended before is only
+    loaded.
+    """
+    if wanted.members:
+        from ecoserve.predictor import combine_predictors
+
+        folders = [output.with_name(f"{output.name}-member{n}") for n in range(1, len(wanted.members) + 1)]
+        for member, folder in zip(wanted.of_each_member(), folders, strict=True):
+            _made(member, folder, resume=True, quiet=quiet)
+        with what_is_done(quiet) as progress:
+            return combine_predictors(_trace(wanted), folders, output_dir=output, resume=resume, progress=progress)
+    if wanted.first is not None:
+        earlier = output.with_name(f"{output.name}-first")
+        _made(wanted.first, earlier, resume=True, quiet=quiet)
+        wanted = wanted.started_from(earlier)
+    return _train(wanted, output, resume=resume, quiet=quiet)
+
+
 def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
     """One training, from its trace to its checkpoint."""
-    from ecoserve.data import load_trace
-    from ecoserve.errors import ConfigError
     from ecoserve.predictor import train_predictor
 
-    if wanted.trace is None:
-        raise ConfigError("no trace to learn from", where="TRACE", fix="give a file, or the id of a data set")
-    loaded = load_trace(
-        wanted.trace,
-        format=wanted.format,
-        length_field=wanted.length_field,
-        sample_field=wanted.sample_field,
-        tokenizer=wanted.tokenizer,
-    )
+    loaded = _trace(wanted)
     source = f"{Path(loaded.source).name}: {loaded.report}; lengths from {loaded.length_source}"
     stderr_console(quiet).print(source)
-    with _progress(quiet) as progress:
+    with what_is_done(quiet) as progress:
         return train_predictor(
             loaded,
             backend=wanted.backend,
@@ -176,18 +179,17 @@ def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> Length
         )
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """A progress bar whose one line says what is being done."""
-    with progress_bar(quiet) as bar:
-        task = bar.add_task("", total=None)
-        doing = ""
+def _trace(wanted: Recipe) -> Trace:
+    """The trace to learn from."""
+    from ecoserve.data import load_trace
+    from ecoserve.errors import ConfigError
 
-        def show(what: str, done: int, total: int, /) -> None:
-            nonlocal doing
-            if what != doing:
-                doing = what
-                bar.reset(task, description=what, total=total)
-            bar.update(task, completed=done, total=total)
-
-        yield show
+    if wanted.trace is None:
+        raise ConfigError("no trace to learn from", where="TRACE", fix="give a file, or the id of a data set")
+    return load_trace(
+        wanted.trace,
+        format=wanted.format,
+        length_field=wanted.length_field,
+        sample_field=wanted.sample_field,
+        tokenizer=wanted.tokenizer,
+    )

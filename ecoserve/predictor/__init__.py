@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ecoserve.predictor.baselines import ConstantMedian, PromptLength
     from ecoserve.predictor.bins import Bins, BinSettings
     from ecoserve.predictor.calibration import Calibration
+    from ecoserve.predictor.combining import combine_predictors
     from ecoserve.predictor.config import BoostingSettings, EncoderSettings, PredictorConfig, StackedSettings
     from ecoserve.predictor.evaluation import evaluate_predictor
     from ecoserve.predictor.training import train_predictor
@@ -29,6 +30,7 @@ _HOMES = {
     "BinSettings": "bins",
     "Bins": "bins",
     "Calibration": "calibration",
+    "combine_predictors": "combining",
     "BoostingSettings": "config",
     "EncoderSettings": "config",
     "PredictorConfig": "config",
@@ -50,6 +52,7 @@ __all__ = [
     "PromptLength",
     "StackedSettings",
     "adapt_predictor",
+    "combine_predictors",
     "evaluate_predictor",
     "load_predictor",
     "train_predictor",

@@ -28,6 +28,7 @@ _CLASSES: dict[Backend, tuple[str, str]] = {
     "encoder": ("ecoserve.predictor.encoder.predictor", "EncoderPredictor"),
     "lightgbm": ("ecoserve.predictor.boosting.predictor", "BoostingPredictor"),
     "stacked": ("ecoserve.predictor.stacking", "StackedPredictor"),
+    "ensemble": ("ecoserve.predictor.ensemble", "EnsemblePredictor"),
     "adapted": ("ecoserve.predictor.adaptation_predictor", "AdaptedPredictor"),
 }
 

@@ -48,20 +48,24 @@ def save(predictor: LengthPredictor, directory: Path) -> Path:
     try:
         predictor._write(stage)
         _write_text(stage / CALIBRATION, predictor.calibration.model_dump_json(indent=2) + "\n")
-        hashes = {p.name: _sha256(p) for p in sorted(stage.iterdir())}
+        hashes = {str(p.relative_to(stage).as_posix()): _sha256(p) for p in _hashed(stage)}
         content = {**predictor.config.model_dump(mode="json"), _FILES: hashes}
         _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
-        # The card is for people, who may edit it: it carries no hash.
         _write_text(stage / CARD, model_card(predictor))
-        for path in stage.iterdir():
-            path.chmod(0o666 & ~_umask())
-            _flush(path)
+        for path in stage.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            if path.is_file():
+                _flush(path)
         if fresh:
             stage.chmod(0o777 & ~_umask())
             stage.rename(directory)
         else:
-            for path in sorted(stage.iterdir(), key=lambda p: p.name == CONFIG):
-                path.replace(directory / path.name)
+            # The config that names and vouches for all others comes last.
+            for path in sorted(stage.rglob("*"), key=lambda p: p == stage / CONFIG):
+                place = directory / path.relative_to(stage)
+                if path.is_file():
+                    place.parent.mkdir(exist_ok=True)
+                    path.replace(place)
         return directory
     except OSError as error:
         raise RunError(f"cannot write the checkpoint: {error.strerror or error}", where=str(directory)) from error
@@ -125,8 +129,8 @@ def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
     if not isinstance(hashes, dict) or CALIBRATION not in hashes:
         raise CheckpointError("names no files", where=str(folder / CONFIG), fix=_RETRAIN)
     for name, expected in hashes.items():
-        path = folder / Path(name).name
-        if not path.is_file():
+        path = folder / name
+        if ".." in path.parts or Path(name).is_absolute() or not path.is_file():
             raise CheckpointError("is missing", where=str(path), fix=_RETRAIN)
         if _sha256(path) != expected:
             raise CheckpointError("is damaged or was changed (its SHA-256 differs)", where=str(path), fix=_RETRAIN)
@@ -160,6 +164,11 @@ def damage_of(folder: Path) -> Iterator[None]:
     except Exception as error:
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"cannot be loaded: {line}", where=str(folder), fix=_RETRAIN) from error
+
+
+def _hashed(stage: Path) -> list[Path]:
+    """The files that the config vouches for. The cards are for people, who may edit them: they carry no hash."""
+    return sorted(p for p in stage.rglob("*") if p.is_file() and p.name != CARD)
 
 
 def _is_ours(path: Path) -> bool:

@@ -18,8 +18,8 @@ from ecoserve.predictor.bins import Bins
 FORMAT_VERSION: Final = 2
 FORMAT: Final = "ecoserve-length-predictor"
 
-Backend = Literal["encoder", "lightgbm", "stacked", "adapted"]
-#: Those that are trained; an adapted one is made from one of them.
+Backend = Literal["encoder", "lightgbm", "stacked", "adapted", "ensemble"]
+#: Those that are trained; an adapted one is made from one of them, an ensemble from several.
 BACKENDS: tuple[Backend, ...] = ("stacked", "encoder", "lightgbm")
 
 

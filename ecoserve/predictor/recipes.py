@@ -2,8 +2,8 @@
 
 Rule: a recipe says what ``ecoserve train-predictor`` takes as options and every hyperparameter besides; what is given
 on the command line wins. Unknown keys are refused. ``first`` is a recipe of its own, trained before: the encoder starts
-from its checkpoint. Nothing in a recipe says on what machine it runs: the same file serves a CPU, a GPU, and several
-processes (torchrun, accelerate).
+from its checkpoint. ``members`` are trainings on the same rows, combined in an ensemble. Nothing in a recipe says on
+what machine it runs: the same file serves a CPU, a GPU, and several processes (torchrun, accelerate).
 """
 
 from __future__ import annotations
@@ -19,8 +19,20 @@ from ecoserve.errors import ConfigError
 from ecoserve.predictor.bins import BinSettings
 from ecoserve.predictor.config import BACKENDS, SETTINGS, Backend, BoostingSettings, EncoderSettings, Settings
 
+#: Options that mean something to one training of a backend.
+_OF_A_MEMBER: Final = frozenset(("backend", *EncoderSettings.model_fields, *BoostingSettings.model_fields))
 #: A recipe is a page, not a data set.
 _LARGEST_BYTES: Final = 100_000
+
+
+class Member(BaseModel):
+    """One of an ensemble's trainings: what may differ between them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: Backend = "stacked"
+    settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
+    first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
 
 
 class Recipe(BaseModel):
@@ -42,6 +54,7 @@ class Recipe(BaseModel):
     held_out: float = Field(default=0.1, gt=0, lt=0.9)
     seed: int = Field(default=0, ge=0)
     first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
+    members: tuple[Member, ...] = Field(default=(), description="trained on the same rows, and combined in an ensemble")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -50,7 +63,20 @@ class Recipe(BaseModel):
         if self.first is not None and "lightgbm" in (self.backend, self.first.backend):
             raise ValueError("first gives an encoder to start from, and lightgbm has none")
         self.made_settings()
+        if self.members:
+            if len(self.members) == 1:
+                raise ValueError("an ensemble has at least two members")
+            if said := self.model_fields_set & Member.model_fields.keys():
+                raise ValueError(f"{', '.join(sorted(said))} beside members: say it of each of them")
+            self.of_each_member()
         return self
+
+    def of_each_member(self) -> list[Recipe]:
+        """The members' trainings, each with the rows, bins and seed that are the same for all."""
+        shared = {n: getattr(self, n) for n in self.model_fields_set - {"about", "members"}}
+        return [
+            Recipe.model_validate({**shared, **{n: getattr(m, n) for n in m.model_fields_set}}) for m in self.members
+        ]
 
     def made_settings(self) -> Settings:
         """The backend's hyperparameters, checked."""
@@ -62,6 +88,11 @@ class Recipe(BaseModel):
         Raises:
             ConfigError: naming the option that means nothing to the backend, or whose value does not fit.
         """
+        if self.members:
+            if other := next((n for n in options if n in _OF_A_MEMBER), None):
+                what = "is of one predictor, and the recipe makes several"
+                raise ConfigError(what, where=_option(other), fix="say it in the recipe, of a member")
+            return _checked({n: getattr(self, n) for n in self.model_fields_set} | dict(options))
         backend = options.get("backend", self.backend)
         if backend not in SETTINGS:
             raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
@@ -89,17 +120,25 @@ class Recipe(BaseModel):
                 settings[place] = {**settings.get(place, {}), name: value}
             else:
                 settings[name] = value
-        try:
-            return Recipe.model_validate({**content, "settings": settings})
-        except ValidationError as error:
-            found = error.errors()[0]
-            where = _option(str(found["loc"][0])) if found["loc"] else "--recipe"
-            raise ConfigError(_line(found["msg"]), where=where) from error
+        return _checked({**content, "settings": settings})
 
     def started_from(self, checkpoint: Path) -> Recipe:
         """Without its first stage: the encoder starts from that stage's ``checkpoint``."""
         alone = Recipe.model_validate({n: getattr(self, n) for n in self.model_fields_set if n != "first"})
         return alone.with_options({"start_from": str(checkpoint)})
+
+
+Member.model_rebuild()
+
+
+def _checked(content: dict[str, Any]) -> Recipe:
+    """A recipe made of a recipe's fields and the command's options."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = _option(str(found["loc"][0])) if found["loc"] else "--recipe"
+        raise ConfigError(_line(found["msg"]), where=where) from error
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -140,6 +179,8 @@ def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         found["trace"] = str(folder / Path(trace).expanduser())
     if isinstance(found.get("first"), dict):
         found["first"] = _located(found["first"], folder)
+    if isinstance(found.get("members"), list):
+        found["members"] = [_located(m, folder) if isinstance(m, dict) else m for m in found["members"]]
     return found
 
 

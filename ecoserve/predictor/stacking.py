@@ -1,9 +1,7 @@
 """The stacked predictor: a fine-tuned encoder and boosted trees, read together.
 
-Rule: both parts learn from the same rows over the same bins. Their answer is the weighted geometric mean of their two
-distributions (a convex mix of log-probabilities), the weight being the one with the smallest cross-entropy on held-out
-rows once the mix is as sharp as suits them. The trees see words and counts that a small encoder blurs; the encoder sees
-what words mean together.
+Rule: both parts learn from the same rows over the same bins, and are mixed as :mod:`~ecoserve.predictor.mixing` says.
+The trees see words and counts that a small encoder blurs; the encoder sees what words mean together.
 """
 
 from __future__ import annotations
@@ -18,9 +16,10 @@ import torch
 
 from ecoserve.predictor.base import LengthPredictor
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.calibration import Calibration, cross_entropy
+from ecoserve.predictor.calibration import Calibration
 from ecoserve.predictor.config import Backend, PredictorConfig
 from ecoserve.predictor.encoder.predictor import EncoderPredictor
+from ecoserve.predictor.mixing import mixed
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
@@ -58,7 +57,8 @@ class StackedPredictor(LengthPredictor):
         return self
 
     def _logits(self, views: Sequence[RequestView]) -> Array:
-        return mixed(self.encoder.logits(views), self.boosting.logits(views), self.weight)
+        parts = self.encoder.logits(views), self.boosting.logits(views)
+        return mixed(parts, (self.weight, 1.0 - self.weight))
 
     def _write(self, folder: Path) -> None:
         self.encoder._write(folder)
@@ -68,34 +68,3 @@ class StackedPredictor(LengthPredictor):
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> StackedPredictor:
         encoder = EncoderPredictor._load(folder, config, Calibration())
         return cls(config, calibration, encoder, BoostingPredictor._load(folder, config, Calibration()))
-
-
-def mixed(encoder: Array, boosting: Array, weight: float) -> Array:
-    """``weight`` of one part's log-probabilities plus the rest of the other's, from logits of shape ``[n, K]``."""
-    return weight * _log_softmax(encoder) + (1.0 - weight) * _log_softmax(boosting)
-
-
-def fit_weight(encoder: Array, boosting: Array, targets: npt.ArrayLike) -> float:
-    """The encoder's weight with the smallest cross-entropy on held-out rows.
-
-    Args:
-        encoder: its logits, shape ``[n, K]``.
-        boosting: the trees' logits, shape ``[n, K]``.
-        targets: what really happened, as shares of the bins, shape ``[n, K]``.
-    """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
-    truth = np.asarray(targets, dtype=np.float64)
-
-    def loss(x: Array) -> float:
-        # The sharpness is free too: calibration sets it afterwards, and it must not decide who is believed.
-        return cross_entropy(mixed(encoder, boosting, float(expit(x[0]))) * np.exp(np.clip(x[1], -3.0, 3.0)), truth)
-
-    found = minimize(loss, np.array([1.0, 0.0]), method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
-    return round(float(expit(found.x[0])), 3)
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)

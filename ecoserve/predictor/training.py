@@ -119,7 +119,7 @@ def train_predictor(
     seconds = time.monotonic() - started
 
     if first():
-        _finish(predictor, parts, plan, output, seconds, progress)
+        finish(predictor, parts, _trees(plan.settings), output, seconds, progress)
         shutil.rmtree(work, ignore_errors=True)
     wait_for_all()
     return LengthPredictor.from_pretrained(output)
@@ -156,11 +156,12 @@ def _train(
     encoder = _train_encoder(config, plan, settings.encoder, fit, held, work, resume=resume, progress=progress)
     if not first():
         return encoder
-    from ecoserve.predictor.stacking import WEIGHT, StackedPredictor, fit_weight
+    from ecoserve.predictor.mixing import fit_weights
+    from ecoserve.predictor.stacking import WEIGHT, StackedPredictor
 
     boosting = _train_boosting(config, plan, settings.lightgbm, fit, held, progress)
     progress("stacking", 0, 1)
-    weight = fit_weight(encoder.logits(held.views), boosting.logits(held.views), held.targets(bins))
+    weight = fit_weights((encoder.logits(held.views), boosting.logits(held.views)), held.targets(bins))[0]
     config = config.model_copy(update={"model": {**encoder.config.model, WEIGHT: weight}})
     return StackedPredictor(config, Calibration(), encoder, boosting)
 
@@ -202,20 +203,29 @@ def _train_boosting(
     return BoostingPredictor(config, Calibration(), booster, words)
 
 
-def _finish(
-    predictor: LengthPredictor, parts: Parts, plan: Plan, output: Path, seconds: float, progress: Progress
+def finish(
+    predictor: LengthPredictor,
+    parts: Parts,
+    trees: BoostingSettings,
+    output: Path,
+    seconds: float,
+    progress: Progress,
 ) -> None:
-    """Calibrate, evaluate and save."""
+    """Calibrate on the held-out rows, evaluate and save.
+
+    Args:
+        predictor: trained, not calibrated; its ``config.seed`` is that of ``parts``.
+        parts: the rows that it has learned from, and the others.
+        trees: hyperparameters of the trees that compare the held-out rows with those it has learned from.
+        output: the checkpoint's folder.
+        seconds: what training took.
+        progress: told how far it is.
+    """
     progress("calibrating", 0, 1)
     held = parts.held
     logits = predictor.logits(held.views)
     control = control_of(
-        parts.fit_records,
-        parts.held_records,
-        predictor.config,
-        _trees(plan.settings),
-        seed=plan.seed,
-        progress=progress,
+        parts.fit_records, parts.held_records, predictor.config, trees, seed=predictor.config.seed, progress=progress
     )
     predictor.calibration = fit_calibration(logits, held.answers, predictor.config.edges, held.views, control)
     metrics = _measure(predictor, parts, progress)

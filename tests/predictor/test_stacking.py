@@ -19,7 +19,8 @@ from ecoserve.predictor import (
     train_predictor,
 )
 from ecoserve.predictor.calibration import cross_entropy, softmax
-from ecoserve.predictor.stacking import StackedPredictor, fit_weight, mixed
+from ecoserve.predictor.mixing import fit_weights, mixed
+from ecoserve.predictor.stacking import StackedPredictor
 from ecoserve.predictor.text import read_request
 
 OneThread = Callable[[], AbstractContextManager[None]]
@@ -43,7 +44,8 @@ def test_it_is_made_of_what_each_part_learns_alone(
     stacked: LengthPredictor, encoded: LengthPredictor, boosted: LengthPredictor, trace: Trace
 ) -> None:
     views = [read_request(r.prompt or "") for r in trace.records[:50]]
-    expected = mixed(encoded.logits(views), boosted.logits(views), stacked.config.model["encoder_weight"])
+    weight = stacked.config.model["encoder_weight"]
+    expected = mixed((encoded.logits(views), boosted.logits(views)), (weight, 1 - weight))
     assert np.allclose(stacked.logits(views), expected, atol=1e-5)
     held = [p.config.metrics["held_out"]["pinball_loss"] for p in (stacked, encoded, boosted)]
     assert held[0] <= 1.02 * min(held[1:])
@@ -70,12 +72,15 @@ def test_the_weight_goes_to_the_part_that_knows() -> None:
     truth = rng.normal(size=(400, 6))
     targets = softmax(truth)
     noise = rng.normal(size=truth.shape)
-    assert fit_weight(truth, noise, targets) == pytest.approx(1.0, abs=0.01)
-    assert fit_weight(noise, truth, targets) == pytest.approx(0.0, abs=0.01)
+    assert fit_weights((truth, noise), targets) == pytest.approx((1.0, 0.0), abs=0.01)
+    assert fit_weights((noise, truth), targets) == pytest.approx((0.0, 1.0), abs=0.01)
     one, other = truth + noise, truth + rng.normal(size=truth.shape)
-    weight = fit_weight(one, other, targets)
-    assert 0.3 < weight < 0.7
-    assert cross_entropy(mixed(one, other, weight), targets) < cross_entropy(one, targets)
+    weights = fit_weights((one, noise, other), targets)
+    assert sum(weights) == pytest.approx(1.0)
+    # What only the first one's noise is, is of use against it; never more than the two that know.
+    assert min(weights[0], weights[2]) > 0.25
+    best = fit_weights((one, other), targets)
+    assert cross_entropy(mixed((one, other), best), targets) < cross_entropy(one, targets)
 
 
 def test_training_starts_from_an_earlier_encoder(
