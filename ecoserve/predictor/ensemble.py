@@ -9,6 +9,7 @@ own config, weights and calibration beside them. The members' calibrations play 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -26,7 +27,11 @@ WEIGHTS: Final = "weights"
 
 
 class EnsemblePredictor(LengthPredictor):
-    """Predictors of one config's bins, mixed; a request costs what its members cost together."""
+    """Predictors of one config's bins, mixed.
+
+    They are asked at the same time: a request costs what its members cost together, and takes as long as the slowest
+    where enough cores are free.
+    """
 
     backend: ClassVar[Backend] = "ensemble"
 
@@ -38,9 +43,12 @@ class EnsemblePredictor(LengthPredictor):
             raise ValueError(f"{WEIGHTS} {list(self.weights)} are no shares of {len(self.members)} members")
         if any(m.config.edges != config.edges for m in self.members):
             raise ValueError("the members have other length bins")
+        # Its threads start when they are first needed, and end with the predictor.
+        self._others = ThreadPoolExecutor(len(self.members), thread_name_prefix="ecoserve-ensemble")
 
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
-        return mixed([m.logits(views) for m in self.members], self.weights)
+        others = [self._others.submit(m.logits, views) for m in self.members[1:]]
+        return mixed([self.members[0].logits(views), *(other.result() for other in others)], self.weights)
 
     def _write(self, folder: Path) -> None:
         for number, member in enumerate(self.members, 1):

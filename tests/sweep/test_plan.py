@@ -182,7 +182,7 @@ def test_checkpoints_count_by_content(tmp_path):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")), ids=lambda p: p.name)
 def test_plans_of_the_repository_expand(path, tmp_path, monkeypatch):
     (tmp_path / "ckpt").mkdir()
-    for name in ("large", "default", "encoder", "lightgbm"):
+    for name in ("ensemble", "default", "encoder", "lightgbm"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "checkpoints" / name / "config.json").write_text(f'"{name}"', encoding="utf-8")
     monkeypatch.setenv("ECOSERVE_CHECKPOINTS", str(tmp_path / "checkpoints"))
