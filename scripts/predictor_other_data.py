@@ -51,6 +51,9 @@ BY_SEED: Final = ("mae_tokens", "kendall_tau", "crps", "coverage_90")
 #: Ways to read AlpacaEval; see the top.
 WHO_KNOWS: Final = ("constant_per_model", "model_unknown", "model_named", "one_per_model")
 
+#: Those of the ways to read each trace that are worth a fine-tuned encoder.
+WAYS: Final = {"sharegpt": ("with_conversation",), "alpaca_eval": ("model_unknown", "model_named")}
+
 
 def marked(trace: Trace, seed: int) -> Trace:
     """The trace with the split of ``seed`` written into its records."""
@@ -112,8 +115,7 @@ class OfRecipe:
         )
         config = predictor.config
         about = {"name": name, "seed": seed, "rows_trained": config.rows_trained, "rows_held_out": config.rows_held_out}
-        weight = config.model.get(WEIGHT)
-        self.told.append({**about, WEIGHT: weight, "training_wall_s": config.training_seconds})
+        self.told.append({**about, WEIGHT: config.model.get(WEIGHT)})
         print(*self.told[-1].values(), file=sys.stderr, flush=True)
         return predictor
 
@@ -223,9 +225,18 @@ def _score(predicted: Sequence[LengthDistribution], y: Any, chosen: Any) -> dict
 
 
 def measured(
-    name: str, backend: str, trace: Trace, seeds: Sequence[int], work: Path | None, start: str | None
+    name: str,
+    backend: str,
+    trace: Trace,
+    seeds: Sequence[int],
+    work: Path | None,
+    start: str | None,
+    ways: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What one backend does on one trace; ``start`` is ``NAME=CHECKPOINT`` for the backend ``after``."""
+    """What one backend does on one trace; ``start`` is ``NAME=CHECKPOINT`` for the backend ``after``.
+
+    ``ways`` are those in which the trace is read by ``stacked`` and ``after``, all of :data:`WAYS` by default.
+    """
     measure = {"sharegpt": sharegpt, "alpaca_eval": alpaca_eval}[name]
     if backend == "lightgbm":
         return measure(trace, seeds)
@@ -241,8 +252,7 @@ def measured(
         file = RECIPES / f"{name.replace('_', '-')}.yaml"
         recipe, place = read_recipe(file), work / "stacked"
     train = OfRecipe(recipe, place)
-    ways = {"sharegpt": ("with_conversation",), "alpaca_eval": ("model_unknown", "model_named")}[name]
-    found = measure(trace, seeds, train, ways)
+    found = measure(trace, seeds, train, [w for w in WAYS[name] if not ways or w in ways])
     return {"recipe": file.name, **found, "trainings": train.told}
 
 
@@ -252,6 +262,8 @@ def shown_command(given: argparse.Namespace, name: str, backend: str) -> str:
     words += ["--seeds", *map(str, given.seeds)]
     if backend != "lightgbm":
         words += ["--backends", backend]
+        if given.ways:
+            words += ["--ways", *given.ways]
         if backend == "after":
             label, _, folder = given.start_from.partition("=")
             words += ["--start-from", f"{label}={Path(folder).name}"]
@@ -267,6 +279,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--traces", nargs="+", choices=["sharegpt", "alpaca_eval"], default=["sharegpt", "alpaca_eval"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backends", nargs="+", choices=["lightgbm", "stacked", "after"], default=["lightgbm"])
+    parser.add_argument("--ways", nargs="+", choices=sum(WAYS.values(), ()), help="only these of stacked and after")
     parser.add_argument("--work", type=Path, help="folder for the checkpoints of stacked and after")
     parser.add_argument("--start-from", metavar="NAME=CHECKPOINT", help="what after starts from")
     given = parser.parse_args(arguments)
@@ -274,7 +287,7 @@ def main(arguments: list[str]) -> None:
     for name in given.traces:
         trace = load(given.data, name)
         for backend in given.backends:
-            part = measured(name, backend, trace, given.seeds, given.work, given.start_from)
+            part = measured(name, backend, trace, given.seeds, given.work, given.start_from, given.ways or ())
             part = {"command": shown_command(given, name, backend), **part}
             content: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
             section = content.setdefault(name, {})

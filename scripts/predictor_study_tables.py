@@ -120,12 +120,14 @@ def of_backends(trace: str) -> str:
         for said, part in parts.items():
             if (row := part["found"].get(way)) is None:
                 continue
-            mine, its = (r["by_seed"]["mae_tokens"] for r in (row, trees[way]))
-            less = "" if part is section else ", ".join(f"{m - t:+.1f}" for m, t in zip(mine, its, strict=False))
-            held = figure(part["held_out"].get(way, {}), "mae_tokens", "{:.1f}")
             figures = [figure(row, key, s) for _, key, s in SHORT]
-            lines.append([f"{way.replace('_', ' ')}: {said}", *figures, less, held])
-    headings = ["", *(c[0] for c in SHORT), "MAE less LightGBM's, by seed", "MAE, held-out rows of train"]
+            less = ["", ""]
+            if part is not section:
+                on = (part["found"], trees), (part["held_out"], section["held_out"])
+                less = [_less(mine[way], its[way]) if way in mine else "" for mine, its in on]
+            seeds = len(row["by_seed"]["mae_tokens"])
+            lines.append([f"{way.replace('_', ' ')}: {said}", str(seeds), *figures, *less])
+    headings = ["", "seeds", *(c[0] for c in SHORT), "MAE less LightGBM's, by seed", "the same on held-out rows"]
     return markdown(headings, lines) + "\n\n" + _commands([part for part in parts.values() if part is not section])
 
 
@@ -242,6 +244,12 @@ def filled(text: str) -> str:
         head, rest = text.split(begin, 1)
         text = f"{head}{begin}\n{SECTIONS[name]()}\n{end}{rest.split(end, 1)[1]}"
     return text
+
+
+def _less(row: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """By how much the error is lower, for each seed that both have; seeds have rows of their own."""
+    both = zip(row["by_seed"]["mae_tokens"], other["by_seed"]["mae_tokens"], strict=False)
+    return ", ".join(f"{mine - its:+.1f}" for mine, its in both)
 
 
 def _said(value: Any) -> str:
