@@ -278,8 +278,8 @@ def test_parts_of_the_file_are_replaced_one_by_one(tmp_path: Path, monkeypatch: 
     row = {"rows": 3.0, "mae_tokens": 1.0, "kendall_tau": 0.5, "coverage_90": 0.9}
     asked_for = []
 
-    def measured(name: str, backend: str, *_: object) -> dict[str, object]:
-        asked_for.append((name, backend))
+    def measured(name: str, backend: str, *others: object) -> dict[str, object]:
+        asked_for.append((name, backend, others[-1]))
         return {"found": {backend: row}}
 
     trace = trace_of([Record("a", prompt="p", response_tokens=1)])
@@ -287,16 +287,27 @@ def test_parts_of_the_file_are_replaced_one_by_one(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(predictor_other_data, "measured", measured)
     out, common = tmp_path / "out.json", ["/some/data", str(tmp_path / "out.json"), "--traces", "sharegpt"]
     predictor_other_data.main(common)
-    start = ["--backends", "stacked", "after", "--start-from", "mine=/some/where/seed0", "--work", "/some/work"]
+    start = [
+        "--backends",
+        "stacked",
+        "after",
+        "--ways",
+        "with_conversation",
+        "--start-from",
+        "mine=/some/where/seed0",
+        "--work",
+        "/some/work",
+    ]
     predictor_other_data.main([*common, *start])
     section = json.loads(out.read_text())["sharegpt"]
-    assert asked_for == [("sharegpt", b) for b in ("lightgbm", "stacked", "after")]
+    ways = ["with_conversation"]
+    assert asked_for == [("sharegpt", b, w) for b, w in (("lightgbm", ()), ("stacked", ways), ("after", ways))]
     assert [*section["found"], *section["stacked"]["found"], *section["stacked_after_mine"]["found"]] == [
         "lightgbm", "stacked", "after",
     ]  # fmt: skip
     assert section["stacked_after_mine"]["command"] == (
         "python scripts/predictor_other_data.py ../shared/data out.json --traces sharegpt --seeds 0 1 2"
-        " --backends after --start-from mine=seed0 --work work"
+        " --backends after --ways with_conversation --start-from mine=seed0 --work work"
     )
     assert "/some" not in out.read_text()
 
