@@ -3,7 +3,8 @@
     python scripts/default_predictor.py alpaca.json.gz predictor_alpaca_default.json default-seed0 default-seed1 ...
 
 For each checkpoint: what its own training measured on ``dev`` and on held-out rows, how long training took, and the
-time of one request at a time, by the wall clock and in CPU time of this process. Then the mean over seeds and the
+time of one request at a time, by the wall clock and in CPU time of this process (an ensemble's members are asked at
+the same time, so its CPU time may be more than its wall time on one thread). Then the mean over seeds and the
 lowest and highest. ``--evaluate`` measures ``dev`` anew, with the evaluation of today. ``--together`` adds what the
 mean of all their distributions says: an ensemble, which takes as many times as long as there are checkpoints.
 """
@@ -57,6 +58,8 @@ def one(folder: Path, trace: Any, evaluate: bool) -> dict[str, Any]:
         "training_wall_s": config.training_seconds,
         "hyperparameters": config.hyperparameters,
         "encoder_weight": config.model.get("encoder_weight"),
+        "members": config.model.get("members", []),
+        "weights": config.model.get("weights", []),
         "trained_in": config.model.get("trained_in"),
         "started_from": {k: config.model.get("started_from", {}).get(k) for k in ORIGIN},
         "dev": {k: round(v, 5) for k, v in figures.items()},

@@ -37,6 +37,7 @@ ORDER: Final = (
     "encoder",
     "default",
     "large",
+    "ensemble",
 )
 LAST: Final = ("one_other_sample", "other_samples_mean")
 
