@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,7 @@ from ecoserve.predictor.examples import Examples, Parts, training_parts
 from ecoserve.predictor.plan import Plan
 from ecoserve.predictor.processes import first, wait_for_all
 from ecoserve.predictor.progress import Progress, silent
+from ecoserve.predictor.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from ecoserve.predictor.boosting.predictor import BoostingPredictor
@@ -114,9 +114,9 @@ def train_predictor(
     if first():
         _open_work(output, plan, resume=resume)
     wait_for_all()
-    started = time.monotonic()
-    predictor = _train(plan, parts.fit, parts.held, work, resume=resume, progress=progress)
-    seconds = time.monotonic() - started
+    watch = Stopwatch(work, progress)
+    predictor = _train(plan, parts.fit, parts.held, work, resume=resume, progress=watch)
+    seconds = watch.seconds
 
     if first():
         finish(predictor, parts, _trees(plan.settings), output, seconds, progress)

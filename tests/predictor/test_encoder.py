@@ -111,11 +111,13 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_ends(
 
     with pytest.raises(ConfigError, match="other data, settings, seed"):
         train_predictor(trace, backend="encoder", output_dir=output, settings=tiny_settings, seed=1, resume=True)
+    (output / ".training" / "seconds").write_text("500.0\n")
     with one_thread():
         resumed = train_predictor(
             trace, backend="encoder", output_dir=output, settings=tiny_settings, resume=True, progress=progress
         )
     assert 40 <= steps[0] <= 51, "it went on where it was, not from the beginning"
+    assert 500.0 < resumed.config.training_seconds < 1000.0, "what it had done before counts"
     texts = [r.prompt or "" for r in trace.records[:20]]
     assert resumed.predict(texts) == encoded.predict(texts)
     assert sorted(p.name for p in output.iterdir()) == sorted(
