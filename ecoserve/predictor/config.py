@@ -91,6 +91,9 @@ class EncoderSettings(BaseModel):
         description="checkpoint of an encoder trained on another trace, whose body is taken in place of the pretrained",
     )
     epochs: float = Field(default=3.0, gt=0, le=100, description="passes over the training rows")
+    runs: int = Field(
+        default=1, ge=1, le=20, description="trainings that differ in the order of the rows, whose weights are averaged"
+    )
     batch_size: int = Field(default=32, ge=1, le=4096, description="rows per optimiser step")
     body_lr: float = Field(default=1e-4, gt=0, le=1, description="learning rate of the pretrained body")
     layer_decay: float = Field(

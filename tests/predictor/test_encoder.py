@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,59 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_ends(
     assert sorted(p.name for p in output.iterdir()) == sorted(
         ["README.md", "calibration.json", "config.json", "model.safetensors", "tokenizer.json"]
     )
+
+
+def test_of_several_runs_the_weights_are_averaged(
+    tiny_settings: EncoderSettings,
+    trace: Trace,
+    tmp_path: Path,
+    one_thread: OneThread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ecoserve.predictor.encoder import training
+    from ecoserve.predictor.encoder.predictor import EncoderPredictor
+
+    once = tiny_settings.model_copy(update={"epochs": 1})
+    twice = once.model_copy(update={"runs": 2})
+    steps: list[tuple[int, int]] = []
+
+    def weights(name: str, settings: EncoderSettings, *, stop_at: int = 0, resume: bool = False) -> dict[str, Any]:
+        def progress(what: str, done: int, total: int, /) -> None:
+            if what == "fine-tuning":
+                steps.append((done, total))
+                if done == stop_at:
+                    raise KeyboardInterrupt
+
+        with one_thread():
+            found = train_predictor(
+                trace,
+                backend="encoder",
+                output_dir=tmp_path / name,
+                settings=settings,
+                resume=resume,
+                progress=progress,
+            )
+        assert isinstance(found, EncoderPredictor)
+        return dict(found.model.state_dict())
+
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return all(bool((one[k] == other[k]).all()) for k in one)
+
+    single = weights("once", once)
+    both = weights("twice", twice)
+    last = steps[-1]
+    assert last[0] == last[1] == 2 * (last[1] // 2)
+    assert not same(single, both)
+    with monkeypatch.context() as patch:
+        # In one and the same order two runs end alike, and so does their mean.
+        patch.setattr(training, "_APART", 0)
+        assert same(single, weights("alike", twice))
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        weights("stopped", twice, stop_at=last[1] // 2 + 9)
+    steps.clear()
+    assert same(both, weights("stopped", twice, resume=True))
+    assert steps[0][0] > last[1] // 2, "the first run was not done again"
 
 
 def test_resuming_a_finished_run_loads_it(

@@ -1,9 +1,10 @@
 """Fine-tuning the encoder with the transformers Trainer.
 
 Rule: the whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. After each epoch
-the held-out loss is taken, after a temperature, for calibration comes anyway, and the best epoch is kept. Every half
-minute a checkpoint of the training itself is written, so that an interrupted run goes on where it was and ends with the
-very weights of an uninterrupted one.
+the held-out loss is taken, after a temperature, for calibration comes anyway, and the best epoch is kept. Of several
+runs, which differ in the order of the rows alone, the weights are averaged. Every half minute a checkpoint of the
+training itself is written, so that an interrupted run goes on where it was and ends with the very weights of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from ecoserve.predictor.quiet import quiet_transformers
 
 #: Seconds between two checkpoints of the training.
 SAVE_EVERY_S = 30.0
+#: Between the seeds of the row orders of two runs whose weights are averaged.
+_APART = 1000
 #: In a checkpoint of the training: it was written to its end.
 _COMPLETE = "complete"
 Row = dict[str, Any]
@@ -65,35 +68,43 @@ def train_encoder(
         the network, its tokenizer, and what a config must say to build the network again.
     """
     progress("loading the encoder", 0, 1)
-    torch.manual_seed(seed)
     prior = torch.tensor(bins.shares(fit.all_lengths()), dtype=torch.float32)
-    model, tokenizer, about = _load(settings, prior)
-    positions = getattr(model.body.config, "max_position_embeddings", None)
-    if positions is not None and settings.max_length > positions:
-        raise ConfigError(
-            f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
-        )
-
-    rows = _rows(tokenizer(fit.views), fit.targets(bins, settings.smoothing))
-    held_rows = _rows(tokenizer(held.views), held.targets(bins))
-    with quiet_transformers():
-        trainer = _LengthTrainer(
-            model=model,
-            args=_arguments(settings, work, seed),
-            train_dataset=rows,
-            eval_dataset=held_rows,
-            data_collator=_collate,
-            compute_metrics=_calibrated_loss,
-            callbacks=[_Watch(progress, SAVE_EVERY_S)],
-        )
-        trainer.settings, trainer.middles = settings, log_middles(bins.edges)
-        trainer.remove_callback(PrinterCallback)
-        last = newest_checkpoint(work) if resume else None
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    total: dict[str, torch.Tensor] = {}
+    for run in range(settings.runs):
+        # The same head to begin with: only networks with a common start can be averaged.
+        torch.manual_seed(seed)
+        model, tokenizer, about = _load(settings, prior)
+        positions = getattr(model.body.config, "max_position_embeddings", None)
+        if positions is not None and settings.max_length > positions:
+            raise ConfigError(
+                f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
+            )
+        if run == 0:
+            rows = _rows(tokenizer(fit.views), fit.targets(bins, settings.smoothing))
+            held_rows = _rows(tokenizer(held.views), held.targets(bins))
+        place = work / f"run-{run}" if settings.runs > 1 else work
+        arguments = _arguments(settings, place, seed + run * _APART)
+        with quiet_transformers():
+            trainer = _LengthTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=rows,
+                eval_dataset=held_rows,
+                data_collator=_collate,
+                compute_metrics=_calibrated_loss,
+                callbacks=[_Watch(progress, SAVE_EVERY_S, run, settings.runs)],
+            )
+            trainer.settings, trainer.middles = settings, log_middles(bins.edges)
+            trainer.remove_callback(PrinterCallback)
+            last = newest_checkpoint(place) if resume else None
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         if not all(torch.isfinite(p).all() for p in model.parameters()):
             raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
-    model.to("cpu")
-    precision = "bfloat16" if trainer.args.bf16 else "float32"
+        model.to("cpu")
+        for name, value in model.named_parameters():
+            total[name] = total.get(name, torch.zeros(())) + value.detach()
+    model.load_state_dict({name: value / settings.runs for name, value in total.items()}, strict=False)
+    precision = "bfloat16" if arguments.bf16 else "float32"
     return model, tokenizer, {**about, "max_length": settings.max_length, "trained_in": precision}
 
 
@@ -199,12 +210,13 @@ class _Sorted(Sampler[int]):
 class _Watch(TrainerCallback):
     """Tells how far training is, asks for a checkpoint now and then, and marks those that were written to their end."""
 
-    def __init__(self, progress: Progress, save_every_s: float) -> None:
+    def __init__(self, progress: Progress, save_every_s: float, run: int, runs: int) -> None:
         self.progress, self.save_every_s = progress, save_every_s
+        self.run, self.runs = run, runs
         self.saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        self.progress("fine-tuning", state.global_step, state.max_steps)
+        self.progress("fine-tuning", self.run * state.max_steps + state.global_step, self.runs * state.max_steps)
         # Several processes would have to agree on the time; they save after each epoch only.
         if alone() and time.monotonic() - self.saved_at >= self.save_every_s:
             control.should_save = True
