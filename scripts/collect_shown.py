@@ -148,6 +148,8 @@ class Plan:
         server_too: whether the server is killed once.
         concurrency: requests open at once.
         seed: of where the kills fall.
+        latest: share of the answers after which nothing is killed any more. Of few answers the rest must be enough
+            for a kill to come before the end on a busy machine.
     """
 
     prompts: int = 500
@@ -156,6 +158,7 @@ class Plan:
     server_too: bool = True
     concurrency: int = 32
     seed: int = 0
+    latest: float = 0.9
 
     @property
     def total(self) -> int:
@@ -172,7 +175,7 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / "collected.jsonl"
     rng = random.Random(plan.seed)
-    low, high = int(0.05 * plan.total), int(0.9 * plan.total)
+    low, high = int(0.05 * plan.total), int(plan.latest * plan.total)
     marks = sorted(rng.sample(range(low, high), plan.kills + plan.server_too))
     # The server goes before the last kill, so that one run of the collector goes through it.
     server_at = marks.pop(-2) if plan.server_too else None

@@ -21,7 +21,8 @@ from ecoserve.serving.collect.local import name_of
 @pytest.mark.slow
 def test_a_collection_that_is_killed_twice_has_every_answer_once(tiny_model: Path, tmp_path: Path) -> None:
     """The full figures come from scripts/collect_shown.py: 500 prompts, 4 samples, the server killed as well."""
-    figures = show(Plan(prompts=40, samples=3, kills=2, server_too=False, concurrency=8), tiny_model, tmp_path)
+    plan = Plan(prompts=40, samples=3, kills=2, server_too=False, concurrency=8, latest=0.5)
+    figures = show(plan, tiny_model, tmp_path)
     assert figures["rows"] == 120
     assert [figures[k] for k in ("doubled", "lost", "foreign", "different", "dropped_on_loading")] == [0] * 5
     assert figures["finish_reasons"].keys() == {"stop", "length"}
