@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ecoserve.data import Trace
 from ecoserve.errors import CheckpointError, ConfigError
@@ -21,7 +21,7 @@ from ecoserve.predictor.base import LengthPredictor
 from ecoserve.predictor.calibration import Calibration
 from ecoserve.predictor.config import SETTINGS, BoostingSettings, PredictorConfig
 from ecoserve.predictor.ensemble import WEIGHTS, EnsemblePredictor
-from ecoserve.predictor.examples import training_parts
+from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.mixing import fit_weights
 from ecoserve.predictor.processes import first, wait_for_all
 from ecoserve.predictor.progress import Progress, silent
@@ -119,7 +119,7 @@ def _mixed(
     members: Sequence[LengthPredictor],
     hashes: Sequence[str],
     run: str,
-    held: Any,
+    held: Examples,
     progress: Progress,
 ) -> EnsemblePredictor:
     """The members with their weights, not calibrated yet."""

@@ -45,8 +45,15 @@ def fit_weights(parts: Sequence[Array], targets: npt.ArrayLike) -> tuple[float, 
     start = np.zeros(len(parts))
     start[0] = 1.0
     found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
-    most = [round(float(w), 3) for w in weights(found.x[:-1])[:-1]]
-    return (*most, round(1.0 - sum(most), 3))
+    return _rounded(weights(found.x[:-1]))
+
+
+def _rounded(weights: Array) -> tuple[float, ...]:
+    """Shares to three digits; the largest makes up for what rounding does to their sum, so that none is below 0."""
+    shares = [round(float(w), 3) for w in weights]
+    largest = int(np.argmax(weights))
+    shares[largest] = round(1.0 - sum(s for i, s in enumerate(shares) if i != largest), 3)
+    return tuple(shares)
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -19,7 +19,7 @@ from ecoserve.predictor import (
     train_predictor,
 )
 from ecoserve.predictor.calibration import cross_entropy, softmax
-from ecoserve.predictor.mixing import fit_weights, mixed
+from ecoserve.predictor.mixing import _rounded, fit_weights, mixed
 from ecoserve.predictor.stacking import StackedPredictor
 from ecoserve.predictor.text import read_request
 
@@ -81,6 +81,13 @@ def test_the_weight_goes_to_the_part_that_knows() -> None:
     assert min(weights[0], weights[2]) > 0.25
     best = fit_weights((one, other), targets)
     assert cross_entropy(mixed((one, other), best), targets) < cross_entropy(one, targets)
+
+
+def test_rounded_weights_are_shares() -> None:
+    # Rounded one by one, the first three would make 1.001.
+    rounded = _rounded(np.array([0.2336, 0.3336, 0.43279, 0.00001]))
+    assert sum(rounded) == pytest.approx(1.0, abs=1e-9)
+    assert rounded == pytest.approx((0.234, 0.334, 0.432, 0.0), abs=1e-9)
 
 
 def test_training_starts_from_an_earlier_encoder(
