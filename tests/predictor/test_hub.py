@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from ecoserve.cli.main import main
+from ecoserve.data import Trace
 from ecoserve.errors import CheckpointError
-from ecoserve.predictor import LengthPredictor
+from ecoserve.predictor import LengthPredictor, combine_predictors, load_predictor
 from ecoserve.predictor.hub import push
 
 
@@ -121,6 +122,18 @@ def test_a_checkpoint_arrives_and_nothing_else(hub: Hub, folder: Path, tmp_path:
     assert hub.created[0]["name"] == "n"
     assert hub.created[0]["organization"] == "o"
     assert json.loads(summary.read_text())["files"] == sorted(files)
+
+
+def test_an_ensemble_arrives_with_its_members(hub: Hub, boosted_dir: Path, trace: Trace, tmp_path: Path) -> None:
+    combine_predictors(trace, [boosted_dir, boosted_dir], output_dir=tmp_path / "both").push_to_hub("o/n")
+    [files] = hub.commits
+    assert {"config.json", "member-1/config.json", "member-2/model.txt"} <= files.keys()
+    for name, content in files.items():
+        place = tmp_path / "arrived" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    arrived = load_predictor(tmp_path / "arrived")
+    assert arrived.predict(["hello"]) == load_predictor(tmp_path / "both").predict(["hello"])
 
 
 def test_a_predictor_in_memory_can_be_published(hub: Hub, boosted: LengthPredictor) -> None:
