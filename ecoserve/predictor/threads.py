@@ -1,9 +1,8 @@
 """How threads wait.
 
 Rule: the commands that compute let waiting threads sleep after a moment. OpenMP's threads spin by default, which is
-best on idle cores; on a machine that is busy with other things, a request took fifty times as long. Threads that sleep
-at once are half as slow again as those that spin for some microseconds first, where cores are free. A user's own
-setting stands. Measured in ``docs/predictor-speed.md``.
+best on idle cores and ruinous on a machine that is busy with other things; threads that sleep at once are slow to wake
+where cores are free. So they spin shortly first. A user's own setting stands. What was tried is in ``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-#: Turns of GNU OpenMP's waiting loop, some 30 microseconds: longer than from one layer's product to the next.
+#: Turns of GNU OpenMP's waiting loop. Of 0 to 10,000 that were tried, the most that costs little on busy cores.
 _SPINS: Final = "1000"
 
 
