@@ -1,6 +1,7 @@
-"""The length distribution: P(RL = n | request), the one thing that predictor and serving share.
+"""The length distribution: P(length = n | request), the one thing that predictor and serving share.
 
-RL (response length) is counted in generated tokens of the served model, EOS included, so RL >= 1.
+The response length is counted in generated tokens of the served model, EOS included, so response length
+>= 1.
 A distribution is a list of bins. Bin ``k`` covers the integers ``edges[k] + 1 .. edges[k + 1]`` with
 probability ``probs[k]``, spread evenly over them. Length predictors leave their last bin open ("more than
 n tokens"); a distribution that serving can use is closed, and ``closed_by`` says what closed it.
@@ -163,11 +164,11 @@ class LengthDistribution:
 
     @property
     def cdf(self) -> tuple[float, ...]:
-        """P(RL <= edge) at each edge: ``K + 1`` numbers from 0 to 1."""
+        """P(length <= edge) at each edge: ``K + 1`` numbers from 0 to 1."""
         return self._cdf
 
     def quantile(self, q: float) -> int:
-        """The smallest length n (tokens) with P(RL <= n) >= q, for 0 <= q <= 1."""
+        """The smallest length n (tokens) with P(length <= n) >= q, for 0 <= q <= 1."""
         if not 0.0 <= q <= 1.0:
             raise PredictionError(f"quantile {q} is not between 0 and 1")
         cdf = self._cdf
@@ -192,7 +193,7 @@ class LengthDistribution:
         return value
 
     def survival(self, n: float) -> float:
-        """P(RL > n): the probability that token n + 1 will be generated."""
+        """P(length > n): the probability that token n + 1 will be generated."""
         e = self.edges
         if n <= e[0]:
             return 1.0
@@ -211,7 +212,8 @@ class LengthDistribution:
     # -- making another from it ------------------------------------------------------------------------
 
     def given_longer_than(self, n: int) -> LengthDistribution:
-        """The distribution of RL once ``n`` tokens are out and none of them was the last: P(RL | RL > n).
+        """The distribution of response length once ``n`` tokens are out and none of them was the last: P(response
+        length | length > n).
 
         Past the end of its own support the prediction was simply wrong. What is left is the age of the
         request: as for other things of unknown scale, the expected rest is taken to be of the order of
@@ -239,7 +241,9 @@ class LengthDistribution:
         return rest_of_it
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
-        """The distribution of min(RL, limit): generation stops at ``limit`` tokens whatever the answer wanted."""
+        """The distribution of min(response length, limit): generation stops at ``limit`` tokens whatever the answer
+        wanted.
+        """
         if limit < 1:
             raise PredictionError(f"a limit of {limit} tokens leaves no room for a response")
         if limit >= self.edges[-1]:
@@ -257,7 +261,7 @@ class LengthDistribution:
         return LengthDistribution.from_weights(edges, [*weights, rest], by)
 
     def scaled(self, factor: float) -> LengthDistribution:
-        """The distribution of ``factor * RL``, for a correction of everything by the same factor."""
+        """The distribution of ``factor * response length``, for a correction of everything by the same factor."""
         if not (math.isfinite(factor) and factor > 0):
             raise PredictionError(f"a length cannot be scaled by {factor}")
         reached: dict[int, float] = {}

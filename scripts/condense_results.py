@@ -34,8 +34,8 @@ FIGURES = (
     "preemptions",
     "recomputed_tokens",
     "pauses",
-    "kvc_used_mean",
-    "kvc_demand_peak",
+    "kv_used_mean",
+    "kv_demand_peak",
     "steps",
 )
 

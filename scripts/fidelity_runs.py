@@ -82,9 +82,9 @@ def model_of(log: VllmLog, other: Other) -> GpuModel:
 
 
 def engine_of(log: VllmLog, model: GpuModel) -> EngineShape:
-    """The engine's settings, with as much KVC as the modelled machine has."""
+    """The engine's settings, with as much KV as the modelled machine has."""
     s = log.settings
-    blocks = s.kv_blocks or model.kvc_blocks(s.block_size, s.max_num_seqs, s.max_num_batched_tokens, s.memory_share)
+    blocks = s.kv_blocks or model.kv_blocks(s.block_size, s.max_num_seqs, s.max_num_batched_tokens, s.memory_share)
     longest = min(LONGEST, s.max_model_len or model.shape.max_model_len, blocks * s.block_size)
     return EngineShape(
         kv_blocks=blocks,

@@ -57,7 +57,7 @@ def _linked(log: VllmLog) -> bool:
 
 @contextmanager
 def _other_tables() -> Iterator[None]:
-    """Kernel times as measured, though their KVC came from the cache; in a cache of files of their own."""
+    """Kernel times as measured, though their KV came from the cache; in a cache of files of their own."""
 
     def measured(kernels: Any, values: Any) -> tuple[float, Any]:
         return correct(kernels, values)[0], values
@@ -97,7 +97,7 @@ def changes() -> list[Change]:
             _nothing,
             partial(patch.object, BatchAttention, "decode_beside_prompts_ms", _alone),
         ),
-        ("rule off: KVC comes from memory", _nothing, _other_tables),
+        ("rule off: KV comes from memory", _nothing, _other_tables),
     ]
     return rows
 

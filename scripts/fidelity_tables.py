@@ -94,16 +94,16 @@ def changes() -> str:
 
 
 def bounds() -> str:
-    """KVC and four steps of each machine, beside their bounds."""
+    """KV and four steps of each machine, beside their bounds."""
     found = _read("gpu_bounds.json")
     summary, rows = found["summary"], []
     for machine in found["machines"]:
-        kvc = machine["kvc"]
+        kv = machine["kv"]
         steps = [machine["steps"].get(label) for label in STEPS]
         rows.append(
             [
                 machine["machine"],
-                f"{kvc['gib']:,.1f} of {kvc['left_gib']:,.1f}",
+                f"{kv['gib']:,.1f} of {kv['left_gib']:,.1f}",
                 *(
                     "does not fit" if s is None else f"{s['modelled_ms']:,.1f} (× {s['times_bound']:.2f})"
                     for s in steps
@@ -116,7 +116,7 @@ def bounds() -> str:
         f"nearest is {nearest['step']} on {nearest['machine']}, {nearest['times_bound']:.2f} times its bound; the "
         f"median is {summary['median_times_bound']:.2f} times."
     )
-    return f"{line}\n\n" + _table(["machine", "KVC, GiB", *(f"{s}, ms" for s in STEPS)], rows)
+    return f"{line}\n\n" + _table(["machine", "KV, GiB", *(f"{s}, ms" for s in STEPS)], rows)
 
 
 def filled(text: str) -> str:

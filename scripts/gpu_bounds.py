@@ -2,7 +2,7 @@
 
     python scripts/gpu_bounds.py --json benchmarks/results/gpu_bounds.json
 
-For each of the machines below (model x GPU x tensor parallelism): KVC beside the memory that the weights leave, and
+For each of the machines below (model x GPU x tensor parallelism): KV beside the memory that the weights leave, and
 steps (decodes of several batch sizes and contexts, pieces of prompts, both together) beside the time in which memory
 and matrix units could do them at their published peaks (``ecoserve/serving/simulate/gpu/bounds.py``). ``lifted`` is the
 share of kernel times that were measured below that bound, from a cache that a model would not find them in, and are
@@ -63,7 +63,7 @@ MACHINES: Final = [
     ("qwen3-32b", "b200_sxm", 1),
     ("qwen3-235b-a22b", "b200_sxm", 4),
 ]
-#: How vLLM is set up where KVC is counted.
+#: How vLLM is set up where KV is counted.
 BLOCK_SIZE, MAX_SEQS, MAX_BATCHED, MEMORY_SHARE = 16, 256, 2048, 0.9
 _GIB: Final = 1 << 30
 
@@ -84,7 +84,7 @@ def mixed(new: int, requests: int, context: int) -> StepWork:
     return StepWork(new, requests, new + requests * context, [(new, 0)], requests * context, context)
 
 
-#: The steps by name; those that would not fit a machine's KVC are left out there.
+#: The steps by name; those that would not fit a machine's KV are left out there.
 STEPS: Final = {
     "1 decode at 1,000": decodes(1, 1000),
     "1 decode at 32,000": decodes(1, 32000),
@@ -102,35 +102,35 @@ STEPS: Final = {
 
 
 def check(name: str, gpu_name: str, tp: int) -> dict[str, Any]:
-    """One machine: its KVC and its steps, beside their bounds."""
+    """One machine: its KV and its steps, beside their bounds."""
     shape, gpu = load_shape(name), find_gpu(gpu_name)
     tables, shares = lifted(make_tables(shape, gpu, tp), Floors(shape, gpu, tp))
     # The gap between steps is no kernel's: without it the comparison is stricter.
     model = GpuModel(shape, gpu, tp, tables, host=HostTimes(gap_s=0, gap_request_s=0))
-    kvc = _kvc(shape, gpu, tp, model)
+    kv = _kv(shape, gpu, tp, model)
     steps = {
         label: _step(shape, gpu, tp, model, work)
         for label, work in STEPS.items()
-        if work.context_tokens <= kvc["tokens"]
+        if work.context_tokens <= kv["tokens"]
     }
     return {
         "machine": f"{shape.name} {gpu.name} tp{tp}",
-        "kvc": kvc,
+        "kv": kv,
         "lifted": {k: round(v, 5) for k, v in shares.items() if v},
         "steps": steps,
         "beats_physics": [label for label, s in steps.items() if s["times_bound"] < 1.0]
-        + (["kvc"] if kvc["gib"] > kvc["left_gib"] else []),
+        + (["kv"] if kv["gib"] > kv["left_gib"] else []),
     }
 
 
-def _kvc(shape: ModelShape, gpu: Gpu, tp: int, model: GpuModel) -> dict[str, Any]:
-    blocks = model.kvc_blocks(BLOCK_SIZE, MAX_SEQS, MAX_BATCHED, MEMORY_SHARE)
+def _kv(shape: ModelShape, gpu: Gpu, tp: int, model: GpuModel) -> dict[str, Any]:
+    blocks = model.kv_blocks(BLOCK_SIZE, MAX_SEQS, MAX_BATCHED, MEMORY_SHARE)
     # What all GPUs have, less one copy of the weights: whatever a step and CUDA need comes off it too.
     left = tp * gpu.memory_bytes * MEMORY_SHARE - shape.weight_bytes
     return {
         "blocks": blocks,
         "tokens": blocks * BLOCK_SIZE,
-        "gib": round(blocks * BLOCK_SIZE * shape.kvc_token_bytes / _GIB, 2),
+        "gib": round(blocks * BLOCK_SIZE * shape.kv_token_bytes / _GIB, 2),
         "weights_gib": round(shape.weight_bytes / _GIB, 2),
         "left_gib": round(left / _GIB, 2),
     }
@@ -149,10 +149,10 @@ def _step(shape: ModelShape, gpu: Gpu, tp: int, model: GpuModel, work: StepWork)
 
 def table(result: dict[str, Any]) -> str:
     """A machine as lines of text."""
-    kvc = result["kvc"]
+    kv = result["kv"]
     lines = [
-        f"{result['machine']}: KVC {kvc['gib']} GiB ({kvc['tokens']:,} tokens) of {kvc['left_gib']} GiB "
-        f"beside {kvc['weights_gib']} GiB of weights"
+        f"{result['machine']}: KV {kv['gib']} GiB ({kv['tokens']:,} tokens) of {kv['left_gib']} GiB "
+        f"beside {kv['weights_gib']} GiB of weights"
         + "".join(f"; {share:.2%} of {name} lifted" for name, share in result["lifted"].items())
     ]
     for label, s in result["steps"].items():

@@ -60,7 +60,7 @@ class Softmax(Head):
 
 
 class Ordinal(Head):
-    """One logit an inner edge, P(RL > edge), each its own binary task; made monotone when read."""
+    """One logit an inner edge, P(length > edge), each its own binary task; made monotone when read."""
 
     @property
     def outputs(self) -> int:

@@ -47,7 +47,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "a loan is not entered with its host",
-        "core/kvc/lending.py",
+        "core/kv/lending.py",
         "        insort(self.loans_in.setdefault(loan.host, []), loan)\n",
         "",
     ),
@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the high-water mark of the paused is ignored",
-        "core/ladder.py",
+        "core/shortage.py",
         "if someone_runs and waiting <= paused_limit_blocks and not prefill_starves:",
         "if someone_runs and not prefill_starves:",
     ),
@@ -102,13 +102,13 @@ MUTATIONS = (
     ),
     Mutation(
         "a window is promised without asking what others have",
-        "core/kvc/exact.py",
+        "core/kv/exact.py",
         "        others = self._promised_blocks - self.charge(task)\n",
         "        others = 0\n",
     ),
     Mutation(
         "prompts let in within one step are not counted",
-        "core/kvc/pooled.py",
+        "core/kv/pooled.py",
         "        self._stock()\n        self.forecast.add(task)\n",
         "        self._stock()\n",
     ),

@@ -162,7 +162,7 @@ def run(name: str, rate: float, hour_s: float) -> tuple[dict[str, Any], list[Req
 
         def met(task: Any) -> None:
             meet(task)
-            key = ordering.prompt_key(task, task.arrival_s)
+            key = ordering.prefill_key(task, task.arrival_s)
             sizes[task.request_id] = key[-3] - ordering.knobs.ageing * task.arrival_s
 
         ordering.meet = met

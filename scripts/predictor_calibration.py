@@ -8,7 +8,7 @@ dev rows. Columns are the ways from one and the same logits to quantiles, fitted
 
 - ``softmax``: as they are;
 - ``temperature``: one temperature, the likeliest of the served answers;
-- ``isotonic``: isotonic regression of "RL <= edge" on the CDF at that edge;
+- ``isotonic``: isotonic regression of "response length <= edge" on the CDF at that edge;
 - ``whole map``: a map of levels through the scores of the served answers, which does not give way;
 - ``no control``: a temperature by coverage of all answers, then the map that gives way;
 - ``shipped``: the same, the rows weighed by what trees that have not seen them know (``ecoserve.predictor.control``);
@@ -83,7 +83,7 @@ def measure(trace: Trace, test: Examples, seed: int, folder: Path) -> dict[str, 
 
 
 def isotonic(cdf: Array, edges: Array, lengths: Array) -> LevelMap:
-    """Isotonic regression of "RL <= edge" on the CDF, over all rows and inner edges."""
+    """Isotonic regression of "response length <= edge" on the CDF, over all rows and inner edges."""
     from sklearn.isotonic import IsotonicRegression
 
     within = lengths[:, None] <= edges[None, 1:-1]

@@ -3,9 +3,11 @@
     python scripts/predictor_refinement.py ALPACA_JSON benchmarks/results/predictor_refinement.json
 
 LightGBM, Alpaca's prompts with Vicuna-7B's lengths, three seeds. Every way is learned on the held-out rows and tested
-on dev rows, among those longer than g tokens; the ways were thought out on train rows. Ways to P(RL | RL > g, request):
+on dev rows, among those longer than g tokens; the ways were thought out on train rows. Ways to P(length |
+response length > g, request):
 
-- ``truncation``: the prediction given RL > g (``LengthDistribution.given_longer_than``), what the scheduler does;
+- ``truncation``: the prediction given length > g (``LengthDistribution.given_longer_than``), what the
+scheduler does;
 - ``history``: how all training answers longer than g are spread, the same for every request;
 - ``mixed at the start``: a share of the history in every prediction before it is truncated. Bayes' rule then gives the
   history more weight, the less likely the prediction held it that the response would still run. The share is the

@@ -2,7 +2,7 @@
 
     python scripts/search_shown.py TRACE benchmarks/results/search.json
 
-sweeps/highest_rate.yaml with the load made small: a GPU that is linear in its work, 70 blocks of KVC, eight hundred
+sweeps/highest_rate.yaml with the load made small: a GPU that is linear in its work, 70 blocks of KV, eight hundred
 requests (of too few, most are served after the last arrival, whatever the rate), the first seed. Every setting is
 searched for two bounds: SLO attainment of at least 0.9, and equal latency (at most twice the unloaded stock engine's
 normalized latency). The grid: the range in steps of a quarter, the middle of where it first crosses the bound until

@@ -2,7 +2,7 @@
 
     python scripts/simulate_speed.py benchmarks/results/simulate_speed.json
 
-Loads that keep 64, 128 and 256 requests running, once with all the KVC of the GPU and once with so little that it is
+Loads that keep 64, 128 and 256 requests running, once with all the KV of the GPU and once with so little that it is
 pressed, through vLLM's scheduler and ours. Every part of a step is timed in CPU time of the thread: the scheduler
 (``schedule()`` and ``update_from_output()`` of the very classes that serve), the model of the GPU (seconds of the GPU
 and of the host), the check of every output by a model runner's rules, making requests, and the loop: all the rest.

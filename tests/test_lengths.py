@@ -33,7 +33,7 @@ def distributions(draw: st.DrawFn, longest: int = 300, most_bins: int = 12) -> L
 
 
 def pmf(d: LengthDistribution) -> np.ndarray:
-    """P(RL = n) for n = 0 .. upper, one length after the other."""
+    """P(length = n) for n = 0 .. upper, one length after the other."""
     out = np.zeros(d.upper + 1)
     for low, high, p in zip(d.edges, d.edges[1:], d.probs, strict=False):
         for n in range(low + 1, high + 1):

@@ -81,7 +81,7 @@ def command(
     api_key: Annotated[
         str | None, typer.Option("--api-key", envvar="VLLM_API_KEY", show_envvar=False, help="URL: bearer token.")
     ] = None,
-    blocks: Annotated[int | None, typer.Option("--kv-blocks", min=2, help="Engine: usable KVC blocks.")] = None,
+    blocks: Annotated[int | None, typer.Option("--kv-blocks", min=2, help="Engine: usable KV blocks.")] = None,
     block_size: Annotated[int | None, typer.Option("--block-size", min=1, help="Engine: tokens a block.")] = None,
     max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Engine: requests at once.")] = 64,
     max_num_batched_tokens: Annotated[

@@ -83,7 +83,7 @@ def command(
     Any flag of `vllm serve` may follow and is passed on. MODEL comes first.
     """
     from ecoserve.errors import ConfigError
-    from ecoserve.serving.adapter.front_settings import FrontSettings
+    from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
     from ecoserve.serving.adapter.server import ServeOptions, serve
 
     if model.startswith("-"):
@@ -101,5 +101,5 @@ def command(
         "unloaded_ttft_ms": unloaded_ttft_ms,
         "unloaded_tpot_ms": unloaded_tpot_ms,
     }
-    front = FrontSettings.from_environment().with_changes(given)
+    front = MiddlewareSettings.from_environment().with_changes(given)
     serve(ServeOptions(model=model, policy=policy, front=front), context.args)

@@ -141,7 +141,7 @@ def command(
             "--kv-blocks",
             metavar="N",
             min=2,
-            help="Usable KVC blocks.",
+            help="Usable KV blocks.",
             show_default="what fits the GPU",
             rich_help_panel=_MACHINE,
         ),
@@ -162,7 +162,7 @@ def command(
     ] = 0.9,
     no_prefix_caching: Annotated[
         bool,
-        typer.Option("--no-prefix-caching", help="Equal beginnings share no KVC.", rich_help_panel=_ENGINE),
+        typer.Option("--no-prefix-caching", help="Equal beginnings share no KV.", rich_help_panel=_ENGINE),
     ] = False,
     depth: Annotated[
         int,

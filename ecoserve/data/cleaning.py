@@ -69,7 +69,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         form: the trace's format.
-        length: where RL is found, if it is a field.
+        length: where response length is found, if it is a field.
         samples: where RLs of other answers are found.
         model: name of the model that gave the answers, where the row does not say it.
     """

@@ -48,7 +48,8 @@ def load_trace(
         source: a file (JSON list, JSON lines, CSV, Parquet; text also compressed with gzip, bzip2, xz or zstd) or a
             hub id (``owner/name``).
         format: ``"auto"``, or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
-        length_field: where RL (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a chat in the
+        length_field: where response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a chat
+        in the
             answer's own message. Rows without it are dropped and counted.
         sample_field: a field with a list of RLs of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``. The
             one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.

@@ -40,13 +40,13 @@ class Record:
             more than the prompt's text is known (see :meth:`chat`).
         response: the answer's text as the trace has it, or ``None``. Where lengths were taken from a field they
             may be another model's than this text; it is never a feature.
-        response_tokens: RL, the answer's length in tokens, EOS included where that is known.
+        response_tokens: response length, the answer's length in tokens, EOS included where that is known.
         prompt_tokens: length of the whole context in tokens.
         sample_tokens: RLs of *other* answers sampled for the same prompt. Never a feature.
         model: the model that gave the answer.
         arrival_s: arrival, in seconds on the trace's own clock.
         split: what the trace itself calls this row (``"train"``, ``"dev"``), else ``None``.
-        censored: the answer was cut off, so that RL is only a lower bound of what it wanted to be.
+        censored: the answer was cut off, so that response length is only a lower bound of what it wanted to be.
         sample: which of several answers to the same request this is, 0-based.
         finish_reason: why the answer ended, as the server said it (``"stop"``, ``"length"``, ...).
         max_tokens: the most tokens that the request allowed.

@@ -1,6 +1,6 @@
 """A workload without data: templated instructions whose conditional length law is known.
 
-Rule: the law is a function of the prompt's text alone. RL is log-normal; its median is
+Rule: the law is a function of the prompt's text alone. response length is log-normal; its median is
 ``(fixed + per_item * n) * topic's factor * style's factor`` tokens and its log-sd ``sigma`` belongs to the task
 (:mod:`ecoserve.data.synthetic_tasks`). Opener and wording are distractions. Lengths are drawn from exactly the
 distribution that :func:`true_distribution` gives back, so that a predictor can be held against the truth.
@@ -101,8 +101,9 @@ def true_distribution(record: Record) -> LengthDistribution:
 def bayes_optimal_mae(records: Sequence[Record]) -> float:
     """The mean absolute error (tokens) of the best possible point prediction, the median of each record's law.
 
-    It is an expectation over the law, not over the lengths that were drawn: E|RL - m| = sum of P(RL <= k) for
-    k < m and of P(RL > k) for k >= m.
+    It is an expectation over the law, not over the lengths that were drawn: E|length - m| = sum of
+    P(length <= k) for
+    k < m and of P(length > k) for k >= m.
 
     Raises:
         TraceError: if there are no records, or one is no synthetic one.

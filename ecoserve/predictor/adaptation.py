@@ -3,7 +3,8 @@
 Rule: the base stays as it is. From its prediction of a request come features; a ridge regression on them says where
 the new model's log length lies, ``mu``. The base's distribution is moved there and stretched in log length,
 
-    P(new <= n)  =  (1 - mix) * P_base(RL <= exp(m + (log n - mu) / stretch))  +  mix * share of new answers <= n,
+    P(new <= n)  =  (1 - mix) * P_base(response length <= exp(m + (log n - mu) / stretch))  +  mix * share of new
+    answers <= n,
 
 with ``m`` the base's own mean log length: a monotone map of length, another one for each request. The small share of
 the new model's lengths as such keeps every length possible. What is left to correct is the calibration's.
@@ -71,7 +72,7 @@ class Adaptation(BaseModel):
         """Probabilities of the new bins, shape ``[n, K]``, all above 0.
 
         Args:
-            base_cdf: the base's P(RL <= edge), shape ``[n, B + 1]``, at ``base_edges`` (tokens).
+            base_cdf: the base's P(length <= edge), shape ``[n, B + 1]``, at ``base_edges`` (tokens).
             features: shape ``[n, F]``.
             edges: the new bins' ``K + 1`` edges, tokens.
             prior: share of the new model's answers in each of them, shape ``[K]``.
@@ -109,7 +110,7 @@ def features_of(
     Returns:
         the features, shape ``[n, F]``: mean and spread of the log length, logs of quantiles, counts of the request's
         text, and the logits, which know more than lengths (of an encoder, all that its head reads); and the base's
-        P(RL <= edge), shape ``[n, B + 1]``.
+        P(length <= edge), shape ``[n, B + 1]``.
     """
     e = np.asarray(edges, dtype=np.float64)
     middle = np.log((e[:-1] + e[1:] + 1.0) / 2.0)

@@ -107,7 +107,7 @@ def soft_targets(
 
     Args:
         bins: K bins.
-        lengths: RL of each example in tokens, shape ``[n]``.
+        lengths: response length of each example in tokens, shape ``[n]``.
         samples: RLs of other answers to each prompt, ``n`` lists that may be empty.
         censored: whether each answer was cut off, shape ``[n]``.
         smoothing: standard deviation, in bins, of a Gaussian that spreads each length over its neighbours.

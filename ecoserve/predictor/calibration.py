@@ -92,7 +92,7 @@ class Calibration(BaseModel):
         return np.diff(self.cdf(logits), axis=1)
 
     def cdf(self, logits: npt.ArrayLike) -> Array:
-        """P(RL <= edge) at all edges, shape ``[n, K + 1]``, from logits of shape ``[n, K]``."""
+        """P(length <= edge) at all edges, shape ``[n, K + 1]``, from logits of shape ``[n, K]``."""
         return self.map.apply(cdf_of(softmax(np.asarray(logits, dtype=np.float64) / self.temperature)))
 
 
@@ -122,7 +122,9 @@ def softmax(logits: Array) -> Array:
 
 
 def cdf_of(probabilities: Array) -> Array:
-    """P(RL <= edge) at all edges, shape ``[n, K + 1]``, from probabilities of the bins, shape ``[n, K]``."""
+    """P(length <= edge) at all edges, shape ``[n, K + 1]``, from probabilities of the bins, shape ``[n,
+    K]``.
+    """
     n, k = probabilities.shape
     cdf = np.zeros((n, k + 1))
     np.cumsum(probabilities, axis=1, out=cdf[:, 1:])

@@ -92,7 +92,9 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """P(RL < length) and P(RL <= length) of ``a`` answers, shapes ``[a]``, with their weights, rows and strata."""
+    """P(length < length) and P(length <= length) of ``a`` answers, shapes ``[a]``, with their
+    weights, rows and strata.
+    """
 
     low: Array
     high: Array

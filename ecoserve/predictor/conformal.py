@@ -2,7 +2,8 @@
 
 Rule: bounds choose nothing and change nothing. They are read off the plain softmax of the predictor's logits, before
 its calibration, so all held-out rows can serve, and they stand beside the distribution. The score of a row is
-F(RL - 1), what the softmax says of something shorter than its true length; the bound of a request at level q is the
+F(response length - 1), what the softmax says of something shorter than its true length; the bound of a request at
+level q is the
 smallest length m with F(m) > v, v being the ceil((n + 1) q)-th smallest score (split-conformal prediction: Papadopoulos
 et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with the CDF as score: Chernozhukov et al.,
 "Distributional conformal prediction", PNAS 2021).
@@ -10,7 +11,7 @@ et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with th
 Guarantee. Let the n rows and a new request be exchangeable, and the predictor be made without them. Then for each
 listed level q, over the draw of all n + 1,
 
-    q  <=  P(RL <= bound)   and, where no scores tie,   P(RL <= bound)  <  q + 1 / (n + 1).
+    q  <=  P(length <= bound)   and, where no scores tie,   P(length <= bound)  <  q + 1 / (n + 1).
 
 Groups are bands of the prompt's length in characters. It holds within each band that has scores of its own, with that
 band's n; a band with few rows goes by the scores of all rows, for which it holds on average over all requests. Only
@@ -102,7 +103,7 @@ class GroupBounds(BaseModel):
         """Bounds from ``n >= 1`` rows.
 
         Args:
-            cdf: P(RL <= edge) by the plain softmax, shape ``[n, K + 1]``.
+            cdf: P(length <= edge) by the plain softmax, shape ``[n, K + 1]``.
             edges: ``K + 1`` bin edges in tokens.
             lengths: true RLs of the served answers, tokens, shape ``[n]``.
             views: the requests.
@@ -141,10 +142,10 @@ class GroupBounds(BaseModel):
 
 
 def scores_of(cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
-    """P(RL < length) of each row's length, shape ``[n]``; 1 for a length beyond the last edge.
+    """P(length < length) of each row's length, shape ``[n]``; 1 for a length beyond the last edge.
 
     Args:
-        cdf: P(RL <= edge), shape ``[n, K + 1]``.
+        cdf: P(length <= edge), shape ``[n, K + 1]``.
         edges: shape ``[K + 1]``, tokens.
         lengths: RLs, shape ``[n]``, tokens.
     """

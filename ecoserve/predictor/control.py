@@ -3,7 +3,8 @@
 Rule: a thousand held-out rows happen to be easier or harder than traffic is, and calibration on them inherits that: it
 is most of what makes one checkpoint cover more than another. How easy a row is, cheap trees know nearly as well as the
 predictor: trees are trained on two thirds of the ``train`` rows at a time and asked about the third (groups of like
-prompts stay together), so every ``train`` row gets an honest P(RL < its length). Held-out answers are then weighed so
+prompts stay together), so every ``train`` row gets an honest P(length < its length). Held-out answers are
+then weighed so
 that, by the trees, they lie where the *served* answers of all ``train`` rows do (post-stratification, here a control
 variate: e.g. Cochran, "Sampling Techniques", 1977, ch. 5A). Other sampled answers come from other temperatures, and
 are moved to the served one by the same weights.
@@ -38,7 +39,9 @@ MOST_STRATA: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Where answers lie in what trees, which had not seen them, said: P(RL < length) plus half of P(RL = length)."""
+    """Where answers lie in what trees, which had not seen them, said: P(length < length) plus half of
+    P(length = length).
+    """
 
     #: of all answers to the held-out rows, flat in their order, shape ``[a]``
     held: Array
@@ -102,7 +105,9 @@ def control_of(
 
 
 def _told(learned: Examples, asked: Examples, config: PredictorConfig, settings: BoostingSettings, seed: int) -> Array:
-    """P(RL <= edge) for each row of ``asked``, shape ``[n, K + 1]``, by trees that learned from the other rows."""
+    """P(length <= edge) for each row of ``asked``, shape ``[n, K + 1]``, by trees that learned from the
+    other rows.
+    """
     from ecoserve.predictor.boosting.predictor import BoostingPredictor
     from ecoserve.predictor.boosting.training import train_boosting
 

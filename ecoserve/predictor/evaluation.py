@@ -1,15 +1,18 @@
 """How good a predictor is: the one definition of the evaluation's keys.
 
 Rule: the point prediction that is scored is the distribution's median; ranking is Kendall's tau-b between it and the
-true length; a quantile q is covered when RL <= quantile(q), so its coverage should come out at q. Rows are answers that
+true length; a quantile q is covered when response length <= quantile(q), so its coverage should come out at q. Rows
+are answers that
 the predictor has not learned from.
 
-``crps`` is the continuous ranked probability score over whole tokens: the sum over n of (P(RL <= n) - [RL <= n])^2
+``crps`` is the continuous ranked probability score over whole tokens: the sum over n of (P(length <= n) -
+[response length <= n])^2
 (Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", JASA 2007). It is the absolute error
 of a distribution, and of a single point exactly that.
 
 ``ece`` is the expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) of the
-stated P(RL <= n). Events are all pairs of a row and one of 19 lengths n, the quantiles 0.05, 0.10, ... 0.95 of the
+stated P(length <= n). Events are all pairs of a row and one of 19 lengths n, the quantiles 0.05, 0.10, ...
+0.95 of the
 rows' true lengths, so that predictors with other bins answer the same questions. They are sorted into 15 ranges of
 equal width by the stated probability; ``ece`` is the mean over events of |mean stated probability - share that came
 true| of their range.
@@ -45,9 +48,11 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
     """Measure a predictor on ``records``; those without a text or a length are left out.
 
     Returns:
-        ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to RL);
+        ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to response
+        length);
         ``kendall_tau`` (tau-b; 0 for a constant prediction, which ranks nothing); ``bin_accuracy`` (share of rows whose
-        likeliest bin holds RL); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95); ``crps``
+        likeliest bin holds response length); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
+        ``crps``
         (tokens) and ``ece`` (0..1), as defined above; ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``,
         ``latency_p99_ms`` (one request at a time).
 
@@ -78,7 +83,7 @@ def request_of(record: Record) -> Request:
 
 
 def true_lengths(records: Sequence[Record]) -> npt.NDArray[np.float64]:
-    """RL (tokens) of ``n`` records that all have one, shape ``[n]``."""
+    """response length (tokens) of ``n`` records that all have one, shape ``[n]``."""
     return np.asarray([r.response_tokens for r in records], dtype=np.float64)
 
 
@@ -121,7 +126,7 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
 def crps(distribution: LengthDistribution, length: float) -> float:
     """The continuous ranked probability score (tokens) of one distribution, in closed form over its bins."""
     edges, before = np.asarray(distribution.edges, dtype=np.float64), length - 1.0
-    # Between two knots P(RL <= n) is linear, and all n are either short of the true length or not.
+    # Between two knots P(length <= n) is linear, and all n are either short of the true length or not.
     knots = np.union1d(edges, [before])
     cdf = np.interp(knots, edges, distribution.cdf)
     width = np.diff(knots)

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import MISPREDICTIONS, EngineTotals, RequestRow, RunResult
-from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 Progress = Callable[[int, int], None]
@@ -44,7 +44,7 @@ class ClientRunSettings(BaseModel):
     tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str | None = Field(None, description="what to call the server's policy; None: what its metrics show")
-    lengths: str = Field(SERVER, description="server, or what clients tell: a form of ecoserve.serving.told")
+    lengths: str = Field(SERVER, description="server, or what clients tell: a form of ecoserve.serving.length_source")
     replay: bool = Field(True, description="force the recorded lengths; the server must allow it")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = Field(0, ge=0)
@@ -64,7 +64,7 @@ def run_client(settings: ClientRunSettings, progress: Progress | None = None) ->
         InputError: for a trace or setting that cannot be used, a server that is not there, or one that does not let
             clients do what the settings ask for.
     """
-    told = LengthsTold("none") if settings.lengths == SERVER else LengthsTold.parse(settings.lengths)
+    told = LengthSource("none") if settings.lengths == SERVER else LengthSource.parse(settings.lengths)
     if not settings.url.startswith(("http://", "https://")):
         raise ConfigError("a URL starts with http:// or https://", where=settings.url)
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
@@ -194,7 +194,7 @@ class _Client:
             arrival_s=request.arrival_s,
             prompt_tokens=request.prompt_tokens,
             predicted_tokens=request.lengths.quantile(0.5) if request.lengths else None,
-            told_rank=request.told_rank,
+            pit=request.pit,
         )
         await asyncio.sleep(max(0.0, self.begin + request.arrival_s - time.monotonic()))
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"

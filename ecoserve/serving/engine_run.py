@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ecoserve.errors import ConfigError
 from ecoserve.serving.clocks import CpuClock, WallClock
 from ecoserve.serving.core import keys
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.prompts import Prompts
 from ecoserve.serving.runs import RequestRow, RunResult
-from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 Progress = Callable[[int, int], None]
@@ -44,11 +44,11 @@ class EngineRunSettings(BaseModel):
     tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = "ecoserve"
-    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.told")
+    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.length_source")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = Field(0, ge=0)
     requests: int = Field(200, ge=1)
-    blocks: int | None = Field(None, ge=2, description="usable KVC blocks; None: what memory holds")
+    blocks: int | None = Field(None, ge=2, description="usable KV blocks; None: what memory holds")
     block_size: int | None = Field(None, ge=1, description="tokens a block; None: vLLM's choice")
     max_num_seqs: int = Field(64, ge=1)
     max_num_batched_tokens: int = Field(2048, ge=1)
@@ -81,7 +81,7 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
     if settings.clock == "cpu" and settings.threads != 1:
         raise ConfigError("clock cpu needs threads 1", fix="several threads' CPU time adds up to more than time passes")
     arguments = engine_arguments(settings)
-    told = LengthsTold.parse(settings.lengths)
+    told = LengthSource.parse(settings.lengths)
     trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     longest = settings.max_model_len - settings.max_tokens if settings.max_model_len else None
     load = make_load(
@@ -227,7 +227,7 @@ class _Drive:
                 arrival_s=p.load.arrival_s,
                 prompt_tokens=len(p.prompt),
                 predicted_tokens=p.load.lengths.quantile(0.5) if p.load.lengths else None,
-                told_rank=p.load.told_rank,
+                pit=p.load.pit,
             )
             for p in self.pending
         }

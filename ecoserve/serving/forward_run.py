@@ -90,7 +90,7 @@ def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progr
         progress: called with (sizes done, sizes in all).
 
     Raises:
-        ConfigError: if the KVC cannot hold the largest forward.
+        ConfigError: if the KV cannot hold the largest forward.
     """
     scheduler = engine.engine_core.engine_core.scheduler
     prompt_tokens = min(prompt_tokens, int(engine.model_config.max_model_len) - 1)
@@ -98,7 +98,7 @@ def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progr
     blocks = prompts * (-(-(prompt_tokens + 1) // int(scheduler.block_size)))
     if blocks > scheduler.usable_blocks or prompts > scheduler.max_num_running_reqs:
         raise ConfigError(
-            f"a forward of {largest} tokens would be {prompts} prompts and {blocks} blocks of KVC: more than there is",
+            f"a forward of {largest} tokens would be {prompts} prompts and {blocks} blocks of KV: more than there is",
             where="calibrate-forward",
             fix="a lower --largest",
         )

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.kv_series import KVPoint
 
 Status = Literal["completed", "rejected", "failed"]
 
@@ -21,12 +21,12 @@ Status = Literal["completed", "rejected", "failed"]
 MISPREDICTIONS: Final = (
     "under_predictions",
     "over_predictions",
-    "rung_own_space",
-    "rung_re_reserved",
-    "rung_global_reserve",
-    "rung_paused",
-    "rung_guest_moved",
-    "rung_recomputed",
+    "underprediction_own_space",
+    "underprediction_re_reserved",
+    "underprediction_global_reserve",
+    "underprediction_paused",
+    "underprediction_guest_moved",
+    "underprediction_recomputed",
 )
 
 
@@ -45,7 +45,7 @@ class RequestRow:
     preemptions: int = 0
     pauses: int = 0
     #: probability that was told for answers as short as this one or shorter, half of its own share left out
-    told_rank: float | None = None
+    pit: float | None = None
     #: the deadline for the last token on the run's clock, if the request has one
     deadline_s: float | None = None
     error: str | None = None
@@ -90,10 +90,10 @@ class EngineTotals:
     pauses: int = 0
     re_reservations: int = 0
     steps: int = 0
-    #: shares of the usable KVC, averaged over the run's time
-    kvc_used_mean: float | None = None
-    kvc_reserved_mean: float | None = None
-    kvc_lent_mean: float | None = None
+    #: shares of the usable KV, averaged over the run's time
+    kv_used_mean: float | None = None
+    kv_reserved_mean: float | None = None
+    kv_lent_mean: float | None = None
     #: what became of wrong predictions, by counter (:data:`MISPREDICTIONS`); empty where nobody counts
     mispredictions: Mapping[str, int] = field(default_factory=dict)
     schedule_s: Sequence[float] = ()
@@ -132,8 +132,8 @@ class RunResult:
     #: anything else that identifies the run: depth, slo_scale, blocks, trace, ...
     labels: dict[str, Any] = field(default_factory=dict)
     slo: Slo = Slo()
-    #: KVC over time, thinned
-    kvc: list[KvcPoint] = field(default_factory=list)
+    #: KV over time, thinned
+    kv: list[KVPoint] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """The run's flat summary; figures that cannot be given are None, never NaN."""
@@ -178,9 +178,9 @@ class RunResult:
             "pauses": t.pauses,
             "re_reservations": t.re_reservations,
             **{name: t.mispredictions.get(name) for name in MISPREDICTIONS},
-            "kvc_used_mean": t.kvc_used_mean,
-            "kvc_reserved_mean": t.kvc_reserved_mean,
-            "kvc_lent_mean": t.kvc_lent_mean,
+            "kv_used_mean": t.kv_used_mean,
+            "kv_reserved_mean": t.kv_reserved_mean,
+            "kv_lent_mean": t.kv_lent_mean,
             "schedule_p50_ms": _percentile_ms(t.schedule_s, 50),
             "schedule_p99_ms": _percentile_ms(t.schedule_s, 99),
             "update_p50_ms": _percentile_ms(t.update_s, 50),

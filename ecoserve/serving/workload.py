@@ -1,7 +1,8 @@
 """A load: which requests come when, how long their answers are, and what the scheduler is told about that.
 
 The same for the virtual loop, the in-process engine and a URL, so that their runs can be compared. What is told is
-never the recorded length unless ``true`` is asked for (the oracle); :mod:`ecoserve.serving.told` has the kinds.
+never the recorded length unless ``true`` is asked for (the oracle); :mod:`ecoserve.serving.length_source` has the
+kinds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.length_source import LengthSource
 
 #: Characters a token, where a trace gives text but no token counts and no tokenizer is named.
 CHARACTERS_PER_TOKEN = 4.0
@@ -41,7 +42,7 @@ class LoadRequest:
     lengths: LengthDistribution | None
 
     @property
-    def told_rank(self) -> float | None:
+    def pit(self) -> float | None:
         """Where the true length lies in what was told: the probability of shorter answers and half that of its own.
 
         Uniform over 0..1 where what was told is calibrated (the mid-distribution probability integral transform).
@@ -91,7 +92,7 @@ def make_load(
     requests: int,
     rate_rps: float | None,
     seed: int,
-    lengths: LengthsTold,
+    lengths: LengthSource,
     max_tokens: int,
     max_prompt_tokens: int,
 ) -> list[LoadRequest]:
@@ -127,8 +128,8 @@ def make_load(
         drawn = [rows[i] for i in picks]
         times = [0.0] * requests if math.isinf(rate_rps) else poisson_arrivals(requests, rate_rps, seed).tolist()
     true = [min(max_tokens, int(r.response_tokens or 1)) for r in drawn]
-    told = lengths.tell(drawn, true, max_tokens, seed)
+    known = lengths.distributions(drawn, true, max_tokens, seed)
     return [
-        LoadRequest(f"r{i:05d}", at, record, prompt_length(record), n, known)
-        for i, (at, record, n, known) in enumerate(zip(times, drawn, true, told, strict=True))
+        LoadRequest(f"r{i:05d}", at, record, prompt_length(record), n, prediction)
+        for i, (at, record, n, prediction) in enumerate(zip(times, drawn, true, known, strict=True))
     ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.adapter.settings import POLICIES, SchedulerSettings
-from ecoserve.serving.told import FORMS, LengthsTold
+from ecoserve.serving.length_source import FORMS, LengthSource
 
 #: Policies that decide without lengths: giving them predictions changes nothing.
 LENGTH_BLIND: Final = frozenset(
@@ -48,7 +48,7 @@ def _checked_lengths(value: Any) -> Any:
     if value in ("predicted", SERVER):
         return value
     try:
-        return str(LengthsTold.parse(value))
+        return str(LengthSource.parse(value))
     except InputError as error:
         raise ValueError(error.what) from None
 

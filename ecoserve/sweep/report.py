@@ -19,8 +19,8 @@ from ecoserve.sweep.reporting.details import Details
 from ecoserve.sweep.reporting.fairness_figure import fairness_figure
 from ecoserve.sweep.reporting.figures import Style
 from ecoserve.sweep.reporting.knob_figure import accuracy_map, knob_map
-from ecoserve.sweep.reporting.kvc_figure import kvc_figure
-from ecoserve.sweep.reporting.ladder_figure import ladder_figure
+from ecoserve.sweep.reporting.kv_figure import kv_figure
+from ecoserve.sweep.reporting.misprediction_figure import misprediction_figure
 from ecoserve.sweep.reporting.pareto_figure import pareto_figure
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
 from ecoserve.sweep.reporting.rate_figure import attainment_figure, latency_figure
@@ -60,7 +60,7 @@ GLOSSARY: Final = (
      "what it takes on an idle engine. Attainment: the share of requests that were; goodput: how many per second."),
     ("Reserved, lent, wasted", "KV cache promised to a running answer beyond what it has written; used by another "
      "until then; or of use to nobody."),
-    ("Rung", "One of the ways to go on when an answer outlives its reservation, from free of cost to losing work."),
+    ("Under-prediction action", "What the scheduler does when a response outlives its reservation, cheapest first."),
     ("Preemption", "A running request loses its KV cache and has to be computed again later: lost work."),
     ("Pause", "A running request stops for a while and keeps its KV cache: nothing is lost."),
     ("Oracle", "A scheduler that is told the true lengths: the most that a predictor could bring."),
@@ -92,7 +92,7 @@ def write_figure_files(folder: ResultFolder, out: Path) -> list[Path]:
 
 
 def render(summary: Summary, details: Details | None = None) -> str:
-    """The whole page as text; plots of requests and of KVC over time need ``details``."""
+    """The whole page as text; plots of requests and of KV over time need ``details``."""
     settings = Settings(summary.runs, summary.meta.baseline_policy)
     meta = summary.meta
     page = Page(
@@ -178,17 +178,17 @@ def sections(summary: Summary, settings: Settings, details: Details) -> list[Sec
             missing="a knob at more than one rate",
         ),
         Section(
-            "kvc",
+            "kv",
             "What the KV cache is used for",
             "Who holds memory, and for what.",
-            figures=_some(kvc_figure(settings, style, details)),
+            figures=_some(kv_figure(settings, style, details)),
             missing="KV cache over time",
         ),
         Section(
             "wrong",
             "When predictions are wrong",
             "No predictor is right. What counts is what a wrong length costs, and whom.",
-            figures=_some(ladder_figure(settings, style)),
+            figures=_some(misprediction_figure(settings, style)),
             missing="answers that outlived a reservation",
         ),
         Section(

@@ -38,10 +38,10 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "e2el_s": "double",
     "normalized_latency_s": "double",
     "met_deadline": "bool",
-    "told_rank": "double",
+    "pit": "double",
 }
 #: Columns that came later: a file of before reads as if they were empty, and empty ones are no part of the hash.
-_LATER: Final = frozenset({"told_rank"})
+_LATER: Final = frozenset({"pit"})
 
 
 def request_record(key: str, row: RequestRow) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.files import write_atomically
-from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.kv_series import KVPoint
 from ecoserve.serving.runs import RunResult
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.kvc import read_kvc, write_kvc
+from ecoserve.sweep.kv import read_kv, write_kv
 from ecoserve.sweep.requests import read_requests, request_table, table_sha256, write_requests
 from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, SearchRow, Summary
@@ -116,7 +116,7 @@ class ResultFolder:
                 raise ConfigError(
                     "another sweep is running in this folder", where=str(self.path), fix="wait for it, or name another"
                 ) from error
-            for part in (self.path, self.path / "runs", self.path / "requests", self.path / "kvc"):
+            for part in (self.path, self.path / "runs", self.path / "requests", self.path / "kv"):
                 for file in part.glob(_HALF_WRITTEN):
                     file.unlink(missing_ok=True)
             yield
@@ -145,7 +145,7 @@ class ResultFolder:
             self.expect([run])
         row = run_row(run, result, wall_s)
         write_requests(self._requests_file(run.key), request_table(run.key, result.rows))
-        write_kvc(self._kvc_file(run.key), result.kvc)
+        write_kv(self._kv_file(run.key), result.kv)
         self._write_record(run, {"status": "finished", "row": row})
         return row
 
@@ -199,13 +199,13 @@ class ResultFolder:
         """
         return read_requests(self._requests_file(key))
 
-    def kvc(self, key: str) -> list[KvcPoint]:
-        """KVC over time of a finished run; empty where it was not written down.
+    def kv(self, key: str) -> list[KVPoint]:
+        """KV over time of a finished run; empty where it was not written down.
 
         Raises:
             InputError: if it is damaged.
         """
-        return read_kvc(self._kvc_file(key))
+        return read_kv(self._kv_file(key))
 
     def check_requests(self) -> None:
         """Compare the request rows of every finished run with what was hashed when they were written.
@@ -269,8 +269,8 @@ class ResultFolder:
     def _requests_file(self, key: str) -> Path:
         return self.path / "requests" / f"{key}.parquet"
 
-    def _kvc_file(self, key: str) -> Path:
-        return self.path / "kvc" / f"{key}.parquet"
+    def _kv_file(self, key: str) -> Path:
+        return self.path / "kv" / f"{key}.parquet"
 
     def _write_record(self, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
         record = {"run": run.key, "labels": dict(run.labels), "settings": dict(run.settings), **outcome}

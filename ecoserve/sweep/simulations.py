@@ -66,7 +66,7 @@ def prepare(
 
     Args:
         common: further fields of :class:`SimulateSettings`. Where ``max_model_len`` is None it is what the longest
-            prompt of the trace and ``max_tokens`` need, but no more than the KVC holds.
+            prompt of the trace and ``max_tokens`` need, but no more than the KV holds.
         policies, lengths, rates, seeds: the axes; a policy that decides without lengths runs once, with ``none``.
         command: what was typed.
 

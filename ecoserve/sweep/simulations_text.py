@@ -27,12 +27,12 @@ _TABLE: Final = (
     ("tpot_mean_ms", "TPOT", 1, "{:.1f}"),
     ("e2el_mean_ms", "E2EL", 1, "{:.0f}"),
     ("normalized_latency_mean_ms", "/token", 1, "{:.1f}"),
-    ("kvc_used_mean", "KVC", 100, "{:.0f}%"),
+    ("kv_used_mean", "KV", 100, "{:.0f}%"),
     ("preemptions", "drop", 1, "{:.0f}"),
     ("pauses", "pause", 1, "{:.0f}"),
     ("slo_attainment", "SLO", 100, "{:.0f}%"),
 )
-#: A load whose demand never exceeds this share of the KVC does not press it.
+#: A load whose demand never exceeds this share of the KV does not press it.
 _NO_PRESSURE: Final = 0.7
 
 
@@ -90,7 +90,7 @@ class Watch:
 
 
 def show(runs: list[RunRow], console: Console) -> None:
-    """One line for each policy, lengths and rate, means over the seeds; and how hard the KVC is pressed."""
+    """One line for each policy, lengths and rate, means over the seeds; and how hard the KV is pressed."""
     from rich.table import Table
 
     groups: dict[tuple[str, str, str], list[RunRow]] = {}
@@ -98,7 +98,7 @@ def show(runs: list[RunRow], console: Console) -> None:
         arrivals = getattr(run, "arrivals", None) or "recorded" if run.rate_rps is None else f"{run.rate_rps:g}"
         groups.setdefault((run.policy, short_lengths(run.lengths), arrivals), []).append(run)
     table = Table(
-        caption="TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KVC used; preemptions; pauses",
+        caption="TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KV used; preemptions; pauses",
         box=None,
         pad_edge=False,
     )
@@ -117,12 +117,12 @@ def show(runs: list[RunRow], console: Console) -> None:
     if not console.is_terminal:
         console.width = 160  # a file has no edge to cut figures at
     console.print(table)
-    pressures = [run.kvc_demand_peak for run in runs if run.kvc_demand_peak is not None]
+    pressures = [run.kv_demand_peak for run in runs if run.kv_demand_peak is not None]
     if not pressures:
         return
     low, high = min(pressures), max(pressures)
     span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
-    console.print(f"pressure: if nobody waited, the load would hold {span} times the KVC at its peak", markup=False)
+    console.print(f"pressure: if nobody waited, the load would hold {span} times the KV at its peak", markup=False)
     if high <= _NO_PRESSURE:
         fix = "raise --rate or lower --kv-blocks"
-        console.print(f"note: the KVC is not pressed, so no policy can gain much by its lengths; {fix}", markup=False)
+        console.print(f"note: the KV is not pressed, so no policy can gain much by its lengths; {fix}", markup=False)

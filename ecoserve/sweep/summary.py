@@ -102,27 +102,25 @@ class RunRow(BaseModel):
     normalized_latency_p90_ms: float | None = _latency("90th percentile", _NORM)
     normalized_latency_p99_ms: float | None = _latency("99th percentile", _NORM)
 
-    preemptions: int = _count("Requests whose KVC was dropped while running.")
+    preemptions: int = _count("Requests whose KV was dropped while running.")
     recomputed_tokens: int = _key("Tokens computed again after preemptions.", "tokens", default=..., ge=0)
-    pauses: int = _count("Decoding requests stopped with their KVC kept.")
+    pauses: int = _count("Decoding requests stopped with their KV kept.")
     re_reservations: int = _count("New reservations for responses that outlived the old one.")
     under_predictions: int | None = _maybe("Responses that outlived their reservation.")
     over_predictions: int | None = _maybe("Responses that ended before their reservation.")
-    rung_own_space: int | None = _maybe("Outlived reservations met from the request's own unlent space.")
-    rung_re_reserved: int | None = _maybe("Outlived reservations met by reserving again from the posterior.")
-    rung_global_reserve: int | None = _maybe("Outlived reservations met from the global reserve.")
-    rung_paused: int | None = _maybe("Outlived reservations and shortages met by a pause with the KVC kept.")
-    rung_guest_moved: int | None = _maybe("Hosts freed of their guest, which moved or stopped.")
-    rung_recomputed: int | None = _maybe("Shortages met by dropping the KVC of a victim.")
-    kvc_used_mean: float | None = _key(
-        "KVC held, as a share of the usable KVC, averaged over time.", "share 0..1", ge=0
+    underprediction_own_space: int | None = _maybe("Outlived reservations met from the request's own unlent space.")
+    underprediction_re_reserved: int | None = _maybe("Outlived reservations met by reserving again from the posterior.")
+    underprediction_global_reserve: int | None = _maybe("Outlived reservations met from the global reserve.")
+    underprediction_paused: int | None = _maybe("Outlived reservations and shortages met by a pause with the KV kept.")
+    underprediction_guest_moved: int | None = _maybe("Hosts freed of their guest, which moved or stopped.")
+    underprediction_recomputed: int | None = _maybe("Shortages met by dropping the KV of a victim.")
+    kv_used_mean: float | None = _key("KV held, as a share of the usable KV, averaged over time.", "share 0..1", ge=0)
+    kv_reserved_mean: float | None = _key(
+        "KV promised beyond what is written, as a share of the usable KV, averaged over time.", "share", ge=0
     )
-    kvc_reserved_mean: float | None = _key(
-        "KVC promised beyond what is written, as a share of the usable KVC, averaged over time.", "share", ge=0
-    )
-    kvc_lent_mean: float | None = _key("KVC lent to guests, as a share of the usable KVC.", "share", ge=0)
-    kvc_demand_peak: float | None = _key(
-        "Peak KVC demand of the load if nobody waited, as a share of the usable KVC "
+    kv_lent_mean: float | None = _key("KV lent to guests, as a share of the usable KV.", "share", ge=0)
+    kv_demand_peak: float | None = _key(
+        "Peak KV demand of the load if nobody waited, as a share of the usable KV "
         "(pressure: at least 1.3; no pressure: at most 0.7).",
         "share",
         ge=0,
@@ -203,7 +201,7 @@ class PredictorRow(BaseModel):
     bin_accuracy: float | None = _share("Predictions whose most likely bin is the true one.")
     pinball_loss: float | None = _key("Mean pinball loss over the quantiles.", "tokens", ge=0)
     crps: float | None = _key("Continuous ranked probability score: the whole distribution's error.", "tokens", ge=0)
-    ece: float | None = _share("Expected calibration error of the stated P(RL <= n).")
+    ece: float | None = _share("Expected calibration error of the stated P(length <= n).")
     coverage_50: float | None = _share("Records not longer than the predicted 50 % quantile.")
     coverage_80: float | None = _share("Records not longer than the predicted 80 % quantile.")
     coverage_90: float | None = _share("Records not longer than the predicted 90 % quantile.")

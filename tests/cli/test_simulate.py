@@ -12,7 +12,7 @@ import pytest
 from ecoserve.cli.main import main
 from ecoserve.sweep.summary import SCHEMA_FILE, WALL_CLOCK_KEYS
 
-#: A load that presses a small KVC.
+#: A load that presses a small KV.
 LOAD = "--trace synthetic:200 --requests 24 --max-tokens 300 --max-model-len 1024 --max-num-batched-tokens 512"
 PRESSED = f"{LOAD} --rate 30 --kv-blocks 90"
 ON_GPU = "--gpu h100_sxm --model llama-3.1-8b"
@@ -99,9 +99,9 @@ def test_the_table_the_pressure_and_the_notes_go_to_stderr(capsys: pytest.Captur
     assert stock[:4] == ["vllm", "none", "30", "24"]
     assert ours[:4] == ["ecoserve", "true", "30", "24"]
     assert "pressure: if nobody waited, the load would hold" in err
-    assert "the KVC is not pressed" not in err
+    assert "the KV is not pressed" not in err
     assert simulate(f"{LOAD} --rate 2 --kv-blocks 2000 --policy vllm") == 0
-    assert "the KVC is not pressed" in capsys.readouterr().err
+    assert "the KV is not pressed" in capsys.readouterr().err
     assert simulate(f"{LOAD} --rate 2 --kv-blocks 2000 --policy vllm --quiet") == 0
     assert capsys.readouterr() == ("", "")
 
@@ -206,7 +206,7 @@ def test_a_missed_slo_is_exit_code_3_with_the_results_written(capsys: pytest.Cap
         ("--rate fast", "--rate: 'fast' is no rate"),
         ("--rate 0", "--rate: '0' is no rate"),
         ("--rate recorded", "the trace has no recorded arrivals; give --rate"),
-        ("--kv-blocks 10", "10 KVC blocks of 16 tokens cannot hold"),
+        ("--kv-blocks 10", "10 KV blocks of 16 tokens cannot hold"),
         ("--max-tokens 1024", "leaves no room for a prompt"),
         ("--max-num-batched-tokens 64", "max_num_batched_tokens (64) must be greater"),
         ("--scheduler reserve", "'reserve' is not KEY=VALUE"),

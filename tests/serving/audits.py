@@ -1,6 +1,6 @@
 """What must hold of our scheduler between any two calls, counted anew without its own books.
 
-Four audits are hooked into one scheduler: *admission* (whoever is let in fits, by the KVC policy's own rule),
+Four audits are hooked into one scheduler: *admission* (whoever is let in fits, by the KV policy's own rule),
 *shortage* (after the ladder the blocks needed now are free and the paused keep under the high-water mark), the *lives*
 of requests (admitted, paused, resumed, dropped, ended, each only when it may be) and, between steps, *structures*
 (queues, loans, rows of the forecast).
@@ -16,7 +16,7 @@ from vllm.v1.request import RequestStatus
 
 from ecoserve.serving.core.events import Event, Recorder
 from ecoserve.serving.core.forecast import Forecast, deviations
-from ecoserve.serving.core.kvc import Pipelined, Pooled
+from ecoserve.serving.core.kv import Pipelined, Pooled
 from ecoserve.serving.core.padded import Padded
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -30,11 +30,11 @@ def blocks(tokens: int, block_size: int) -> int:
 
 
 class Admission:
-    """Counts anew, for every question that a KVC policy answers with yes, whether there was room."""
+    """Counts anew, for every question that a KV policy answers with yes, whether there was room."""
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
-        self.kvc = scheduler.kvc
+        self.kv_policy = scheduler.kv_policy
         #: let in since stock was taken, with the blocks that count for each (window policies)
         self._new: list[tuple[Task, int]] = []
         #: how many answers were looked at
@@ -43,16 +43,16 @@ class Admission:
         self.lent = 0
         self._hook("begin_step", after=lambda: self._new.clear())
         self._hook("admitted", before=self._admitted)
-        if isinstance(self.kvc, Pooled):
+        if isinstance(self.kv_policy, Pooled):
             self._hook("admits_prompt", yes=self._pool_fits)
-        elif self.kvc.exclusive:
+        elif self.kv_policy.exclusive:
             self._hook("admits_prompt", yes=self._prompt_fits)
-            self._hook("enters_generation", yes=self._window_fits)
-            self._hook("admits_generation", yes=self._window_fits)
+            self._hook("admits_new_decode", yes=self._window_fits)
+            self._hook("admits_decode", yes=self._window_fits)
             self._hook("lends_reserve", yes=self._reserve_fits)
 
     def _hook(self, name: str, before: Any = None, after: Any = None, yes: Any = None) -> None:
-        call = getattr(self.kvc, name)
+        call = getattr(self.kv_policy, name)
 
         def hooked(*args: Any) -> Any:
             if before is not None:
@@ -65,7 +65,7 @@ class Admission:
                 yes(*args)
             return answer
 
-        setattr(self.kvc, name, hooked)
+        setattr(self.kv_policy, name, hooked)
 
     def _blocks(self, tokens: int) -> int:
         return blocks(tokens, self.s.block_size)
@@ -76,13 +76,13 @@ class Admission:
 
     @property
     def _open(self) -> float:
-        return self._usable - np.ceil(self.kvc.knobs.reserve * self._usable)
+        return self._usable - np.ceil(self.kv_policy.knobs.reserve * self._usable)
 
     # -- windows
 
     def _charge(self, task: Task) -> int:
         """Blocks that a holder counts for: what it has or was promised; a guest: what it came with, and one."""
-        loan = self.kvc.lending.loan_of.get(task) if isinstance(self.kvc, Pipelined) else None
+        loan = self.kv_policy.lending.loan_of.get(task) if isinstance(self.kv_policy, Pipelined) else None
         if loan is not None:
             return self._blocks(loan.base_tokens) + 1
         return self._blocks(max(task.written, task.prompt_tokens + max(task.generated, task.promised)))
@@ -94,10 +94,10 @@ class Admission:
         return self._blocks(max(task.written, task.prompt_tokens + task.generated) + 1)
 
     def _window(self, task: Task) -> int:
-        return self._blocks(task.prompt_tokens + self.kvc.promise(task))
+        return self._blocks(task.prompt_tokens + self.kv_policy.promise(task))
 
     def _has_window(self, task: Task) -> bool:
-        """Whether a prompt's whole window fits; GTs that were passed by for long are kept theirs."""
+        """Whether a prompt's whole window fits; decodes that were passed by for long are kept theirs."""
         claimed = sum(
             max(0, self._window(t) - self._charge(t))
             for t in self.s.ledger.holders()
@@ -106,7 +106,7 @@ class Admission:
         return bool(self._total() + claimed + self._window(task) <= self._open)
 
     def _admitted(self, task: Task) -> None:
-        if self.kvc.exclusive:
+        if self.kv_policy.exclusive:
             self._new.append((task, self._window(task) if self._has_window(task) else self._ahead(task)))
         else:
             self._new.append((task, 0))
@@ -115,16 +115,16 @@ class Admission:
         if self._has_window(task):
             return
         assert self._total() + self._ahead(task) <= self._open, "a prompt was let in beyond the cache"
-        if isinstance(self.kvc, Pipelined) and self.kvc._loan_for(task) is not None:
+        if isinstance(self.kv_policy, Pipelined) and self.kv_policy._loan_for(task) is not None:
             return
         without = [t for t in self.s.ledger.holders() if t.promised <= t.generated and t.state is not TaskState.DECODE]
         waiting = sum(self._blocks(max(t.written, t.prompt_tokens + t.generated)) for t in without)
         waiting += sum(n for t, n in self._new if n == self._ahead(t) != self._window(t))
-        mark = self.kvc.knobs.waiting_share * self._usable
+        mark = self.kv_policy.knobs.waiting_share * self._usable
         assert waiting + self._ahead(task) <= mark, "a prompt ran ahead beyond the share of those who wait"
 
     def _window_fits(self, task: Task) -> None:
-        if isinstance(self.kvc, Pipelined) and task in self.kvc.lending.loan_of:
+        if isinstance(self.kv_policy, Pipelined) and task in self.kv_policy.lending.loan_of:
             assert self._total() <= self._open, "a guest was let in beyond the cache"
             self.lent += 1
             return
@@ -142,7 +142,7 @@ class Admission:
         known = len(self.s.ledger.holders())
         shared = self.s.ledger.shared_blocks()
         forecast = self.s.forecast
-        epsilon = self.kvc.knobs.epsilon
+        epsilon = self.kv_policy.knobs.epsilon
         if isinstance(forecast, Padded):
             peak = padded_peak(forecast, tasks, known, task, shared)
             assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
@@ -247,7 +247,7 @@ class Shortage:
         candidates = [*s.running, *(s.requests[n] for n in s.paused_at)]
         stuck = len(candidates) == 1 or not any(private[r.request_id] for r in candidates)
         assert s.running or stuck, "the ladder has put everybody to sleep"
-        assert held <= mark or stuck, f"paused GTs hold {held} blocks, above the mark of {mark}"
+        assert held <= mark or stuck, f"paused decodes hold {held} blocks, above the mark of {mark}"
 
 
 # -- the life of a request -------------------------------------------------------------------------------------
@@ -258,10 +258,10 @@ class Lives:
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
-        #: request id -> waiting, running, or asleep (paused, KVC kept)
+        #: request id -> waiting, running, or asleep (paused, KV kept)
         self.place: dict[str, str] = {}
         self.ended: dict[str, str] = {}
-        #: paused GTs that were dropped, and that ended
+        #: paused decodes that were dropped, and that ended
         self.left_asleep = 0
         self.pauses = 0
         scheduler.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
@@ -309,7 +309,7 @@ class Lives:
         running = {r.request_id for r in s.running}
         assert len(waiting) + len(asleep) + len(running) == len(s.requests), "a request is in two places or in none"
         assert waiting | asleep | running == s.requests.keys() == self.place.keys(), "a request is lost"
-        assert asleep == s.paused_at.keys(), "who waits with KVC is not who was paused"
+        assert asleep == s.paused_at.keys(), "who waits with KV is not who was paused"
         for name, place in self.place.items():
             seen = "waiting" if name in waiting else "asleep" if name in asleep else "running"
             assert place == seen, f"{name} should be {place} and is {seen}"
@@ -337,13 +337,13 @@ def check_structures(s: Any) -> None:
     rows = [t.row for t in s.ledger.tasks.values() if t.row >= 0]
     tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
     assert sorted([*rows, *s.forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
-    if isinstance(s.kvc, Pipelined):
-        check_loans(s.kvc, s.ledger.tasks)
+    if isinstance(s.kv_policy, Pipelined):
+        check_loans(s.kv_policy, s.ledger.tasks)
 
 
-def check_loans(kvc: Pipelined, tasks: dict[str, Task]) -> None:
+def check_loans(kv_policy: Pipelined, tasks: dict[str, Task]) -> None:
     """Both sides of every loan are alive and know of it; no stretch is lent twice."""
-    lending = kvc.lending
+    lending = kv_policy.lending
     live = {loan.guest: loan for loans in lending.loans_in.values() for loan in loans if loan.live}
     assert live == lending.loan_of, "the two books of loans differ"
     for host, loans in lending.loans_in.items():
@@ -356,4 +356,4 @@ def check_loans(kvc: Pipelined, tasks: dict[str, Task]) -> None:
                 continue
             assert tasks.get(loan.guest.request_id) is loan.guest, f"{loan.guest.request_id} is gone and still a guest"
             assert loan.start < loan.end <= max(host.promised, host.generated + 1), "lent beyond the host's window"
-            assert 1 <= loan.level <= kvc.knobs.lending_depth
+            assert 1 <= loan.level <= kv_policy.knobs.lending_depth

@@ -25,12 +25,14 @@ def a_task(name: str = "t", **fields: Any) -> Task:
 
 
 def holder(name: str, state: TaskState, written: int, **fields: Any) -> Task:
-    """A task that holds KVC for ``written`` tokens."""
+    """A task that holds KV for ``written`` tokens."""
     return a_task(name, state=state, written=written, **fields)
 
 
 def draw_lengths(lengths: LengthDistribution, longer_than: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` samples of RL given RL > ``longer_than``, by inverting the survival function over all lengths."""
+    """``count`` samples of response length given response length > ``longer_than``, by inverting the survival
+    function over all lengths.
+    """
     support = np.arange(longer_than + 1, lengths.upper + 1)
     survive = lengths.survival_at(np.arange(longer_than, lengths.upper + 1))
     mass = -np.diff(survive)

@@ -42,12 +42,12 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
         }
         if number % 4 == 0 and "policy" not in fixed and "knobs" not in fixed:
             # Lending needs long windows beside short ones and little between them: drawn freely it hardly ever happens.
-            knobs.pop("kvc", None)
+            knobs.pop("kv_policy", None)
             case = same(case, policy="ecoserve-paper")
             knobs |= {"buffer_tokens": 0, "lending_depth": 3}
         elif number % 4 == 2 and "policy" not in fixed and "knobs" not in fixed:
             # The policy that serves by default, with the forecast that it serves with more often than not.
-            knobs.pop("kvc", None)
+            knobs.pop("kv_policy", None)
             case = same(case, policy="ecoserve")
             knobs |= {"forecast": more.choice(["spread", "spread", "scenarios", "padded"])}
         return same(case, specs=(), resets=(), knobs=tuple(knobs.items()))
@@ -183,7 +183,7 @@ class EcoServeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.d.case.depth > 1)
     @rule(count=st.integers(1, 32))
     def abort_at_pause(self, count: int) -> None:
-        """A client goes away while its GT is paused and a token of it is under way."""
+        """A client goes away while its decode is paused and a token of it is under way."""
         for _ in range(count):
             while len(self.d.flights) >= self.d.case.depth:
                 self._do(self.d.take)

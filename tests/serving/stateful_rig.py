@@ -182,7 +182,7 @@ class Driven(ByHand):
         assert {n for n, kind in self.lives.ended.items() if kind == "finished"} == self.finished
         assert {n for n, kind in self.lives.ended.items() if kind == "aborted"} == self.aborted
         c = s.counters
-        assert self.resets or c.preemptions == c.ladder_preemptions, "vLLM had to preempt by itself"
+        assert self.resets or c.preemptions == c.shortage_preemptions, "vLLM had to preempt by itself"
         assert c.predictions_used + c.predictions_missing == self._count
 
     def run_out(self) -> None:

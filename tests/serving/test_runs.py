@@ -74,13 +74,13 @@ def test_totals_are_taken_over() -> None:
         pauses=4,
         re_reservations=5,
         steps=6,
-        kvc_used_mean=0.5,
+        kv_used_mean=0.5,
         schedule_s=[0.001, 0.003],
         update_s=[0.002],
     )
     s = result(ROWS, totals)
     assert (s["preemptions"], s["recomputed_tokens"], s["pauses"], s["re_reservations"], s["steps"]) == (3, 50, 4, 5, 6)
-    assert (s["kvc_used_mean"], s["kvc_lent_mean"]) == (0.5, None)
+    assert (s["kv_used_mean"], s["kv_lent_mean"]) == (0.5, None)
     assert s["schedule_p50_ms"] == pytest.approx(2.0)
     assert s["update_p50_ms"] == pytest.approx(2.0)
 

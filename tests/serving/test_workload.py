@@ -9,7 +9,7 @@ import pytest
 
 from ecoserve.data import Message, Record, Trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
-from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.workload import LoadRequest, make_load, prompt_length, trace_for
 
 
@@ -18,7 +18,7 @@ def load(trace: Trace | None = None, **changes: Any) -> list[LoadRequest]:
         "requests": 50,
         "rate_rps": 10.0,
         "seed": 0,
-        "lengths": LengthsTold.parse("none"),
+        "lengths": LengthSource.parse("none"),
         "max_tokens": 500,
         "max_prompt_tokens": 1000,
     }
@@ -46,7 +46,7 @@ def test_predicted_asks_the_predictor_with_the_prompt_only(monkeypatch: pytest.M
 
     monkeypatch.setattr(told, "_predictor", lambda checkpoint: Fake())
     told._predictions.cache_clear()
-    made = load(lengths=LengthsTold.parse("predicted:somewhere"))
+    made = load(lengths=LengthSource.parse("predicted:somewhere"))
     assert asked == [r.record.prompt for r in made]
     assert all(r.lengths is not None and r.lengths.quantile(0.5) == len(r.record.prompt or "") for r in made)
     told._predictions.cache_clear()
@@ -56,7 +56,7 @@ def test_predicting_needs_prompts() -> None:
     trace = synthetic_trace(20, seed=0)
     bare = trace.with_records([changed(r, prompt=None, messages=()) for r in trace.records])
     with pytest.raises(TraceError, match="predicted lengths need prompt texts"):
-        load(bare, requests=5, lengths=LengthsTold.parse("predicted:somewhere"))
+        load(bare, requests=5, lengths=LengthSource.parse("predicted:somewhere"))
 
 
 # -- which requests ----------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_load_is_the_same_for_the_same_seed() -> None:
 
 
 def test_what_is_told_changes_nothing_else() -> None:
-    for a, b in zip(load(), load(lengths=LengthsTold.parse("noise:1")), strict=True):
+    for a, b in zip(load(), load(lengths=LengthSource.parse("noise:1")), strict=True):
         assert (a.arrival_s, a.record, a.prompt_tokens, a.response_tokens) == (
             b.arrival_s,
             b.record,

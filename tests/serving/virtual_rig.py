@@ -1,7 +1,7 @@
 """Generated loads for real vLLM scheduler classes in virtual time, and everything that must hold of every run.
 
 A :class:`Case` is plain values, so that one which fails can be made smaller and pasted into a test. :func:`play` runs
-it and checks: the worker's books (:class:`StrictWorker`, which also keeps what every KVC slot holds), the ledger's
+it and checks: the worker's books (:class:`StrictWorker`, which also keeps what every KV slot holds), the ledger's
 equations after every step, the length of every answer, that nothing is left behind, and that it ends at all.
 """
 
@@ -19,7 +19,7 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.settings import POLICIES
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kvc import Pipelined, Pooled
+from ecoserve.serving.core.kv import Pipelined, Pooled
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, VirtualLoop
@@ -161,7 +161,7 @@ def scheduler_for(case: Case) -> Any:
 
 
 class StrictWorker(WorkerModel):
-    """A model runner's books, plus what every slot of the KVC holds.
+    """A model runner's books, plus what every slot of the KV holds.
 
     Each slot remembers the sequence that was written into it (as a chained hash of its tokens). A step may only read
     slots that hold its own sequence, and only run on input tokens that the runner has been given.
@@ -213,7 +213,7 @@ class StrictWorker(WorkerModel):
             for i in range(0, seen.computed, self.block_size):
                 end = min(seen.computed, i + self.block_size)
                 if self._memory[seen.blocks[i // self.block_size]][: end - i] != chain[i:end]:
-                    raise WorkerError(f"request {name} reads KVC at tokens {i} to {end} that is not its own")
+                    raise WorkerError(f"request {name} reads KV at tokens {i} to {end} that is not its own")
 
 
 @dataclass
@@ -243,13 +243,13 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         assert not {r.request_id for r in scheduler.kv_holding_waiting} & set(output.num_scheduled_tokens)
         assert {r.request_id for r in scheduler.kv_holding_waiting} <= paused or case.policy == STOCK
         assert step < most_steps, f"{step} steps for {total} tokens: nothing gets done"
-        if isinstance(getattr(scheduler, "kvc", None), Pooled):
+        if isinstance(getattr(scheduler, "kv_policy", None), Pooled):
             ledger, forecast = scheduler.ledger, scheduler.forecast
             forecast.rebase(ledger.holders(), ledger.shared_blocks())
             if isinstance(forecast, Forecast):
                 apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
                 held = pytest.approx(apart - ledger.shared_blocks())
-                assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KVC is not in the forecast"
+                assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KV is not in the forecast"
             else:
                 assert (forecast._alive[:, 0] == len(ledger.holders())).all(), "somebody is not in the forecast"
         if on_step is not None:
@@ -281,7 +281,7 @@ def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
         return
     c = scheduler.counters
     if not case.resets:
-        assert c.preemptions == c.ladder_preemptions, "vLLM had to preempt by itself"
+        assert c.preemptions == c.shortage_preemptions, "vLLM had to preempt by itself"
     assert c.predictions_used + c.predictions_missing == len(case.specs)
     assert c.predictions_refused == sum(s.told == "malformed" for s in case.specs)
 
@@ -304,9 +304,9 @@ def check_empty(scheduler: Any) -> None:
     assert not s.ledger.tasks
     tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
     assert sorted(s.forecast._free_rows) == list(range(len(tables)))
-    if isinstance(s.kvc, Pipelined):
-        assert not s.kvc.lending.loan_of
-        assert not s.kvc.lending.loans_in
+    if isinstance(s.kv_policy, Pipelined):
+        assert not s.kv_policy.lending.loan_of
+        assert not s.kv_policy.lending.loans_in
     assert not {n for n, b in s._blocks_of().items() if b}
     assert s.counters.resumes <= s.counters.pauses
 
@@ -386,7 +386,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
     """Any engine with 12 to 60 blocks under any load; ``fixed`` fields are not drawn.
 
     ``told``, ``aborts`` (default true), ``resets`` (default false) and ``most`` requests (default 30) may be fixed too.
-    More than half of them want more KVC than there is and are told too little of it.
+    More than half of them want more KV than there is and are told too little of it.
     Drawn from a seed, for the examples that hypothesis draws hardly ever come under pressure.
     """
     rng = random.Random(seed)
@@ -427,7 +427,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
         "epsilon": rng.choice([0.023, 0.5, 0.5 if pressed else 1e-6]),
         "forecast": rng.choice(["spread", "spread", "scenarios", "scenarios", "padded"]),
         "ordering": rng.choice([None, None, "fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]),
-        "kvc": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled"]),
+        "kv_policy": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled"]),
         "buffer_tokens": rng.choice([16, 16, 0, 64]),
         "buffer_quantile": rng.choice([None, None, 0.9]),
         "lending_depth": rng.choice([3, 1]),

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ecoserve.errors import InputError
-from ecoserve.serving.kvc_series import KvcPoint, KvcSeries
+from ecoserve.serving.kv_series import KVPoint, KVSeries
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 
 TOKEN_S = 0.02
@@ -73,7 +73,7 @@ def queue(settings: QueueSettings) -> RunResult:
             first_token_s=now + TOKEN_S,
             finish_s=end,
             predicted_tokens=None if told is None else float(told[i]),
-            told_rank=None if told is None else float(true[i] / (true[i] + told[i])),
+            pit=None if told is None else float(true[i] / (true[i] + told[i])),
             deadline_s=None
             if settings.slo_scale is None
             else float(arrivals[i]) + settings.slo_scale * float(true[i]) * TOKEN_S,
@@ -86,18 +86,18 @@ def queue(settings: QueueSettings) -> RunResult:
         pauses=waited // 3 if settings.policy == "ecoserve" else 0,
         steps=int(true.sum()),
         mispredictions=_mispredictions(settings.policy, told, true),
-        kvc_used_mean=0.5,
+        kv_used_mean=0.5,
         schedule_s=[time.perf_counter() % 1 for _ in range(3)],
     )
     labels = {"blocks": settings.blocks, "depth": settings.depth}
-    kvc = _busy(done, settings.blocks)
-    return RunResult(settings.policy, settings.lengths, settings.rate_rps, settings.seed, done, totals, labels, kvc=kvc)
+    kv = _busy(done, settings.blocks)
+    return RunResult(settings.policy, settings.lengths, settings.rate_rps, settings.seed, done, totals, labels, kv=kv)
 
 
-def _busy(rows: list[RequestRow], blocks: int) -> list[KvcPoint]:
+def _busy(rows: list[RequestRow], blocks: int) -> list[KVPoint]:
     """Slots taken over time; those of answers in the queue's last third are called wasted."""
     end = max(row.finish_s or 0.0 for row in rows)
-    series = KvcSeries(blocks)
+    series = KVSeries(blocks)
     for at in np.arange(0.0, end, end / 60):
         held = sum((row.first_token_s or 0.0) <= at < (row.finish_s or 0.0) for row in rows)
         series.add(float(at), end / 60, held, held / 2, held / 4, held / 8)
@@ -106,7 +106,11 @@ def _busy(rows: list[RequestRow], blocks: int) -> list[KvcPoint]:
 
 def _mispredictions(policy: str, told: np.ndarray | None, true: np.ndarray) -> dict[str, int]:
     under = 0 if policy == "vllm" or told is None else int((told < true).sum())
-    return {"under_predictions": under, "rung_own_space": under // 2, "rung_re_reserved": under - under // 2}
+    return {
+        "under_predictions": under,
+        "underprediction_own_space": under // 2,
+        "underprediction_re_reserved": under - under // 2,
+    }
 
 
 def _told(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:

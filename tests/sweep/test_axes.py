@@ -181,7 +181,7 @@ def test_knobs_and_scales_reach_the_simulated_scheduler(tmp_path):
     plan = load(
         tmp_path,
         "{trace: 'synthetic:60', rates: 30, seeds: 0, policies: ecoserve, lengths: true, requests: 20, blocks: 60,"
-        " knobs: {kvc: [pooled, max]}, slo_scales: [1.5, 20], replicas: [1, 2],"
+        " knobs: {kv_policy: [pooled, max]}, slo_scales: [1.5, 20], replicas: [1, 2],"
         " settings: {max_tokens: 256, max_model_len: 900}}",
     )
     assert set(SimulateSettings.model_fields) > {"slo_scale", "replicas", "scheduler"}
@@ -189,7 +189,7 @@ def test_knobs_and_scales_reach_the_simulated_scheduler(tmp_path):
     tally = execute(plan.expand(), folder, function=plan.run, jobs=0)
     assert (tally.finished, tally.failed) == (8, 0), folder.summary().failures
     rows = {
-        (r.model_extra["knob_kvc"], r.slo_scale, r.replicas): r
+        (r.model_extra["knob_kv"], r.slo_scale, r.replicas): r
         for r in folder.summary().runs
         if r.model_extra is not None
     }

@@ -39,7 +39,7 @@ def test_sweep_writes_results_and_report(plan, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(sweep.command, plan, "-o", out, "--jobs", "0", "--json", tmp_path / "s.json") == 0
     names = {path.name for path in out.iterdir()}
-    assert names == {"sweep.yaml", "runs", "requests", "kvc", "summary.json", "report.html"}
+    assert names == {"sweep.yaml", "runs", "requests", "kv", "summary.json", "report.html"}
     summary = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
     assert summary == json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["runs"]) == 2 * (1 + 3)

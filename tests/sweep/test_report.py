@@ -25,7 +25,7 @@ from ecoserve.sweep.summary import Meta, PredictorRow, Summary, TraceInfo
 #: Every figure of the full report and how many plots it has.
 FIGURES = {
     "accuracy-latency": 2, "accuracy-jct": 2, "accuracy-throughput": 2, "accuracy-goodput": 2, "pressure": 1,
-    "rate-latency": 1, "rate-slo": 2, "slo-scale": 2, "map-accuracy": 1, "pareto": 1, "kvc": 4, "ladder": 1,
+    "rate-latency": 1, "rate-slo": 2, "slo-scale": 2, "map-accuracy": 1, "pareto": 1, "kv": 4, "ladder": 1,
     "fairness": 1, "calibration": 2,
 }  # fmt: skip
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>"
@@ -139,7 +139,7 @@ def test_all_parts_are_there(full):
     page = page_of(full)
     sections = [attributes.get("id") for attributes in page.of("section")]
     assert sections == [
-        "answer", "predictor", "engine", "accuracy", "pressure", "rates", "trade", "kvc", "wrong", "fairness",
+        "answer", "predictor", "engine", "accuracy", "pressure", "rates", "trade", "kv", "wrong", "fairness",
         "lengths", "levels", "words", "how",
     ]  # fmt: skip
     assert len(page.of("table")) == 3 + len(FIGURES)  # predictors, engine, all settings, and what is behind the plots

@@ -17,9 +17,9 @@ from ecoserve.sweep.reporting.details import Details
 from ecoserve.sweep.reporting.fairness_figure import fairness_figure
 from ecoserve.sweep.reporting.figures import Style
 from ecoserve.sweep.reporting.knob_figure import accuracy_map, knob_map
-from ecoserve.sweep.reporting.kvc_figure import kvc_figure
-from ecoserve.sweep.reporting.ladder_figure import ladder_figure
+from ecoserve.sweep.reporting.kv_figure import kv_figure
 from ecoserve.sweep.reporting.metrics import THROUGHPUT
+from ecoserve.sweep.reporting.misprediction_figure import misprediction_figure
 from ecoserve.sweep.reporting.pareto_figure import front
 from ecoserve.sweep.reporting.settings import Settings
 from ecoserve.sweep.reporting.slo_figure import scale_figure, slowdowns
@@ -87,7 +87,7 @@ def test_calibration_counts_answers_below_each_quantile(folder, settings):
     details = Details(folder)
     figure = calibration_figure(settings, details)
     told = next(s for s in settings.under(main_load(settings)) if s.lengths == "noise:0.3")
-    rank = details.together(told.runs, "told_rank")
+    rank = details.together(told.runs, "pit")
     curve = figure.panels[0].spec["data"][1]
     at = curve["x"].index(0.6)
     assert curve["y"][at] == pytest.approx(np.mean(rank <= 0.6), abs=1e-3)
@@ -95,8 +95,8 @@ def test_calibration_counts_answers_below_each_quantile(folder, settings):
     assert figure.table.rows[0][1].raw == pytest.approx(error.mean())
 
 
-def test_kvc_over_time_has_a_plot_for_each_setting_shown(folder, settings):
-    figure = kvc_figure(settings, Style.of(settings), Details(folder))
+def test_kv_over_time_has_a_plot_for_each_setting_shown(folder, settings):
+    figure = kv_figure(settings, Style.of(settings), Details(folder))
     assert [panel.title for panel in figure.panels] == [s.name for s in cast(settings)]
     held = figure.panels[0].spec["data"][0]
     assert max(held["y"]) == 1.0
@@ -104,7 +104,7 @@ def test_kvc_over_time_has_a_plot_for_each_setting_shown(folder, settings):
 
 
 def test_the_waterfall_comes_down_to_nothing(settings):
-    figure = ladder_figure(settings, Style.of(settings))
+    figure = misprediction_figure(settings, Style.of(settings))
     (bars,) = figure.panels[0].spec["data"]
     assert bars["y"][0] == pytest.approx(sum(bars["y"][1:]))
     assert bars["base"][-1] == 0.0
@@ -211,16 +211,16 @@ def test_scales_that_were_told_are_runs_of_their_own():
     assert figure.panels[0].spec["data"][0]["y"] == pytest.approx([40.0, 90.0])
 
 
-def test_a_folder_of_before_has_no_kvc_and_opens(folder, tmp_path):
+def test_a_folder_of_before_has_no_kv_and_opens(folder, tmp_path):
     run = PlannedRun.of({"policy": "vllm", "lengths": "none", "rate_rps": 2.0, "seed": 0})
     old = ResultFolder.create(tmp_path / "old", Meta())
     old.add(run, small_runs.untyped(dict(run.settings)))
-    file = next(old.path.glob("kvc/*.parquet"))
+    file = next(old.path.glob("kv/*.parquet"))
     file.unlink()
-    assert Details(old).kvc(old.summary().runs[0]) == []
+    assert Details(old).kv(old.summary().runs[0]) == []
     file.write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is damaged"):
-        Details(old).kvc(old.summary().runs[0])
+        Details(old).kv(old.summary().runs[0])
 
 
 def test_errors_of_different_kinds_are_joined_by_no_line():

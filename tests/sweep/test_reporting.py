@@ -164,10 +164,10 @@ def test_pressure_is_measured_where_it_can_be():
         settings = Settings(runs)
         return settings.pressure(settings.loads[0])
 
-    assert kind(kvc_demand_peak=1.3) == "pressure"
-    assert kind(kvc_demand_peak=0.7) == "no pressure"
-    assert kind(kvc_demand_peak=1.0) == "between"
-    assert kind(condition="pressure", kvc_demand_peak=0.2) == "no pressure"  # the name does not decide
+    assert kind(kv_demand_peak=1.3) == "pressure"
+    assert kind(kv_demand_peak=0.7) == "no pressure"
+    assert kind(kv_demand_peak=1.0) == "between"
+    assert kind(condition="pressure", kv_demand_peak=0.2) == "no pressure"  # the name does not decide
     assert kind(condition="no-pressure") == "no pressure"
     assert kind(condition=None) == "unknown"
 

@@ -262,7 +262,7 @@ class Arrivals(Keys):
 
 
 class Reservation(Keys):
-    """One way to reserve KVC for an answer before it is known."""
+    """One way to reserve KV for an answer before it is known."""
 
     policy: str = key(
         "`max_tokens`, `on demand`, `p90`, `p90 per prompt band`, `predicted p90`, `longest other answer`, "
@@ -272,7 +272,7 @@ class Reservation(Keys):
     mean_reserved_tokens: float = tokens("Mean reservation for an answer.")
     overflow_share: float = share("Share of answers that outgrow their reservation.")
     waste_share: float = share(
-        "1 - used / reserved token-time of the KVC, prompts included. A slot holds prompt + reservation for as many "
+        "1 - used / reserved token-time of the KV, prompts included. A slot holds prompt + reservation for as many "
         "steps as the answer has tokens, and uses prompt + what is written by then; an answer that overflows goes on "
         "token by token."
     )

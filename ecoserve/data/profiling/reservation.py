@@ -1,4 +1,4 @@
-"""What reserving KVC for an answer wastes, by the way in which its length is guessed.
+"""What reserving KV for an answer wastes, by the way in which its length is guessed.
 
 Rule: a request with a prompt of p tokens and an answer of r holds a slot of p + R tokens (R the reservation) for r
 steps and has written p + t tokens after step t. Used token-time is the sum of p + t over t = 1 .. r, that is r p + r

@@ -77,7 +77,7 @@ class TraceTable:
     """The columns, all of shape ``[n]`` unless said otherwise; -1 stands for a number that is not known.
 
     Attributes:
-        response: RL, tokens.
+        response: response length, tokens.
         prompt: tokens of the whole context.
         turn: turn within the conversation, 0-based.
         model: index into ``models``.

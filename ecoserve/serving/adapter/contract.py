@@ -58,14 +58,14 @@ METHODS: Final = (
 
 #: (module, class or function, text that its source must hold, the rule it stands for)
 RULES: Final = (
-    (_SCHEDULER, "Scheduler.__init__", "self.kv_holding_waiting = ", "waiting requests that hold KVC have a queue"),
+    (_SCHEDULER, "Scheduler.__init__", "self.kv_holding_waiting = ", "waiting requests that hold KV have a queue"),
     (_SCHEDULER, "Scheduler.__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
     (_SCHEDULER, "Scheduler.__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
     (
         _SCHEDULER,
         "Scheduler.schedule",
         "request_queue = self.kv_holding_waiting",
-        "KVC holders are scheduled before new prompts",
+        "KV holders are scheduled before new prompts",
     ),
     (_SCHEDULER, "Scheduler.schedule", "if not request_queue", "an empty (hidden) queue ends the waiting phase"),
     (
@@ -99,7 +99,7 @@ RULES: Final = (
         "self.waiting.remove_requests(stopped_preempted_reqs)",
         "a streaming session whose turn ends in a queue is taken out of it",
     ),
-    (_SCHEDULER, "Scheduler._holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KVC holder"),
+    (_SCHEDULER, "Scheduler._holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KV holder"),
     ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
     ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
     ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),

@@ -1,6 +1,6 @@
 """Counting, without changing any decision: the same for vLLM's own scheduler and for ours.
 
-Recomputed tokens are those scheduled again below the point that a request had reached when its KVC was dropped; tokens
+Recomputed tokens are those scheduled again below the point that a request had reached when its KV was dropped; tokens
 that the prefix cache gives back are not computed again and do not count.
 """
 
@@ -22,7 +22,7 @@ class CountingScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.counters = Counters()
-        #: request id -> times its KVC was dropped; finished requests stay until they are taken
+        #: request id -> times its KV was dropped; finished requests stay until they are taken
         self.preemptions_of: dict[str, int] = {}
         #: told the id of a request whenever it is paused
         self.on_pause: Callable[[str], None] | None = None

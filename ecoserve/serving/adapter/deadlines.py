@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ecoserve.errors import InputError
-from ecoserve.serving.adapter.front_settings import FrontSettings
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core import keys
 
 #: Our keys, with the header and the name in the body's field for each.
@@ -56,19 +56,21 @@ class Decision:
 class SloRule:
     """An operator's rule for the SLOs of requests."""
 
-    def __init__(self, settings: FrontSettings) -> None:
+    def __init__(self, settings: MiddlewareSettings) -> None:
         self.listens = settings.client_slos == "clamp"
         self._least_ms = {keys.SLO_TTFT: settings.slo_min_ttft_ms, keys.SLO_TPOT: settings.slo_min_tpot_ms}
         unloaded = {keys.SLO_TTFT: settings.unloaded_ttft_ms, keys.SLO_TPOT: settings.unloaded_tpot_ms}
         self._default = {key: settings.scale() * ms / 1e3 for key, ms in unloaded.items() if ms is not None}
 
-    def decide(self, headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any], told: Iterable[str]) -> Decision:
+    def decide(
+        self, headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any], client_keys: Iterable[str]
+    ) -> Decision:
         """The SLO of one request.
 
         Args:
             headers: of the request, as ASGI has them.
             body: its parsed body.
-            told: keys of ours that a trusted client has set itself; the default keeps out of the way.
+            client_keys: keys of ours that a trusted client has set itself; the default keeps out of the way.
 
         Raises:
             BadDeadline: if the client asked for something that is no duration.
@@ -78,7 +80,7 @@ class SloRule:
             add = {key: max(ms, self._least_ms[key]) / 1e3 for key, ms in asked.items()}
             clamped = sum(ms < self._least_ms[key] for key, ms in asked.items())
             return Decision({**self._default, **add}, "client", len(asked) - clamped, clamped)
-        if self._default and not set(told) & {keys.DEADLINE, *HEADERS}:
+        if self._default and not set(client_keys) & {keys.DEADLINE, *HEADERS}:
             return Decision(dict(self._default), "default")
         return Decision({})
 

@@ -34,20 +34,20 @@ _NORMALIZED_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075
 _COUNTER_HELP: Final = {
     "steps": "Scheduler steps.",
     "fast_steps": "Scheduler steps composed on the decode-only fast path.",
-    "pauses": "Decoding requests stopped with their KVC kept.",
+    "pauses": "Decoding requests stopped with their KV kept.",
     "resumes": "Paused requests that went on.",
-    "preemptions": "Requests whose KVC was dropped, to be computed again.",
+    "preemptions": "Requests whose KV was dropped, to be computed again.",
     "recomputed_tokens": "Tokens computed again after preemptions.",
-    "ladder_preemptions": "Preemptions chosen by the under-prediction ladder.",
+    "shortage_preemptions": "Preemptions chosen by the under-prediction ladder.",
     "under_predictions": "Responses that outlived their reservation.",
     "over_predictions": "Responses that ended before their reservation.",
     "re_reservations": "New reservations for responses that outlived the old one.",
-    "rung_own_space": "Under-predictions met from the request's own unlent space.",
-    "rung_re_reserved": "Under-predictions met by reserving again from the posterior.",
-    "rung_global_reserve": "Under-predictions met from the global reserve.",
-    "rung_paused": "Under-predictions met by pausing with the KVC kept.",
-    "rung_guest_moved": "Under-predictions met by freeing a host of its guest.",
-    "rung_recomputed": "Under-predictions met by recomputing a victim.",
+    "underprediction_own_space": "Under-predictions met from the request's own unlent space.",
+    "underprediction_re_reserved": "Under-predictions met by reserving again from the posterior.",
+    "underprediction_global_reserve": "Under-predictions met from the global reserve.",
+    "underprediction_paused": "Under-predictions met by pausing with the KV kept.",
+    "underprediction_guest_moved": "Under-predictions met by freeing a host of its guest.",
+    "underprediction_recomputed": "Under-predictions met by recomputing a victim.",
     "predictions_used": "Requests scheduled by a prediction that came with them.",
     "predictions_missing": "Requests scheduled by the history of finished lengths, for want of a prediction.",
     "predictions_refused": "Predictions that were no valid length distribution.",
@@ -58,20 +58,20 @@ _COUNTER_HELP: Final = {
     "ttft_missed": "Requests whose first token came later, or not in time before they ended.",
     "tpot_met": "Completed requests whose further tokens came at the pace that was asked for.",
     "tpot_missed": "Completed requests whose further tokens came more slowly.",
-    "shortage_steps": "Steps in which running requests needed more blocks of KVC than were free.",
+    "shortage_steps": "Steps in which running requests needed more blocks of KV than were free.",
     "finished": "Requests that left the scheduler.",
 }
 _GAUGE_HELP: Final = {
-    "usable_blocks": "Blocks of KVC that requests can use.",
-    "held_blocks": "Blocks of KVC that requests hold.",
-    "reserved_blocks": "Blocks of KVC promised to requests beyond what they hold.",
-    "lent_blocks": "Promised blocks of KVC lent to guests.",
+    "usable_blocks": "Blocks of KV that requests can use.",
+    "held_blocks": "Blocks of KV that requests hold.",
+    "reserved_blocks": "Blocks of KV promised to requests beyond what they hold.",
+    "lent_blocks": "Promised blocks of KV lent to guests.",
     "running": "Requests that are running.",
     "waiting_prompts": "Prompt tasks that wait.",
-    "waiting_generations": "Generation tasks that wait, holding KVC.",
+    "waiting_generations": "Generation tasks that wait, holding KV.",
     "length_scale": "Factor by which the correction scales predicted lengths when it scales them.",
-    "coverage_90": "Share of late responses that were within what was believed their 0.9 quantile.",
-    "believed": "What is believed of lengths: 0 predictions, 1 scaled predictions, 2 the history of finished ones.",
+    "coverage_90": "Share of late responses that were within their 0.9 quantile.",
+    "length_source": "Source of lengths: 0 predictions, 1 scaled predictions, 2 the history of finished responses.",
     "common_error": "Share of the lengths' uncertainty that requests have in common.",
 }
 
@@ -138,7 +138,7 @@ class _EngineFamilies:
         )
 
 
-class _FrontFamilies:
+class _MiddlewareFamilies:
     """Metric families of the API server's process."""
 
     def __init__(self) -> None:
@@ -173,10 +173,10 @@ def _engine_families() -> _EngineFamilies:
 
 
 @cache
-def front_families() -> Any:
+def middleware_metrics() -> Any:
     """The front end's families: ``predictions`` by outcome, ``seconds``, ``dropped_keys``, ``slos_stated`` by source,
     ``slo_values`` by outcome."""
-    return _FrontFamilies()
+    return _MiddlewareFamilies()
 
 
 @cache

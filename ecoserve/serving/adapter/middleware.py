@@ -1,7 +1,7 @@
 """PredictionMiddleware: every request to vLLM's server gets its length distribution on the way in.
 
 Pure ASGI, given to vLLM by ``--middleware ecoserve.serving.adapter.middleware.PredictionMiddleware`` and configured
-by environment (:mod:`~ecoserve.serving.adapter.front_settings`). Rules:
+by environment (:mod:`~ecoserve.serving.adapter.middleware_settings`). Rules:
 
 - vLLM puts it before its own key check, so it checks the key by the same rule first; who has none is handed on
   untouched, and vLLM says 401.
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.adapter import bodies, deadlines
 from ecoserve.serving.adapter.closing import App, Message, OpenResponses, Receive, Scope, Send
-from ecoserve.serving.adapter.front_settings import FrontSettings
-from ecoserve.serving.adapter.metrics import front_families
+from ecoserve.serving.adapter.metrics import middleware_metrics
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.prediction_service import PredictionService, logger, shared_predictor
 from ecoserve.serving.core import keys
 
@@ -48,7 +48,7 @@ class PredictionMiddleware:
         predictor: instead of the checkpoint's (tests).
     """
 
-    def __init__(self, app: App, settings: FrontSettings | None = None, predictor: Predicts | None = None) -> None:
+    def __init__(self, app: App, settings: MiddlewareSettings | None = None, predictor: Predicts | None = None) -> None:
         self.app = app
         self._settings = settings
         self._predictor = predictor
@@ -104,7 +104,7 @@ class PredictionMiddleware:
         await asyncio.shield(self._ready)
 
     async def _load(self) -> None:
-        settings = self._settings or FrontSettings.from_environment()
+        settings = self._settings or MiddlewareSettings.from_environment()
         predictor = self._predictor
         if predictor is None and settings.predictor is not None:
             predictor = await asyncio.to_thread(shared_predictor, settings.predictor)
@@ -140,7 +140,7 @@ class PredictionMiddleware:
         try:
             new = None if raw is None else await self._rewritten(path, raw, scope["headers"])
         except deadlines.BadDeadline as error:
-            front_families().slo_values.labels("refused").inc()
+            middleware_metrics().slo_values.labels("refused").inc()
             await _answer_400(send, deadlines.refusal(error, path))
             return
         if new is not None:
@@ -192,12 +192,12 @@ class PredictionMiddleware:
         drop = bodies.foreign_keys(body, self._allowed)
         add: dict[str, Any] = {}
         if drop:
-            front_families().dropped_keys.inc(len(drop))
+            middleware_metrics().dropped_keys.inc(len(drop))
         if read_ask is not None:
             add = self._slo(headers, body)
             if self._slos is not None and self._slos.listens and deadlines.FIELD in body:
                 drop.append((deadlines.FIELD,))
-        if read_ask is not None and self._service is not None and not self._told(body):
+        if read_ask is not None and self._service is not None and not self._has_prediction(body):
             ask = read_ask(body)
             if ask is None:
                 self._count("bypassed")
@@ -208,9 +208,9 @@ class PredictionMiddleware:
     def _slo(self, headers: Sequence[tuple[bytes, bytes]], body: dict[str, Any]) -> dict[str, Any]:
         assert self._slos is not None
         given = body.get(bodies.XARGS)
-        told = [k for k in given if k in self._allowed] if isinstance(given, dict) else []
-        decision = self._slos.decide(headers, body, told)
-        families = front_families()
+        client_keys = [k for k in given if k in self._allowed] if isinstance(given, dict) else []
+        decision = self._slos.decide(headers, body, client_keys)
+        families = middleware_metrics()
         families.slo_values.labels("accepted").inc(decision.accepted)
         families.slo_values.labels("clamped").inc(decision.clamped)
         if decision.source is not None:
@@ -220,21 +220,21 @@ class PredictionMiddleware:
 
     def _ignored(self, slo: bool) -> None:
         if slo:
-            front_families().slo_values.labels("ignored").inc()
+            middleware_metrics().slo_values.labels("ignored").inc()
 
     async def _predict(self, ask: bodies.Ask) -> dict[str, Any]:
         assert self._service is not None
         begun = time.perf_counter()
         lengths, outcome = await self._service.predict(ask.requests())
-        front_families().seconds.observe(time.perf_counter() - begun)
+        middleware_metrics().seconds.observe(time.perf_counter() - begun)
         self._count(outcome)
         return bodies.wire_args(ask, lengths) if lengths else {}
 
     def _count(self, outcome: str) -> None:
         if self._service is not None:
-            front_families().predictions.labels(outcome).inc()
+            middleware_metrics().predictions.labels(outcome).inc()
 
-    def _told(self, body: dict[str, Any]) -> bool:
+    def _has_prediction(self, body: dict[str, Any]) -> bool:
         """Whether the client was allowed to, and did, say the lengths itself."""
         given = body.get(bodies.XARGS)
         return isinstance(given, dict) and any(

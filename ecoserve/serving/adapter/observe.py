@@ -1,4 +1,4 @@
-"""Watching one scheduler of a live engine: times, KVC, preemptions of each request. It changes no decision.
+"""Watching one scheduler of a live engine: times, KV, preemptions of each request. It changes no decision.
 
 Rule: the same instrument for vLLM's own scheduler and for ours, put onto the object itself, so that what is measured is
 the very class that serves.
@@ -20,7 +20,7 @@ class SchedulerWatch:
 
     Args:
         scheduler: of an engine that runs in this process.
-        clock: seconds; the KVC's shares are averaged over it.
+        clock: seconds; the KV's shares are averaged over it.
     """
 
     def __init__(self, scheduler: Any, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,9 +62,9 @@ class SchedulerWatch:
             re_reservations=new.re_reservations,
             steps=new.steps,
             mispredictions=mispredictions([new]),
-            kvc_used_mean=used,
-            kvc_reserved_mean=reserved,
-            kvc_lent_mean=lent,
+            kv_used_mean=used,
+            kv_reserved_mean=reserved,
+            kv_lent_mean=lent,
             schedule_s=tuple(self.schedule_s),
             update_s=tuple(self.update_s),
         )

@@ -1,17 +1,17 @@
-"""Pausing a GT with its KVC kept, and dropping the KVC of a paused one: how it is done safely in vLLM.
+"""Pausing a decode with its KV kept, and dropping the KV of a paused one: how it is done safely in vLLM.
 
 The rules, each with its reason (checked for vLLM 0.32):
 
 (a) A paused request is hidden until nothing of it is in flight: on its return vLLM computes its next input from the
     tokens it has, and an output still under way would be missing.
 (b) It never returns in the ``schedule()`` that paused it: the model runner would see it leave and come at once.
-(c) Model Runner V2 keeps the slot of every request it has not been told is gone. A paused one is named in
-    ``preempted_req_ids``, which frees the slot (not the KVC: that is the scheduler's), and V2 gets it back as new.
+(c) Model Runner V2 keeps the slot of every request it has not been prediction is gone. A paused one is named in
+    ``preempted_req_ids``, which frees the slot (not the KV: that is the scheduler's), and V2 gets it back as new.
 (d) vLLM's status for it is PREEMPTED: the one status that ``schedule()`` takes from a waiting queue and sends with all
-    its block ids. Its computed tokens stay, so it is found to hold KVC and to need one token.
-(e) Dropping a paused request's KVC: vLLM preempts running requests only, so it is RUNNING for the length of the call.
-(f) ``reset_prefix_cache`` must drop paused KVC too, or it cannot succeed.
-(g) While vLLM is paused for new requests, the GT gate is open, or draining would never end.
+    its block ids. Its computed tokens stay, so it is found to hold KV and to need one token.
+(e) Dropping a paused request's KV: vLLM preempts running requests only, so it is RUNNING for the length of the call.
+(f) ``reset_prefix_cache`` must drop paused KV too, or it cannot succeed.
+(g) While vLLM is paused for new requests, the decode gate is open, or draining would never end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pause(scheduler: EcoServeScheduler, request: Request) -> None:
-    """Take a running GT out of the batch; it waits in the GT queue with its KVC."""
+    """Take a running decode out of the batch; it waits in the decode queue with its KV."""
     if request.status is not RequestStatus.RUNNING or request.is_prefill_chunk:
         raise ValueError(f"request {request.request_id} is not generating, so it cannot be paused")
     scheduler.running.remove(request)
@@ -40,7 +40,7 @@ def pause(scheduler: EcoServeScheduler, request: Request) -> None:
 
 
 def drop(scheduler: EcoServeScheduler, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-    """Drop the KVC of a running or paused request; it waits in the PT queue and is computed again."""
+    """Drop the KV of a running or paused request; it waits in the prefill queue and is computed again."""
     if request in scheduler.kv_holding_waiting:
         scheduler.kv_holding_waiting.remove_request(request)
         scheduler.deferred_waiting.discard(request)

@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 from ecoserve.errors import PredictionError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.correction import Told
+from ecoserve.serving.core.correction import Prediction
 from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.tasks import Task
@@ -96,23 +96,23 @@ def task_of(request: Request, max_model_len: int, history: LengthHistory, counte
     except PredictionError:
         counters.predictions_refused += 1
     past = history.distribution(limit)
-    told = None
+    prediction = None
     if lengths is None:
         counters.predictions_missing += 1
     else:
         counters.predictions_used += 1
-        told = Told(lengths.closed_at(limit), past)
+        prediction = Prediction(lengths.closed_at(limit), past)
     deadline = _duration(extra, keys.DEADLINE, counters)
     return Task(
         request_id=request.request_id,
         prompt_tokens=request.num_prompt_tokens,
-        lengths=told.predicted if told is not None else past,
+        lengths=prediction.predicted if prediction is not None else past,
         limit=limit,
-        predicted=told is not None,
+        predicted=prediction is not None,
         arrival_s=request.arrival_time,
         priority=request.priority,
         ttft_slo_s=_duration(extra, keys.SLO_TTFT, counters),
         tpot_slo_s=_duration(extra, keys.SLO_TPOT, counters),
         deadline_s=None if deadline is None else request.arrival_time + deadline,
-        told=told,
+        prediction=prediction,
     )

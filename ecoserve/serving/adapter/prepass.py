@@ -3,15 +3,17 @@
 In this order, once per step:
 
 1. *Sync*: vLLM's counts into the ledger.
-2. *PT to GT*: a prefill that has finished goes through the GT gate, or waits in the GT queue with its KVC kept. vLLM
+2. *prefill to decode*: a prefill that has finished goes through the decode gate, or waits in the decode queue with
+its KV kept. vLLM
    would decode it at once.
 3. *Ladder*: a response that has outlived its reservation gets a new one from its posterior, or the global reserve, or
    it is paused.
-4. *Shortage*: if the blocks that running requests need now are not free, :func:`ecoserve.serving.core.ladder.relieve`
-   says who is paused and whose KVC is dropped; nobody is admitted in this step.
-5. *Stock*: the KVC policy takes stock for the admission questions of this step.
+4. *Shortage*: if the blocks that running requests need now are not free, :func:`ecoserve.serving.core.shortage.relieve`
+   says who is paused and whose KV is dropped; nobody is admitted in this step.
+5. *Stock*: the KV policy takes stock for the admission questions of this step.
 
-Work conservation: when nothing runs and nothing is in flight, the head of the GT queue, else of the PT queue, is let
+Work conservation: when nothing runs and nothing is in flight, the head of the decode queue, else of the prefill
+queue, is let
 through whatever the policy says, and room is made for it.
 """
 
@@ -26,8 +28,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.pausing import drop, pause
-from ecoserve.serving.core.events import Rung
-from ecoserve.serving.core.ladder import relieve
+from ecoserve.serving.core.events import UnderpredictionAction
+from ecoserve.serving.core.shortage import relieve
 from ecoserve.serving.core.tasks import Task, TaskState
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 #: A distribution that gave the present length less than this probability has been outlived.
 OUTLIVED = 1e-3
 
-#: A GT that has waited for its promise this many steps is passed by no more.
+#: A decode that has waited for its promise this many steps is passed by no more.
 PATIENCE = 1024
 
 
@@ -57,30 +59,30 @@ class PrePass:
         """Everything that is decided before vLLM composes the batch."""
         s = self.s
         self.sync()
-        s.kvc.begin_step()
+        s.kv_policy.begin_step()
         for task in s.ledger.holders():
             if task.state is not TaskState.DECODE:
-                self.renew_belief(task)
-        # The holders are those who run, in their order, and then those who wait with their KVC.
+                self.update_posterior(task)
+        # The holders are those who run, in their order, and then those who wait with their KV.
         for request, task in zip(list(s.running), s.ledger.holders(), strict=False):
             if task.state is TaskState.DECODE:
                 if not task.promised:
-                    self._enter_generation(request, task)
+                    self._enter_decode(request, task)
                 elif task.generated >= task.promised:
                     self._outlived(request, task)
-        for guest in s.kvc.overdue_guests():
+        for guest in s.kv_policy.overdue_guests():
             self._host_arrives(guest)
         self._relieve_shortage()
         if not s.running and len(s.kv_holding_waiting):
             self._make_room_for_one()
-        # Only paused GTs are measured by it.
+        # Only paused decodes are measured by it.
         self._spare_blocks = s.free_blocks - self._needed(s.settings.resume_steps) if s.paused_at else 0
         self._pressed = any(s.ledger.tasks[name].promised for name in s.paused_at)
         s.ledger.set_holders([t for t in s.ledger.holders() if t.state is not TaskState.WAITING])
         if s.groups is not None:
             waiting = [s.ledger.tasks[name] for name in s.paused_at]
-            s.groups.begin_step(s.current_step, [(t, s.ordering.generation_key(t, s.now)) for t in waiting])
-        s.kvc.begin_step()
+            s.groups.begin_step(s.current_step, [(t, s.ordering.decode_key(t, s.now)) for t in waiting])
+        s.kv_policy.begin_step()
         s.waiting.new_step()
         s.kv_holding_waiting.new_step()
 
@@ -107,22 +109,22 @@ class PrePass:
             holders.append(task)
         s.ledger.set_holders(holders)
 
-    def believe(self, task: Task, lengths: LengthDistribution) -> None:
+    def set_lengths(self, task: Task, lengths: LengthDistribution) -> None:
         """Replace what is believed of a request's length."""
         task.lengths = lengths
         if task.row >= 0:
             self.s.forecast.enter(task)
 
-    def renew_belief(self, task: Task) -> None:
+    def update_posterior(self, task: Task) -> None:
         """Go on to the posterior where a distribution has been outlived.
 
-        Without this an outlived distribution would say that the request is gone, and its KVC with it.
+        Without this an outlived distribution would say that the request is gone, and its KV with it.
         """
         if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
-            self.believe(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
+            self.set_lengths(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
 
     def resumed(self, scheduled: Mapping[str, int]) -> None:
-        """After ``schedule()``: paused GTs that it has taken are paused no more."""
+        """After ``schedule()``: paused decodes that it has taken are paused no more."""
         self._settle()
         s = self.s
         for name in [n for n in s.paused_at if n in scheduled]:
@@ -131,53 +133,53 @@ class PrePass:
             s.recorder.note("resumed", s.ledger.tasks[name])
 
     def dropped(self, task: Task) -> None:
-        """A request's KVC is being dropped: it is a PT again, with nothing promised."""
+        """A request's KV is being dropped: it is a prefill again, with nothing promised."""
         task.state = TaskState.WAITING
         task.written = 0
         task.promised = 0
-        self.s.kvc.left(task)
+        self.s.kv_policy.on_release(task)
 
-    # -- PT to GT, and the ladder's first rungs ----------------------------------------------------------
+    # -- prefill to decode, and the ladder's first rungs ----------------------------------------------------------
 
-    def _enter_generation(self, request: Request, task: Task) -> None:
-        kvc = self.s.kvc
-        self.renew_belief(task)
+    def _enter_decode(self, request: Request, task: Task) -> None:
+        kv_policy = self.s.kv_policy
+        self.update_posterior(task)
         waits_for_group = self.s.groups is not None and self.s.admitting and not self._alone(request)
-        if not waits_for_group and (kvc.enters_generation(task) or self._alone(request)):
-            kvc.reserve_for(task, kvc.promise(task))
+        if not waits_for_group and (kv_policy.admits_new_decode(task) or self._alone(request)):
+            kv_policy.reserve_for(task, kv_policy.promise(task))
         elif self.s.admitting:
             self._pause(request, task)
 
     def _outlived(self, request: Request, task: Task) -> None:
-        s, kvc, counters = self.s, self.s.kvc, self.s.counters
+        s, kv_policy, counters = self.s, self.s.kv_policy, self.s.counters
         if not task.overdrawn:
             task.overdrawn = True
             counters.under_predictions += 1
-        self.renew_belief(task)
-        if kvc.extends(task):
-            s.recorder.rung(Rung.OWN_SPACE, task)
-        elif kvc.admits_generation(task):
+        self.update_posterior(task)
+        if kv_policy.extends(task):
+            s.recorder.action(UnderpredictionAction.OWN_SPACE, task)
+        elif kv_policy.admits_decode(task):
             counters.re_reservations += 1
-            kvc.reserve_for(task, kvc.promise(task))
-            s.recorder.rung(Rung.RE_RESERVED, task)
-        elif kvc.lends_reserve(task) or self._alone(request):
-            kvc.reserve_for(task, task.generated + s.block_size)
-            s.recorder.rung(Rung.GLOBAL_RESERVE, task)
+            kv_policy.reserve_for(task, kv_policy.promise(task))
+            s.recorder.action(UnderpredictionAction.RE_RESERVED, task)
+        elif kv_policy.lends_reserve(task) or self._alone(request):
+            kv_policy.reserve_for(task, task.generated + s.block_size)
+            s.recorder.action(UnderpredictionAction.GLOBAL_RESERVE, task)
         elif s.admitting:
-            s.recorder.rung(Rung.PAUSED, task)
+            s.recorder.action(UnderpredictionAction.PAUSED, task)
             self._pause(request, task)
 
     def _host_arrives(self, guest: Task) -> None:
         """A host has come to what it lent: its guest gets a window of its own, or stops. It never holds up its host."""
         s = self.s
-        s.recorder.rung(Rung.GUEST_MOVED, guest)
-        if not s.admitting or s.kvc.settles(guest):
-            s.kvc.evict(guest)
+        s.recorder.action(UnderpredictionAction.GUEST_MOVED, guest)
+        if not s.admitting or s.kv_policy.rehome(guest):
+            s.kv_policy.evict(guest)
             return
-        s.kvc.evict(guest)
+        s.kv_policy.evict(guest)
         guest.promised = guest.generated
         if guest.state is TaskState.DECODE:
-            s.recorder.rung(Rung.PAUSED, guest)
+            s.recorder.action(UnderpredictionAction.PAUSED, guest)
             self._pause(s.requests[guest.request_id], guest)
 
     def _alone(self, request: Request) -> bool:
@@ -186,7 +188,7 @@ class PrePass:
     def _pause(self, request: Request, task: Task) -> None:
         task.state = TaskState.PAUSED
         self.s.counters.pauses += 1
-        self.s.kvc.begin_step()
+        self.s.kv_policy.begin_step()
         pause(self.s, request)
 
     # -- shortage --------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ class PrePass:
         for task in relief.drop:
             self._give_up(by_task.get(task) or asleep[task])
         for task in relief.pause:
-            s.recorder.rung(Rung.PAUSED, task)
+            s.recorder.action(UnderpredictionAction.PAUSED, task)
             self._pause(by_task[task], task)
 
     def _private_blocks(self, task: Task) -> int:
@@ -240,10 +242,10 @@ class PrePass:
         return sum(1 for b in self._blocks_of[task.request_id] if b.ref_cnt == 1)
 
     def _make_room_for_one(self) -> None:
-        """Nothing runs: the first who holds KVC and may go on must be able to, at the cost of the paused others.
+        """Nothing runs: the first who holds KV and may go on must be able to, at the cost of the paused others.
 
-        That is a paused GT, or a streaming session with new input. If all the others were not enough (sessions that
-        wait for their client cannot be dropped), a GT gives way itself when somebody else is ready.
+        That is a paused decode, or a streaming session with new input. If all the others were not enough (sessions that
+        wait for their client cannot be dropped), a decode gives way itself when somebody else is ready.
         """
         s = self.s
         ready = [r for r in s.kv_holding_waiting if not s.is_blocked(r)]
@@ -266,41 +268,41 @@ class PrePass:
             self._give_up(head)
 
     def _give_up(self, request: Request) -> None:
-        self.s.recorder.rung(Rung.RECOMPUTED, self.s.task(request))
-        self.s.counters.ladder_preemptions += 1
+        self.s.recorder.action(UnderpredictionAction.RECOMPUTED, self.s.task(request))
+        self.s.counters.shortage_preemptions += 1
         drop(self.s, request, time.monotonic())
 
     # -- the gates ---------------------------------------------------------------------------------------
 
     def _idle(self) -> bool:
-        """Nothing runs, nothing is in flight, nobody waits with KVC: the next prompt must be let through."""
+        """Nothing runs, nothing is in flight, nobody waits with KV: the next prompt must be let through."""
         s = self.s
         return not s.running and not any(r.request_id in s.paused_at for r in s.kv_holding_waiting)
 
-    def prompt_gate(self, request: Request) -> bool:
-        """Whether the head of the PT queue may start."""
+    def prefill_gate(self, request: Request) -> bool:
+        """Whether the head of the prefill queue may start."""
         self._settle()
         task = self.s.task(request)
         if task.generated != request.num_output_tokens:
-            # An output that was in flight when its KVC was dropped has come since.
+            # An output that was in flight when its KV was dropped has come since.
             task.generated = request.num_output_tokens
-            self.renew_belief(task)
+            self.update_posterior(task)
         if self._idle():
             return True
-        # GTs that wait although they have a promise were paused for want of blocks: they go before any prompt.
+        # decodes that wait although they have a promise were paused for want of blocks: they go before any prompt.
         if self._shortage or self._pressed:
             return False
-        return self.s.kvc.admits_prompt(task)
+        return self.s.kv_policy.admits_prompt(task)
 
-    def prompt_taken(self, request: Request) -> None:
-        """The head of the PT queue was let through."""
+    def prefill_taken(self, request: Request) -> None:
+        """The head of the prefill queue was let through."""
         self._settle()
-        forced = not self.s.running and not self.s.kvc.admits_prompt(self.s.task(request))
+        forced = not self.s.running and not self.s.kv_policy.admits_prompt(self.s.task(request))
         self._popped = (request, partial(self._prompt_starts, forced=forced))
 
     def _prompt_starts(self, task: Task, forced: bool) -> None:
         self.s.counters.forced_admissions += forced
-        self.s.kvc.admitted(task)
+        self.s.kv_policy.admitted(task)
         self.s.recorder.note("admitted", task)
 
     def _settle(self) -> None:
@@ -309,8 +311,8 @@ class PrePass:
         if popped is not None and popped[0].status is RequestStatus.RUNNING:
             popped[1](self.s.task(popped[0]))
 
-    def generation_gate(self, request: Request) -> bool:
-        """Whether the head of the GT queue may go on."""
+    def decode_gate(self, request: Request) -> bool:
+        """Whether the head of the decode queue may go on."""
         self._settle()
         s = self.s
         if not s.admitting or not s.running or request.request_id not in s.paused_at:
@@ -318,22 +320,22 @@ class PrePass:
         task = s.task(request)
         if self._shortage or self._resume_needs(task) > self._spare_blocks:
             return False
-        return bool(task.promised > task.generated or s.kvc.admits_generation(task))
+        return bool(task.promised > task.generated or s.kv_policy.admits_decode(task))
 
-    def generation_taken(self, request: Request) -> None:
-        """The head of the GT queue was let through."""
+    def decode_taken(self, request: Request) -> None:
+        """The head of the decode queue was let through."""
         self._settle()
-        self._popped = (request, self._generation_goes_on)
+        self._popped = (request, self._decode_resumes)
 
-    def _generation_goes_on(self, task: Task) -> None:
-        kvc = self.s.kvc
+    def _decode_resumes(self, task: Task) -> None:
+        kv_policy = self.s.kv_policy
         self._spare_blocks -= self._resume_needs(task)
         if self.s.groups is not None:
             self.s.groups.started(task, self.s.current_step)
         if task.promised <= task.generated:
             if task.overdrawn:
                 self.s.counters.re_reservations += 1
-            kvc.reserve_for(task, max(task.generated + 1, kvc.promise(task)))
+            kv_policy.reserve_for(task, max(task.generated + 1, kv_policy.promise(task)))
 
     def _resume_needs(self, task: Task) -> int:
         tokens = task.written + self.s.settings.resume_steps

@@ -1,6 +1,7 @@
 """The request queues we put in the place of vLLM's: they say who is next, and hide who must wait.
 
-``PT queue`` replaces ``waiting``, ``GT queue`` replaces ``kv_holding_waiting`` (requests that wait with their KVC
+``prefill queue`` replaces ``waiting``, ``decode queue`` replaces ``kv_holding_waiting`` (requests that wait with
+their KV
 kept).
 
 What vLLM's ``schedule()`` relies on, and this file keeps:

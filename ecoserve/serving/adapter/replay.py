@@ -2,7 +2,7 @@
 
 Given to vLLM by ``--logits-processors ecoserve.serving.adapter.replay:ReplayLogitsProcessor``; off unless the
 operator does so. A request with ``ecoserve_replay_tokens: n`` in its ``extra_args`` generates exactly n tokens, the
-last of them EOS (RL counts it): EOS and stop tokens are impossible before, nothing else is possible then.
+last of them EOS (response length counts it): EOS and stop tokens are impossible before, nothing else is possible then.
 ``max_tokens`` stays what it was, so that a scheduler learns nothing from it. (vLLM's own ``--enable-trace-replay``,
 V2 model runner only, sets ``max_tokens`` to the recorded length, which tells any scheduler the truth; that is why it
 is not used.)

@@ -3,7 +3,8 @@
 vLLM's own ``schedule()`` composes every batch. We decide around it:
 
 - *before*: :class:`~ecoserve.serving.adapter.prepass.PrePass` brings the ledger up to date, moves finished prefills
-  through the GT gate, walks the under-prediction ladder, and relieves a shortage of blocks before vLLM would have to.
+  through the decode gate, walks the under-prediction ladder, and relieves a shortage of blocks before vLLM would have
+  to.
 - *inside*: the two queues (:mod:`~ecoserve.serving.adapter.queues`) say who is next and hide who must wait.
 - *after*: counting.
 
@@ -41,7 +42,7 @@ from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.events import Recorder
 from ecoserve.serving.core.groups import Groups
 from ecoserve.serving.core.history import LengthHistory
-from ecoserve.serving.core.kvc import PoolForecast, make_forecast, make_policy
+from ecoserve.serving.core.kv import PoolForecast, make_forecast, make_policy
 from ecoserve.serving.core.learning import Learner
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, SortKey
@@ -50,7 +51,7 @@ from ecoserve.serving.core.tasks import Task, TaskState
 
 
 class EcoServeScheduler(CountingScheduler):
-    """A vLLM scheduler with PT and GT queues, KVC policies, and pausing with the KVC kept.
+    """A vLLM scheduler with prefill and decode queues, KV policies, and pausing with the KV kept.
 
     Raises:
         ConfigError: at construction, for a setting that is wrong or a feature that is not supported.
@@ -73,7 +74,7 @@ class EcoServeScheduler(CountingScheduler):
         self.forecast: PoolForecast = make_forecast(
             knobs, self.block_size, self.max_model_len, self.settings.rho or 0.0, self.settings.reaction_steps
         )
-        self.kvc = make_policy(knobs, self.ledger, self.forecast)
+        self.kv_policy = make_policy(knobs, self.ledger, self.forecast)
         self.history = LengthHistory(self.settings.history_window, self.max_model_len)
         self.learner = Learner(
             Correction(self.settings.correction_rate) if self.settings.corrected() else None,
@@ -84,8 +85,8 @@ class EcoServeScheduler(CountingScheduler):
         self.event_log = EventLog(path, self.settings.event_log_mb) if path is not None else None
         self.attainment = Attainment(self.counters)
         self.recorder = Recorder(self.counters, self._state_of, self.event_log)
-        self.groups = Groups(self.settings.group_ratio, self.kvc.promise) if self.settings.grouped() else None
-        #: request id -> step that paused it; only paused GTs are in here
+        self.groups = Groups(self.settings.group_ratio, self.kv_policy.promise) if self.settings.grouped() else None
+        #: request id -> step that paused it; only paused decodes are in here
         self.paused_at: dict[str, int] = {}
         #: replaced by the virtual loop's
         self.clock: SchedulerClock = EngineClock()
@@ -96,7 +97,7 @@ class EcoServeScheduler(CountingScheduler):
         self.ordering = Ordering(self.settings.ordering_knobs(), self.pace)
         self._numbers = 0
         #: another answer is believed than when the requests that are here came
-        self._belief_changed = False
+        self._lengths_changed = False
         #: streaming sessions whose turn ended while they were in a queue
         self._turned: list[Request] = []
         self.prepass = PrePass(self)
@@ -107,30 +108,30 @@ class EcoServeScheduler(CountingScheduler):
                 engine=self.parallel_config.data_parallel_index, policy=self.settings.policy
             )
         self.waiting = GatedQueue(
-            key=self._prompt_key,
-            gate=self.prepass.prompt_gate,
+            key=self._prefill_key,
+            gate=self.prepass.prefill_gate,
             eligible=lambda r: not r.num_stale_output_tokens or r.drop_stale_output,
             blocked=self.is_blocked,
-            taken=self.prepass.prompt_taken,
+            taken=self.prepass.prefill_taken,
             moves=lambda: self.ordering.moves,
         )
         self.kv_holding_waiting = GatedQueue(
-            key=self._generation_key,
-            gate=self.prepass.generation_gate,
+            key=self._decode_key,
+            gate=self.prepass.decode_gate,
             eligible=lambda r: may_resume(self, r),
             blocked=self.is_blocked,
-            taken=self.prepass.generation_taken,
+            taken=self.prepass.decode_taken,
             moves=lambda: self.ordering.moves or self.groups is not None,
         )
 
     # -- the order of the queues -----------------------------------------------------------------------
 
-    def _prompt_key(self, request: Request) -> SortKey:
-        return self.ordering.prompt_key(self.ledger.tasks[request.request_id], self.now)
+    def _prefill_key(self, request: Request) -> SortKey:
+        return self.ordering.prefill_key(self.ledger.tasks[request.request_id], self.now)
 
-    def _generation_key(self, request: Request) -> SortKey:
+    def _decode_key(self, request: Request) -> SortKey:
         task = self.ledger.tasks[request.request_id]
-        own = self.ordering.generation_key(task, self.now)
+        own = self.ordering.decode_key(task, self.now)
         return own if self.groups is None else self.groups.key(task, own)
 
     def is_blocked(self, request: Request) -> bool:
@@ -147,8 +148,8 @@ class EcoServeScheduler(CountingScheduler):
             self.now = self.clock.now()
             task.arrives(self.clock.arrival(request.arrival_time))
             self.learner.arrives(task)
-            self.ordering.meet(task)
-            self.kvc.meet(task)
+            self.ordering.on_arrival(task)
+            self.kv_policy.on_arrival(task)
             self.attainment.arrives(task)
             self.ledger.tasks[name] = task
         super().add_request(request)
@@ -160,18 +161,18 @@ class EcoServeScheduler(CountingScheduler):
         task.generated = 0
         task.promised = 0
         task.overdrawn = False
-        task.told = None
+        task.prediction = None
         self.attainment.forget(task.request_id)
         task.limit = response_limit(session, self.max_model_len)
-        self.prepass.believe(task, self.history.distribution(task.limit))
+        self.prepass.set_lengths(task, self.history.distribution(task.limit))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self.now = self.clock.now()
         self.pace.step(self.now, busy=bool(self.running))
         if self.settings.target_forward_tokens is not None:
             self._fill_forward(self.settings.target_forward_tokens)
-        if self._belief_changed:
-            self._believe_anew()
+        if self._lengths_changed:
+            self._refresh_lengths()
         self.prepass.run()
         output = super().schedule(throttle_prefills)
         self.prepass.resumed(output.num_scheduled_tokens)
@@ -186,19 +187,21 @@ class EcoServeScheduler(CountingScheduler):
         self.counters.fast_steps += 1
         return output
 
-    def _believe_anew(self) -> None:
+    def _refresh_lengths(self) -> None:
         """The correction has changed its mind: so does everybody's place in the queues."""
-        self._belief_changed = False
+        self._lengths_changed = False
         for task in self.ledger.tasks.values():
-            lengths = self.learner.believes_now(task, self.history.distribution(task.limit))
+            lengths = self.learner.lengths_now(task, self.history.distribution(task.limit))
             if lengths is not None:
-                self.prepass.believe(task, lengths)
-                self.prepass.renew_belief(task)
+                self.prepass.set_lengths(task, lengths)
+                self.prepass.update_posterior(task)
         self.waiting.rekey()
         self.kv_holding_waiting.rekey()
 
     def _fill_forward(self, target: int) -> None:
-        """TFS: prompts may fill this forward up to ``target`` tokens; generations always have their place."""
+        """target forward size: prompts may fill this forward up to ``target`` tokens; generations always have their
+        place.
+        """
         decodes = sum(not r.is_prefill_chunk for r in self.running)
         self.max_num_scheduled_tokens = min(self._most_scheduled_tokens, max(target, decodes + 1))
 
@@ -241,7 +244,7 @@ class EcoServeScheduler(CountingScheduler):
         return ready and not was_blocked
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        # The task waits for a prompt again before vLLM puts the request back into the PT queue.
+        # The task waits for a prompt again before vLLM puts the request back into the prefill queue.
         self.prepass.dropped(self.ledger.tasks[request.request_id])
         super()._preempt_request(request, timestamp, drop_stale_output)
 
@@ -252,15 +255,15 @@ class EcoServeScheduler(CountingScheduler):
         generated = task.generated = request.num_output_tokens
         if self.groups is not None:
             self.groups.ended(task, self.current_step)
-        self.kvc.left(task)
+        self.kv_policy.on_release(task)
         completed = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
         self.attainment.ended(task, self.clock.now(), completed)
         self.recorder.note("finished" if completed else "aborted", task)
-        self._belief_changed |= self.learner.ended(task, generated if completed else None)
+        self._lengths_changed |= self.learner.ended(task, generated if completed else None)
         if completed:
             self.history.record(generated)
             if self._publisher is not None and task.predicted:
-                self._publisher.observe_error(task.first_guess, generated)
+                self._publisher.observe_error(task.predicted_median, generated)
             if task.promised > generated and not task.overdrawn:
                 self.counters.over_predictions += 1
 
@@ -279,11 +282,11 @@ class EcoServeScheduler(CountingScheduler):
         return bool(self._pause_state == PauseState.UNPAUSED)
 
     def gauges(self) -> Gauges:
-        """The state now, with the books' view of the KVC."""
+        """The state now, with the books' view of the KV."""
         out = super().gauges()
         self.ledger.held_blocks = out.held_blocks
         out.reserved_blocks = self.ledger.reserved_blocks()
-        out.lent_blocks = self.kvc.lent_blocks(out.reserved_blocks)
+        out.lent_blocks = self.kv_policy.lent_blocks(out.reserved_blocks)
         self.learner.show(out)
         return out
 

@@ -24,8 +24,8 @@ from typing import Any, Final, NoReturn
 from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.metrics import multiprocess_dir
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.scope import refuse_configuration
 
 SCHEDULER: Final = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
@@ -36,8 +36,8 @@ STOCK: Final = "vllm"
 #: Seconds that open requests get to end after SIGTERM. vLLM's default, 0, cuts them at once, and its server can then
 #: hang on an open stream.
 SHUTDOWN_TIMEOUT_S: Final = 5
-#: GiB of KVC on a CPU, where the operator does not say: vLLM wants 92 % of all memory then, and does not start.
-_CPU_KVC_GIB: Final = 4
+#: GiB of KV on a CPU, where the operator does not say: vLLM wants 92 % of all memory then, and does not start.
+_CPU_KV_GIB: Final = 4
 
 
 class ServeOptions(BaseModel):
@@ -47,7 +47,7 @@ class ServeOptions(BaseModel):
 
     model: str = Field(description="folder or hub id of the model to serve")
     policy: str = Field("ecoserve", description="scheduling policy; vllm for vLLM's own scheduler")
-    front: FrontSettings = FrontSettings()
+    front: MiddlewareSettings = MiddlewareSettings()
 
 
 def serve(options: ServeOptions, vllm_flags: Sequence[str] = (), say: Callable[[str], None] | None = None) -> None:
@@ -236,7 +236,7 @@ def check_address(args: Namespace) -> None:
 
 
 def cpu_defaults(args: Namespace) -> str | None:
-    """On a CPU, choose the KVC's memory where vLLM would not start without a choice; returns a note about it."""
+    """On a CPU, choose the KV's memory where vLLM would not start without a choice; returns a note about it."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -245,7 +245,7 @@ def cpu_defaults(args: Namespace) -> str | None:
     if not current_platform.is_cpu() or chosen or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
         return None
     free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    size = max(1, min(_CPU_KVC_GIB, int(free_gib / 4)))
+    size = max(1, min(_CPU_KV_GIB, int(free_gib / 4)))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(size)
     return f"ecoserve: {size} GiB for the KV cache; VLLM_CPU_KVCACHE_SPACE says otherwise"
 

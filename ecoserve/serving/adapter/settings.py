@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.core.kvc.base import ForecastName, KvcKnobs, KvcPolicyName
+from ecoserve.serving.core.kv.base import ForecastName, KVKnobs, KVPolicyName
 from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
 
 
 class PolicyRow(NamedTuple):
     """A row of the policy table: its parts."""
 
-    kvc: KvcPolicyName
+    kv_policy: KVPolicyName
     ordering: OrderingName
     groups: bool = False
     correction: bool = False
@@ -49,7 +49,7 @@ class SchedulerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = Field("ecoserve", description="a row of the policy table: " + ", ".join(POLICIES))
-    kvc: KvcPolicyName | None = Field(None, description="KVC policy in place of the policy's own")
+    kv_policy: KVPolicyName | None = Field(None, description="KV policy in place of the policy's own")
     ordering: OrderingName | None = Field(None, description="ordering in place of the policy's own")
     epsilon: float = Field(0.1, gt=0, le=0.5, description="pooled: share of the batch's futures that may overflow")
     forecast: ForecastName = Field(
@@ -87,15 +87,18 @@ class SchedulerSettings(BaseModel):
         lt=1,
         description="pooled: quantile of the length that the books call promised, or that padded pads to",
     )
-    reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KVC that admission leaves free")
+    reserve: float = Field(0.02, ge=0, lt=0.5, description="share of the KV that admission leaves free")
     waiting_share: float = Field(
-        0.25, gt=0, le=1, description="the most KVC that GTs which wait for their promise may hold, as a share"
+        0.25, gt=0, le=1, description="the most KV that decodes which wait for their promise may hold, as a share"
     )
     paused_share: float = Field(
-        0.02, ge=0, le=1, description="the most KVC that GTs paused in a shortage may hold; beyond it one starts anew"
+        0.02,
+        ge=0,
+        le=1,
+        description="the most KV that decodes paused in a shortage may hold; beyond it one starts anew",
     )
     headroom: float = Field(
-        0.1, ge=0, lt=1, description="pooled: share of the KVC that the longest requests leave free, shorter ones less"
+        0.1, ge=0, lt=1, description="pooled: share of the KV that the longest requests leave free, shorter ones less"
     )
     ageing_tokens_per_s: float = Field(
         5.0, ge=0, le=1e6, description="sjf, srpt, slo: size that a second of waiting makes up for"
@@ -107,7 +110,9 @@ class SchedulerSettings(BaseModel):
         120.0, gt=0, description="hrrn, paper, slo: nobody is held back longer than this for his length or deadline"
     )
     longer_first: bool = Field(True, description="paper: the longer of two in the same ranges goes first")
-    resume_steps: int = Field(4, ge=1, le=256, description="a paused GT goes on if this many steps' blocks are free")
+    resume_steps: int = Field(
+        4, ge=1, le=256, description="a paused decode goes on if this many steps' blocks are free"
+    )
     history_window: int = Field(
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
     )
@@ -151,10 +156,10 @@ class SchedulerSettings(BaseModel):
                 first["msg"].removeprefix("Value error, "), where=f"ecoserve scheduler setting {name}"
             ) from None
 
-    def knobs(self) -> KvcKnobs:
-        """The KVC policy and its knobs."""
-        return KvcKnobs(
-            policy=self.kvc or POLICIES[self.policy].kvc,
+    def knobs(self) -> KVKnobs:
+        """The KV policy and its knobs."""
+        return KVKnobs(
+            policy=self.kv_policy or POLICIES[self.policy].kv_policy,
             epsilon=self.epsilon,
             headroom=self.headroom,
             forecast=self.forecast,

@@ -58,7 +58,7 @@ class Journal:
         self._prompts: NumberedLines | None = None
         self.prompts = 0
         self.samples = 0
-        #: [prompts, samples]: RL in tokens; 0: not answered; -1: refused
+        #: [prompts, samples]: response length in tokens; 0: not answered; -1: refused
         self.tokens = np.zeros((0, 0), np.int32)
         self._places = np.zeros((0, 0), np.int64)
 

@@ -35,7 +35,7 @@ class Answer:
     """One finished answer.
 
     Attributes:
-        tokens: RL as the server counted it, >= 1.
+        tokens: response length as the server counted it, >= 1.
         reason: its finish reason.
         prompt_tokens: the prompt's length as the server counted it.
         text: what it says; None if nothing that can be kept as text.
@@ -126,7 +126,7 @@ def read_answer(data: bytes) -> Answer | Again:
     if not isinstance(reason, str) or not _count(tokens) or tokens > MOST_TOKENS:
         return Again("a reply without a finish reason, or with no number of tokens")
     prompt = usage.get("prompt_tokens")
-    # Where EOS is not counted, an answer that is nothing else has length 0; RL counts it.
+    # Where EOS is not counted, an answer that is nothing else has length 0; response length counts it.
     return Answer(max(1, tokens), reason, prompt if _count(prompt) else None, _text(choice))
 
 

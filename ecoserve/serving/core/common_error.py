@@ -40,7 +40,7 @@ class CommonError:
         return min(self._most, max(0.0, blend))
 
     def learn(self, number: int, place: float) -> None:
-        """A response's place in its distribution (0 to 1); ``number``: the how-manieth to arrive."""
+        """A response's place in its distribution (0 to 1); ``number``: the position in the order in which to arrive."""
         score = _NORMAL.inv_cdf(min(0.999, max(0.001, place)))
         last, self._last = self._last, (number, score)
         if last is None or abs(number - last[0]) > 8:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from ecoserve.lengths import LengthDistribution
 
-Believed = Literal["predicted", "scaled", "history"]
+SourceName = Literal["predicted", "scaled", "history"]
 
 #: Nominal levels that are corrected; between them, the corrected level is interpolated.
 LEVELS: Final = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])
@@ -40,12 +40,12 @@ WARM_UP: Final = 50
 
 
 @dataclass(slots=True, eq=False)
-class Told:
+class Prediction:
     """What was told of one response when it arrived: the prediction and the history of then; later, its length."""
 
     predicted: LengthDistribution
     history: LengthDistribution
-    believed: LengthDistribution | None = None
+    used: LengthDistribution | None = None
     number: int = 0
     length: int | None = None
     gone: bool = False
@@ -60,29 +60,29 @@ class InOrder:
 
     def __init__(self, most: int = 512) -> None:
         self._most = most
-        self._open: OrderedDict[str, Told] = OrderedDict()
+        self._open: OrderedDict[str, Prediction] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def began(self, name: str, told: Told) -> None:
+    def began(self, name: str, prediction: Prediction) -> None:
         """A request has arrived."""
-        self._open.setdefault(name, told)
+        self._open.setdefault(name, prediction)
 
-    def ended(self, name: str, length: int | None) -> list[Told]:
+    def ended(self, name: str, length: int | None) -> list[Prediction]:
         """A response has ended after ``length`` tokens (None: aborted). Returns those that can be learned from now."""
-        told = self._open.get(name)
-        if told is None:
+        prediction = self._open.get(name)
+        if prediction is None:
             return []
-        told.length, told.gone = length, True
+        prediction.length, prediction.gone = length, True
         out = []
         while self._open:
             first = next(iter(self._open))
             if not self._open[first].gone and len(self._open) <= self._most:
                 break
-            told = self._open.pop(first)
-            if told.gone and told.length is not None:
-                out.append(told)
+            prediction = self._open.pop(first)
+            if prediction.gone and prediction.length is not None:
+                out.append(prediction)
         return out
 
 
@@ -107,7 +107,7 @@ class Correction:
         self._levels: npt.NDArray[np.float64] = LEVELS.copy()
         self._covered = 0.9
         self.seen = 0
-        self.believed: Believed = "predicted"
+        self.source: SourceName = "predicted"
 
     # -- applying ----------------------------------------------------------------------------------------
 
@@ -121,17 +121,17 @@ class Correction:
         """Share of late responses that were no longer than what was believed their 0.9 quantile."""
         return self._covered
 
-    def apply(self, told: Told) -> LengthDistribution:
+    def apply(self, prediction: Prediction) -> LengthDistribution:
         """What is believed of a response of which ``told`` was told."""
-        base = self._base(told)
+        base = self._base(prediction)
         return base if self.seen < WARM_UP else self._relevel(base)
 
-    def _base(self, told: Told) -> LengthDistribution:
-        if self.believed == "history":
-            return told.history
-        if self.believed == "scaled":
-            return told.predicted.scaled(self.scale)
-        return told.predicted
+    def _base(self, prediction: Prediction) -> LengthDistribution:
+        if self.source == "history":
+            return prediction.history
+        if self.source == "scaled":
+            return prediction.predicted.scaled(self.scale)
+        return prediction.predicted
 
     def _relevel(self, base: LengthDistribution) -> LengthDistribution:
         if len(base.probs) == 1 and base.edges[1] - base.edges[0] == 1:
@@ -141,27 +141,27 @@ class Correction:
 
     def distrust(self) -> None:
         """Predictions are proven wrong (:mod:`ecoserve.serving.core.alarm`): history is believed until they are not."""
-        if self.believed == "predicted":
-            self.believed = "history"
+        if self.source == "predicted":
+            self.source = "history"
             self._levels = LEVELS.copy()
 
     # -- learning ----------------------------------------------------------------------------------------
 
-    def learn(self, told: Told) -> None:
+    def learn(self, prediction: Prediction) -> None:
         """Learn from a finished response."""
-        length = told.length
+        length = prediction.length
         if length is None:
             return
         self.seen += 1
         weight = max(self._weight, 1.0 / self.seen)
         for name, lengths in (
-            ("predicted", told.predicted),
-            ("scaled", told.predicted.scaled(self.scale)),
-            ("history", told.history),
+            ("predicted", prediction.predicted),
+            ("scaled", prediction.predicted.scaled(self.scale)),
+            ("history", prediction.history),
         ):
             self._losses[name] += weight * (pinball(lengths, length) - self._losses[name])
-        self._rescale(math.log(length / told.predicted.quantile(0.5)))
-        base = self._base(told)
+        self._rescale(math.log(length / prediction.predicted.quantile(0.5)))
+        base = self._base(prediction)
         # Where the length falls within the distribution; spread evenly over the chance of exactly this length.
         high, low = 1.0 - base.survival(length), 1.0 - base.survival(length - 1)
         place = low + (high - low) * float(self._rng.random())
@@ -179,10 +179,10 @@ class Correction:
         self._log_scale = min(self._most, max(-self._most, self._log_scale))
 
     def _choose(self) -> None:
-        order: tuple[Believed, ...] = ("predicted", "scaled", "history")
+        order: tuple[SourceName, ...] = ("predicted", "scaled", "history")
         best = min(order, key=lambda name: self._losses[name])
-        if self._losses[best] < (1.0 - self._margin) * self._losses[self.believed]:
-            self.believed = best
+        if self._losses[best] < (1.0 - self._margin) * self._losses[self.source]:
+            self.source = best
             self._levels = LEVELS.copy()
 
 

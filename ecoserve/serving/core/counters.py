@@ -12,26 +12,26 @@ class Counters:
     steps: int = 0
     #: of these, steps in which everybody just went on by one token and vLLM's ``schedule()`` was not needed
     fast_steps: int = 0
-    #: decoding requests stopped with their KVC kept, and started again
+    #: decoding requests stopped with their KV kept, and started again
     pauses: int = 0
     resumes: int = 0
-    #: requests whose KVC was dropped, by whoever chose the victim, and the tokens computed again for it
+    #: requests whose KV was dropped, by whoever chose the victim, and the tokens computed again for it
     preemptions: int = 0
     recomputed_tokens: int = 0
     #: preemptions that our ladder chose (a part of ``preemptions``; the rest are vLLM's own choice)
-    ladder_preemptions: int = 0
+    shortage_preemptions: int = 0
     #: a response outlived its reservation (under) or ended before it (over)
     under_predictions: int = 0
     over_predictions: int = 0
     #: new reservations made for responses that outlived the old one
     re_reservations: int = 0
     #: rungs of the ladder: who paid for an under-prediction
-    rung_own_space: int = 0
-    rung_re_reserved: int = 0
-    rung_global_reserve: int = 0
-    rung_paused: int = 0
-    rung_guest_moved: int = 0
-    rung_recomputed: int = 0
+    underprediction_own_space: int = 0
+    underprediction_re_reserved: int = 0
+    underprediction_global_reserve: int = 0
+    underprediction_paused: int = 0
+    underprediction_guest_moved: int = 0
+    underprediction_recomputed: int = 0
     #: where a request's length came from
     predictions_used: int = 0
     predictions_missing: int = 0
@@ -57,7 +57,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Gauges:
-    """The state after the last step: blocks of KVC, numbers of requests, and what the correction does."""
+    """The state after the last step: blocks of KV, numbers of requests, and what the correction does."""
 
     usable_blocks: int = 0
     held_blocks: int = 0
@@ -70,7 +70,7 @@ class Gauges:
     #: prediction (0), the scaled prediction (1) or history (2) is believed, and the lengths' common error
     length_scale: float = 1.0
     coverage_90: float = 0.9
-    believed: int = 0
+    length_source: int = 0
     common_error: float = 0.0
 
     def as_dict(self) -> dict[str, float]:

@@ -16,15 +16,15 @@ from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.core.tasks import Task
 
 
-class Rung(StrEnum):
-    """How an outlived reservation, or a shortage of KVC, was met; cheapest first."""
+class UnderpredictionAction(StrEnum):
+    """How an outlived reservation, or a shortage of KV, was met; cheapest first."""
 
     OWN_SPACE = "own_space"  # unlent space of its own
     RE_RESERVED = "re_reserved"  # a new reservation from the posterior
     GLOBAL_RESERVE = "global_reserve"  # a block of the reserve
-    PAUSED = "paused"  # stopped, KVC kept, waits as a GT
+    PAUSED = "paused"  # stopped, KV kept, waits as a decode
     GUEST_MOVED = "guest_moved"  # a host came: its guest got a window of its own, or stopped
-    RECOMPUTED = "recomputed"  # the victim's KVC was dropped
+    RECOMPUTED = "recomputed"  # the victim's KV was dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Event:
 
     Attributes:
         at_s: on the scheduler's clock. step: the scheduler's step.
-        kind: a :class:`Rung`, or ``admitted``, ``resumed``, ``finished``, ``aborted``.
+        kind: a :class:`UnderpredictionAction`, or ``admitted``, ``resumed``, ``finished``, ``aborted``.
         predicted: median length told at arrival, tokens; generated: tokens out; promised: length reserved.
-        blocks: KVC blocks that the request holds. free_blocks: blocks that nobody holds.
+        blocks: KV blocks that the request holds. free_blocks: blocks that nobody holds.
     """
 
     at_s: float
@@ -72,11 +72,11 @@ class Recorder:
         self._state = state
         self._log = log
 
-    def rung(self, rung: Rung, task: Task) -> None:
-        """A rung of the ladder was taken for ``task``."""
-        name = f"rung_{rung.value}"
+    def action(self, action: UnderpredictionAction, task: Task) -> None:
+        """An under-prediction was handled by ``action``."""
+        name = f"underprediction_{action.value}"
         setattr(self._counters, name, getattr(self._counters, name) + 1)
-        self.note(rung.value, task)
+        self.note(action.value, task)
 
     def note(self, kind: str, task: Task) -> None:
         """Something else happened; its counter is the caller's."""
@@ -89,7 +89,7 @@ class Recorder:
                 step=step,
                 request=task.request_id,
                 kind=kind,
-                predicted=task.first_guess,
+                predicted=task.predicted_median,
                 generated=task.generated,
                 promised=task.promised,
                 blocks=blocks,

@@ -1,4 +1,4 @@
-"""The KVC that a set of requests will hold from now on: mean and spread over a grid of future steps.
+"""The KV that a set of requests will hold from now on: mean and spread over a grid of future steps.
 
 A request with ``n`` tokens in the cache and ``g`` generated holds ``n + t`` tokens after ``t`` more steps if it is
 still alive then, which it is with probability S(g + t) / S(g), where S is its length distribution's survival
@@ -39,7 +39,7 @@ def deviations(epsilon: float) -> float:
 
 
 class Forecast:
-    """Future KVC of the requests that hold some.
+    """Future KV of the requests that hold some.
 
     Args:
         block_size: tokens a block.
@@ -102,7 +102,7 @@ class Forecast:
         return alive, blocks
 
     def rebase(self, tasks: Iterable[Task], shared_blocks: int = 0) -> None:
-        """Forecast the requests that hold KVC now. ``shared_blocks`` are counted in more than one of them."""
+        """Forecast the requests that hold KV now. ``shared_blocks`` are counted in more than one of them."""
         holders = list(tasks)
         if not holders:
             self._mean = np.zeros(len(self._steps))
@@ -143,7 +143,7 @@ class Forecast:
         return self.peak_with(task, deviations(epsilon)) <= limit_blocks
 
     def peak(self, z: float) -> float:
-        """Largest mean + z * sd over the future, in blocks, of those who hold KVC now."""
+        """Largest mean + z * sd over the future, in blocks, of those who hold KV now."""
         var = (1.0 - self.rho) * self._var + self.rho * self._sd**2
         return float((self._mean + z * self._near * np.sqrt(var)).max())
 

@@ -1,9 +1,10 @@
-"""TFS, the target forward size: tokens in one forward at which the machine's throughput saturates.
+"""target forward size, the target forward size: tokens in one forward at which the machine's throughput saturates.
 
 A small forward takes as long as reading the weights, whatever is in it; a large one as long as computing its tokens.
 Prompts are for free up to where the one becomes the other, and beyond it only make the decodes beside them wait.
 
-Rule: of forwards that were timed at several sizes, the TFS is the smallest size that gives ``SATURATION`` of the best
+Rule: of forwards that were timed at several sizes, the target forward size is the smallest size that gives
+``SATURATION`` of the best
 throughput among them. Between two sizes the time is taken to be linear. EcoServe (arXiv 2411.06364) fills prompts up
 to such a size; how it is found is ours.
 """
@@ -26,9 +27,9 @@ class ForwardSize:
     """What a profile of forwards says.
 
     Attributes:
-        tokens: the TFS.
+        tokens: the target forward size.
         best_tokens_per_s: throughput at the best size.
-        saturated: False if throughput still rises at the largest size: the TFS is then too small.
+        saturated: False if throughput still rises at the largest size: the target forward size is then too small.
     """
 
     tokens: int
@@ -47,7 +48,7 @@ def profile_sizes(largest: int, smallest: int = 16) -> list[int]:
 
 
 def target_forward_size(times: Sequence[tuple[int, float]], saturation: float = SATURATION) -> ForwardSize:
-    """The TFS of a machine.
+    """The target forward size of a machine.
 
     Args:
         times: (tokens, seconds) of forwards, sizes ascending; at least two.

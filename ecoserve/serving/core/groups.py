@@ -1,6 +1,7 @@
-"""Time-synced batching: GTs that are expected to be equally long start together and end together.
+"""Time-synced batching: decodes that are expected to be equally long start together and end together.
 
-GTs that wait are put into bins of equal predicted response length (bins ``ratio`` wide). Bins are served one after the
+decodes that wait are put into bins of equal predicted response length (bins ``ratio`` wide). Bins are served one
+after the
 other, each in the order of its best member; within a bin, members keep the queue's own order. As many members as fit
 start at once, so a group that does not fit is split, and its rest goes first next time.
 
@@ -21,11 +22,11 @@ from ecoserve.serving.core.tasks import Task
 
 
 class Groups:
-    """Which bin of GTs goes first.
+    """Which bin of decodes goes first.
 
     Args:
         ratio: upper over lower edge of a bin, > 1.
-        window: the response length that a GT would be promised now, tokens.
+        window: the response length that a decode would be promised now, tokens.
     """
 
     def __init__(self, ratio: float, window: Callable[[Task], int]) -> None:
@@ -41,7 +42,7 @@ class Groups:
         return math.floor(math.log(max(1.0, tokens)) / self._log + 1e-9)
 
     def begin_step(self, step: int, waiting: Iterable[tuple[Task, SortKey]]) -> None:
-        """Take stock of the GTs that wait, each with its key in the queue's own order."""
+        """Take stock of the decodes that wait, each with its key in the queue's own order."""
         self._vacant_until = [end for end in self._vacant_until if end > step]
         self._refill = Counter(self.bin_of(end - step) for end in self._vacant_until)
         self._best = {}
@@ -52,13 +53,13 @@ class Groups:
                 self._best[bin_] = key
 
     def key(self, task: Task, own: SortKey) -> SortKey:
-        """The key of a GT whose key in the queue's own order is ``own``."""
+        """The key of a decode whose key in the queue's own order is ``own``."""
         bin_ = self.bin_of(self._rest(task))
         best = min(own, self._best.get(bin_, own))
         return (own[0], 0.0 if self._refill[bin_] else 1.0, *best[1:], float(bin_), *own[1:])
 
     def started(self, task: Task, step: int) -> None:
-        """A GT goes on: if it fills a vacancy, that is gone."""
+        """A decode goes on: if it fills a vacancy, that is gone."""
         bin_ = self.bin_of(self._rest(task))
         if self._refill[bin_]:
             self._refill[bin_] -= 1
@@ -68,7 +69,7 @@ class Groups:
                     break
 
     def ended(self, task: Task, step: int) -> None:
-        """A GT has finished; early, if its window goes on."""
+        """A decode has finished; early, if its window goes on."""
         if task.promised > task.generated:
             self._vacant_until.append(step + task.promised - task.generated)
 

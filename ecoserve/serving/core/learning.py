@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.alarm import Alarm
 from ecoserve.serving.core.common_error import CommonError
-from ecoserve.serving.core.correction import Correction, InOrder, Told
+from ecoserve.serving.core.correction import Correction, InOrder, Prediction
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.tasks import Task
 
@@ -43,44 +43,44 @@ class Learner:
 
     def arrives(self, task: Task) -> None:
         """A request has arrived: what is believed of it is corrected."""
-        if task.told is None:
+        if task.prediction is None:
             return
         if self.correction is not None:
-            task.lengths = self.correction.apply(task.told)
-            task.first_guess = task.lengths.quantile(0.5)
+            task.lengths = self.correction.apply(task.prediction)
+            task.predicted_median = task.lengths.quantile(0.5)
             self._alarm.began()
-        task.told.believed = task.lengths
-        task.told.number = task.number
-        self._in_order.began(task.request_id, task.told)
+        task.prediction.used = task.lengths
+        task.prediction.number = task.number
+        self._in_order.began(task.request_id, task.prediction)
 
-    def believes_now(self, task: Task, history: LengthDistribution) -> LengthDistribution | None:
+    def lengths_now(self, task: Task, history: LengthDistribution) -> LengthDistribution | None:
         """What is believed of a request that came earlier, given the history of now; None if nothing was predicted."""
-        if task.told is None or self.correction is None:
+        if task.prediction is None or self.correction is None:
             return None
-        return self.correction.apply(Told(task.told.predicted, history))
+        return self.correction.apply(Prediction(task.prediction.predicted, history))
 
     def ended(self, task: Task, length: int | None) -> bool:
         """A response has ended with ``length`` tokens; None: it was aborted. Whether another answer is believed now."""
-        if task.told is None:
+        if task.prediction is None:
             return False
-        before = None if self.correction is None else self.correction.believed
-        if self.correction is not None and length is not None and self._alarm.ended(task.told.predicted, length):
+        before = None if self.correction is None else self.correction.source
+        if self.correction is not None and length is not None and self._alarm.ended(task.prediction.predicted, length):
             self._alarm.reset()
             self.correction.distrust()
-        for told in self._in_order.ended(task.request_id, length):
+        for prediction in self._in_order.ended(task.request_id, length):
             if self.correction is not None:
-                self.correction.learn(told)
-            if self.common_error is not None and told.believed is not None and told.length is not None:
-                above = told.believed.survival(told.length)
-                at = told.believed.survival(told.length - 1) - above
-                self.common_error.learn(told.number, 1.0 - above - at / 2)
+                self.correction.learn(prediction)
+            if self.common_error is not None and prediction.used is not None and prediction.length is not None:
+                above = prediction.used.survival(prediction.length)
+                at = prediction.used.survival(prediction.length - 1) - above
+                self.common_error.learn(prediction.number, 1.0 - above - at / 2)
                 self._forecast.rho = self.common_error.rho
-        return self.correction is not None and self.correction.believed != before
+        return self.correction is not None and self.correction.source != before
 
     def show(self, gauges: Gauges) -> None:
         """Put the state into the gauges."""
         if self.correction is not None:
             gauges.length_scale = self.correction.scale
             gauges.coverage_90 = self.correction.coverage_90
-            gauges.believed = _CODES[self.correction.believed]
+            gauges.length_source = _CODES[self.correction.source]
         gauges.common_error = self._forecast.rho

@@ -1,4 +1,4 @@
-"""The ledger: who holds KVC, who was promised how much, and whether the books agree with vLLM's pool.
+"""The ledger: who holds KV, who was promised how much, and whether the books agree with vLLM's pool.
 
 *Held* is what the pool says: its blocks minus the free ones (cached blocks that could be evicted count as free). The
 ledger adds what the pool does not know: per request the tokens promised and generated. All promises are accounting;
@@ -18,7 +18,7 @@ class LedgerError(EcoServeError):
 
 
 class Ledger:
-    """Books of one engine's KVC.
+    """Books of one engine's KV.
 
     Args:
         usable_blocks: C, the blocks requests can use (vLLM's ``num_gpu_blocks - 1``).
@@ -37,11 +37,11 @@ class Ledger:
         return -(-tokens // self.block_size)
 
     def holders(self) -> list[Task]:
-        """Requests that hold KVC (prefilling, decoding, paused), as of the last :meth:`set_holders`."""
+        """Requests that hold KV (prefilling, decoding, paused), as of the last :meth:`set_holders`."""
         return self._holders
 
     def set_holders(self, holders: list[Task]) -> None:
-        """Say who holds KVC now: once a step, so that nothing need look at all that wait."""
+        """Say who holds KV now: once a step, so that nothing need look at all that wait."""
         self._holders = holders
 
     def promised_blocks(self, task: Task) -> int:

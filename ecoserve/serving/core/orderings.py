@@ -9,7 +9,7 @@ A queue is a list sorted by these keys. Most keys never change while a request w
 ``srpt``   shortest rest first (what is still to come), with linear ageing
 ``hrrn``   highest response ratio first: (wait + service) / service
 ``edf``    earliest deadline first; without a deadline, as if it were ``max_wait_s`` after arrival
-``paper``  by ranges: time to the deadline, then KVC held (more first, it will be released sooner), then length (longer
+``paper``  by ranges: time to the deadline, then KV held (more first, it will be released sooner), then length (longer
            first, or shorter); EcoServe, arXiv 2411.06364
 ``slo``    as ``srpt``, but whoever cannot meet its deadline any more counts for :data:`LATE` times its size
 =========  ==================================================================================================
@@ -82,16 +82,16 @@ class Ordering:
         name = self.knobs.name
         return name in _MOVING and (name != "slo" or self.deadlines)
 
-    def meet(self, task: Task) -> None:
+    def on_arrival(self, task: Task) -> None:
         """See a new request."""
         self.deadlines = self.deadlines or task.has_slo()
 
-    def prompt_key(self, task: Task, now: float) -> SortKey:
-        """The key of a PT in its queue."""
+    def prefill_key(self, task: Task, now: float) -> SortKey:
+        """The key of a prefill in its queue."""
         return self._key(task, now, PROMPT_WEIGHT * (task.prompt_tokens + task.generated), prompt=True)
 
-    def generation_key(self, task: Task, now: float) -> SortKey:
-        """The key of a GT in its queue: its prompt's KVC is there, so only the response counts."""
+    def decode_key(self, task: Task, now: float) -> SortKey:
+        """The key of a decode in its queue: its prompt's KV is there, so only the response counts."""
         return self._key(task, now, 0.0, prompt=False)
 
     def _key(self, task: Task, now: float, prompt_size: float, prompt: bool) -> SortKey:

@@ -1,6 +1,6 @@
 """How fast the engine is of late: seconds a step, told from the scheduler's own steps.
 
-Rule: one step gives each running GT one token, so a step's period is the time of a token. The estimate is an
+Rule: one step gives each running decode one token, so a step's period is the time of a token. The estimate is an
 exponentially weighted mean over the last ``window`` busy steps. Deadlines (:mod:`~ecoserve.serving.core.orderings`) are
 judged by it; a wrong pace costs order, never correctness.
 """

@@ -1,4 +1,4 @@
-"""The KVC that a set of requests will hold if each comes to the same quantile of its own length: padding one by one.
+"""The KV that a set of requests will hold if each comes to the same quantile of its own length: padding one by one.
 
 What pooling is compared with (docs/log.md): every request is taken to end at its quantile, given what is out already,
 and the batch must fit on the way there. How many of the futures overflow follows from the quantile, the load and how

@@ -1,4 +1,4 @@
-"""The KVC that a set of requests will hold from now on, as sampled joint futures.
+"""The KV that a set of requests will hold from now on, as sampled joint futures.
 
 Each of ``count`` scenarios gives every request one length, drawn from what is believed of it given what is out
 already. In one scenario the usage ``t`` steps ahead is the sum over those still alive of their tokens now plus ``t``.
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Scenarios:
-    """Joint futures of the requests that hold KVC.
+    """Joint futures of the requests that hold KV.
 
     Args:
         block_size: tokens a block.
@@ -91,7 +91,7 @@ class Scenarios:
     # -- all of them -------------------------------------------------------------------------------------
 
     def rebase(self, tasks: list[Task], shared_blocks: int = 0) -> None:
-        """Forecast the requests that hold KVC now. ``shared_blocks`` are counted in more than one of them."""
+        """Forecast the requests that hold KV now. ``shared_blocks`` are counted in more than one of them."""
         shape = (self.count, len(self._steps))
         self._shared = shared_blocks
         if not tasks:

@@ -1,6 +1,7 @@
 """One request as the serving core sees it: plain values, no vLLM object.
 
-A request is first a PT (prompt task), then a GT (generation task). ``written`` tokens have their KVC, ``generated``
+A request is first a prefill (prompt task), then a decode (generation task). ``written`` tokens have their KV,
+``generated``
 tokens are out, ``promised`` is the response length its reservation covers.
 """
 
@@ -11,16 +12,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.correction import Told
+from ecoserve.serving.core.correction import Prediction
 
 
 class TaskState(Enum):
-    """Where a request is. Only the last two are GTs."""
+    """Where a request is. Only the last two are decodes."""
 
-    WAITING = "waiting"  # a PT that holds no KVC (new, or its KVC was dropped)
-    PREFILL = "prefill"  # a PT that is running
-    DECODE = "decode"  # a GT that is running
-    PAUSED = "paused"  # a GT that waits with its KVC kept
+    WAITING = "waiting"  # a prefill that holds no KV (new, or its KV was dropped)
+    PREFILL = "prefill"  # a prefill that is running
+    DECODE = "decode"  # a decode that is running
+    PAUSED = "paused"  # a decode that waits with its KV kept
 
 
 @dataclass(slots=True, eq=False)
@@ -30,16 +31,18 @@ class Task:
     Attributes:
         request_id: vLLM's id.
         prompt_tokens: prompt length, tokens.
-        lengths: distribution of RL, closed at ``limit``; replaced when a response outlives it.
+        lengths: distribution of response length, closed at ``limit``; replaced when a response outlives it.
         limit: the most tokens this response may have.
         predicted: False if the lengths are history's, for want of a prediction.
         arrival_s: arrival on the scheduler's clock.
-        number: the how-manieth the scheduler has been given; decides between requests that are otherwise equal.
-        written: tokens with KVC. generated: tokens out. promised: RL covered by the reservation, 0 before there is one.
-        first_guess: median RL at arrival, for the books.
+        number: the position in the order in which the scheduler has been given; decides between requests that are
+        otherwise equal.
+        written: tokens with KV. generated: tokens out. promised: response length covered by the reservation, 0 before
+        there is one.
+        predicted_median: median response length at arrival, for the books.
         overdrawn: the reservation was outlived at least once.
-        passed_by: this GT has waited for its promise so long that its claim goes first.
-        spared: this GT draws on the global reserve.
+        passed_by: this decode has waited for its promise so long that its claim goes first.
+        spared: this decode draws on the global reserve.
         row: index in the forecast's tables, -1 when it is not in them.
         ttft_slo_s: the first token is due so long after arrival. tpot_slo_s: each further one so long after it.
         deadline_s: the last token is due at this time, where it was given as such.
@@ -61,17 +64,17 @@ class Task:
     overdrawn: bool = False
     passed_by: bool = False
     spared: bool = False
-    first_guess: int = field(default=0)
+    predicted_median: int = field(default=0)
     row: int = -1
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     deadline_s: float | None = None
-    told: Told | None = None
+    prediction: Prediction | None = None
     _rest: tuple[LengthDistribution, int, float | None, float] | None = None
 
     def __post_init__(self) -> None:
-        if not self.first_guess:
-            self.first_guess = self.lengths.quantile(0.5)
+        if not self.predicted_median:
+            self.predicted_median = self.lengths.quantile(0.5)
 
     def arrives(self, at_s: float) -> None:
         """Put the arrival, and the deadline with it, on the scheduler's clock."""
@@ -108,9 +111,9 @@ class Task:
         return self.arrival_s + (self.ttft_slo_s or 0.0) + self.tpot_slo_s * whole
 
     def span_tokens(self) -> int:
-        """Tokens of KVC that the request needs now: all written, and at least its prompt."""
+        """Tokens of KV that the request needs now: all written, and at least its prompt."""
         return max(self.written, self.prompt_tokens + self.generated)
 
     def promised_span_tokens(self) -> int:
-        """Tokens of KVC that are promised to it: prompt and promised response, or what it needs now if that is more."""
+        """Tokens of KV that are promised to it: prompt and promised response, or what it needs now if that is more."""
         return max(self.span_tokens(), self.prompt_tokens + self.promised)

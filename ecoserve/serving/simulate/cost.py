@@ -19,7 +19,7 @@ class StepWork:
     Attributes:
         prefill_tokens: prompt tokens, over all chunks.
         decodes: requests that generate their next token.
-        context_tokens: tokens of KVC that the step's attention reads, over all requests, the new ones included.
+        context_tokens: tokens of KV that the step's attention reads, over all requests, the new ones included.
         chunks: (new tokens, tokens of context before them) of each piece of a prompt; recomputed tokens are prompt
             tokens, tokens that the prefix cache gave back are context.
         decode_context_tokens: the decodes' part of ``context_tokens``.
@@ -67,7 +67,7 @@ class LinearCost(BaseModel):
     step_s: float = Field(0.013, ge=0, description="seconds of any step")
     prefill_token_s: float = Field(1.04e-4, ge=0, description="seconds a prompt token")
     decode_s: float = Field(0.0, ge=0, description="seconds a decoding request")
-    context_token_s: float = Field(4e-7, ge=0, description="seconds a token of KVC read")
+    context_token_s: float = Field(4e-7, ge=0, description="seconds a token of KV read")
 
     def seconds(self, work: StepWork) -> float:
         """Seconds the step takes."""

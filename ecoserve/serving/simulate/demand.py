@@ -1,4 +1,4 @@
-"""How much KVC a load would hold at its peak if nobody had to wait: what *pressure* is measured against.
+"""How much KV a load would hold at its peak if nobody had to wait: what *pressure* is measured against.
 
 Rule: vLLM's own scheduler (chunked prefill, first come first served, one token a step for each running request) on an
 engine with room for everybody. With that much room the scheduler has nothing to decide, so its steps are counted here
@@ -19,7 +19,7 @@ from ecoserve.serving.workload import LoadRequest
 def demand_peak(
     load: Sequence[LoadRequest], cost: StepCost, depth: int, block_size: int, max_num_batched_tokens: int
 ) -> int:
-    """Peak KVC demand of a load on one engine, in blocks.
+    """Peak KV demand of a load on one engine, in blocks.
 
     Args:
         load: what comes when, with the true lengths.

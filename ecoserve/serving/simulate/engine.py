@@ -49,7 +49,7 @@ class EngineShape(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kv_blocks: int = Field(1800, ge=2, description="usable KVC blocks")
+    kv_blocks: int = Field(1800, ge=2, description="usable KV blocks")
     block_size: int = Field(16, ge=1, description="tokens a block")
     max_num_seqs: int = Field(256, ge=1)
     max_num_batched_tokens: int = Field(2048, ge=1)
@@ -99,7 +99,7 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
 
     if -(-shape.max_model_len // shape.block_size) > shape.kv_blocks:
         raise ConfigError(
-            f"{shape.kv_blocks} KVC blocks of {shape.block_size} tokens cannot hold one request of max_model_len "
+            f"{shape.kv_blocks} KV blocks of {shape.block_size} tokens cannot hold one request of max_model_len "
             f"{shape.max_model_len}",
             where="engine",
             fix="raise kv_blocks or lower max_model_len",

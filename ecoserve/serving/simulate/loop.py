@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ecoserve.errors import RunError
-from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.kv_series import KVPoint
 from ecoserve.serving.runs import EngineTotals, RequestRow, mispredictions
 from ecoserve.serving.simulate.cost import StepCost
 from ecoserve.serving.simulate.engine import LazyRequest
@@ -51,8 +51,8 @@ class LoopResult:
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
     #: index of the replica that served each request, by request id
     replica_of: dict[str, int] = field(default_factory=dict)
-    #: KVC over time, of every replica
-    kvc: list[KvcPoint] = field(default_factory=list)
+    #: KV over time, of every replica
+    kv: list[KVPoint] = field(default_factory=list)
 
 
 class VirtualLoop:
@@ -63,7 +63,7 @@ class VirtualLoop:
         cost: seconds a step takes.
         depth: 1 or 2 steps in flight.
         worker: if given, checks every output as a model runner would.
-        keep_series: keep the KVC's state after every step.
+        keep_series: keep the KV's state after every step.
         on_step: called after every scheduled step (tests).
     """
 
@@ -166,25 +166,25 @@ def run_replicas(
         max(r.now for r in replicas),
         replicas[0].series,
         replica_of,
-        [point for r in replicas for point in r.kvc_series.points()],
+        [point for r in replicas for point in r.kv_series.points()],
     )
 
 
 def _totals(replicas: Sequence[Replica]) -> EngineTotals:
-    """The sums over the replicas; shares of KVC are averaged over their busy time."""
+    """The sums over the replicas; shares of KV are averaged over their busy time."""
     counters = [r.scheduler.counters for r in replicas]
-    span = sum(r.kvc_time for r in replicas) or 1.0
+    span = sum(r.kv_time for r in replicas) or 1.0
     usable = replicas[0].scheduler.usable_blocks
-    used, reserved, lent = (sum(r.kvc[i] for r in replicas) / span / usable for i in range(3))
+    used, reserved, lent = (sum(r.kv_means[i] for r in replicas) / span / usable for i in range(3))
     return EngineTotals(
         preemptions=sum(c.preemptions for c in counters),
         recomputed_tokens=sum(c.recomputed_tokens for c in counters),
         pauses=sum(c.pauses for c in counters),
         re_reservations=sum(c.re_reservations for c in counters),
         steps=sum(c.steps for c in counters),
-        kvc_used_mean=used,
-        kvc_reserved_mean=reserved,
-        kvc_lent_mean=lent,
+        kv_used_mean=used,
+        kv_reserved_mean=reserved,
+        kv_lent_mean=lent,
         mispredictions=mispredictions(counters),
         schedule_s=[s for r in replicas for s in r.schedule_s],
         update_s=[s for r in replicas for s in r.update_s],

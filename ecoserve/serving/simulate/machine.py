@@ -1,4 +1,4 @@
-"""The simulated machine: what a step costs and how much KVC there is, from a GPU's and a model's name.
+"""The simulated machine: what a step costs and how much KV there is, from a GPU's and a model's name.
 
 Rule: what the settings state is taken (``blocks``), what they do not state follows from the GPU and the model. Without
 a GPU the linear cost stands in, with a number of blocks that is nobody's.
@@ -20,7 +20,7 @@ class Machine:
 
     Attributes:
         cost: seconds of a step.
-        blocks: usable KVC blocks.
+        blocks: usable KV blocks.
         max_model_len: the most tokens the model can have in one sequence; None: nobody asks.
     """
 
@@ -75,5 +75,5 @@ def _on_gpu(
     shape = load_shape(model)
     made = gpu_model(gpu, shape, tp)
     if blocks is None:
-        blocks = made.kvc_blocks(block_size, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
+        blocks = made.kv_blocks(block_size, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
     return Machine(ModelledCost(made), blocks, shape.max_model_len)

@@ -4,7 +4,7 @@ Rule: the JSON trace event format, written as it happens, so that a long run nee
 the virtual clock. For each replica of each run there is
 
 - a track of its steps, with what each computed, and one of its host where that takes time;
-- counters: blocks of KVC held, promised beyond that (reserved), lent, free; requests running and waiting;
+- counters: blocks of KV held, promised beyond that (reserved), lent, free; requests running and waiting;
 - a track for each request: what became of it, span after span (:data:`SPANS`), and its events as instants:
   preemption, pause, re-reservation (a new promise for an answer that outlived the old one).
 
@@ -28,7 +28,7 @@ from ecoserve.files import replacing
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.replica import Step
 
-#: What a request can be doing: waiting for its first step; prompt; generating; stopped with its KVC kept; its KVC
+#: What a request can be doing: waiting for its first step; prompt; generating; stopped with its KV kept; its KV
 #: dropped; computing again what it lost.
 SPANS: Final = ("queued", "prefill", "decode", "paused", "preempted", "recompute")
 
@@ -162,8 +162,8 @@ class RunRecorder:
             if step.host_s > 0:
                 self._span(pid, _HOST, "host", step.began_s, step.began_s + step.host_s)
         g = step.gauges
-        kvc = (g.held_blocks, g.reserved_blocks, g.lent_blocks, g.usable_blocks - g.held_blocks)
-        self._count(pid, "KVC blocks", step.start_s, ("held", "reserved", "lent", "free"), kvc)
+        kv = (g.held_blocks, g.reserved_blocks, g.lent_blocks, g.usable_blocks - g.held_blocks)
+        self._count(pid, "KV blocks", step.start_s, ("held", "reserved", "lent", "free"), kv)
         queues = (g.running, g.waiting_prompts, g.waiting_generations)
         self._count(pid, "requests", step.start_s, ("running", "waiting", "paused"), queues)
 

@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Any, Final, Literal, Protocol
 
 from ecoserve.serving.core.counters import Gauges
-from ecoserve.serving.kvc_series import KvcSeries, wasted_blocks
+from ecoserve.serving.kv_series import KVSeries, wasted_blocks
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.engine import EOS, WORD
@@ -127,7 +127,7 @@ class Replica:
         depth: 1 or 2 steps in flight.
         worker: if given, checks every output as a model runner would.
         charge: what scheduling costs; ``measured``, this thread's CPU time, makes results differ from run to run.
-        keep_series: keep the KVC's state after every step.
+        keep_series: keep the KV's state after every step.
         index: its number among the replicas.
     """
 
@@ -162,8 +162,8 @@ class Replica:
         self.schedule_s: list[float] = []
         self.update_s: list[float] = []
         #: block-seconds held, reserved, lent; and the seconds
-        self.kvc = [0.0, 0.0, 0.0]
-        self.kvc_time = 0.0
+        self.kv_means = [0.0, 0.0, 0.0]
+        self.kv_time = 0.0
         self.series: list[tuple[float, int, int, int]] = []
         self._inbox: deque[Live] = deque()
         self._aborts: list[tuple[float, str]] = []
@@ -173,7 +173,7 @@ class Replica:
         self._idle = 0
         scheduler.clock = _ReplicaClock(self)
         scheduler.on_pause = self._paused
-        self.kvc_series = KvcSeries(scheduler.usable_blocks, index)
+        self.kv_series = KVSeries(scheduler.usable_blocks, index)
         self._wasted, self._wasted_at = 0.0, -1
 
     # -- events ----------------------------------------------------------------------------------------------
@@ -276,11 +276,11 @@ class Replica:
     def _integrate(self, gauges: Gauges, could_s: float, end_s: float, began_s: float) -> None:
         seconds = end_s - could_s
         for i, blocks in enumerate((gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks)):
-            self.kvc[i] += blocks * seconds
-        self.kvc_time += seconds
+            self.kv_means[i] += blocks * seconds
+        self.kv_time += seconds
         if self.keep_series:
             self.series.append((began_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks))
-        series = self.kvc_series
+        series = self.kv_series
         if self._wasted_at != series.interval:
             # Looking at every request costs, so once an interval is enough.
             self._wasted = wasted_blocks(self.scheduler, {n: own.response_tokens for n, own in self.live.items()})

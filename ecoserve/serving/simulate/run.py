@@ -8,6 +8,7 @@ from typing import Any
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import RunResult, Slo
 from ecoserve.serving.simulate.cost import alone_s
 from ecoserve.serving.simulate.demand import demand_peak
@@ -20,7 +21,6 @@ from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.router import ROUTERS
 from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.serving.simulate.worker import WorkerModel
-from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 __all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate", "slo_told"]
@@ -53,7 +53,7 @@ def simulate(
     arrivals = [_arrival(settings, prompts, r, slo_told(settings, machine, r.prompt_tokens)) for r in load]
     result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
     for row, request in zip(result.rows, load, strict=True):
-        row.told_rank = request.told_rank
+        row.pit = request.pit
         if settings.slo_scale is not None:
             alone = alone_s(
                 machine.cost,
@@ -73,7 +73,7 @@ def simulate(
         totals=result.totals,
         slo=Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms)),
         labels=_labels(settings, machine, trace.length_source),
-        kvc=result.kvc,
+        kv=result.kv,
     )
 
 
@@ -90,14 +90,14 @@ def check(settings: SimulateSettings) -> Machine:
             f"max_model_len {settings.max_model_len} is more than {settings.model}'s {machine.max_model_len}",
             where="simulate",
         )
-    LengthsTold.parse(settings.lengths)
+    LengthSource.parse(settings.lengths)
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
     _scheduler(_resolved(settings, machine), min(machine.blocks, -(-settings.max_model_len // settings.block_size)))
     return machine
 
 
 def demand_peak_blocks(settings: SimulateSettings) -> int:
-    """Peak KVC demand of the load if nobody waited, in blocks, over all replicas."""
+    """Peak KV demand of the load if nobody waited, in blocks, over all replicas."""
     # What does not change it is set to one value, so that all runs of one load share one answer.
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
     same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
@@ -132,7 +132,7 @@ def _labels(settings: SimulateSettings, machine: Machine, length_source: str) ->
         "depth": settings.depth,
         "blocks": machine.blocks,
         "length_source": length_source,
-        "kvc_demand_peak": demand_peak_blocks(settings) / (machine.blocks * settings.replicas),
+        "kv_demand_peak": demand_peak_blocks(settings) / (machine.blocks * settings.replicas),
     }
     if settings.on_gpu:
         labels |= {"gpu": settings.gpu, "model": settings.model, "tp": settings.tp}
@@ -153,7 +153,7 @@ def _load(settings: SimulateSettings) -> list[LoadRequest]:
         requests=settings.requests,
         rate_rps=settings.rate_rps,
         seed=settings.seed,
-        lengths=LengthsTold.parse(settings.lengths),
+        lengths=LengthSource.parse(settings.lengths),
         max_tokens=settings.max_tokens,
         max_prompt_tokens=settings.max_model_len - settings.max_tokens,
     )

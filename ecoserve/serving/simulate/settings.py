@@ -10,7 +10,7 @@ from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.replica import Charge
 from ecoserve.serving.simulate.router import RouterName
 
-#: The GPU that is none: :class:`~ecoserve.serving.simulate.cost.LinearCost`, with this many usable KVC blocks.
+#: The GPU that is none: :class:`~ecoserve.serving.simulate.cost.LinearCost`, with this many usable KV blocks.
 LINEAR: Final = "linear"
 LINEAR_BLOCKS: Final = 1800
 
@@ -26,7 +26,7 @@ class SimulateSettings(BaseModel):
     tokenizer: str | None = None
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = "ecoserve"
-    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.told")
+    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.length_source")
     rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
     seed: int = 0
     requests: int = Field(400, ge=1)
@@ -35,7 +35,7 @@ class SimulateSettings(BaseModel):
     model: str | None = Field(None, description="on a GPU: the served model, a name or a folder with config.json")
     tp: int = Field(1, ge=1, description="on a GPU: GPUs of one replica (tensor parallel)")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="on a GPU: vLLM's share of its memory")
-    blocks: int | None = Field(None, ge=2, description="usable KVC blocks; None: what the GPU's memory holds")
+    blocks: int | None = Field(None, ge=2, description="usable KV blocks; None: what the GPU's memory holds")
     block_size: int = Field(16, ge=1)
     max_num_seqs: int = Field(256, ge=1)
     max_num_batched_tokens: int = Field(2048, ge=1)

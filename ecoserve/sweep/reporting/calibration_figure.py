@@ -43,9 +43,7 @@ def calibration_figure(settings: Settings, details: Details) -> Figure | None:
     curves, errors, legend = [], [], []
     spoken, spoken_errors = [], []
     for number, (lengths, s) in enumerate(found.items()):
-        rank, told, true = (
-            details.together(s.runs, name) for name in ("told_rank", "predicted_tokens", "output_tokens")
-        )
+        rank, told, true = (details.together(s.runs, name) for name in ("pit", "predicted_tokens", "output_tokens"))
         known = np.isfinite(told) & np.isfinite(true) & (true > 0)
         error = np.abs(told - true)[known]
         rank = rank[np.isfinite(rank)]

@@ -1,6 +1,6 @@
 """Which runs the report's sentences are about: a load to read the answer off, a setting that stands for ecoserve.
 
-The answer is read off in virtual time where there is any, under KVC pressure, at the highest rate.
+The answer is read off in virtual time where there is any, under KV pressure, at the highest rate.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def counterpart(settings: Settings, load: Load, ours: Setting) -> Setting | None
 
 
 def relaxed_load(settings: Settings, load: Load | None, ours: Setting | None) -> tuple[Load, Comparison] | None:
-    """The same setting where KVC is plentiful, against the baseline there."""
+    """The same setting where KV is plentiful, against the baseline there."""
     if load is None or ours is None:
         return None
     for other in sorted(settings.loads, key=lambda x: (x.engine != load.engine, -(x.rate_rps or 0.0))):

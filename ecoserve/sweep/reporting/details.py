@@ -1,4 +1,4 @@
-"""What lies behind the runs of a folder: their requests and their KVC over time, read when a plot asks for them.
+"""What lies behind the runs of a folder: their requests and their KV over time, read when a plot asks for them.
 
 A summary alone has none of it, and neither has a folder that was written before; plots then leave themselves out.
 """
@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.kv_series import KVPoint
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import RunRow
 
 Column = npt.NDArray[np.float64]
 _COLUMNS: Final = (
-    "arrival_s", "prompt_tokens", "output_tokens", "finish_s", "predicted_tokens", "told_rank", "deadline_s",
+    "arrival_s", "prompt_tokens", "output_tokens", "finish_s", "predicted_tokens", "pit", "deadline_s",
     "ttft_s", "e2el_s", "normalized_latency_s",
 )  # fmt: skip
 
@@ -56,13 +56,13 @@ class Details:
         parts = [found[name] for run in runs if (found := self.requests(run)) is not None]
         return np.concatenate(parts) if parts else np.zeros(0)
 
-    def kvc(self, run: RunRow) -> list[KvcPoint]:
-        """KVC over time of a run; empty if it is not there.
+    def kv(self, run: RunRow) -> list[KVPoint]:
+        """KV over time of a run; empty if it is not there.
 
         Raises:
             InputError: if its file is damaged.
         """
-        return [] if self._folder is None else self._folder.kvc(run.run)
+        return [] if self._folder is None else self._folder.kv(run.run)
 
     def settings(self, run: RunRow) -> Mapping[str, Any]:
         """What the run function was given; empty if nobody knows."""

@@ -1,4 +1,4 @@
-"""The plot of what every setting changes against the baseline, with KVC pressure and without."""
+"""The plot of what every setting changes against the baseline, with KV pressure and without."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ecoserve.sweep.summary import Engine, RunRow
 
 Pressure = Literal["pressure", "no pressure", "between", "unknown"]
 
-#: From DESIGN: peak demand of the load, if nobody waited, over the usable KVC.
+#: From DESIGN: peak demand of the load, if nobody waited, over the usable KV.
 PRESSURE_FROM: Final = 1.3
 NO_PRESSURE_TO: Final = 0.7
 
@@ -180,7 +180,7 @@ class Settings:
         return next((s for s in self.under(load) if s.policy == self.baseline), None)
 
     def pressure(self, load: Load) -> Pressure:
-        """Whether KVC is short under a load: by its measured peak demand, else by the condition's name."""
+        """Whether KV is short under a load: by its measured peak demand, else by the condition's name."""
         peak = demand_peak(self.under(load))
         if peak is not None:
             if peak >= PRESSURE_FROM:
@@ -197,6 +197,6 @@ def _label(run: RunRow, name: str) -> object:
 
 
 def demand_peak(settings: Sequence[Setting]) -> float | None:
-    """Peak KVC demand of a load over the usable KVC, as the runs measured it; mean over them."""
-    peaks = [run.kvc_demand_peak for s in settings for run in s.runs if run.kvc_demand_peak is not None]
+    """Peak KV demand of a load over the usable KV, as the runs measured it; mean over them."""
+    peaks = [run.kv_demand_peak for s in settings for run in s.runs if run.kv_demand_peak is not None]
     return sum(peaks) / len(peaks) if peaks else None

@@ -47,7 +47,7 @@ def test_every_request_is_served_and_nothing_is_left_behind(policy: str, depth: 
         first = 1000 * OURS.index(policy) + 100 * depth + 50 * runner
         seen.update(play_all(range(first, first + 7), policy=policy, depth=depth, runner=runner))
     # The loads are of use only if they are hard.
-    for what in ("pauses", "resumes", "ladder_preemptions", "recomputed_tokens", "under_predictions"):
+    for what in ("pauses", "resumes", "shortage_preemptions", "recomputed_tokens", "under_predictions"):
         assert seen[what] >= (5 if policy in HARD else 1), f"hardly any {what} in all of the loads"
 
 
@@ -59,7 +59,7 @@ def test_whatever_is_told_of_the_lengths(told: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_prefix_cache_is_reset_under_load(depth: int) -> None:
     seen = play_all(range(12), depth=depth, resets=True)
-    assert seen["preemptions"] > seen["ladder_preemptions"]
+    assert seen["preemptions"] > seen["shortage_preemptions"]
 
 
 def test_vllms_own_scheduler_passes_the_same_checks() -> None:

@@ -81,12 +81,12 @@ def test_a_rule_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler.Scheduler, "_holds_kv_blocks", _holds_kv_blocks)
     (line,) = lines()
     assert "Scheduler._holds_kv_blocks no longer says 'request.num_computed_tokens > 0'" in line
-    assert "how vLLM knows a KVC holder" in line
+    assert "how vLLM knows a KV holder" in line
 
 
 def test_a_rules_function_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(scheduler.Scheduler, "_holds_kv_blocks")
-    assert any("Scheduler._holds_kv_blocks is gone (how vLLM knows a KVC holder)" in line for line in lines())
+    assert any("Scheduler._holds_kv_blocks is gone (how vLLM knows a KV holder)" in line for line in lines())
 
 
 def test_a_new_duty_of_queues(monkeypatch: pytest.MonkeyPatch) -> None:

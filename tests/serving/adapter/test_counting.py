@@ -12,7 +12,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
 from ecoserve.serving.adapter import pausing
-from ecoserve.serving.core.kvc.pooled import RECENT
+from ecoserve.serving.core.kv.pooled import RECENT
 from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request, make_scheduler
 
@@ -195,7 +195,7 @@ def sizes(s: Any) -> dict[str, int]:
         "scheduler": s,
         "prepass": s.prepass,
         "ledger": s.ledger,
-        "kvc": s.kvc,
+        "kv_policy": s.kv_policy,
         "forecast": s.forecast,
         "waiting": s.waiting,
         "holding": s.kv_holding_waiting,
@@ -231,7 +231,7 @@ def test_nothing_grows_with_the_requests_that_have_passed(policy: str) -> None:
     assert scheduler.counters.finished == 3000
     assert scheduler.counters.pauses + scheduler.counters.preemptions > 0
     # The windows of what has finished and of what has arrived are the only memory.
-    windows = {"history._lengths": 1000, "kvc._arrived": RECENT, "kvc._sorted": RECENT}
+    windows = {"history._lengths": 1000, "kv_policy._arrived": RECENT, "kv_policy._sorted": RECENT}
     assert all(after[2][n] <= most for n, most in windows.items() if n in after[2])
     lasting = [{n: size for n, size in wave.items() if n not in windows} for wave in after]
     assert not {n: (lasting[0][n], size) for n, size in lasting[2].items() if size > lasting[0][n] + 8}

@@ -11,7 +11,7 @@ from virtual_rig import play, random_case, same
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
-from ecoserve.serving.core.events import Event, Rung
+from ecoserve.serving.core.events import Event, UnderpredictionAction
 
 
 def event(kind: str = "paused") -> Event:
@@ -29,7 +29,7 @@ def test_every_event_of_a_run_is_one_line_and_the_counters_agree(tmp_path: Path)
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         lines.update(row["kind"] for row in rows)
         counters = done.scheduler.counters.as_dict()
-        seen.update({rung.value: counters[f"rung_{rung.value}"] for rung in Rung})
+        seen.update({rung.value: counters[f"underprediction_{rung.value}"] for rung in UnderpredictionAction})
         seen.update({"finished": counters["finished"], "resumed": counters["resumes"]})
         assert all(row["blocks"] >= 0 and row["generated"] >= 0 and row["predicted"] >= 1 for row in rows)
         assert [row["at_s"] for row in rows] == sorted(row["at_s"] for row in rows)

@@ -119,7 +119,7 @@ def test_the_longest_sequence_is_left_to_vllm() -> None:
 
 
 def test_too_few_blocks_are_left_to_vllm() -> None:
-    case = same(WIDE, blocks=16, max_model_len=60, knobs=(("kvc", "on-demand"), ("paused_share", 1.0)))
+    case = same(WIDE, blocks=16, max_model_len=60, knobs=(("kv_policy", "on-demand"), ("paused_share", 1.0)))
     run = twins(case, *[Spec(prompt=12, answer=40, told="one")] * 5)
     run.run_out()
     assert run.scheduler.counters.shortage_steps

@@ -82,7 +82,7 @@ def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
 
     play(case, on_step)
     assert seen["pauses"] > 0
-    assert seen["ladder_preemptions"] > 0
+    assert seen["shortage_preemptions"] > 0
     steps, different = first_difference(case, 1)
     assert steps > 50
     assert different is None
@@ -117,7 +117,7 @@ def test_a_scheduler_that_peeks_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     def peeking(request: Any, *rest: Any) -> Any:
         task = task_of(request, *rest)
         task.lengths = predictions.LengthDistribution.point(truth[request.request_id])
-        task.told = None  # nothing that would be corrected
+        task.prediction = None  # nothing that would be corrected
         return task
 
     monkeypatch.setattr("ecoserve.serving.adapter.scheduler.task_of", peeking)

@@ -1,4 +1,4 @@
-"""The rules of pausing with KVC kept, each in the situation it is for (see ``ecoserve.serving.adapter.pausing``)."""
+"""The rules of pausing with KV kept, each in the situation it is for (see ``ecoserve.serving.adapter.pausing``)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def runner(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def test_a_paused_request_keeps_its_kvc_and_goes_on_where_it_was(runner: int) -> None:
+def test_a_paused_request_keeps_its_kv_and_goes_on_where_it_was(runner: int) -> None:
     hand = engine({"a": 30, "b": 30}, runner=runner)
     for _ in range(5):
         hand.step()
@@ -184,7 +184,7 @@ def test_c_v1_is_told_nothing_and_gets_tokens_and_blocks_back() -> None:
 # -- (d) its status ----------------------------------------------------------------------------------------------
 
 
-def test_d_vllm_sees_a_preempted_request_that_holds_kvc() -> None:
+def test_d_vllm_sees_a_preempted_request_that_holds_kv() -> None:
     hand = engine({"a": 30, "b": 30})
     for _ in range(3):
         hand.step()
@@ -263,7 +263,7 @@ def test_e_a_running_request_can_be_dropped_too(runner: int) -> None:
 
 @pytest.mark.parametrize("caching", [False, True])
 @pytest.mark.parametrize("in_flight", [0, 1])
-def test_f_a_reset_takes_paused_kvc_too(runner: int, caching: bool, in_flight: int) -> None:
+def test_f_a_reset_takes_paused_kv_too(runner: int, caching: bool, in_flight: int) -> None:
     hand = engine({"a": 30, "b": 30, "c": 30}, runner=runner, prefix_caching=caching)
     for _ in range(4):
         hand.step()
@@ -271,7 +271,7 @@ def test_f_a_reset_takes_paused_kvc_too(runner: int, caching: bool, in_flight: i
         hand.schedule()
     s = hand.scheduler
     pause(hand, "a")
-    assert not s.reset_prefix_cache(), "somebody holds KVC"
+    assert not s.reset_prefix_cache(), "somebody holds KV"
     assert "a" in s._blocks_of()
     assert s.reset_prefix_cache(reset_running_requests=True)
     assert s.free_blocks == s.usable_blocks
@@ -295,7 +295,7 @@ def test_g_draining_ends_although_the_gate_would_not_open(policy: str) -> None:
     s.add_request(make_request("new", [9] * 20, 100, 9.0))
     hand.answers["new"] = 5
     pause(hand, "a")
-    s.kvc.admits_generation = lambda task: False
+    s.kv_policy.admits_decode = lambda task: False
     s.task(s.requests["a"]).promised = 0
     s.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(60):
@@ -307,7 +307,7 @@ def test_g_draining_ends_although_the_gate_would_not_open(policy: str) -> None:
         raise AssertionError("draining hangs")
     assert hand.tokens == {"a": 30, "b": 30, "late": 5}
     assert list(s.requests) == ["new"]
-    del s.kvc.admits_generation
+    del s.kv_policy.admits_decode
     s.set_pause_state(PauseState.UNPAUSED)
     hand.drain()
     assert hand.tokens["new"] == 5
@@ -317,7 +317,7 @@ def test_g_a_finished_prefill_decodes_at_once_while_draining() -> None:
     hand = engine({"a": 30}, policy="ecoserve-exact")
     s = hand.scheduler
     hand.step()
-    s.kvc.enters_generation = s.kvc.admits_generation = lambda task: False
+    s.kv_policy.admits_new_decode = s.kv_policy.admits_decode = lambda task: False
     s.prepass._alone = lambda request: False
     s.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(5):
@@ -350,7 +350,7 @@ def test_g_a_shortage_while_vllm_is_paused(state: PauseState) -> None:
     """Three requests want all of a cache that holds two: what is dropped while draining waits until it is over."""
     hand = engine(dict.fromkeys("abc", 60), blocks=12, max_model_len=96, prompt=30)
     s = hand.scheduler
-    s.kvc.admits_prompt = lambda task: True
+    s.kv_policy.admits_prompt = lambda task: True
     while len(s.running) < 3 or s.free_blocks:
         assert hand.step()
     s.set_pause_state(state)

@@ -28,7 +28,9 @@ def test_a_policy_is_its_row_of_the_table(policy: str) -> None:
 
 
 def test_a_knob_beside_a_policy_replaces_that_part() -> None:
-    settings = SchedulerSettings.parse({"policy": "ecoserve-d", "kvc": "pooled", "ordering": "sjf", "epsilon": 0.1})
+    settings = SchedulerSettings.parse(
+        {"policy": "ecoserve-d", "kv_policy": "pooled", "ordering": "sjf", "epsilon": 0.1}
+    )
     assert settings.knobs().policy == "pooled"
     assert settings.knobs().epsilon == 0.1
     assert settings.ordering_knobs().name == "sjf"
@@ -40,7 +42,7 @@ def test_a_knob_beside_a_policy_replaces_that_part() -> None:
         ("policy", "vllm"),
         ("policy", "ecosurf"),
         ("policy", 3),
-        ("kvc", "exakt"),
+        ("kv_policy", "exakt"),
         ("ordering", "lifo"),
         ("epsilon", -0.1),
         ("epsilon", 0.6),
@@ -94,7 +96,7 @@ def test_settings_do_not_change_under_way() -> None:
 def test_they_reach_the_scheduler() -> None:
     s = scheduler_for(Case((), policy="ecoserve-exact", knobs=(("reserve", 0.2), ("history_window", 50))))
     assert s.settings.policy == "ecoserve-exact"
-    assert s.kvc.reserve_blocks == 5
+    assert s.kv_policy.reserve_blocks == 5
     assert s.history._lengths.maxlen == 50
     with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: Input should be less"):
         scheduler_for(Case((), knobs=(("epsilon", 60),)))

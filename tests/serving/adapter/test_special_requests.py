@@ -90,7 +90,7 @@ def the_end(name: str) -> Request:
     return a_request(name, 1)
 
 
-def test_a_session_takes_turns_and_keeps_its_kvc_between_them() -> None:
+def test_a_session_takes_turns_and_keeps_its_kv_between_them() -> None:
     hand = by_hand({"s": 4, "other": 60})
     s = hand.scheduler
     s.add_request(session("s", 20))
@@ -181,7 +181,7 @@ def test_a_prefill_that_a_session_leaves_no_room_for_gives_way() -> None:
         assert hand.step() == {}
         s.check()
     assert s.task(s.requests["long"]).state is TaskState.WAITING
-    assert s.counters.ladder_preemptions == 1
+    assert s.counters.shortage_preemptions == 1
     s.add_request(the_end("s"))
     hand.drain()
     assert hand.tokens == {"s": 2, "long": 5}
@@ -190,14 +190,14 @@ def test_a_prefill_that_a_session_leaves_no_room_for_gives_way() -> None:
 
 @pytest.mark.parametrize("first", ["session", "generation"])
 def test_a_session_and_a_generation_do_not_block_each_other(first: str) -> None:
-    """Nothing runs, both hold KVC, neither fits: whoever is first, somebody must go on."""
+    """Nothing runs, both hold KV, neither fits: whoever is first, somebody must go on."""
     hand = by_hand({"s": 30, "gt": 80}, blocks=12, max_model_len=192, max_num_batched_tokens=256, policy="ecoserve-d")
     s = hand.scheduler
     s.add_request(session("s", 16, at=0.0 if first == "session" else 9.0))
     for _ in range(31):
         hand.step()
     assert s.requests["s"].status is RequestStatus.WAITING_FOR_STREAMING_REQ  # three blocks
-    s.kvc.admits_prompt = lambda task: True
+    s.kv_policy.admits_prompt = lambda task: True
     s.add_request(a_request("gt", 100, 150, at=5.0))
     while s.free_blocks:
         assert hand.step()
@@ -295,11 +295,11 @@ def test_a_grammar_does_not_pass_the_gate_by() -> None:
     request, compiled = structured("json", 20)
     s.add_request(request)
     compiled.set_result(Grammar())
-    s.kvc.admits_prompt = lambda task: False
+    s.kv_policy.admits_prompt = lambda task: False
     for _ in range(5):
         assert set(hand.step()) == {"plain"}
     assert request.status is RequestStatus.WAITING
-    del s.kvc.admits_prompt
+    del s.kv_policy.admits_prompt
     assert set(hand.step()) == {"json", "plain"}
     hand.drain()
     assert hand.tokens == {"json": 5, "plain": 40}

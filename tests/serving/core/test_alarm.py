@@ -8,7 +8,7 @@ from core_rig import a_task
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.alarm import WINDOW, Alarm
-from ecoserve.serving.core.correction import Correction, Told
+from ecoserve.serving.core.correction import Correction, Prediction
 from ecoserve.serving.core.learning import Learner
 
 
@@ -74,16 +74,18 @@ def test_a_learner_that_is_alarmed_believes_history_and_says_so_once() -> None:
     tasks = []
     for i in range(60):
         predicted = LengthDistribution.point(512)
-        task = a_task(f"t{i}", lengths=predicted, told=Told(predicted, history))
+        task = a_task(f"t{i}", lengths=predicted, prediction=Prediction(predicted, history))
         learner.arrives(task)
         tasks.append(task)
     assert {t.lengths.quantile(0.5) for t in tasks} == {512}
     changes = [learner.ended(t, 20) for t in tasks[1:41]]  # the first runs on: nothing is learned in order yet
     assert changes.count(True) == 1
     assert learner.correction is not None
-    assert learner.correction.believed == "history"
-    assert learner.believes_now(tasks[50], history) == history
-    fresh = a_task("new", lengths=LengthDistribution.point(512), told=Told(LengthDistribution.point(512), history))
+    assert learner.correction.source == "history"
+    assert learner.lengths_now(tasks[50], history) == history
+    fresh = a_task(
+        "new", lengths=LengthDistribution.point(512), prediction=Prediction(LengthDistribution.point(512), history)
+    )
     learner.arrives(fresh)
     assert fresh.lengths == history
 
@@ -91,7 +93,7 @@ def test_a_learner_that_is_alarmed_believes_history_and_says_so_once() -> None:
 def test_without_a_correction_nothing_is_believed_anew() -> None:
     learner = Learner(None, None, Rho())
     predicted = LengthDistribution.point(512)
-    task = a_task("t", lengths=predicted, told=Told(predicted, predicted))
+    task = a_task("t", lengths=predicted, prediction=Prediction(predicted, predicted))
     learner.arrives(task)
     assert not any(learner.ended(task, 20) for _ in range(100))
-    assert learner.believes_now(task, predicted) is None
+    assert learner.lengths_now(task, predicted) is None

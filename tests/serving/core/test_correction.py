@@ -10,7 +10,7 @@ import pytest
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.common_error import CommonError
-from ecoserve.serving.core.correction import WARM_UP, Correction, InOrder, Told, pinball
+from ecoserve.serving.core.correction import WARM_UP, Correction, InOrder, Prediction, pinball
 
 SIGMA = 0.5
 HISTORY = LengthDistribution.lognormal(150, 1.0, 4096)
@@ -23,9 +23,9 @@ def taught(predict: Callable[[float, np.random.Generator], LengthDistribution], 
     for _ in range(n):
         median = 150 * math.exp(rng.normal(0, 0.9))
         length = max(1, round(median * math.exp(rng.normal(0, SIGMA))))
-        told = Told(predict(median, rng), HISTORY, length=length, gone=True)
-        correction.apply(told)
-        correction.learn(told)
+        prediction = Prediction(predict(median, rng), HISTORY, length=length, gone=True)
+        correction.apply(prediction)
+        correction.learn(prediction)
     return correction
 
 
@@ -35,14 +35,14 @@ def good(median: float, rng: np.random.Generator) -> LengthDistribution:
 
 def test_a_good_prediction_is_left_alone() -> None:
     correction = taught(good)
-    assert correction.believed == "predicted"
+    assert correction.source == "predicted"
     assert correction.scale == pytest.approx(1.0, abs=0.2)
     assert correction.coverage_90 == pytest.approx(0.9, abs=0.05)
 
 
 def test_a_factor_is_found_and_believed() -> None:
     correction = taught(lambda median, rng: good(median / 4, rng))
-    assert correction.believed == "scaled"
+    assert correction.source == "scaled"
     assert correction.scale == pytest.approx(4.0, rel=0.25)
 
 
@@ -60,10 +60,10 @@ def test_what_is_worthless_is_not_believed(
     predict: Callable[[float, np.random.Generator], LengthDistribution],
 ) -> None:
     correction = taught(predict)
-    told = Told(predict(150, np.random.default_rng(0)), HISTORY)
-    losses = [pinball(correction.apply(told), length) for length in (50, 150, 450)]
+    prediction = Prediction(predict(150, np.random.default_rng(0)), HISTORY)
+    losses = [pinball(correction.apply(prediction), length) for length in (50, 150, 450)]
     by_history = [pinball(HISTORY, length) for length in (50, 150, 450)]
-    assert correction.believed != "predicted"
+    assert correction.source != "predicted"
     assert sum(losses) < 1.35 * sum(by_history)
 
 
@@ -71,23 +71,23 @@ def test_overconfidence_is_widened_until_nine_of_ten_are_covered() -> None:
     correction = taught(lambda median, rng: LengthDistribution.lognormal(median, SIGMA / 2, 8192), n=3000)
     assert correction.coverage_90 == pytest.approx(0.9, abs=0.06)
     narrow = LengthDistribution.lognormal(200, SIGMA / 2, 8192)
-    assert correction.apply(Told(narrow, HISTORY)).quantile(0.9) > 1.05 * narrow.quantile(0.9)
+    assert correction.apply(Prediction(narrow, HISTORY)).quantile(0.9) > 1.05 * narrow.quantile(0.9)
 
 
 def test_the_truth_is_left_as_it_is() -> None:
     rng = np.random.default_rng(0)
     correction = Correction()
     for n in rng.integers(1, 500, 300):
-        correction.learn(Told(LengthDistribution.point(int(n)), HISTORY, length=int(n), gone=True))
+        correction.learn(Prediction(LengthDistribution.point(int(n)), HISTORY, length=int(n), gone=True))
     point = LengthDistribution.point(77)
-    assert correction.believed == "predicted"
-    assert correction.apply(Told(point, HISTORY)) == point
+    assert correction.source == "predicted"
+    assert correction.apply(Prediction(point, HISTORY)) == point
 
 
 def test_nothing_is_corrected_before_enough_was_seen() -> None:
     correction = taught(lambda median, rng: LengthDistribution.lognormal(median / 8, SIGMA, 8192), n=WARM_UP - 1)
     lengths = LengthDistribution.lognormal(20, SIGMA, 8192)
-    assert correction.apply(Told(lengths, HISTORY)) is lengths
+    assert correction.apply(Prediction(lengths, HISTORY)) is lengths
 
 
 def test_the_scale_stays_within_its_bound() -> None:
@@ -95,18 +95,18 @@ def test_the_scale_stays_within_its_bound() -> None:
     assert 1 / 16 <= correction.scale <= 16.0
 
 
-def told_of(name: str) -> Told:
-    return Told(LengthDistribution.point(len(name)), HISTORY)
+def told_of(name: str) -> Prediction:
+    return Prediction(LengthDistribution.point(len(name)), HISTORY)
 
 
 def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
     order = InOrder()
-    told = {name: told_of(name) for name in ("a", "b", "c", "d")}
-    for name, one in told.items():
+    prediction = {name: told_of(name) for name in ("a", "b", "c", "d")}
+    for name, one in prediction.items():
         order.began(name, one)
     assert order.ended("c", 3) == []
     assert order.ended("b", None) == []
-    assert order.ended("a", 1) == [told["a"], told["c"]]
+    assert order.ended("a", 1) == [prediction["a"], prediction["c"]]
     assert order.ended("nobody", 5) == []
     assert len(order) == 1
 

@@ -29,8 +29,8 @@ def ordering(name: OrderingName, **knobs: object) -> Ordering:
 def order(tasks: list[Task], name: OrderingName, queue: str = "prompt", now: float = 0.0, **knobs: object) -> list[str]:
     by = ordering(name, **knobs)
     for task in tasks:
-        by.meet(task)
-    key = by.prompt_key if queue == "prompt" else by.generation_key
+        by.on_arrival(task)
+    key = by.prefill_key if queue == "prompt" else by.decode_key
     return [t.request_id for t in sorted(tasks, key=lambda t: key(t, now))]
 
 
@@ -62,9 +62,9 @@ def test_a_quantile_in_place_of_the_mean() -> None:
 def test_a_prompt_counts_a_tenth_before_the_prefill_and_nothing_after_it() -> None:
     long_prompt, short_prompt = arrived("a", 0.0, 50, prompt_tokens=1000), arrived("b", 0.0, 60, prompt_tokens=10)
     by = ordering("srpt", ageing=0.0)
-    difference = by.prompt_key(long_prompt, 0.0)[1] - by.prompt_key(short_prompt, 0.0)[1]
+    difference = by.prefill_key(long_prompt, 0.0)[1] - by.prefill_key(short_prompt, 0.0)[1]
     assert difference == pytest.approx(PROMPT_WEIGHT * 990 - 10)
-    assert by.generation_key(long_prompt, 0.0) < by.generation_key(short_prompt, 0.0)
+    assert by.decode_key(long_prompt, 0.0) < by.decode_key(short_prompt, 0.0)
 
 
 def test_hrrn_prefers_the_short_until_the_long_has_waited_for_its_length() -> None:
@@ -90,7 +90,7 @@ def test_edf_counts_the_first_token_only_while_it_is_to_come() -> None:
     assert order(tasks, "edf", "generation") == ["all soon", "first soon"]
 
 
-def test_paper_goes_by_ranges_of_time_left_then_kvc_held_then_length() -> None:
+def test_paper_goes_by_ranges_of_time_left_then_kv_held_then_length() -> None:
     urgent = arrived("urgent", 0.0, 10, deadline_s=2.0, written=16)
     holds_much = arrived("holds much", 0.0, 10, deadline_s=100.0, written=1000)
     longer = arrived("longer", 0.0, 300, deadline_s=100.0, written=20)
@@ -141,9 +141,9 @@ def test_without_any_deadline_slo_is_srpt_and_stands_still() -> None:
     tasks = [arrived(str(i), 0.5 * i, 1 + 37 * i % 101) for i in range(20)]
     assert order(tasks, "slo", now=30.0) == order(tasks, "srpt", now=99.0)
     by = ordering("slo")
-    by.meet(tasks[0])
+    by.on_arrival(tasks[0])
     assert not by.moves
-    by.meet(arrived("due", 0.0, deadline_s=1.0))
+    by.on_arrival(arrived("due", 0.0, deadline_s=1.0))
     assert by.moves
 
 
@@ -193,7 +193,7 @@ def test_nobody_is_overtaken_by_what_arrives_too_late(
 
     bound = max(0.0, (size(early) - size(late)) / ageing)
     if late.arrival_s > early.arrival_s + bound + 1e-6:
-        assert by.prompt_key(early, 0.0) < by.prompt_key(late, 0.0)
+        assert by.prefill_key(early, 0.0) < by.prefill_key(late, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -203,6 +203,6 @@ def test_keys_are_numbers_that_can_be_compared(
 ) -> None:
     task.deadline_s = deadline
     by = ordering(name)
-    by.meet(task)
-    for key in (by.prompt_key(task, now), by.generation_key(task, now)):
+    by.on_arrival(task)
+    for key in (by.prefill_key(task, now), by.decode_key(task, now)):
         assert all(math.isfinite(v) for v in key)

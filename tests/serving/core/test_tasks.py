@@ -12,13 +12,13 @@ def test_a_new_task_waits_and_guesses_its_median() -> None:
     task = a_task(lengths=LengthDistribution((0, 10, 30), (0.2, 0.8)))
     assert task.state.value == "waiting"
     assert (task.written, task.generated, task.promised, task.row) == (0, 0, 0, -1)
-    assert task.first_guess == LengthDistribution((0, 10, 30), (0.2, 0.8)).quantile(0.5)
+    assert task.predicted_median == LengthDistribution((0, 10, 30), (0.2, 0.8)).quantile(0.5)
 
 
 def test_the_first_guess_is_not_renewed_with_the_lengths() -> None:
     task = a_task(lengths=LengthDistribution.point(7))
     task.lengths = LengthDistribution.point(900)
-    assert task.first_guess == 7
+    assert task.predicted_median == 7
 
 
 @pytest.mark.parametrize(("generated", "rest"), [(0, 50.0), (49, 1.0), (20, 30.0)])

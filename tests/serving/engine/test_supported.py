@@ -1,6 +1,6 @@
 """Each supported feature of vLLM on a real engine, all in one load that does not fit: docs/serving.md has the table.
 
-A tiny model on vLLM's CPU engine. First vLLM's own scheduler with room for everybody, then ours with a KVC so small
+A tiny model on vLLM's CPU engine. First vLLM's own scheduler with room for everybody, then ours with a KV so small
 that it must pause; whatever a request asks for, it gets the same tokens.
 """
 
@@ -202,7 +202,7 @@ def stock(tiny_model: Path, adapter: Path) -> Seen:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Iterator[Any]:
-    """Ours, in a process that has only this one at the time, with a KVC that a few requests fill."""
+    """Ours, in a process that has only this one at the time, with a KV that a few requests fill."""
     made = engine_for(tiny_model, "ecoserve", 24)
     yield made
     stop_engine(made)
@@ -222,7 +222,7 @@ def test_the_load_presses(ours: Seen, stock: Seen) -> None:
     assert len(ours.tokens) == 49
 
 
-def test_plain_requests_and_the_one_kvc_group(ours: Seen, stock: Seen) -> None:
+def test_plain_requests_and_the_one_kv_group(ours: Seen, stock: Seen) -> None:
     for i in range(24):
         assert len(ours.tokens[f"plain {i}"][0]) == 70
         assert ours.tokens[f"plain {i}"] == stock.tokens[f"plain {i}"]

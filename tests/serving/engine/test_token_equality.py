@@ -28,7 +28,7 @@ OURS = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 
 @dataclass
 class Outcome:
-    """Tokens of every request, what the scheduler counted, and whether all KVC came back."""
+    """Tokens of every request, what the scheduler counted, and whether all KV came back."""
 
     tokens: list[tuple[int, ...]]
     counters: Counters

@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.middleware import PredictionMiddleware
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 Chat = Sequence[Message]
 
@@ -84,7 +84,7 @@ def with_client(
 ) -> Recorder:
     """Run ``use`` with a client whose requests go through the middleware to a recorder."""
     recorder = Recorder()
-    middleware = PredictionMiddleware(recorder, settings=FrontSettings(**settings), predictor=predictor)
+    middleware = PredictionMiddleware(recorder, settings=MiddlewareSettings(**settings), predictor=predictor)
 
     async def go() -> None:
         transport = httpx.ASGITransport(app=middleware)
@@ -97,9 +97,9 @@ def with_client(
 
 def counted(outcome: str) -> float:
     """How many requests the process has counted with this outcome."""
-    from ecoserve.serving.adapter.metrics import front_families
+    from ecoserve.serving.adapter.metrics import middleware_metrics
 
-    return float(front_families().predictions.labels(outcome)._value.get())
+    return float(middleware_metrics().predictions.labels(outcome)._value.get())
 
 
 # -- real servers ---------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter import deadlines
-from ecoserve.serving.adapter.front_settings import FrontSettings
-from ecoserve.serving.adapter.metrics import front_families
+from ecoserve.serving.adapter.metrics import middleware_metrics
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core import keys
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
@@ -51,11 +51,11 @@ def slo(seen: Recorder) -> dict[str, float]:
 
 
 def became(outcome: str) -> float:
-    return float(front_families().slo_values.labels(outcome)._value.get())
+    return float(middleware_metrics().slo_values.labels(outcome)._value.get())
 
 
 def stated(source: str) -> float:
-    return float(front_families().slos_stated.labels(source)._value.get())
+    return float(middleware_metrics().slos_stated.labels(source)._value.get())
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -202,7 +202,7 @@ def test_without_a_rule_nothing_is_added() -> None:
 def test_a_scale_of_nothing_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECOSERVE_SLO_SCALE", "2")
     with pytest.raises(ConfigError, match="ECOSERVE_SLO_SCALE: a scale needs unloaded times"):
-        FrontSettings.from_environment()
+        MiddlewareSettings.from_environment()
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_a_scale_of_nothing_is_refused_at_start(monkeypatch: pytest.MonkeyPatch)
 )
 def test_wrong_settings_are_refused_at_start(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"ECOSERVE_{next(iter(wrong)).upper()}: "):
-        FrontSettings().with_changes({"unloaded_ttft_ms": 5, **wrong})
+        MiddlewareSettings().with_changes({"unloaded_ttft_ms": 5, **wrong})
 
 
 def test_settings_survive_the_environment() -> None:
-    made = FrontSettings(client_slos="off", slo_min_ttft_ms=7, slo_scale=1.5, unloaded_tpot_ms=3)
-    assert FrontSettings.from_environment(made.to_environment()) == made
+    made = MiddlewareSettings(client_slos="off", slo_min_ttft_ms=7, slo_scale=1.5, unloaded_tpot_ms=3)
+    assert MiddlewareSettings.from_environment(made.to_environment()) == made
 
 
 # -- clients that speak our own language ---------------------------------------------------------------------------

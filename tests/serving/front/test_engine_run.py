@@ -11,7 +11,7 @@ import pytest
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.engine_run import EngineRunSettings, run_engine
-from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.workload import LoadRequest, make_load, trace_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -43,7 +43,7 @@ def load_of(s: EngineRunSettings) -> list[LoadRequest]:
         requests=s.requests,
         rate_rps=s.rate_rps,
         seed=s.seed,
-        lengths=LengthsTold.parse(s.lengths),
+        lengths=LengthSource.parse(s.lengths),
         max_tokens=s.max_tokens,
         max_prompt_tokens=(s.max_model_len or 0) - s.max_tokens,
     )
@@ -67,7 +67,7 @@ def test_every_response_has_its_recorded_length(
     summary = result.summary()
     assert summary["completed"] == 120
     assert summary["steps"] > 100
-    assert 0.2 < summary["kvc_used_mean"] <= 1.0
+    assert 0.2 < summary["kv_used_mean"] <= 1.0
     assert (summary["rate_rps"], summary["arrivals"]) == (None, "at once")
     json.dumps(summary, allow_nan=False)
     if policy == "vllm":

@@ -70,7 +70,7 @@ def test_errors_of_predictions_are_ratios() -> None:
 
 SERVER = """
 import os, subprocess, sys
-from ecoserve.serving.adapter.metrics import multiprocess_dir, front_families
+from ecoserve.serving.adapter.metrics import multiprocess_dir, middleware_metrics
 left = os.environ["PROMETHEUS_MULTIPROC_DIR"]
 with multiprocess_dir() as path:
     assert path.startswith(left) and path != left and not os.listdir(path)
@@ -80,8 +80,8 @@ with multiprocess_dir() as path:
         "p = MetricsPublisher(engine=0); p.publish(Counters(pauses=4), Gauges(held_blocks=9)); p.observe_error(10, 20)"
     )
     subprocess.run([sys.executable, "-c", engine], check=True)
-    front_families().predictions.labels("made").inc(2)
-    front_families().seconds.observe(0.01)
+    middleware_metrics().predictions.labels("made").inc(2)
+    middleware_metrics().seconds.observe(0.01)
     from prometheus_client import CollectorRegistry, generate_latest, multiprocess
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from ecoserve.errors import ConfigError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.front_settings import FrontSettings
 from ecoserve.serving.adapter.middleware import PredictionMiddleware
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core import keys
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "one two three four"}]}
@@ -203,7 +203,7 @@ def test_a_failing_predictor_harms_nobody() -> None:
 )
 def test_nothing_is_done_for_clients_without_the_key(header: str | None, predicted: bool) -> None:
     recorder, predictor = Recorder(), ByWords()
-    middleware = PredictionMiddleware(recorder, settings=FrontSettings(), predictor=predictor)
+    middleware = PredictionMiddleware(recorder, settings=MiddlewareSettings(), predictor=predictor)
     vllm_app = SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace(api_key=["secret", "other"])))
 
     async def as_vllm_does(scope: Any, receive: Any, send: Any) -> None:
@@ -236,7 +236,7 @@ def test_the_key_of_the_environment_counts_too(monkeypatch: pytest.MonkeyPatch) 
 # -- disconnects ----------------------------------------------------------------------------------------------------
 
 
-def _drive(messages: list[dict[str, Any]], settings: FrontSettings | None = None) -> list[str]:
+def _drive(messages: list[dict[str, Any]], settings: MiddlewareSettings | None = None) -> list[str]:
     """Feed ``messages`` to the middleware by hand; returns the types that the application was given."""
     given: list[str] = []
 
@@ -259,7 +259,7 @@ def _drive(messages: list[dict[str, Any]], settings: FrontSettings | None = None
         "path": "/v1/chat/completions",
         "headers": [(b"content-type", b"application/json")],
     }
-    middleware = PredictionMiddleware(app, settings=settings or FrontSettings(), predictor=ByWords())
+    middleware = PredictionMiddleware(app, settings=settings or MiddlewareSettings(), predictor=ByWords())
     asyncio.run(middleware(scope, receive, send))
     return given
 
@@ -299,20 +299,20 @@ def _lifespan(middleware: PredictionMiddleware) -> list[dict[str, Any]]:
 
 
 def test_start_and_stop_reach_the_application() -> None:
-    sent = _lifespan(PredictionMiddleware(Recorder(), settings=FrontSettings(), predictor=ByWords()))
+    sent = _lifespan(PredictionMiddleware(Recorder(), settings=MiddlewareSettings(), predictor=ByWords()))
     assert [m["type"] for m in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_a_server_does_not_start_with_a_checkpoint_that_cannot_be_loaded(tmp_path: Any) -> None:
-    sent = _lifespan(PredictionMiddleware(Recorder(), settings=FrontSettings(predictor=str(tmp_path / "none"))))
+    sent = _lifespan(PredictionMiddleware(Recorder(), settings=MiddlewareSettings(predictor=str(tmp_path / "none"))))
     assert [m["type"] for m in sent] == ["lifespan.startup.failed"]
     assert str(tmp_path) in sent[0]["message"]
 
 
 def test_settings_come_from_the_environment_and_go_back_into_it() -> None:
     env = {"ECOSERVE_PREDICT_TIMEOUT_MS": "80", "ECOSERVE_TRUST_CLIENT": "1", "ECOSERVE_API_KEY": "", "OTHER": "x"}
-    read = FrontSettings.from_environment(env)
-    assert read == FrontSettings(predict_timeout_ms=80.0, trust_client=True)
-    assert FrontSettings.from_environment(read.to_environment()) == read
+    read = MiddlewareSettings.from_environment(env)
+    assert read == MiddlewareSettings(predict_timeout_ms=80.0, trust_client=True)
+    assert MiddlewareSettings.from_environment(read.to_environment()) == read
     with pytest.raises(ConfigError, match="ECOSERVE_PREDICT_BATCH"):
-        FrontSettings.from_environment({"ECOSERVE_PREDICT_BATCH": "many"})
+        MiddlewareSettings.from_environment({"ECOSERVE_PREDICT_BATCH": "many"})

@@ -16,7 +16,7 @@ import pytest
 from front_helpers import ROOT, free_port
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.front_settings import FrontSettings
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of importing vLLM
 
@@ -31,7 +31,7 @@ def server() -> Any:
 
 def filled(server: Any, model: Path, *flags: str, policy: str = "ecoserve", **front: Any) -> Namespace:
     args: Namespace = server.parse(str(model), flags)
-    server.fill_in(args, server.ServeOptions(model=str(model), policy=policy, front=FrontSettings(**front)))
+    server.fill_in(args, server.ServeOptions(model=str(model), policy=policy, front=MiddlewareSettings(**front)))
     return args
 
 
@@ -160,7 +160,7 @@ def test_ports_and_sockets_in_use(server: Any, model_config_dir: Path, tmp_path:
         server.check_address(server.parse(str(model_config_dir), ["--uds", str(tmp_path / "socket")]))
 
 
-def test_a_cpu_gets_memory_for_its_kvc_only_where_nobody_chose(
+def test_a_cpu_gets_memory_for_its_kv_only_where_nobody_chose(
     server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
@@ -218,7 +218,7 @@ def test_vllm_does_not_start_where_one_request_would_not_fit(tiny_model: Path) -
 
 
 def test_settings_reach_the_server_by_environment() -> None:
-    front = FrontSettings(predictor="x", predict_timeout_ms=80, trust_client=True, replay=True)
+    front = MiddlewareSettings(predictor="x", predict_timeout_ms=80, trust_client=True, replay=True)
     assert json.loads(json.dumps(front.to_environment())) == {
         "ECOSERVE_PREDICTOR": "x",
         "ECOSERVE_PREDICT_TIMEOUT_MS": "80.0",

@@ -19,7 +19,7 @@ from front_helpers import Server, descendants, running
 from ecoserve.errors import ConfigError
 from ecoserve.serving.client_run import ClientRunSettings, run_client
 from ecoserve.serving.core import keys
-from ecoserve.serving.told import LengthsTold
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.workload import make_load, trace_for
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
@@ -145,7 +145,7 @@ def test_what_can_never_fit_is_refused_with_400(server: Server, path: str, body:
 
 
 def test_the_longest_prompt_there_can_be_is_served(server: Server) -> None:
-    """max_model_len is half of the KVC here; vLLM does not start where one request would not fit (see below)."""
+    """max_model_len is half of the KV here; vLLM does not start where one request would not fit (see below)."""
     head = {"authorization": f"Bearer {KEY}"}
     body = {"model": "tiny", "prompt": [5] * 1023, "max_tokens": 1}
     answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=head, timeout=60)
@@ -227,7 +227,7 @@ def test_a_trace_is_replayed_through_the_api(server: Server) -> None:
         requests=100,
         rate_rps=math.inf,
         seed=0,
-        lengths=LengthsTold("none"),
+        lengths=LengthSource("none"),
         max_tokens=120,
         max_prompt_tokens=800,
     )

@@ -42,9 +42,7 @@ def test_the_longest_request_must_fit(blocks: int) -> None:
     if blocks == 21:
         assert make_scheduler(AsyncScheduler, shape)
     else:
-        with pytest.raises(
-            ConfigError, match="20 KVC blocks of 16 tokens cannot hold one request of max_model_len 321"
-        ):
+        with pytest.raises(ConfigError, match="20 KV blocks of 16 tokens cannot hold one request of max_model_len 321"):
             make_scheduler(AsyncScheduler, shape)
 
 

@@ -126,12 +126,12 @@ def test_a_load_of_nothing() -> None:
     assert result.totals.steps == 0
 
 
-def test_kvc_is_averaged_over_time() -> None:
+def test_kv_is_averaged_over_time() -> None:
     case = Case((Spec(prompt=32, answer=1),), blocks=10, max_model_len=160)
-    assert run(case).totals.kvc_used_mean == pytest.approx(0.2), "two of ten blocks, all of the time"
+    assert run(case).totals.kv_used_mean == pytest.approx(0.2), "two of ten blocks, all of the time"
     longer = run(Case((Spec(prompt=30, answer=4),), blocks=10, max_model_len=160), keep_series=True)
     assert {held for _, held, _, _ in longer.series} == {0, 2, 3}
-    assert 0.2 < longer.totals.kvc_used_mean < 0.3
+    assert 0.2 < longer.totals.kv_used_mean < 0.3
 
 
 def test_the_series_has_a_point_a_step_in_order() -> None:
@@ -162,21 +162,21 @@ def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["ecoserve-paper", "ecoserve", STOCK])
-def test_kvc_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -> None:
+def test_kv_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -> None:
     specs = tuple(Spec(gap_s=0.01, prompt=20, answer=30 + 5 * (i % 7), told="inverted") for i in range(24))
     loop = VirtualLoop(scheduler_for(case := Case(specs, policy=policy, depth=depth)), COST, depth, StrictWorker(case))
     result = loop.run(arrivals_of(case))
     totals = result.totals
     assert sum(row.pauses for row in result.rows) == totals.pauses
-    busy = loop.replica.kvc_time
+    busy = loop.replica.kv_time
     for name in ("used", "reserved", "lent"):
         column = "held" if name == "used" else name
-        area = sum(getattr(point, column) * point.seconds for point in result.kvc)
-        assert area == pytest.approx(getattr(totals, f"kvc_{name}_mean") * busy), name
-    assert all(point.wasted is not None and 0 <= point.wasted <= 1.01 for point in result.kvc)
+        area = sum(getattr(point, column) * point.seconds for point in result.kv)
+        assert area == pytest.approx(getattr(totals, f"kv_{name}_mean") * busy), name
+    assert all(point.wasted is not None and 0 <= point.wasted <= 1.01 for point in result.kv)
     if policy == "ecoserve-paper":
         assert totals.pauses > 0
-        assert any(point.wasted for point in result.kvc), "told upside down, some are promised too much"
+        assert any(point.wasted for point in result.kv), "told upside down, some are promised too much"
     if policy == STOCK:
-        assert not any(point.wasted for point in result.kvc)
+        assert not any(point.wasted for point in result.kv)
         assert set(totals.mispredictions.values()) == {0}

@@ -20,7 +20,7 @@ from ecoserve.serving.simulate.replica import Replica
 
 Events = list[dict[str, Any]]
 
-#: Too little KVC for all of them: there are preemptions and, where KVC is reserved, pauses.
+#: Too little KV for all of them: there are preemptions and, where KV is reserved, pauses.
 PRESSED = Case(
     tuple(Spec(gap_s=0.01, prompt=20 + i, answer=60 + 5 * i % 70, max_tokens=140, told="noisy") for i in range(14)),
     blocks=28,
@@ -136,7 +136,7 @@ def test_what_happened_is_in_the_picture(tmp_path: Path) -> None:
 
 def test_counters_add_up_to_the_cache(tmp_path: Path) -> None:
     draw(tmp_path / "t.json")
-    counters = [e["args"] for e in events_of(tmp_path / "t.json") if e["name"] == "KVC blocks"]
+    counters = [e["args"] for e in events_of(tmp_path / "t.json") if e["name"] == "KV blocks"]
     assert {c["held"] + c["free"] for c in counters} == {PRESSED.blocks}
     assert max(c["held"] for c in counters) > PRESSED.blocks / 2
 

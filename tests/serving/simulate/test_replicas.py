@@ -224,7 +224,7 @@ def test_totals_are_sums_and_shares_are_means() -> None:
     halves = [serve(specs[i::2], 1, "round-robin", blocks=24).totals for i in (0, 1)]
     assert two.totals.steps == pytest.approx(sum(h.steps for h in halves), abs=4)
     assert two.totals.preemptions <= one.totals.preemptions
-    assert 0 < (two.totals.kvc_used_mean or 0) <= 1
+    assert 0 < (two.totals.kv_used_mean or 0) <= 1
     assert len(two.totals.schedule_s) == two.totals.steps
     assert sum(r.preemptions for r in one.rows) == one.totals.preemptions
 
@@ -253,7 +253,7 @@ def test_two_replicas_from_settings() -> None:
     assert 0 <= summary["slo_attainment"] <= 1
     alone = simulate(chosen.model_copy(update={"replicas": 1})).summary()
     assert summary["e2el_mean_ms"] < alone["e2el_mean_ms"]
-    assert summary["kvc_demand_peak"] < alone["kvc_demand_peak"]
+    assert summary["kv_demand_peak"] < alone["kv_demand_peak"]
     assert "replicas" not in alone
 
 

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
 from ecoserve.serving.core import keys
+from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.simulate.cost import alone_s
 from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate, slo_told
-from ecoserve.serving.told import LengthsTold
 from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {
@@ -41,9 +41,9 @@ def test_every_policy_serves_the_load(policy: str, depth: int) -> None:
     assert (summary["policy"], summary["lengths"], summary["depth"]) == (policy, "noise:0.4", depth)
     assert summary["completed"] == summary["requests"] == 25
     assert summary["blocks"] == 120
-    assert summary["kvc_demand_peak"] > 0
+    assert summary["kv_demand_peak"] > 0
     assert summary["output_tokens_per_s"] > 0
-    assert 0 < summary["kvc_used_mean"] < 1
+    assert 0 < summary["kv_used_mean"] < 1
     assert all(r.predicted_tokens and r.predicted_tokens >= 1 for r in result.rows)
 
 
@@ -81,7 +81,7 @@ def test_priority_is_the_predicted_length() -> None:
         requests=5,
         rate_rps=5.0,
         seed=0,
-        lengths=LengthsTold.parse("true"),
+        lengths=LengthSource.parse("true"),
         max_tokens=300,
         max_prompt_tokens=700,
     )
@@ -168,7 +168,7 @@ def test_prompts_of_a_load_share_no_prefix() -> None:
     [
         ({"policy": "orca2"}, "policy 'orca2' is not known; one of ecoserve, "),
         ({"max_tokens": 1024}, "max_tokens 1024 leaves no room for a prompt"),
-        ({"blocks": 60}, "60 KVC blocks of 16 tokens cannot hold one request of max_model_len 1024"),
+        ({"blocks": 60}, "60 KV blocks of 16 tokens cannot hold one request of max_model_len 1024"),
         ({"trace": "synthetic:none"}, "synthetic:none is not a number of rows"),
         ({"trace": "no/such/file.json"}, "no/such/file.json"),
         ({"lengths": "guessed"}, "'guessed' is none of true, none, predicted:CHECKPOINT, noise:SIGMA"),

@@ -138,7 +138,7 @@ def test_v2_a_slot_that_was_not_freed() -> None:
     worker.execute(freed)
 
 
-# -- what the slots of the KVC hold (the rig's own worker) -----------------------------------------------------
+# -- what the slots of the KV hold (the rig's own worker) -----------------------------------------------------
 
 
 def strict(runner: int = 1) -> StrictWorker:
@@ -151,14 +151,14 @@ def test_reading_what_another_has_written() -> None:
     other = start("b", 2, 3)
     other.scheduled_new_reqs[0].prompt_token_ids = [8] * 6
     worker.execute(other)
-    refused(worker, go_on("a", 6, sent=7), "request a reads KVC at tokens 4 to 7 that is not its own")
+    refused(worker, go_on("a", 6, sent=7), "request a reads KV at tokens 4 to 7 that is not its own")
 
 
 def test_resuming_on_blocks_that_were_never_written() -> None:
     worker = strict()
     worker.execute(start("a", 1, 2))
     worker.execute(Output())
-    refused(worker, go_on("a", 6, 3, 4, resumed=True, sent=7), "reads KVC at tokens 0 to 4 that is not its own")
+    refused(worker, go_on("a", 6, 3, 4, resumed=True, sent=7), "reads KV at tokens 0 to 4 that is not its own")
 
 
 def test_a_shared_prefix_may_be_read() -> None:
@@ -172,7 +172,7 @@ def test_a_prefix_that_is_not_the_same_may_not() -> None:
     worker.execute(start("a", 1, 2))
     other = start("b", 1, 3, tokens=2, computed=4)
     other.scheduled_new_reqs[0].prompt_token_ids = [8] * 6
-    refused(worker, other, "request b reads KVC at tokens 0 to 4 that is not its own")
+    refused(worker, other, "request b reads KV at tokens 0 to 4 that is not its own")
 
 
 def test_two_that_write_one_slot() -> None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 #: Words a newcomer meets on the page.
 GLOSSARY: Final = (
     ("Token", "What a model reads and writes: about four characters of English."),
-    ("Length", "Tokens of one answer (the response length, RL), its end mark included where that is known."),
+    ("Length", "Tokens of one answer (response length), its end mark included where that is known."),
     ("Percentile", "The 90th is the least length that 90 % of the answers do not exceed."),
     ("Cut off", "The answer reached a limit and would have been longer; Kaplan–Meier estimates allow for that."),
     ("KV cache", "Memory in which the engine keeps what it has computed for each running request. It is what "

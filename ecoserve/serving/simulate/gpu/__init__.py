@@ -1,6 +1,6 @@
 """Modelled GPUs: measured kernel times, put together as vLLM runs them.
 
-``gpu_model(gpu, load_shape(model), tp)`` answers ``step_s(work)``, ``host_s(work)`` and ``kvc_blocks(...)``.
+``gpu_model(gpu, load_shape(model), tp)`` answers ``step_s(work)``, ``host_s(work)`` and ``kv_blocks(...)``.
 """
 
 from ecoserve.serving.simulate.gpu.hardware import find_gpu, gpu_names

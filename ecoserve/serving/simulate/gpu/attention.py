@@ -8,7 +8,7 @@ rows of queries whether there are that many or not. Two things follow.
 - *Decodes alone.* The query heads of a KV head are packed into the 64 rows. Blocks start in order, head by head, as
   others end; a long request in the last head starts late and goes on when all others are done: the *tail*.
 - *Decodes beside prompts.* Nothing is packed: each of the query heads is a tile of its own, so a decode costs as much
-  as 64 tokens of prompt. The first head of each group takes the KVC from memory, the others find it in the cache, if
+  as 64 tokens of prompt. The first head of each group takes the KV from memory, the others find it in the cache, if
   one KV head of the whole batch fits there.
 
 ``flash3`` (FlashAttention 3: H100, H200). Long requests are split and balanced, and heads are packed in either case,
@@ -38,7 +38,7 @@ from ecoserve.serving.simulate.gpu.tables import (
 _ROWS = {"flash2": 64, "flash3": 128, "split": 64}
 #: A prompt long enough to show what the kernel does at its best.
 _LONG = 8192
-#: Of the cache, what the KVC of one head may take and still be found there.
+#: Of the cache, what the KV of one head may take and still be found there.
 _CACHE_SHARE = 0.8
 
 
@@ -69,7 +69,7 @@ class BatchAttention:
         #: blocks of threads that run at one time
         self._slots = gpu.multiprocessors * _blocks_per_multiprocessor(gpu, shape.head_dim, rows)
         per_slot = 1e3 * layers * self._slots
-        #: ms, over all layers, in which one block passes one token of KVC: computing; and all blocks, from memory
+        #: ms, over all layers, in which one block passes one token of KV: computing; and all blocks, from memory
         self._tile_ms = per_slot * 4 * rows * shape.head_dim / rate
         self._memory_ms = per_slot * head_bytes / self._stream
 
@@ -91,7 +91,7 @@ class BatchAttention:
 
         Args:
             requests: how many.
-            context: tokens of KVC of all of them together.
+            context: tokens of KV of all of them together.
             longest: tokens of the longest.
         """
         mean = context / requests

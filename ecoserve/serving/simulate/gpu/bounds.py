@@ -1,6 +1,6 @@
 """What no GPU can beat: the time in which its memory and its matrix units could do a step at their peaks.
 
-A step must read the weights that its tokens need and the KVC that its attention looks at, and must do their matrix
+A step must read the weights that its tokens need and the KV that its attention looks at, and must do their matrix
 work. Whichever takes longer at the published peak is a bound on the step, whatever the kernels are.
 """
 
@@ -12,12 +12,12 @@ from ecoserve.serving.simulate.gpu.shapes import ModelShape
 
 
 def memory_s(shape: ModelShape, gpu: Gpu, tp: int, work: StepWork) -> float:
-    """Seconds to read weights and KVC at the peak bandwidth of ``tp`` GPUs.
+    """Seconds to read weights and KV at the peak bandwidth of ``tp`` GPUs.
 
     Of experts only as many as one token needs are counted, since all tokens might need the same.
     """
-    kvc = work.decode_context_tokens + sum(new + context for new, context in work.chunks)
-    size = shape.touched_bytes(shape.experts_per_token) + kvc * shape.kvc_token_bytes
+    kv = work.decode_context_tokens + sum(new + context for new, context in work.chunks)
+    size = shape.touched_bytes(shape.experts_per_token) + kv * shape.kv_token_bytes
     return size / (tp * gpu.bandwidth)
 
 

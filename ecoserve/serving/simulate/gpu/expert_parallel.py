@@ -1,7 +1,7 @@
 """Replicas that share out the experts of one model among them, in lockstep.
 
 With data parallel attention and expert parallel feed-forward (vLLM's ``data_parallel_size`` with
-``enable_expert_parallel``) each replica has its own scheduler, KVC and requests, but in every layer all tokens of all
+``enable_expert_parallel``) each replica has its own scheduler, KV and requests, but in every layer all tokens of all
 replicas go to whoever has their experts, and back. So no replica is ever a step ahead of another: a step takes as long
 as its slowest replica's own part, and then the experts of all tokens. A replica without work runs along with a dummy.
 

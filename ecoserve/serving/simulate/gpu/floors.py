@@ -66,6 +66,6 @@ class Floors:
         n = np.asarray(new, dtype=np.float64)[:, None]
         before = np.asarray(context, dtype=np.float64)[None, :]
         work = 4.0 * s.layers * s.heads * s.head_dim * n * (before + (n + 1) / 2)
-        read = s.kvc_token_bytes * (before + n)
+        read = s.kv_token_bytes * (before + n)
         least: Floats = np.maximum(read / self._gpu.bandwidth, work / self._gpu.flops) / self._tp * 1e3
         return least

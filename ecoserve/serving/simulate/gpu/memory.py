@@ -1,7 +1,7 @@
-"""How much KVC fits: the GPU's memory, less weights, less what a step needs while it runs.
+"""How much KV fits: the GPU's memory, less weights, less what a step needs while it runs.
 
 Mirrors how vLLM sizes its cache: it runs the largest batch that the settings allow, looks at the peak, adds what CUDA
-and the collectives hold, captures its graphs, and gives the rest of ``gpu_memory_utilization`` to KVC blocks. The
+and the collectives hold, captures its graphs, and gives the rest of ``gpu_memory_utilization`` to KV blocks. The
 constants are estimates, good to about one GiB a GPU; vLLM states the real number when it starts.
 """
 
@@ -29,7 +29,7 @@ def gpu_weight_bytes(shape: ModelShape, tp: int, expert_ranks: int = 1) -> float
 
 
 def activation_bytes(shape: ModelShape, tp: int, max_num_seqs: int, max_num_batched_tokens: int) -> float:
-    """Peak of what the largest step holds beside weights and KVC."""
+    """Peak of what the largest step holds beside weights and KV."""
     width = shape.intermediate * (shape.experts_per_token or 1) / tp
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / tp
     # Residual and normed stream, then either heads or the feed-forward's gate, up and their product; 16 bits each.
@@ -39,7 +39,7 @@ def activation_bytes(shape: ModelShape, tp: int, max_num_seqs: int, max_num_batc
     return max(layer, logits) + 2 * max_num_batched_tokens * shape.hidden
 
 
-def kvc_bytes(
+def kv_bytes(
     shape: ModelShape,
     gpu: Gpu,
     tp: int,
@@ -49,7 +49,7 @@ def kvc_bytes(
     gpu_memory_utilization: float,
     expert_ranks: int = 1,
 ) -> float:
-    """Bytes of one GPU that are left for KVC; negative if the model does not fit."""
+    """Bytes of one GPU that are left for KV; negative if the model does not fit."""
     room = gpu.memory_bytes * _VISIBLE * gpu_memory_utilization
     room -= gpu_weight_bytes(shape, tp, expert_ranks)
     room -= activation_bytes(shape, tp, max_num_seqs, max_num_batched_tokens)
@@ -57,7 +57,7 @@ def kvc_bytes(
     return room - _GRAPH_BYTES - _GRAPH_REQUEST_BYTES * min(max_num_seqs, 512)
 
 
-def kvc_blocks(
+def kv_blocks(
     shape: ModelShape,
     gpu: Gpu,
     tp: int,
@@ -68,12 +68,12 @@ def kvc_blocks(
     gpu_memory_utilization: float,
     expert_ranks: int = 1,
 ) -> int:
-    """Usable KVC blocks of one replica.
+    """Usable KV blocks of one replica.
 
     Raises:
         ConfigError: if the weights leave no room for even one request of 1,024 tokens.
     """
-    room = kvc_bytes(
+    room = kv_bytes(
         shape,
         gpu,
         tp,
@@ -84,7 +84,7 @@ def kvc_blocks(
     )
     # KV heads that cannot be divided among the GPUs are kept on several of them.
     heads = -(-shape.kv_heads // tp)
-    token = shape.kvc_token_bytes / shape.kv_heads * heads
+    token = shape.kv_token_bytes / shape.kv_heads * heads
     blocks = int(room // (token * block_size)) - 1  # one is vLLM's null block
     if blocks * block_size < 1024:
         need = gpu_weight_bytes(shape, tp, expert_ranks) / _GIB

@@ -1,4 +1,4 @@
-"""A modelled GPU, or several that serve one model together: how long a step takes and how much KVC there is.
+"""A modelled GPU, or several that serve one model together: how long a step takes and how much KV there is.
 
 A step is the sum of its parts, because one stream of the GPU runs them one after the other: what scales with tokens,
 what scales with sampled requests, attention, what the GPUs of a replica send each other, and the gap to the next step.
@@ -16,7 +16,7 @@ from ecoserve.serving.simulate.gpu.attention import BatchAttention
 from ecoserve.serving.simulate.gpu.hardware import Gpu, find_gpu
 from ecoserve.serving.simulate.gpu.host import HostTimes, sampling_s
 from ecoserve.serving.simulate.gpu.links import Link
-from ecoserve.serving.simulate.gpu.memory import kvc_blocks
+from ecoserve.serving.simulate.gpu.memory import kv_blocks
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
 from ecoserve.serving.simulate.gpu.tables import SAMPLES, TOKENS, Line, Progress, Tables, load_tables
 
@@ -164,19 +164,19 @@ class GpuModel:
         """The part of ``host_s`` that is not the scheduler's."""
         return self.host.launch_s + self.host.launch_request_s * work.requests
 
-    def kvc_blocks(
+    def kv_blocks(
         self,
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
         gpu_memory_utilization: float = 0.9,
     ) -> int:
-        """Usable KVC blocks.
+        """Usable KV blocks.
 
         Raises:
             ConfigError: if the model does not fit.
         """
-        return kvc_blocks(
+        return kv_blocks(
             self.shape,
             self.gpu,
             self.tp,

@@ -100,8 +100,8 @@ class ModelShape(BaseModel):
         return self.attention_parameters + self.expert_parameters * max(1, self.experts)
 
     @property
-    def kvc_token_bytes(self) -> int:
-        """KVC of one token: a key and a value in every layer and KV head."""
+    def kv_token_bytes(self) -> int:
+        """KV of one token: a key and a value in every layer and KV head."""
         return int(2 * self.layers * self.kv_heads * self.head_dim * (2 if self.kv_cache == "bfloat16" else 1))
 
     def touched_bytes(self, experts_touched: float) -> float:
@@ -218,7 +218,7 @@ def _refuse_other_kinds(config: dict[str, Any], path: Path) -> None:
 
 
 def _precision(config: dict[str, Any], path: Path) -> tuple[Weights, Literal["bfloat16", "fp8"]]:
-    """How weights and KVC are stored."""
+    """How weights and KV are stored."""
     quantisation = config.get("quantization_config") or {}
     kv: Literal["bfloat16", "fp8"] = "bfloat16"
     if "fp8" in str(quantisation.get("kv_cache_quant_algo", "")).lower():

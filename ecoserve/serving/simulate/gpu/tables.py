@@ -5,7 +5,7 @@ because matrix kernels work in tiles and their time jumps where a tile more is n
 a geometric grid, between whose points a plane is laid. A cache file that cannot be read, or was made by another
 version, is made again.
 
-The decode attention kernel was measured again and again on the same KVC. Where that fits the GPU's cache (L2), it never
+The decode attention kernel was measured again and again on the same KV. Where that fits the GPU's cache (L2), it never
 came from memory, which in a model, with all other layers in between, it does. For such sizes the time is continued
 from sizes that do not fit, along the line on which these lie: ``decode_attention`` is the greater of the two.
 Weights that fit the cache have the same flaw: see :mod:`~ecoserve.serving.simulate.gpu.floors`.
@@ -65,7 +65,7 @@ class Tables:
 
     ``tokens``, ``experts``, ``reduce`` and ``dispatch`` are by ``TOKENS``; ``logits`` and ``gather`` by ``SAMPLES``;
     ``prefill_attention`` by ``PREFILL_NEW`` and ``PREFILL_CONTEXT``; ``decode_attention`` by ``DECODE_REQUESTS`` and
-    ``DECODE_CONTEXT``. ``stream`` is one number: bytes of KVC that decode attention takes from memory a second.
+    ``DECODE_CONTEXT``. ``stream`` is one number: bytes of KV that decode attention takes from memory a second.
     """
 
     tokens: Floats
@@ -187,14 +187,14 @@ def make_tables(
         )
 
 
-#: KVC of this many times the cache comes from memory for all but a part that does not matter.
+#: KV of this many times the cache comes from memory for all but a part that does not matter.
 _BEYOND: Final = 2.0
 #: Decoding requests that show the bandwidth: enough to keep the GPU busy, with contexts long enough to measure.
 _BUSY: Final = (8, 16, 32, 64, 128)
 
 
 def _from_memory(kernels: KernelTimes, measured: Floats) -> tuple[float, Floats]:
-    """Decode attention whose KVC comes from memory, and the bandwidth at which it does (bytes a second).
+    """Decode attention whose KV comes from memory, and the bandwidth at which it does (bytes a second).
 
     Args:
         kernels: to ask.
@@ -234,7 +234,7 @@ def _from_memory(kernels: KernelTimes, measured: Floats) -> tuple[float, Floats]
 
 
 def layer_kv_bytes(shape: ModelShape, tp: int) -> int:
-    """KVC of one token in one layer on one GPU; KV heads that cannot be divided are there several times."""
+    """KV of one token in one layer on one GPU; KV heads that cannot be divided are there several times."""
     heads = -(-shape.kv_heads // tp)
     return heads * shape.head_dim * 2 * (2 if shape.kv_cache == "bfloat16" else 1)
 

@@ -27,8 +27,8 @@ def test_one_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert report["summary"]["steps"] == len(machine["steps"]) == len(gpu_bounds.STEPS)
     for step in machine["steps"].values():
         assert step["modelled_ms"] >= max(step["memory_ms"], step["compute_ms"])
-    assert 0 < machine["kvc"]["gib"] < machine["kvc"]["left_gib"]
-    assert "KVC" in capsys.readouterr().out
+    assert 0 < machine["kv"]["gib"] < machine["kv"]["left_gib"]
+    assert "KV" in capsys.readouterr().out
 
 
 def test_a_number_that_beats_physics_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

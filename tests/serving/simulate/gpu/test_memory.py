@@ -1,4 +1,4 @@
-"""KVC is what the memory leaves: by hand, by tensor parallelism, and not at all."""
+"""KV is what the memory leaves: by hand, by tensor parallelism, and not at all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.gpu import find_gpu, load_shape
-from ecoserve.serving.simulate.gpu.memory import activation_bytes, gpu_weight_bytes, kvc_blocks
+from ecoserve.serving.simulate.gpu.memory import activation_bytes, gpu_weight_bytes, kv_blocks
 
 GIB = 1 << 30
 
 
 def blocks(model: str, gpu: str, tp: int = 1, share: float = 0.9, seqs: int = 256, batched: int = 2048) -> int:
-    return kvc_blocks(
+    return kv_blocks(
         load_shape(model),
         find_gpu(gpu),
         tp,
@@ -37,7 +37,7 @@ def test_llama_8b_on_an_h100_by_hand() -> None:
 )
 def test_never_more_than_the_weights_leave(model: str, gpu: str, tp: int) -> None:
     shape = load_shape(model)
-    used = blocks(model, gpu, tp) * 16 * shape.kvc_token_bytes
+    used = blocks(model, gpu, tp) * 16 * shape.kv_token_bytes
     left = tp * find_gpu(gpu).memory_bytes * 0.9 - shape.weight_bytes
     assert 0.8 * left < used < left
 
@@ -56,7 +56,7 @@ def test_kv_heads_that_cannot_be_divided_are_there_several_times() -> None:
     shape = load_shape("qwen3-30b-a3b")
     gpu = find_gpu("h200_sxm")
     room = gpu.memory_bytes * 0.99 * 0.9 - gpu_weight_bytes(shape, 8) - activation_bytes(shape, 8, 256, 2048)
-    assert blocks("qwen3-30b-a3b", "h200_sxm", 8) * 16 < room / (shape.kvc_token_bytes / 4)
+    assert blocks("qwen3-30b-a3b", "h200_sxm", 8) * 16 < room / (shape.kv_token_bytes / 4)
 
 
 def test_shared_experts_are_divided_among_replicas() -> None:

@@ -82,9 +82,9 @@ def test_every_built_in_shape_is_found_by_its_name() -> None:
         assert load_shape(shape.name) == shape
 
 
-def test_kvc_of_a_token_and_weights_by_hand() -> None:
+def test_kv_of_a_token_and_weights_by_hand() -> None:
     shape = load_shape("llama-3.1-8b")
-    assert shape.kvc_token_bytes == 2 * 32 * 8 * 128 * 2
+    assert shape.kv_token_bytes == 2 * 32 * 8 * 128 * 2
     assert shape.weight_bytes == 2 * shape.parameters
     tied = load_shape("llama-3.2-1b")
     assert tied.parameters == tied.layers * tied.layer_parameters + tied.vocab * tied.hidden + tied.hidden

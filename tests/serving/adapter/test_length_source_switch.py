@@ -37,12 +37,12 @@ def run_until_finished(hand: ByHand, scheduler: Any, finished: int) -> None:
 def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished() -> None:
     hand, s = crowd(told=600, correction=True)
     run_until_finished(hand, s, 30)
-    assert s.learner.correction.believed == "history"
+    assert s.learner.correction.source == "history"
     waiting = [s.task(r) for r in s.waiting]
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)
     keys_now = [s.waiting._where[r][0] for r in s.waiting]
-    assert keys_now == [s._prompt_key(r) for r in s.waiting] == sorted(keys_now), "everybody has the place of today"
+    assert keys_now == [s._prefill_key(r) for r in s.waiting] == sorted(keys_now), "everybody has the place of today"
     s.check()
     hand.drain()
     assert s.counters.finished == 80

@@ -58,7 +58,7 @@ Lengths = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class LengthsTold:
+class LengthSource:
     """One of the forms above.
 
     Attributes:
@@ -70,7 +70,7 @@ class LengthsTold:
     checkpoint: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> LengthsTold:
+    def parse(cls, text: str) -> LengthSource:
         """Read one of the forms.
 
         Raises:
@@ -97,7 +97,7 @@ class LengthsTold:
             return f"predicted:{self.checkpoint}"
         return f"{self.kind}:{self.value:.10g}" if self.kind in _NUMBERS else self.kind
 
-    def tell(
+    def distributions(
         self, records: Sequence[Record], lengths: Sequence[int], upper: int, seed: int
     ) -> list[LengthDistribution | None]:
         """The distribution told for each record.

@@ -1,4 +1,4 @@
-"""KVC over time: what is held, reserved, lent and wasted, under the main load, one seed."""
+"""KV over time: what is held, reserved, lent and wasted, under the main load, one seed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _PARTS: Final = (
 _PANELS: Final = 6
 
 
-def kvc_figure(settings: Settings, style: Style, details: Details) -> Figure | None:
+def kv_figure(settings: Settings, style: Style, details: Details) -> Figure | None:
     """One plot per setting that is shown; None where no run kept it."""
     panels: list[Panel] = []
     table = Table(
-        "kvc",
+        "kv",
         "KV cache over time, as a share of what there is.",
         [Column("Seconds", number=False), *(Column(name.capitalize()) for _, name, _, _ in _PARTS)],
         group_title="Setting",
     )
     for s in cast(settings)[:_PANELS]:
         run = min(s.runs, key=lambda run: run.seed)
-        points = [p for p in details.kvc(run) if p.replica == 0]
+        points = [p for p in details.kv(run) if p.replica == 0]
         if not points:
             continue
         traces = []
@@ -58,7 +58,7 @@ def kvc_figure(settings: Settings, style: Style, details: Details) -> Figure | N
         }
         spoken = ", ".join(f"{name} {write(means[key], 'share')}" for key, name, _, _ in _PARTS)
         alt = f"KV cache over time, {s.name} at {s.load.title}, seed {run.seed}. Averages: {spoken}."
-        panels.append(Panel(f"kvc-{len(panels)}", s.name, spec(traces, layout), alt))
+        panels.append(Panel(f"kv-{len(panels)}", s.name, spec(traces, layout), alt))
         for p in points:
             table.groups.append(s.name)
             cells = [getattr(p, key) for key, _, _, _ in _PARTS]
@@ -75,7 +75,7 @@ def kvc_figure(settings: Settings, style: Style, details: Details) -> Figure | N
         return None
     load = cast(settings)[0].load
     return Figure(
-        "kvc",
+        "kv",
         "The KV cache over time",
         f"At {load.title}, the lowest seed, each replica’s first. Reserved: promised to running answers beyond what "
         "they have written. Wasted: promised beyond what the answer turned out to need and not lent, and held by "

@@ -11,18 +11,18 @@ from ecoserve.sweep.reporting.settings import Setting, Settings
 
 #: Counter of a run, name of the rung, what it means.
 RUNGS: Final = (
-    ("rung_own_space", "own space", "Met from space that was its own and not lent: costs nothing."),
-    ("rung_re_reserved", "reserved again", "A new reservation from what is now known of its length."),
-    ("rung_global_reserve", "global reserve", "A block of what is kept for such cases."),
-    ("rung_paused", "paused", "Stopped for a while with its KV cache kept."),
-    ("rung_guest_moved", "guest moved", "The host came, and its guest moved or stopped."),
-    ("rung_recomputed", "recomputed", "A victim's KV cache was dropped: work is lost."),
+    ("underprediction_own_space", "own space", "Met from space that was its own and not lent: costs nothing."),
+    ("underprediction_re_reserved", "reserved again", "A new reservation from what is now known of its length."),
+    ("underprediction_global_reserve", "global reserve", "A block of what is kept for such cases."),
+    ("underprediction_paused", "paused", "Stopped for a while with its KV cache kept."),
+    ("underprediction_guest_moved", "guest moved", "The host came, and its guest moved or stopped."),
+    ("underprediction_recomputed", "recomputed", "A victim's KV cache was dropped: work is lost."),
 )
 _COUNTS: Final = (("under_predictions", "Outlived"), ("over_predictions", "Ended before"))
 
 
-def ladder_figure(settings: Settings, style: Style) -> Figure | None:
-    """One waterfall per policy that promises KVC, under the main load; None where no rung was ever taken."""
+def misprediction_figure(settings: Settings, style: Style) -> Figure | None:
+    """One waterfall per policy that promises KV, under the main load; None where no rung was ever taken."""
     load = main_load(settings)
     ours = stand_in(settings, load) if load else None
     if load is None or ours is None:

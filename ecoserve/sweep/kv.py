@@ -1,6 +1,6 @@
-"""KVC over time of a run: its table and its file, ``kvc/RUN.parquet``.
+"""KV over time of a run: its table and its file, ``kv/RUN.parquet``.
 
-One row per interval (at most :data:`~ecoserve.serving.kvc_series.MOST` of a replica); shares of the usable KVC. The
+One row per interval (at most :data:`~ecoserve.serving.kv_series.MOST` of a replica); shares of the usable KV. The
 file's metadata carry :data:`VERSION`. A folder of before has no such files, and a run that nobody watched has none.
 """
 
@@ -13,14 +13,14 @@ from typing import Final
 
 from ecoserve.errors import InputError
 from ecoserve.files import write_atomically
-from ecoserve.serving.kvc_series import KvcPoint
+from ecoserve.serving.kv_series import KVPoint
 
 #: Version of the table's layout.
 VERSION: Final = 1
-_VERSION_KEY: Final = b"ecoserve_kvc_version"
+_VERSION_KEY: Final = b"ecoserve_kv_version"
 
 
-def write_kvc(path: Path, points: Sequence[KvcPoint]) -> None:
+def write_kv(path: Path, points: Sequence[KVPoint]) -> None:
     """Write the points as Parquet, whole or not at all; nothing is written if there are none."""
     if not points:
         return
@@ -29,7 +29,7 @@ def write_kvc(path: Path, points: Sequence[KvcPoint]) -> None:
 
     kinds = {"replica": pa.int64()}
     schema = pa.schema(
-        [(f.name, kinds.get(f.name, pa.float64())) for f in fields(KvcPoint)],
+        [(f.name, kinds.get(f.name, pa.float64())) for f in fields(KVPoint)],
         metadata={_VERSION_KEY: str(VERSION).encode()},
     )
     sink = pa.BufferOutputStream()
@@ -38,8 +38,8 @@ def write_kvc(path: Path, points: Sequence[KvcPoint]) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def read_kvc(path: Path) -> list[KvcPoint]:
-    """Read what :func:`write_kvc` wrote; empty if there is no such file.
+def read_kv(path: Path) -> list[KVPoint]:
+    """Read what :func:`write_kv` wrote; empty if there is no such file.
 
     Raises:
         InputError: if it is damaged or of another version.
@@ -54,7 +54,7 @@ def read_kvc(path: Path) -> list[KvcPoint]:
         version = (table.schema.metadata or {}).get(_VERSION_KEY, b"")
         if version != str(VERSION).encode():
             raise InputError("is of another version", where=str(path), fix="delete it, or run again")
-        return [KvcPoint(**row) for row in table.to_pylist()]
+        return [KVPoint(**row) for row in table.to_pylist()]
     except (OSError, pa.ArrowException, TypeError) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"is damaged ({words})", where=str(path), fix="delete it") from error

@@ -1,10 +1,10 @@
-"""KVC over time, thinned while a run goes on: exact averages over equal intervals, never more than a few hundred.
+"""KV over time, thinned while a run goes on: exact averages over equal intervals, never more than a few hundred.
 
 Rule: intervals begin short; whenever the run outgrows :data:`MOST` of them, neighbours are merged and the width
 doubles. So a run of a second and one of a day take the same room, and what is kept is the average over each interval,
 not a sample. Time in which nothing is said counts as an empty cache.
 
-*Wasted* is what helps nobody: KVC promised beyond what the answer will turn out to need and not lent, and KVC held by
+*Wasted* is what helps nobody: KV promised beyond what the answer will turn out to need and not lent, and KV held by
 generations that are paused. Only a simulation knows the former.
 """
 
@@ -21,8 +21,8 @@ FIRST_WIDTH_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class KvcPoint:
-    """Averages over one interval of one replica, as shares of its usable KVC.
+class KVPoint:
+    """Averages over one interval of one replica, as shares of its usable KV.
 
     Attributes:
         replica: its number.
@@ -40,7 +40,7 @@ class KvcPoint:
     wasted: float | None
 
 
-class KvcSeries:
+class KVSeries:
     """Takes what was true for how long, in order of time, and gives averages over equal intervals.
 
     Args:
@@ -84,7 +84,7 @@ class KvcSeries:
                     area[k] += blocks * share
         self._end_s = max(self._end_s, at_s + seconds)
 
-    def points(self) -> list[KvcPoint]:
+    def points(self) -> list[KVPoint]:
         """The averages so far; the last interval ends where the last state did."""
         found = []
         for i, area in enumerate(self._area):
@@ -94,7 +94,7 @@ class KvcSeries:
                 break
             held, reserved, lent, wasted = (a / seconds / self._usable for a in area)
             known = wasted if self._knows_waste else None
-            found.append(KvcPoint(self.replica, self._start_s + at, seconds, held, reserved, lent, known))
+            found.append(KVPoint(self.replica, self._start_s + at, seconds, held, reserved, lent, known))
         return found
 
     def _merge(self) -> None:
@@ -125,4 +125,4 @@ def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
             over += max(0, ledger.promised_blocks(task) - needed)
         if task.state.value == "paused":
             asleep += written
-    return float(max(0, over - scheduler.kvc.lent_blocks()) + asleep)
+    return float(max(0, over - scheduler.kv_policy.lent_blocks()) + asleep)

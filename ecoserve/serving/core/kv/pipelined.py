@@ -1,9 +1,10 @@
 """``pipelined``: exact allocation, and what is reserved but not reached yet is lent to guests.
 
-A GT starts if a window of its own fits, as under ``exact``; else if some host can lend it a stretch in which it will
-be done before the host arrives (:mod:`~ecoserve.serving.core.kvc.lending`). A guest is charged for its prompt only,
+A decode starts if a window of its own fits, as under ``exact``; else if some host can lend it a stretch in which it
+will
+be done before the host arrives (:mod:`~ecoserve.serving.core.kv.lending`). A guest is charged for its prompt only,
 and one block more for rounding. If its host arrives first, the host has the right of way: the guest gets a window of
-its own if one fits, else it must stop. When a host ends early or loses its KVC, its guests take over what it leaves: a
+its own if one fits, else it must stop. When a host ends early or loses its KV, its guests take over what it leaves: a
 stretch was never longer than half of its host's window, so their windows fit where it was.
 
 The buffer is ``buffer_tokens``, or as long as the guest stays at its own ``buffer_quantile``.
@@ -11,9 +12,9 @@ The buffer is ``buffer_tokens``, or as long as the guest stays at its own ``buff
 
 from __future__ import annotations
 
-from ecoserve.serving.core.kvc.base import KvcKnobs
-from ecoserve.serving.core.kvc.exact import Exact
-from ecoserve.serving.core.kvc.lending import Lending, Loan
+from ecoserve.serving.core.kv.base import KVKnobs
+from ecoserve.serving.core.kv.exact import Exact
+from ecoserve.serving.core.kv.lending import Lending, Loan
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -24,7 +25,7 @@ NOTICE_STEPS = 2
 class Pipelined(Exact):
     """Exact allocation with lending."""
 
-    def __init__(self, knobs: KvcKnobs, ledger: Ledger) -> None:
+    def __init__(self, knobs: KVKnobs, ledger: Ledger) -> None:
         super().__init__(knobs, ledger)
         buffer = knobs.buffer_tokens if knobs.buffer_quantile is None else 0
         self.lending = Lending(buffer + NOTICE_STEPS, knobs.lending_depth, knobs.relend)
@@ -43,14 +44,14 @@ class Pipelined(Exact):
             return False
         return self._loan_for(task) is not None
 
-    def enters_generation(self, task: Task) -> bool:
-        return super().enters_generation(task) or self._borrows(task)
+    def admits_new_decode(self, task: Task) -> bool:
+        return super().admits_new_decode(task) or self._borrows(task)
 
-    def admits_generation(self, task: Task) -> bool:
-        return super().admits_generation(task) or self._borrows(task)
+    def admits_decode(self, task: Task) -> bool:
+        return super().admits_decode(task) or self._borrows(task)
 
     def _borrows(self, task: Task) -> bool:
-        """Take a loan for a GT that has no window, if there is one; what it holds must fit by itself."""
+        """Take a loan for a decode that has no window, if there is one; what it holds must fit by itself."""
         held = self.lending.loan_of.get(task)
         if held is not None:
             return held.fresh
@@ -95,7 +96,7 @@ class Pipelined(Exact):
         task.promised = min(task.limit, task.generated + 1)
         return True
 
-    def settles(self, guest: Task) -> bool:
+    def rehome(self, guest: Task) -> bool:
         """Whether a guest whose host has come can have a window of its own; if so, it has it."""
         if not self._fits(guest, guest.promised, self.open_blocks):
             return False
@@ -110,7 +111,7 @@ class Pipelined(Exact):
         self.lending.end(guest)
         self._promised_blocks += self.charge(guest) - before
 
-    def left(self, task: Task) -> None:
+    def on_release(self, task: Task) -> None:
         self.lending.end(task)
         self.lending.orphan(task)
         self._stale = True

@@ -20,7 +20,7 @@ PREFIX = "ECOSERVE_"
 SLO_SCALE: Final = 2.0
 
 
-class FrontSettings(BaseModel):
+class MiddlewareSettings(BaseModel):
     """Each field ``x`` is the environment variable ``ECOSERVE_X``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +55,7 @@ class FrontSettings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _scale_of_something(self) -> FrontSettings:
+    def _scale_of_something(self) -> MiddlewareSettings:
         if self.slo_scale is not None and self.unloaded_ttft_ms is None and self.unloaded_tpot_ms is None:
             raise ValueError("a scale needs unloaded times to scale; ecoserve calibrate-forward measures them")
         return self
@@ -65,7 +65,7 @@ class FrontSettings(BaseModel):
         return SLO_SCALE if self.slo_scale is None else self.slo_scale
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> FrontSettings:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> MiddlewareSettings:
         """Read the settings.
 
         Raises:
@@ -76,7 +76,7 @@ class FrontSettings(BaseModel):
             {name: env[variable(name)] for name in cls.model_fields if env.get(variable(name), "") != ""}
         )
 
-    def with_changes(self, changes: Mapping[str, Any]) -> FrontSettings:
+    def with_changes(self, changes: Mapping[str, Any]) -> MiddlewareSettings:
         """The same settings with those of ``changes`` that are not None.
 
         Raises:
@@ -85,7 +85,7 @@ class FrontSettings(BaseModel):
         return self._checked({**self.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
 
     @classmethod
-    def _checked(cls, values: Mapping[str, Any]) -> FrontSettings:
+    def _checked(cls, values: Mapping[str, Any]) -> MiddlewareSettings:
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -1,12 +1,12 @@
-"""Shortage of KVC: the last rungs of the under-prediction ladder, decided before vLLM must preempt by itself.
+"""Shortage of KV: the last rungs of the under-prediction ladder, decided before vLLM must preempt by itself.
 
 When the running requests need more blocks in this step than are free, somebody must wait or give way.
 
 1. Prompts being prefilled are served first: what they have computed is of no use before they are through.
-2. GTs are served in the order of what they have left, least first: they will free their KVC soonest.
-3. Whoever is not served is paused, KVC kept: nothing is lost, and it goes on when others have finished.
+2. decodes are served in the order of what they have left, least first: they will free their KV soonest.
+3. Whoever is not served is paused, KV kept: nothing is lost, and it goes on when others have finished.
 4. Pausing cannot go on for ever: if the paused would hold more than ``paused_share`` of the cache, a prefill would
-   starve, or nobody would be left to run, a victim's KVC is dropped (recompute). The victim is the request with the
+   starve, or nobody would be left to run, a victim's KV is dropped (recompute). The victim is the request with the
    longest rest to come: what it loses (its tokens, computed again) and what it would hold both grow with the blocks
    it has, so the least work is lost per block and second won where the rest is longest (docs/log.md has the
    comparison with the least work lost). One that was a victim ``spare_after`` times already is passed over while there
@@ -25,7 +25,7 @@ from ecoserve.serving.core.tasks import Task, TaskState
 
 @dataclass(slots=True)
 class Relief:
-    """What to do about a shortage, in this order: drop the KVC of some, pause others."""
+    """What to do about a shortage, in this order: drop the KV of some, pause others."""
 
     drop: list[Task] = field(default_factory=list)
     pause: list[Task] = field(default_factory=list)
@@ -45,10 +45,10 @@ def relieve(
 
     Args:
         needs: blocks that running requests need in this step (those that need none may be left out).
-        running: all running requests. paused: GTs that wait with KVC.
-        held: blocks that would come free if a request's KVC were dropped (shared blocks not counted).
+        running: all running requests. paused: decodes that wait with KV.
+        held: blocks that would come free if a request's KV were dropped (shared blocks not counted).
         free_blocks: free now.
-        paused_limit_blocks: the most blocks that paused GTs may hold.
+        paused_limit_blocks: the most blocks that paused decodes may hold.
         victims_before: how often a request id was dropped before.
 
     Returns:
@@ -86,7 +86,7 @@ def relieve(
 
 
 def _unserved(needs: Mapping[Task, int], running: Sequence[Task], free: int) -> list[Task]:
-    """Who does not get the blocks it needs when prefills, then GTs with least left, are served first."""
+    """Who does not get the blocks it needs when prefills, then decodes with least left, are served first."""
     asking = [t for t in running if needs.get(t, 0) > 0]
     if sum(needs[t] for t in asking) <= free:
         return []

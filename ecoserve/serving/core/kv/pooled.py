@@ -1,6 +1,6 @@
 """``pooled``: nobody is promised a window; the batch as a whole must fit, now and later.
 
-A request starts if what everything that holds KVC plus itself will come to need stays within the cache, by a forecast
+A request starts if what everything that holds KV plus itself will come to need stays within the cache, by a forecast
 that, of each time ahead, may be wrong in a share ``epsilon`` of the futures (at some time or other it is oftener;
 docs/log.md). The sum over a batch is far better known than any one of its members, so this needs much less room than
 padding each of them to the same safety. ``promised`` is then only a quantile for the books: outliving it is an
@@ -24,7 +24,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from typing import Final, Protocol
 
-from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy
+from ecoserve.serving.core.kv.base import KVKnobs, KVPolicy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task
 
@@ -33,7 +33,7 @@ RECENT: Final = 512
 
 
 class PoolForecast(Protocol):
-    """The future KVC of the requests that hold some. ``rho``: what of their lengths' spread is common."""
+    """The future KV of the requests that hold some. ``rho``: what of their lengths' spread is common."""
 
     rho: float
 
@@ -53,17 +53,17 @@ class PoolForecast(Protocol):
         """Forget a request."""
 
 
-class Pooled(KvcPolicy):
+class Pooled(KVPolicy):
     """Admission by the forecast of the whole batch."""
 
-    def __init__(self, knobs: KvcKnobs, ledger: Ledger, forecast: PoolForecast) -> None:
+    def __init__(self, knobs: KVKnobs, ledger: Ledger, forecast: PoolForecast) -> None:
         super().__init__(knobs, ledger)
         self.forecast = forecast
         self._stale = True
         self._arrived: deque[float] = deque()
         self._sorted: list[float] = []
 
-    def meet(self, task: Task) -> None:
+    def on_arrival(self, task: Task) -> None:
         length = task.expected_rest()
         self._arrived.append(length)
         insort(self._sorted, length)
@@ -96,5 +96,5 @@ class Pooled(KvcPolicy):
     def promise(self, task: Task) -> int:
         return min(task.limit, task.lengths.given_longer_than(task.generated).quantile(self.knobs.quantile))
 
-    def left(self, task: Task) -> None:
+    def on_release(self, task: Task) -> None:
         self.forecast.leave(task)

@@ -1,4 +1,4 @@
-"""What is told of lengths: each kind of error is as large as it says, and says what it is."""
+"""What is predicted of lengths: each kind of error is as large as it says, and says what it is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ecoserve.data import Record
 from ecoserve.data.records import Message
 from ecoserve.errors import InputError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving import told
-from ecoserve.serving.told import LengthsTold
+from ecoserve.serving import length_source
+from ecoserve.serving.length_source import LengthSource
 
 #: Like answers of a chat model: most are short, a few long.
 TRUE = np.maximum(1, np.random.default_rng(5).lognormal(5.0, 1.0, 3000).astype(int)).clip(max=2000).tolist()
@@ -21,7 +21,7 @@ TRUE = np.maximum(1, np.random.default_rng(5).lognormal(5.0, 1.0, 3000).astype(i
 
 def tell(text: str, true: list[int] = TRUE, seed: int = 0) -> list[LengthDistribution]:
     records: Any = [None] * len(true)
-    return [d for d in LengthsTold.parse(text).tell(records, true, 2000, seed) if d is not None]
+    return [d for d in LengthSource.parse(text).distributions(records, true, 2000, seed) if d is not None]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def tell(text: str, true: list[int] = TRUE, seed: int = 0) -> list[LengthDistrib
     ],
 )
 def test_a_form_is_written_as_it_is_read(text: str) -> None:
-    assert str(LengthsTold.parse(text)) == text
+    assert str(LengthSource.parse(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -55,25 +55,25 @@ def test_a_form_is_written_as_it_is_read(text: str) -> None:
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(InputError):
-        LengthsTold.parse(text)
+        LengthSource.parse(text)
 
 
 def test_the_oracle_knows_and_none_knows_nothing() -> None:
-    told = LengthsTold.parse("true").tell([], [3, 9], 100, 0)
-    assert [d.quantile(0.5) for d in told if d] == [3, 9]
-    assert [d.quantile(0.99) for d in told if d] == [3, 9]
+    predicted = LengthSource.parse("true").distributions([], [3, 9], 100, 0)
+    assert [d.quantile(0.5) for d in predicted if d] == [3, 9]
+    assert [d.quantile(0.99) for d in predicted if d] == [3, 9]
     records: Any = [None] * 4
-    assert LengthsTold.parse("none").tell(records, [5] * 4, 100, 0) == [None] * 4
+    assert LengthSource.parse("none").distributions(records, [5] * 4, 100, 0) == [None] * 4
 
 
 def test_noise_is_as_large_as_it_says_and_states_it() -> None:
     true = [200] * 3000
     records: Any = [None] * len(true)
-    told = LengthsTold.parse("noise:0.6").tell(records, true, 4096, 0)
-    errors = np.log([d.quantile(0.5) / 200 for d in told if d])
+    predicted = LengthSource.parse("noise:0.6").distributions(records, true, 4096, 0)
+    errors = np.log([d.quantile(0.5) / 200 for d in predicted if d])
     assert errors.std() == pytest.approx(0.6, abs=0.03)
     assert errors.mean() == pytest.approx(0.0, abs=0.05)
-    inside = np.mean([d.quantile(0.05) < 200 <= d.quantile(0.95) for d in told if d])
+    inside = np.mean([d.quantile(0.05) < 200 <= d.quantile(0.95) for d in predicted if d])
     assert inside == pytest.approx(0.9, abs=0.03), "its 90 % interval holds the truth nine times out of ten"
 
 
@@ -85,18 +85,18 @@ def test_an_error_is_the_same_for_the_same_seed(text: str) -> None:
 
 @pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])
 def test_a_rank_correlation_is_what_was_asked_for_and_its_quantiles_cover(tau: float) -> None:
-    told = tell(f"tau:{tau}")
-    assert kendalltau([d.mean() for d in told], TRUE).statistic == pytest.approx(tau, abs=0.03)
+    predicted = tell(f"tau:{tau}")
+    assert kendalltau([d.mean() for d in predicted], TRUE).statistic == pytest.approx(tau, abs=0.03)
     for q in (0.1, 0.5, 0.9):
-        covered = np.mean([n <= d.quantile(q) for n, d in zip(TRUE, told, strict=True)])
+        covered = np.mean([n <= d.quantile(q) for n, d in zip(TRUE, predicted, strict=True)])
         assert covered == pytest.approx(q, abs=0.03), q
 
 
 @pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.8, 1.0])
 def test_a_classifier_is_right_as_often_as_it_says(accuracy: float) -> None:
-    told = tell(f"bins:{accuracy}")
+    predicted = tell(f"bins:{accuracy}")
     right = 0
-    for n, d in zip(TRUE, told, strict=True):
+    for n, d in zip(TRUE, predicted, strict=True):
         k = int(np.argmax(d.probs)) if accuracy > 0.1 else None
         # At a tenth all bins are alike: nothing is said.
         right += d.edges[k] < n <= d.edges[k + 1] if k is not None else len(set(np.round(d.probs, 9))) == 1
@@ -133,16 +133,16 @@ def test_a_predictor_reads_earlier_turns_and_parameters_and_no_length(monkeypatc
             seen.extend(requests)
             return [LengthDistribution.point(1 + len(seen))] * len(requests)
 
-    monkeypatch.setattr(told, "_predictor", lambda checkpoint: Reader())
+    monkeypatch.setattr(length_source, "_predictor", lambda checkpoint: Reader())
     turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
     plain = Record("0", prompt="c", response_tokens=7)
     chat = Record("1", prompt="c", messages=turns, response_tokens=8)
     bounded = Record("2", prompt="c", messages=turns, response_tokens=8, max_tokens=50)
-    kind = LengthsTold.parse("predicted:somewhere")
-    answers = [kind.tell([record], [99], 100, 0) for record in (plain, chat, bounded)]
+    kind = LengthSource.parse("predicted:somewhere")
+    answers = [kind.distributions([record], [99], 100, 0) for record in (plain, chat, bounded)]
     assert seen[0] == "c"
     assert seen[1] == turns
     assert seen[2].parameters.max_tokens == 50
     assert answers[1] != answers[2], "equal messages, other parameters: not the same question"
     with pytest.raises(InputError, match="lengths only"):
-        kind.tell([Record("3", response_tokens=7)], [7], 100, 0)
+        kind.distributions([Record("3", response_tokens=7)], [7], 100, 0)

@@ -1,4 +1,6 @@
-"""PT to GT: with the gate shut prompts prefill, give one token each, and wait holding KVC that counts at admission."""
+"""prefill to decode: with the gate shut prompts prefill, give one token each, and wait holding KV that counts at
+admission.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ BLOCKS = 60
 
 
 class Gate:
-    """The GT gate of a scheduler, shut until :meth:`open`."""
+    """The decode gate of a scheduler, shut until :meth:`open`."""
 
     def __init__(self, hand: ByHand) -> None:
         s = hand.scheduler
         self.scheduler = s
-        s.kvc.admits_generation = lambda task: False
-        s.kvc.enters_generation = lambda task: False
+        s.kv_policy.admits_decode = lambda task: False
+        s.kv_policy.admits_new_decode = lambda task: False
         s.prepass._alone = lambda request: False
         self._generation_gate = s.kv_holding_waiting._gate
         s.kv_holding_waiting._gate = lambda request: False
@@ -31,7 +33,7 @@ class Gate:
     def open(self) -> None:
         """Give the scheduler its gate back."""
         s = self.scheduler
-        del s.kvc.admits_generation, s.kvc.enters_generation, s.prepass._alone
+        del s.kv_policy.admits_decode, s.kv_policy.admits_new_decode, s.prepass._alone
         s.kv_holding_waiting._gate = self._generation_gate
 
 
@@ -64,7 +66,7 @@ def run(hand: ByHand, depth: int, steps: int) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["ecoserve", "ecoserve-exact", "ecoserve-d"])
-def test_prompts_wait_at_the_gate_with_one_token_and_their_kvc(policy: str, depth: int) -> None:
+def test_prompts_wait_at_the_gate_with_one_token_and_their_kv(policy: str, depth: int) -> None:
     hand = engine(policy, depth, count=5, length=60)
     gate = Gate(hand)
     run(hand, depth, 12)
@@ -140,7 +142,7 @@ def test_the_gate_lets_those_through_whose_promises_fit(depth: int) -> None:
 
 @pytest.mark.parametrize(("policy", "most_s"), [("ecoserve", 12.0), ("ecoserve-d", 30.0)])
 def test_who_waits_at_the_gate_is_not_passed_by_for_ever(policy: str, most_s: float) -> None:
-    """A long GT (8 s alone) beside a stream of short prompts, three to four of which run at any time for 100 s."""
+    """A long decode (8 s alone) beside a stream of short prompts, three to four of which run at any time for 100 s."""
     long = Spec(prompt=PROMPT, answer=600, max_tokens=1000)
     short = Spec(gap_s=0.3, prompt=PROMPT, answer=80, max_tokens=1000)
     case = Case(

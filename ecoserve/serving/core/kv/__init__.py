@@ -1,21 +1,21 @@
-"""KVC policies, one module each: what a request is promised, and who may start."""
+"""KV policies, one module each: what a request is promised, and who may start."""
 
 from __future__ import annotations
 
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy, KvcPolicyName
-from ecoserve.serving.core.kvc.exact import Exact, Max
-from ecoserve.serving.core.kvc.pipelined import Pipelined
-from ecoserve.serving.core.kvc.pooled import Pooled, PoolForecast
+from ecoserve.serving.core.kv.base import KVKnobs, KVPolicy, KVPolicyName
+from ecoserve.serving.core.kv.exact import Exact, Max
+from ecoserve.serving.core.kv.pipelined import Pipelined
+from ecoserve.serving.core.kv.pooled import Pooled, PoolForecast
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.padded import Padded
 from ecoserve.serving.core.scenarios import Scenarios
 
 __all__ = [
     "Exact",
-    "KvcKnobs",
-    "KvcPolicy",
-    "KvcPolicyName",
+    "KVKnobs",
+    "KVPolicy",
+    "KVPolicyName",
     "Max",
     "Pipelined",
     "PoolForecast",
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 
-def make_policy(knobs: KvcKnobs, ledger: Ledger, forecast: PoolForecast) -> KvcPolicy:
+def make_policy(knobs: KVKnobs, ledger: Ledger, forecast: PoolForecast) -> KVPolicy:
     """The policy that ``knobs.policy`` names."""
     match knobs.policy:
         case "on-demand":
-            return KvcPolicy(knobs, ledger)
+            return KVPolicy(knobs, ledger)
         case "max":
             return Max(knobs, ledger)
         case "exact":
@@ -40,7 +40,7 @@ def make_policy(knobs: KvcKnobs, ledger: Ledger, forecast: PoolForecast) -> KvcP
             return Pooled(knobs, ledger, forecast)
 
 
-def make_forecast(knobs: KvcKnobs, block_size: int, upper: int, rho: float, reaction: float) -> PoolForecast:
+def make_forecast(knobs: KVKnobs, block_size: int, upper: int, rho: float, reaction: float) -> PoolForecast:
     """The forecast that ``knobs.forecast`` names; the arguments are those of :class:`Forecast`."""
     match knobs.forecast:
         case "spread":

@@ -1,4 +1,4 @@
-"""Each KVC policy's promises and admissions, on ledgers written by hand."""
+"""Each KV policy's promises and admissions, on ledgers written by hand."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kvc import KvcKnobs, KvcPolicy, make_policy
-from ecoserve.serving.core.kvc.pooled import RECENT
+from ecoserve.serving.core.kv import KVKnobs, KVPolicy, make_policy
+from ecoserve.serving.core.kv.pooled import RECENT
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task, TaskState
 
 BLOCK = 16
 
 
-def a_policy(name: str, *holders: Task, usable: int = 100, **knobs: float) -> KvcPolicy:
+def a_policy(name: str, *holders: Task, usable: int = 100, **knobs: float) -> KVPolicy:
     ledger = Ledger(usable, BLOCK)
     ledger.tasks = {t.request_id: t for t in holders}
     ledger.set_holders(list(holders))
     ledger.held_blocks = sum(ledger.blocks(t.written) for t in holders)
     policy = make_policy(
-        KvcKnobs(policy=name, **knobs),  # type: ignore[arg-type]
+        KVKnobs(policy=name, **knobs),  # type: ignore[arg-type]
         ledger,
         Forecast(BLOCK, 4096, 0.0, 1e9),
     )
@@ -72,7 +72,7 @@ def test_on_demand_lets_everybody_try() -> None:
     full = [holder(str(i), TaskState.DECODE, 400) for i in range(4)]
     policy = a_policy("on-demand", *full)
     assert policy.admits_prompt(a_task(lengths=exactly(4000)))
-    assert policy.admits_generation(full[0])
+    assert policy.admits_decode(full[0])
 
 
 def test_exact_starts_a_prompt_if_all_promises_fit_together() -> None:
@@ -111,7 +111,7 @@ def test_a_prompt_runs_ahead_while_few_generations_wait() -> None:
     assert not a_policy("exact", host, waiting, reserve=0.0, waiting_share=0.14).admits_prompt(newcomer)
 
 
-def test_what_waits_with_its_kvc_counts_when_prompts_ask() -> None:
+def test_what_waits_with_its_kv_counts_when_prompts_ask() -> None:
     newcomer = a_task("new", prompt_tokens=320, lengths=exactly(16))
     waiting = [holder(str(i), TaskState.PAUSED, 400, prompt_tokens=400) for i in range(4)]
     assert a_policy("exact", *waiting[:2]).admits_prompt(newcomer)
@@ -124,16 +124,16 @@ def test_a_generation_goes_on_if_its_new_promise_fits_beside_the_others() -> Non
     other = holder("other", TaskState.DECODE, 160, prompt_tokens=160, promised=1000)  # 73 blocks
     mine = holder("mine", TaskState.PAUSED, 160, prompt_tokens=160, lengths=exactly(260))
     policy = a_policy("exact", other, mine, reserve=0.0, padding=0.0)
-    assert policy.admits_generation(mine)  # 27 blocks, its own 10 among them
+    assert policy.admits_decode(mine)  # 27 blocks, its own 10 among them
     mine.lengths = exactly(273)
-    assert not policy.admits_generation(mine)  # 28
+    assert not policy.admits_decode(mine)  # 28
 
 
 def test_the_reserve_is_lent_to_the_outlived_only() -> None:
     other = holder("other", TaskState.DECODE, 160, prompt_tokens=160, promised=1360)  # 95 blocks
     mine = holder("mine", TaskState.DECODE, 48, prompt_tokens=16, generated=32, lengths=exactly(200), promised=32)
     policy = a_policy("exact", other, mine, reserve=0.05, padding=0.0)
-    assert not policy.admits_generation(mine)
+    assert not policy.admits_decode(mine)
     assert policy.lends_reserve(mine)  # one block more
     other.promised += 32
     policy.begin_step()
@@ -199,7 +199,7 @@ def test_exact_never_promises_generations_more_than_there_is(
     policy = a_policy("exact", *tasks, usable=200, reserve=reserve, padding=padding)
     before = sum(policy.ledger.promised_blocks(t) for t in tasks)
     for task in tasks:
-        if policy.admits_generation(task):
+        if policy.admits_decode(task):
             policy.reserve_for(task, policy.promise(task))
     after = sum(policy.ledger.promised_blocks(t) for t in tasks)
     assert after == before or after <= policy.open_blocks
@@ -231,26 +231,26 @@ def test_who_was_passed_by_long_enough_is_passed_by_no_more() -> None:
     short = holder("short", TaskState.DECODE, 32, prompt_tokens=32, lengths=exactly(320))  # 22 blocks
     prompt = a_task("prompt", prompt_tokens=32, lengths=exactly(320))
     policy = a_policy("exact", running, long, short, reserve=0.0, padding=0.0, waiting_share=1e-9)
-    assert policy.enters_generation(short)
+    assert policy.admits_new_decode(short)
     assert policy.admits_prompt(prompt)
     long.passed_by = True
     policy.begin_step()
-    assert not policy.enters_generation(short)
+    assert not policy.admits_new_decode(short)
     assert not policy.admits_prompt(prompt)
-    assert policy.admits_generation(short), "in the queue of those who wait, the ordering decides"
+    assert policy.admits_decode(short), "in the queue of those who wait, the ordering decides"
     running.promised = 0
     running.prompt_tokens = 16
     running.written = 16
     policy.begin_step()
-    assert policy.enters_generation(short), "there is room for both"
+    assert policy.admits_new_decode(short), "there is room for both"
 
 
 @pytest.mark.parametrize("name", ["on-demand", "pooled"])
 def test_only_exact_has_a_gate(name: str) -> None:
     task = holder("t", TaskState.DECODE, 32, lengths=exactly(10**4))
     policy = a_policy(name, task, usable=4)
-    assert policy.enters_generation(task)
-    assert policy.admits_generation(task)
+    assert policy.admits_new_decode(task)
+    assert policy.admits_decode(task)
     assert policy.lends_reserve(task)
 
 
@@ -259,7 +259,7 @@ def test_the_longer_a_request_among_recent_arrivals_the_more_it_leaves_free() ->
         policy = a_policy("pooled", reserve=0.0, headroom=headroom)
         tasks = [a_task(str(i), lengths=exactly(length)) for i, length in enumerate(lengths)]
         for task in tasks:
-            policy.meet(task)
+            policy.on_arrival(task)
         return [policy.limit_blocks(task) for task in tasks]
 
     assert limits(0.2, 10, 40, 20, 30, 50) == [100, 88, 96, 92, 84]
@@ -270,6 +270,6 @@ def test_the_longer_a_request_among_recent_arrivals_the_more_it_leaves_free() ->
 def test_arrivals_of_long_ago_do_not_count_for_the_rank() -> None:
     policy = a_policy("pooled", reserve=0.0, headroom=0.5)
     for length in [10] * RECENT + [1000] * RECENT:
-        policy.meet(a_task(lengths=exactly(length)))
+        policy.on_arrival(a_task(lengths=exactly(length)))
     assert policy.limit_blocks(a_task(lengths=exactly(500))) == 100
     assert policy.limit_blocks(a_task(lengths=exactly(2000))) == 50

@@ -1,4 +1,4 @@
-"""KVC over time: what is kept are averages, whatever the length of the run."""
+"""KV over time: what is kept are averages, whatever the length of the run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.serving.kvc_series import FIRST_WIDTH_S, MOST, KvcSeries
+from ecoserve.serving.kv_series import FIRST_WIDTH_S, MOST, KVSeries
 
 
 def test_averages_of_hand_worked_intervals():
-    series = KvcSeries(usable_blocks=10)
+    series = KVSeries(usable_blocks=10)
     series.add(0.0, FIRST_WIDTH_S / 2, 10, 4, 2, 1)
     series.add(FIRST_WIDTH_S / 2, FIRST_WIDTH_S, 0, 0, 0, 0)
     first, second = series.points()
@@ -23,7 +23,7 @@ def test_averages_of_hand_worked_intervals():
 
 
 def test_an_idle_engine_counts_as_empty():
-    series = KvcSeries(usable_blocks=4, replica=3)
+    series = KVSeries(usable_blocks=4, replica=3)
     series.add(1000.0, 1000.0, 4, 0, 0, None)
     points = series.points()
     assert points[0].held == 0.0
@@ -34,7 +34,7 @@ def test_an_idle_engine_counts_as_empty():
 
 
 def test_nothing_said():
-    assert KvcSeries(5).points() == []
+    assert KVSeries(5).points() == []
 
 
 @given(
@@ -45,7 +45,7 @@ def test_nothing_said():
     )
 )
 def test_no_block_second_is_lost_and_room_is_bounded(states):
-    series = KvcSeries(usable_blocks=50)
+    series = KVSeries(usable_blocks=50)
     now = area = waste = 0.0
     for gap, seconds, held, wasted in states:
         now += gap

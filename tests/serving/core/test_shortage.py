@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.ladder import Relief, relieve
+from ecoserve.serving.core.shortage import Relief, relieve
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
 def decoding(name: str, rest: int, written: int = 64, **fields: Any) -> Task:
-    """A GT with ``rest`` tokens to come."""
+    """A decode with ``rest`` tokens to come."""
     return holder(name, TaskState.DECODE, written, lengths=LengthDistribution.point(rest), **fields)
 
 
@@ -82,7 +82,7 @@ def test_somebody_goes_on_running() -> None:
     assert not relief.pause
 
 
-def test_the_last_one_keeps_its_kvc() -> None:
+def test_the_last_one_keeps_its_kv() -> None:
     alone = decoding("alone", 10)
     assert ask({alone: 1}, [alone], free=0) == Relief(pause=[alone])
 
@@ -154,7 +154,7 @@ def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
     assert not dropped & stopped
     assert dropped <= {*running, *paused}
     assert stopped <= {t for t in running if needs.get(t, 0) > 0}, "somebody who needs nothing was paused"
-    assert all(t.state is TaskState.DECODE for t in stopped), "only a GT can be paused"
+    assert all(t.state is TaskState.DECODE for t in stopped), "only a decode can be paused"
 
     free = case["free_blocks"] + sum(held[t] for t in relief.drop)
     served = [t for t in running if t not in dropped | stopped]

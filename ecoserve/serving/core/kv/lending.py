@@ -1,4 +1,4 @@
-"""Lending KVC that is reserved and not reached yet: the books of the paper's KVC pipelining.
+"""Lending KV that is reserved and not reached yet: the books of the paper's KV pipelining.
 
 A *host* with a window of L tokens, g of them generated, will not come to the tokens behind g + t for t steps. A *guest*
 whose own window is w may use a stretch of w tokens there, from ``start``, if it will be gone before the host arrives:
@@ -12,7 +12,7 @@ left is free again, which also gives the far half's own far half once the host h
 
 Among all stretches that would do, the one whose host arrives soonest is taken: roomier ones are left for longer guests.
 
-Source of the idea: EcoServe (arXiv 2411.06364), KVC pipelining; what it leaves open (several guests, re-lending, late
+Source of the idea: EcoServe (arXiv 2411.06364), KV pipelining; what it leaves open (several guests, re-lending, late
 guests) is decided here.
 """
 
@@ -64,7 +64,7 @@ class Lending:
     def find(self, hosts: Iterable[Task], guest: Task, window: int, stay: int) -> Loan | None:
         """The stretch for a guest that needs ``window`` tokens and will stay ``stay`` steps; None if there is none.
 
-        ``hosts`` are GTs with a promise; the guest itself is passed over. Changes nothing.
+        ``hosts`` are decodes with a promise; the guest itself is passed over. Changes nothing.
         """
         best: Loan | None = None
         best_wait = 0

@@ -1,11 +1,14 @@
-"""``exact``, the paper's allocation, and ``max``, ORCA's: every GT has a window of its own.
+"""``exact``, the paper's allocation, and ``max``, ORCA's: every decode has a window of its own.
 
-``exact``: a GT is promised its predicted length (the median of what is believed) plus ``padding`` and starts only if
+``exact``: a decode is promised its predicted length (the median of what is believed) plus ``padding`` and starts only
+if
 all promises together fit; accounting, since vLLM takes blocks as they are written. ``max``: the same with the most
 tokens that the request may have, so that nothing is ever under-predicted and most of the cache stays empty.
 
-A prompt may run ahead of its GT's promise as long as those who hold KVC without one (waiting GTs, prompts on their way)
-hold at most ``waiting_share`` of the cache. What a waiting GT claims is kept for it once it was passed by long enough:
+A prompt may run ahead of its decode's promise as long as those who hold KV without one (waiting decodes, prompts on
+their way)
+hold at most ``waiting_share`` of the cache. What a waiting decode claims is kept for it once it was passed by long
+enough:
 else a stream of short ones would keep a long one waiting for ever.
 
 Sources: EcoServe (arXiv 2411.06364), "exact allocation"; ORCA (OSDI 2022), reservation of the maximum.
@@ -15,21 +18,21 @@ from __future__ import annotations
 
 import math
 
-from ecoserve.serving.core.kvc.base import KvcKnobs, KvcPolicy
+from ecoserve.serving.core.kv.base import KVKnobs, KVPolicy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
-class Exact(KvcPolicy):
-    """A window of its own for every GT, of its padded predicted length."""
+class Exact(KVPolicy):
+    """A window of its own for every decode, of its padded predicted length."""
 
     exclusive = True
 
-    def __init__(self, knobs: KvcKnobs, ledger: Ledger) -> None:
+    def __init__(self, knobs: KVKnobs, ledger: Ledger) -> None:
         super().__init__(knobs, ledger)
         #: promises given, and what is held without one
         self._promised_blocks = 0
-        #: held by those who are without a promise: waiting GTs and prompts on their way
+        #: held by those who are without a promise: waiting decodes and prompts on their way
         self._waiting_blocks = 0
         #: what those of them claim beyond it who have been passed by long enough
         self._claimed_blocks = 0
@@ -75,12 +78,12 @@ class Exact(KvcPolicy):
             self._promised_blocks += prompt
             self._waiting_blocks += prompt
 
-    def enters_generation(self, task: Task) -> bool:
-        """It may unless that takes from a GT that was passed by long enough: then it takes its place among them."""
+    def admits_new_decode(self, task: Task) -> bool:
+        """It may unless that takes from a decode that was passed by long enough: then it takes its place among them."""
         self._stock()
         return self._fits(task, self.promise(task), self.open_blocks - self._claimed_blocks)
 
-    def admits_generation(self, task: Task) -> bool:
+    def admits_decode(self, task: Task) -> bool:
         return self._fits(task, self.promise(task), self.open_blocks)
 
     def lends_reserve(self, task: Task) -> bool:
@@ -109,7 +112,7 @@ class Exact(KvcPolicy):
 
 
 class Max(Exact):
-    """A window of its own for every GT, of the most tokens it may have."""
+    """A window of its own for every decode, of the most tokens it may have."""
 
     def promise(self, task: Task) -> int:
         return task.limit
