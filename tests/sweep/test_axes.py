@@ -189,7 +189,7 @@ def test_knobs_and_scales_reach_the_simulated_scheduler(tmp_path):
     tally = execute(plan.expand(), folder, function=plan.run, jobs=0)
     assert (tally.finished, tally.failed) == (8, 0), folder.summary().failures
     rows = {
-        (r.model_extra["knob_kv"], r.slo_scale, r.replicas): r
+        (r.model_extra["knob_kv_policy"], r.slo_scale, r.replicas): r
         for r in folder.summary().runs
         if r.model_extra is not None
     }
