@@ -2,20 +2,13 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup test coverage demo soak lint format clean
 
-# Any Python 3 can start set-up; it looks for a supported one itself.
-STARTERS := python3 python3.11 python3.12 python3.13
 BIN := .venv/bin
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
 
 setup:  ## make or renew .venv (quick when nothing has changed)
-	@for starter in $(STARTERS); do \
-	  if "$$starter" -c 'import sys; sys.exit(sys.version_info < (3, 7))' 2>/dev/null; then \
-	    exec "$$starter" scripts/setup_env.py; \
-	  fi; \
-	done; \
-	echo "error: needs Python 3.11 to 3.13; on Debian and Ubuntu: apt-get install python3 python3-venv" >&2; exit 1
+	@scripts/setup.sh
 
 demo: setup  ## the main job, end to end, on real input: writes a report that a browser opens
 	@$(BIN)/python scripts/demo.py
