@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ecoserve.cli.common import EXIT_BAD_INPUT, guard
+from ecoserve.deprecations import CLI_OPTIONS, warn_renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,23 @@ def _never_called() -> None:
     raise AssertionError("a command that was not loaded was called")
 
 
+def _renamed(argument: str) -> str:
+    """An argument with the option's present name."""
+    name, equals, value = argument.partition("=")
+    if name not in CLI_OPTIONS:
+        return argument
+    warn_renamed(name, CLI_OPTIONS[name])
+    return f"{CLI_OPTIONS[name]}{equals}{value}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name); returns the exit code."""
+    arguments = [_renamed(argument) for argument in arguments]
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
 
     def call() -> Any:
         app = build_app(called)
-        return app(list(arguments) or ["--help"], prog_name="ecoserve", standalone_mode=False)
+        return app(arguments or ["--help"], prog_name="ecoserve", standalone_mode=False)
 
     code = guard(call)
     return code if arguments else EXIT_BAD_INPUT

@@ -21,9 +21,10 @@ from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ecoserve.errors import ConfigError, EcoServeError
+from ecoserve.options import checked
 from ecoserve.serving.runs import RunResult
 
 #: What is said of a run whose process is gone.
@@ -82,12 +83,7 @@ def check_settings(model: type[BaseModel], settings: Mapping[str, Any]) -> BaseM
     Raises:
         ConfigError: naming the setting that is wrong.
     """
-    try:
-        return model.model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {first['msg'].removeprefix('Value error, ')}", where="settings") from error
+    return checked(model, settings, "settings")
 
 
 def start_worker() -> None:

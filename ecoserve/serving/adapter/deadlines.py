@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ecoserve.errors import InputError
-from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
+from ecoserve.serving.adapter.middleware_settings import LONGEST_MS, MiddlewareSettings
 from ecoserve.serving.core import keys
 
 #: Our keys, with the header and the name in the body's field for each.
 HEADERS: Final = {keys.SLO_TTFT: "x-slo-ttft-ms", keys.SLO_TPOT: "x-slo-tpot-ms"}
 FIELD: Final = "slo"
 NAMES: Final = {keys.SLO_TTFT: "ttft_ms", keys.SLO_TPOT: "tpot_ms"}
-#: No client may ask for more: a day.
-LONGEST_MS: Final = 86_400_000.0
 
 _PLAIN_NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
@@ -60,7 +58,7 @@ class SloRule:
         self.listens = settings.client_slos == "clamp"
         self._least_ms = {keys.SLO_TTFT: settings.slo_min_ttft_ms, keys.SLO_TPOT: settings.slo_min_tpot_ms}
         unloaded = {keys.SLO_TTFT: settings.unloaded_ttft_ms, keys.SLO_TPOT: settings.unloaded_tpot_ms}
-        self._default = {key: settings.scale() * ms / 1e3 for key, ms in unloaded.items() if ms is not None}
+        self._default = {key: settings.slo_scale * ms / 1e3 for key, ms in unloaded.items() if ms is not None}
 
     def decide(
         self, headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any], client_keys: Iterable[str]

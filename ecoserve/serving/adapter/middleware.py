@@ -104,7 +104,7 @@ class PredictionMiddleware:
         await asyncio.shield(self._ready)
 
     async def _load(self) -> None:
-        settings = self._settings or MiddlewareSettings.from_environment()
+        settings = self._settings or MiddlewareSettings.read()
         predictor = self._predictor
         if predictor is None and settings.predictor is not None:
             predictor = await asyncio.to_thread(shared_predictor, settings.predictor)

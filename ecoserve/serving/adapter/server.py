@@ -1,8 +1,8 @@
 """``ecoserve serve``: vLLM's own server, with our scheduler and our middleware filled in.
 
-Rule: vLLM's parser reads vLLM's flags and vLLM's ``serve`` command runs, in this process; what we add goes into the
-parsed arguments. What cannot work is said before anything starts, in one line. The same server comes from vLLM's own
-command line::
+vLLM's parser reads vLLM's flags and vLLM's ``serve`` command runs, in this process; what we add goes into the parsed
+arguments. What cannot work is refused in one line before anything starts. vLLM's own command line gives the same
+server::
 
     ECOSERVE_PREDICTOR=CKPT vllm serve MODEL \\
         --scheduler-cls ecoserve.serving.adapter.scheduler.EcoServeScheduler \\
@@ -17,13 +17,14 @@ import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, RunError
+from ecoserve.options import problem, to_environment
 from ecoserve.serving.adapter.metrics import multiprocess_dir
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.scope import refuse_configuration
@@ -33,53 +34,50 @@ MIDDLEWARE: Final = "ecoserve.serving.adapter.middleware.PredictionMiddleware"
 REPLAY: Final = "ecoserve.serving.adapter.replay:ReplayLogitsProcessor"
 #: vLLM's own scheduler, for comparisons: everything else stays the same.
 STOCK: Final = "vllm"
-#: Seconds that open requests get to end after SIGTERM. vLLM's default, 0, cuts them at once, and its server can then
-#: hang on an open stream.
+_OR_STOCK: Final = f"leave it out, or give --policy {STOCK}"
+#: Seconds for open requests to end after SIGTERM. With vLLM's default, 0, its server can hang on an open stream.
 SHUTDOWN_TIMEOUT_S: Final = 5
-#: GiB of KV on a CPU, where the operator does not say: vLLM wants 92 % of all memory then, and does not start.
+#: GiB of KV cache on a CPU by default. vLLM's own default, 92 % of all memory, does not start.
 _CPU_KV_GIB: Final = 4
 
 
-class ServeOptions(BaseModel):
-    """What ``ecoserve serve`` itself is told; everything else is vLLM's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(description="folder or hub id of the model to serve")
-    policy: str = Field("ecoserve", description="scheduling policy; vllm for vLLM's own scheduler")
-    front: MiddlewareSettings = MiddlewareSettings()
-
-
-def serve(options: ServeOptions, vllm_flags: Sequence[str] = (), say: Callable[[str], None] | None = None) -> None:
+def serve(
+    model: str,
+    settings: MiddlewareSettings | None = None,
+    vllm_flags: Sequence[str] = (),
+    *,
+    policy: str = "ecoserve",
+) -> None:
     """Check everything, then run vLLM's server until it is stopped.
 
     Args:
-        options: ours.
+        model: folder or hub id of the model.
+        settings: of the middleware.
         vllm_flags: vLLM's, as on its own command line.
-        say: where notes for the operator go.
+        policy: the scheduling policy; :data:`STOCK` for vLLM's own scheduler.
 
     Raises:
         InputError: for anything that cannot work, before the server starts.
         RunError: if the server fails.
-        SystemExit: 128 + number of the signal that came before it served. Once it serves, SIGTERM is the way to end.
+        SystemExit: 128 + number of the signal that came before it served. Once it serves, SIGTERM ends it.
     """
-    tell = say or (lambda line: print(line, file=sys.stderr))
+    settings = settings or MiddlewareSettings()
     _stop_on_signals()
-    check_model(options.model)
-    if options.front.predictor is not None:
+    check_model(model)
+    if settings.predictor is not None:
         from ecoserve.serving.adapter.prediction_service import shared_predictor
 
         # Kept: the middleware of a server in this process uses the same object.
-        shared_predictor(options.front.predictor)
+        shared_predictor(settings.predictor)
     with multiprocess_dir():
-        os.environ.update(options.front.to_environment())
-        args = parse(options.model, vllm_flags)
-        fill_in(args, options)
-        refuse_unsupported(args, os.environ, ours=options.policy != STOCK)
+        os.environ.update(to_environment(settings))
+        args = parse(model, vllm_flags)
+        fill_in(args, policy, replay=settings.replay)
+        refuse_unsupported(args, os.environ, ours=policy != STOCK)
         check_address(args)
         if note := cpu_defaults(args):
-            tell(note)
-        check_with_vllm(args, ours=options.policy != STOCK)
+            print(note, file=sys.stderr)
+        check_with_vllm(args, ours=policy != STOCK)
         _run(args)
 
 
@@ -129,90 +127,74 @@ def parse(model: str, flags: Sequence[str]) -> Namespace:
     return args
 
 
-def fill_in(args: Namespace, options: ServeOptions) -> None:
+def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
     """Put our parts into vLLM's parsed arguments.
 
     Raises:
-        ConfigError: if the operator gave something else in their place, or a policy or knob that is not known.
+        ConfigError: for a policy or scheduler setting that is not known, or flags of the operator that contradict.
     """
     from ecoserve.serving.adapter.settings import CONFIG_KEY, POLICIES, SchedulerSettings
 
-    if options.policy != STOCK and options.policy not in POLICIES:
-        known = ", ".join((*POLICIES, STOCK))
-        raise ConfigError(f"policy {options.policy!r} is not known", where="--policy", fix=f"one of {known}")
+    if policy != STOCK and policy not in POLICIES:
+        raise ConfigError(
+            f"policy {policy!r} is not known", where="--policy", fix=f"one of {', '.join((*POLICIES, STOCK))}"
+        )
+    place = f"--additional-config {CONFIG_KEY}"
     given = args.additional_config or {}
     own = given.get(CONFIG_KEY, {}) if isinstance(given, Mapping) else None
     if not isinstance(own, Mapping):
-        raise ConfigError("is no JSON object, or its ecoserve part is none", where="--additional-config")
-    own = dict(own)
-    if options.policy == STOCK:
-        if own:
-            raise ConfigError(
-                f"policy {STOCK} is vLLM's own scheduler, which takes no settings of ours",
-                where=f"--additional-config {CONFIG_KEY}",
-            )
-    else:
+        raise ConfigError(f"is not a JSON object, or its key {CONFIG_KEY} is not", where="--additional-config")
+    if policy == STOCK and own:
+        raise ConfigError(f"policy {STOCK} is vLLM's own scheduler, which takes no settings of ours", where=place)
+    if policy != STOCK:
         if args.scheduler_cls not in (None, SCHEDULER):
             raise ConfigError(
-                f"{args.scheduler_cls} cannot be used together with policy {options.policy}",
+                f"{args.scheduler_cls} cannot be used together with policy {policy}",
                 where="--scheduler-cls",
-                fix=f"leave it out, or give --policy {STOCK}",
+                fix=_OR_STOCK,
             )
-        if own.get("policy", options.policy) != options.policy:
-            raise ConfigError(
-                f"policy {own['policy']} contradicts --policy {options.policy}",
-                where=f"--additional-config {CONFIG_KEY}",
-            )
-        own["policy"] = options.policy
-        SchedulerSettings.parse(own)
+        if own.get("policy", policy) != policy:
+            raise ConfigError(f"policy {own['policy']} contradicts --policy {policy}", where=place)
+        own = {**own, "policy": policy}
+        SchedulerSettings.parse(own, lambda name: f"{place}.{name}")
         args.scheduler_cls = SCHEDULER
         args.additional_config = {**given, CONFIG_KEY: own}
     if MIDDLEWARE not in args.middleware:
         # The last one is the outermost; an operator's own middleware sees requests as clients sent them.
         args.middleware = [MIDDLEWARE, *args.middleware]
-    if options.front.replay:
+    if replay:
         args.logits_processors = [*(args.logits_processors or []), REPLAY]
 
 
 def refuse_unsupported(args: Namespace, environment: Mapping[str, str], *, ours: bool) -> None:
-    """Refuse what our parts do not work with.
-
-    Args:
-        args: vLLM's parsed arguments.
-        environment: of the process.
-        ours: whether our scheduler runs; vLLM's own supports more.
+    """Refuse what does not work with ``ecoserve serve``; ``ours``: whether our scheduler runs, which supports less.
 
     Raises:
-        ConfigError: naming the first flag that does not go together with ``ecoserve serve``.
+        ConfigError: naming the first flag or variable that cannot be used.
     """
-    no_middleware = "it has no place for the prediction middleware"
     rust = environment.get("VLLM_USE_RUST_FRONTEND", "0").lower() not in ("", "0", "false")
-    checks: list[tuple[Any, str, str]] = [
-        (args.grpc or args.grpc_port is not None, "--grpc", f"gRPC front ends are not supported: {no_middleware}"),
-        (rust, "VLLM_USE_RUST_FRONTEND", f"the Rust front end is not supported: {no_middleware}"),
+    speculative = any((args.speculative_config, args.spec_method, args.spec_model, args.spec_tokens))
+    no_middleware = "is not supported: it has no place for the prediction middleware"
+    server: list[tuple[Any, str, str]] = [
+        (args.grpc or args.grpc_port is not None, "--grpc", f"the gRPC front end {no_middleware}"),
+        (rust, "VLLM_USE_RUST_FRONTEND", f"the Rust front end {no_middleware}"),
         (args.headless, "--headless", "engines without an API server are not supported"),
         (args.data_parallel_multi_port_external_lb, "--data-parallel-multi-port-external-lb", "is not supported"),
     ]
-    scheduler: set[str] = set()
-    if ours:
-        speculative = any((args.speculative_config, args.spec_method, args.spec_model, args.spec_tokens))
-        own = [
-            (speculative, "--speculative-config", "speculative decoding is not supported"),
-            (args.kv_transfer_config, "--kv-transfer-config", "KV connectors are not supported"),
-            (args.ec_transfer_config, "--ec-transfer-config", "encoder-cache connectors are not supported"),
-            (args.pipeline_parallel_size > 1, "--pipeline-parallel-size", "pipeline parallelism is not supported"),
-        ]
-        checks += own
-        scheduler = {flag for _, flag, _ in own}
-    for found, flag, what in checks:
-        if found:
-            raise ConfigError(
-                what, where=flag, fix=f"leave it out{f', or give --policy {STOCK}' * (flag in scheduler)}"
-            )
+    scheduler: list[tuple[Any, str, str]] = [
+        (speculative, "--speculative-config", "speculative decoding is not supported"),
+        (args.kv_transfer_config, "--kv-transfer-config", "KV connectors are not supported"),
+        (args.ec_transfer_config, "--ec-transfer-config", "encoder-cache connectors are not supported"),
+        (args.pipeline_parallel_size > 1, "--pipeline-parallel-size", "pipeline parallelism is not supported"),
+    ]
+    for checks, fix in ((server, "leave it out"), (scheduler if ours else [], _OR_STOCK)):
+        for found, flag, what in checks:
+            if found:
+                raise ConfigError(what, where=flag, fix=fix)
 
 
 def check_address(args: Namespace) -> None:
-    """See that the server can listen where it shall.
+    """See that the server can listen at its address.
 
     Raises:
         ConfigError: if the port or socket is in use, or the address is not this machine's.
@@ -236,7 +218,7 @@ def check_address(args: Namespace) -> None:
 
 
 def cpu_defaults(args: Namespace) -> str | None:
-    """On a CPU, choose the KV's memory where vLLM would not start without a choice; returns a note about it."""
+    """On a CPU, choose the KV cache's size where vLLM would not start without a choice; returns a note about it."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -247,18 +229,14 @@ def cpu_defaults(args: Namespace) -> str | None:
     free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     size = max(1, min(_CPU_KV_GIB, int(free_gib / 4)))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(size)
-    return f"ecoserve: {size} GiB for the KV cache; VLLM_CPU_KVCACHE_SPACE says otherwise"
+    return f"ecoserve: {size} GiB for the KV cache; set VLLM_CPU_KVCACHE_SPACE to change it"
 
 
 def check_with_vllm(args: Namespace, *, ours: bool) -> None:
-    """Let vLLM resolve its configuration as its server will, so that what it refuses is said in one line.
-
-    Args:
-        args: vLLM's parsed arguments.
-        ours: whether our scheduler runs, which supports less.
+    """Let vLLM resolve its configuration as its server will, so that a refusal is one line.
 
     Raises:
-        ConfigError: in vLLM's words, or in ours where our scheduler cannot serve the model.
+        ConfigError: in vLLM's words, or in ours where our scheduler runs (``ours``) and cannot serve the model.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
@@ -309,10 +287,6 @@ def _stop_on_signals() -> None:
 
 
 def _line(error: BaseException) -> str:
-    """What a vLLM or pydantic error says, without the pages around it."""
-    text = str(error)
-    if isinstance(error, ValueError) and hasattr(error, "errors"):
-        details = error.errors()
-        if details:
-            text = str(details[0].get("msg", text)).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    """The message of a vLLM or pydantic error on one line."""
+    text = problem(error)[1] if isinstance(error, ValidationError) else str(error)
     return " ".join(text.split())[:400] or type(error).__name__

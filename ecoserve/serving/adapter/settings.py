@@ -5,13 +5,13 @@ A policy's name stands for a row of the table in docs/architecture.md; a knob gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ecoserve.errors import ConfigError
+from ecoserve.options import checked
 from ecoserve.serving.core.kv.base import ForecastName, KVKnobs, KVPolicyName
 from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
 
@@ -145,16 +145,15 @@ class SchedulerSettings(BaseModel):
         return cls.parse(own)
 
     @classmethod
-    def parse(cls, values: Any) -> SchedulerSettings:
-        """Validate ``values``; one line naming the first setting that is wrong."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(p) for p in first["loc"]) or "settings"
-            raise ConfigError(
-                first["msg"].removeprefix("Value error, "), where=f"ecoserve scheduler setting {name}"
-            ) from None
+    def parse(
+        cls, values: Any, where: Callable[[str], str] = lambda name: f"ecoserve scheduler setting {name}"
+    ) -> SchedulerSettings:
+        """Validate ``values``; ``where`` is how the user wrote a setting.
+
+        Raises:
+            ConfigError: naming the setting that is wrong, and what is allowed.
+        """
+        return checked(cls, values, where)
 
     def knobs(self) -> KVKnobs:
         """The KV policy and its knobs."""

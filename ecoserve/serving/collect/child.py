@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     parent, socket, model, *flags = arguments
     try:
         end_with(int(parent))
-        from ecoserve.serving.adapter.server import STOCK, ServeOptions, serve
+        from ecoserve.serving.adapter.server import STOCK, serve
 
-        serve(ServeOptions(model=model, policy=STOCK), [*flags, "--uds", socket])
+        serve(model, vllm_flags=[*flags, "--uds", socket], policy=STOCK)
     except EcoServeError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -98,7 +98,7 @@ def test_they_reach_the_scheduler() -> None:
     assert s.settings.policy == "ecoserve-exact"
     assert s.kv_policy.reserve_blocks == 5
     assert s.history._lengths.maxlen == 50
-    with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: Input should be less"):
+    with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: must be less"):
         scheduler_for(Case((), knobs=(("epsilon", 60),)))
 
 

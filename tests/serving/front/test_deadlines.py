@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ecoserve.errors import ConfigError
+from ecoserve.options import to_environment
 from ecoserve.serving.adapter import deadlines
 from ecoserve.serving.adapter.metrics import middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
@@ -202,20 +203,20 @@ def test_without_a_rule_nothing_is_added() -> None:
 def test_a_scale_of_nothing_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECOSERVE_SLO_SCALE", "2")
     with pytest.raises(ConfigError, match="ECOSERVE_SLO_SCALE: a scale needs unloaded times"):
-        MiddlewareSettings.from_environment()
+        MiddlewareSettings.read()
 
 
 @pytest.mark.parametrize(
     "wrong", [{"client_slos": "maybe"}, {"slo_min_ttft_ms": 0}, {"slo_min_tpot_ms": float("nan")}, {"slo_scale": -1}]
 )
 def test_wrong_settings_are_refused_at_start(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"ECOSERVE_{next(iter(wrong)).upper()}: "):
-        MiddlewareSettings().with_changes({"unloaded_ttft_ms": 5, **wrong})
+    with pytest.raises(ConfigError, match=f"--{next(iter(wrong)).replace('_', '-')}: "):
+        MiddlewareSettings.read({}, {"unloaded_ttft_ms": 5, **wrong})
 
 
 def test_settings_survive_the_environment() -> None:
     made = MiddlewareSettings(client_slos="off", slo_min_ttft_ms=7, slo_scale=1.5, unloaded_tpot_ms=3)
-    assert MiddlewareSettings.from_environment(made.to_environment()) == made
+    assert MiddlewareSettings.read(to_environment(made)) == made
 
 
 # -- clients that speak our own language ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ecoserve.errors import ConfigError
 from ecoserve.lengths import LengthDistribution
+from ecoserve.options import to_environment
 from ecoserve.serving.adapter.middleware import PredictionMiddleware
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core import keys
@@ -311,8 +312,8 @@ def test_a_server_does_not_start_with_a_checkpoint_that_cannot_be_loaded(tmp_pat
 
 def test_settings_come_from_the_environment_and_go_back_into_it() -> None:
     env = {"ECOSERVE_PREDICT_TIMEOUT_MS": "80", "ECOSERVE_TRUST_CLIENT": "1", "ECOSERVE_API_KEY": "", "OTHER": "x"}
-    read = MiddlewareSettings.from_environment(env)
+    read = MiddlewareSettings.read(env)
     assert read == MiddlewareSettings(predict_timeout_ms=80.0, trust_client=True)
-    assert MiddlewareSettings.from_environment(read.to_environment()) == read
+    assert MiddlewareSettings.read(to_environment(read)) == read
     with pytest.raises(ConfigError, match="ECOSERVE_PREDICT_BATCH"):
-        MiddlewareSettings.from_environment({"ECOSERVE_PREDICT_BATCH": "many"})
+        MiddlewareSettings.read({"ECOSERVE_PREDICT_BATCH": "many"})

@@ -16,6 +16,7 @@ import pytest
 from front_helpers import ROOT, free_port
 
 from ecoserve.errors import ConfigError
+from ecoserve.options import to_environment
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of importing vLLM
@@ -29,9 +30,9 @@ def server() -> Any:
     return module
 
 
-def filled(server: Any, model: Path, *flags: str, policy: str = "ecoserve", **front: Any) -> Namespace:
+def filled(server: Any, model: Path, *flags: str, policy: str = "ecoserve", replay: bool = False) -> Namespace:
     args: Namespace = server.parse(str(model), flags)
-    server.fill_in(args, server.ServeOptions(model=str(model), policy=policy, front=MiddlewareSettings(**front)))
+    server.fill_in(args, policy, replay=replay)
     return args
 
 
@@ -73,7 +74,16 @@ def test_the_stock_policy_is_vllms_own_scheduler(server: Any, model_config_dir: 
     [
         (["--scheduler-cls", "my.Scheduler"], "ecoserve", "--scheduler-cls"),
         (["--additional-config", '{"ecoserve": {"policy": "ecoserve-d"}}'], "ecoserve", "contradicts"),
-        (["--additional-config", '{"ecoserve": {"reserve": 7}}'], "ecoserve", "reserve"),
+        (
+            ["--additional-config", '{"ecoserve": {"reserve": 7}}'],
+            "ecoserve",
+            "--additional-config ecoserve.reserve: must be less than 0.5, not '7'",
+        ),
+        (
+            ["--additional-config", '{"ecoserve": {"zed": 7}}'],
+            "ecoserve",
+            r"\.zed: there is no such setting; one of policy,",
+        ),
         (["--additional-config", '{"ecoserve": 5}'], "ecoserve", "--additional-config"),
         (["--additional-config", "{"], "ecoserve", "--additional-config"),
         (["--additional-config", '{"ecoserve": {"reserve": 0.1}}'], "vllm", "no settings of ours"),
@@ -219,7 +229,7 @@ def test_vllm_does_not_start_where_one_request_would_not_fit(tiny_model: Path) -
 
 def test_settings_reach_the_server_by_environment() -> None:
     front = MiddlewareSettings(predictor="x", predict_timeout_ms=80, trust_client=True, replay=True)
-    assert json.loads(json.dumps(front.to_environment())) == {
+    assert json.loads(json.dumps(to_environment(front))) == {
         "ECOSERVE_PREDICTOR": "x",
         "ECOSERVE_PREDICT_TIMEOUT_MS": "80.0",
         "ECOSERVE_TRUST_CLIENT": "1",

@@ -1,0 +1,111 @@
+"""Options of the command line made from the fields of a pydantic model (:mod:`ecoserve.options`)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ecoserve.errors import ConfigError
+from ecoserve.options import flag
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_METAVARS: Final[dict[Any, str]] = {int: "N", float: "X", Path: "PATH", dict: "JSON", tuple: "TEXT"}
+
+
+def takes(
+    model: type[BaseModel], names: str, *, panel: str | None = None, defaults: Mapping[str, Any] | None = None
+) -> Callable[[Command], Command]:
+    """A decorator that gives a command an option for each field in ``names``, a list in one text.
+
+    The command gets what the user has typed as keyword arguments by the fields' names: text (a bool for flags, a list
+    for what may be given several times), to be checked by :func:`ecoserve.options.checked`. What is not typed is left
+    out. ``defaults`` are the command's own, where they are not the model's.
+    """
+    fields = {name: model.model_fields[name] for name in names.split()}
+
+    def decorate(command: Command) -> Command:
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else None,
+                annotation=_option(model, name, field, panel, (defaults or {}).get(name, field.default)),
+            )
+            for name, field in fields.items()
+        ]
+        own = inspect.signature(command, eval_str=True)
+        parameters = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        at = sum(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
+
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            typed = {n: _parsed(fields[n], v, flag(n, model)) for n in fields if (v := values.pop(n)) is not None}
+            return command(**values, **typed)
+
+        run.__signature__ = own.replace(parameters=[*parameters[:at], *added, *parameters[at:]])  # type: ignore[attr-defined]
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a field's values, None aside."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    return annotation
+
+
+def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | None, default: Any) -> Any:
+    kind, spelled = _kind(field), flag(name, model)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    unit = "SECONDS" if name.endswith("_s") else "MS" if name.endswith("_ms") else None
+    metavar = "|".join(map(str, choices)) or unit or _METAVARS.get(get_origin(kind) or kind, "TEXT")
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    text = field.description or ""
+    info: dict[str, Any] = {
+        "help": f"{text[:1].upper()}{text[1:].removesuffix('.')}{_upper_bound(field)}.",
+        "rich_help_panel": panel,
+        "show_default": _shown(default),
+    }
+    if kind is bool:
+        decl = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"
+        return Annotated[bool | None, typer.Option(decl, **info)]
+    return Annotated[str | None, typer.Option(spelled, metavar=str(extra.get("metavar", metavar)), **info)]
+
+
+def _shown(default: Any) -> str | bool:
+    """A default as help shows it; False where there is nothing to show."""
+    if isinstance(default, bool) or default in (None, "", ()) or not isinstance(default, int | float | str | Path):
+        return False
+    return f"{default:,.10g}" if isinstance(default, float) else str(default)
+
+
+def _upper_bound(field: FieldInfo) -> str:
+    """The upper bound in words; lower ones are mostly a matter of course, and errors name both."""
+    for part in field.metadata:
+        if (most := getattr(part, "le", getattr(part, "lt", None))) is not None:
+            return f" ({'at most' if hasattr(part, 'le') else 'below'} {most:,.10g})"
+    return ""
+
+
+def _parsed(field: FieldInfo, value: Any, spelled: str) -> Any:
+    """A text with several values in it, taken apart; anything else as it is."""
+    kind = get_origin(_kind(field))
+    try:
+        if kind is dict:
+            return json.loads(value)
+        return tuple(shlex.split(value)) if kind is tuple else value
+    except ValueError as error:
+        raise ConfigError(f"is not {'JSON' if kind is dict else 'one text'} ({error})", where=spelled) from error

@@ -1,0 +1,92 @@
+"""Settings of a pydantic model, read from options, environment variables or a config; errors name what the user wrote.
+
+Rule: a model's field is the only definition of a setting: its name, type, default, bounds and description. The command
+line (:mod:`ecoserve.cli.options`) makes an option of it, :func:`from_environment` a variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ecoserve.deprecations import SETTINGS, warn_renamed
+from ecoserve.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+PREFIX: Final = "ECOSERVE_"
+_UNKNOWN: Final = "there is no such setting"
+
+
+def flag(name: str, model: type[BaseModel] | None = None) -> str:
+    """The command line's name of a field; a field can state another one as ``json_schema_extra={"flag": ...}``."""
+    field = model.model_fields.get(name) if model is not None else None
+    extra = field.json_schema_extra if field is not None else None
+    return "--" + str(extra["flag"] if isinstance(extra, dict) and "flag" in extra else name).replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + name.upper()
+
+
+def checked(model: type[Model], values: Any, where: str | Callable[[str], str] | None = None) -> Model:
+    """Settings from what a user gave.
+
+    Args:
+        model: the settings' class.
+        values: by the fields' names; old names (:data:`~ecoserve.deprecations.SETTINGS`) are taken too.
+        where: the name of the whole, or a function from a field ("" for the whole) to what the user wrote; None: fields
+            are options of the command line.
+
+    Raises:
+        ConfigError: for the first value that does not fit, with the bounds or the names that are allowed.
+    """
+    spelled = where if callable(where) else lambda name: where or (flag(name, model) if name else model.__name__)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"is no object of settings: {str(values)[:40]!r}", where=spelled(""))
+    fields = model.model_fields
+    current = {}
+    for name, value in values.items():
+        new = SETTINGS.get(name, name)
+        if name not in fields and new in fields:
+            warn_renamed(f"setting {name}", new)
+            name = new
+        current[name] = value
+    try:
+        return model.model_validate(current)
+    except ValidationError as error:
+        place, what = problem(error)
+        name, _, inner = place.partition(".")
+        fix = f"one of {', '.join(fields)}" if what == _UNKNOWN and not inner else None
+        inner = place if isinstance(where, str) else inner
+        raise ConfigError(f"{inner}: {what}" if inner else what, where=spelled(name), fix=fix) from None
+
+
+def problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first mistake is (``a.b``; "" for the whole), and what it is, in one line."""
+    first = error.errors(include_url=False)[0]
+    given, kind = first.get("input"), first["type"]
+    what = " ".join(first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").split())[:300]
+    if kind == "extra_forbidden":
+        what = _UNKNOWN
+    elif kind == "missing":
+        what = "is missing"
+    elif what.startswith("Input should be "):
+        what = "must be " + what.removeprefix("Input should be ").partition(", unable to ")[0]
+        what += f", not {str(given)[:40]!r}" if isinstance(given, int | float | str) else ""
+    return ".".join(str(part) for part in first["loc"]), what
+
+
+def from_environment(model: type[BaseModel], environment: Mapping[str, str]) -> dict[str, str]:
+    """The values of a model's fields that the environment states."""
+    names = [*model.model_fields, *(old for old, new in SETTINGS.items() if new in model.model_fields)]
+    return {name: value for name in names if (value := environment.get(variable(name), ""))}
+
+
+def to_environment(settings: BaseModel) -> dict[str, str]:
+    """The variables that state what differs from the defaults."""
+    values = settings.model_dump(exclude_defaults=True)
+    return {variable(n): str(int(value) if isinstance(value, bool) else value) for n, value in values.items()}
