@@ -1,40 +1,71 @@
-"""Public names that have changed: old -> new. Old ones are accepted, or published, for one release.
+"""Names that have changed: old ones are accepted, or published beside the new ones, for one release.
 
-Every use of an old name gives one line in the log; CHANGELOG.md has the same tables.
+Each table maps an old name to its new one; None means that the thing is gone and its name is ignored.
+CHANGELOG.md has the same tables (a test compares them).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
-#: Settings: keys of ``--additional-config``, of plans and of recipes; environment variables follow them.
-SETTINGS: Final[dict[str, str]] = {}
+_LOG = logging.getLogger(__name__)
 
-#: Prometheus metrics, with the labels that tell them apart.
-METRICS: Final[dict[str, str]] = {
+#: Scheduler settings (``--additional-config '{"ecoserve": {...}}'``, ``knobs`` of sweeps).
+SETTINGS: Final[dict[str, str | None]] = {"kvc": "kv_policy", "decode_fast_path": None}
+
+#: Prometheus metrics, new ones with their label.
+METRICS: Final[dict[str, str | None]] = {
+    "ecoserve_rung_own_space_total": 'ecoserve_underprediction_actions_total{action="own_space"}',
+    "ecoserve_rung_re_reserved_total": 'ecoserve_underprediction_actions_total{action="re_reserved"}',
+    "ecoserve_rung_global_reserve_total": 'ecoserve_underprediction_actions_total{action="global_reserve"}',
+    "ecoserve_rung_paused_total": 'ecoserve_underprediction_actions_total{action="paused"}',
+    "ecoserve_rung_guest_moved_total": 'ecoserve_underprediction_actions_total{action="guest_moved"}',
+    "ecoserve_rung_recomputed_total": 'ecoserve_underprediction_actions_total{action="recomputed"}',
     "ecoserve_ladder_preemptions_total": "ecoserve_shortage_preemptions_total",
     "ecoserve_believed": "ecoserve_length_source{source}",
-    **{
-        f"ecoserve_rung_{action}_total": f'ecoserve_underprediction_actions_total{{action="{action}"}}'
-        for action in ("own_space", "re_reserved", "global_reserve", "paused", "guest_moved", "recomputed")
-    },
+    "ecoserve_fast_steps_total": None,
 }
 
 #: Keys of ``summary.json``.
-SUMMARY_KEYS: Final[dict[str, str]] = {}
+SUMMARY_KEYS: Final[dict[str, str | None]] = {
+    "rung_own_space": "underprediction_own_space",
+    "rung_re_reserved": "underprediction_re_reserved",
+    "rung_global_reserve": "underprediction_global_reserve",
+    "rung_paused": "underprediction_paused",
+    "rung_guest_moved": "underprediction_guest_moved",
+    "rung_recomputed": "underprediction_recomputed",
+    "kvc_used_mean": "kv_used_mean",
+    "kvc_reserved_mean": "kv_reserved_mean",
+    "kvc_lent_mean": "kv_lent_mean",
+    "kvc_demand_peak": "kv_demand_peak",
+}
 
 #: Options of the command line.
-CLI_OPTIONS: Final[dict[str, str]] = {
+CLI_OPTIONS: Final[dict[str, str | None]] = {
     "--prediction-timeout-ms": "--predict-timeout-ms",
     "--trust-client-predictions": "--trust-client",
 }
 
-_logger = logging.getLogger("ecoserve")
+
+def renamed(given: Mapping[str, Any], table: Mapping[str, str | None], kind: str) -> dict[str, Any]:
+    """``given`` under today's names, with one warning line per old name; where both are given, the new one counts.
+
+    Args:
+        table: one of the tables above.
+        kind: what the names are, for the warning ("scheduler setting").
+    """
+    out = {name: value for name, value in given.items() if name not in table}
+    for old in [name for name in given if name in table]:
+        new = table[old]
+        _warn(f"{kind} {old} " + (f"is now called {new}" if new else "has been removed and is ignored"))
+        if new is not None:
+            out.setdefault(new, given[old])
+    return out
 
 
 @cache
-def warn_renamed(old: str, new: str) -> None:
-    """Say once that ``old`` is now called ``new``."""
-    _logger.warning("%s is deprecated and will be removed in 0.3; use %s", old, new)
+def _warn(line: str) -> None:
+    _LOG.warning("%s; the old name will be an error in the next release", line)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ecoserve.deprecations import SETTINGS, warn_renamed
+from ecoserve.deprecations import SETTINGS, renamed
 from ecoserve.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -48,15 +48,9 @@ def checked(model: type[Model], values: Any, where: str | Callable[[str], str] |
     if not isinstance(values, Mapping):
         raise ConfigError(f"is no object of settings: {str(values)[:40]!r}", where=spelled(""))
     fields = model.model_fields
-    current = {}
-    for name, value in values.items():
-        new = SETTINGS.get(name, name)
-        if name not in fields and new in fields:
-            warn_renamed(f"setting {name}", new)
-            name = new
-        current[name] = value
+    old = {name: new for name, new in SETTINGS.items() if name not in fields and (new is None or new in fields)}
     try:
-        return model.model_validate(current)
+        return model.model_validate(renamed(values, old, spelled("").rstrip(" .")))
     except ValidationError as error:
         place, what = problem(error)
         name, _, inner = place.partition(".")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ecoserve.cli.common import EXIT_BAD_INPUT, guard
-from ecoserve.deprecations import CLI_OPTIONS, warn_renamed
+from ecoserve.deprecations import CLI_OPTIONS, renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +94,15 @@ def _never_called() -> None:
     raise AssertionError("a command that was not loaded was called")
 
 
-def _renamed(argument: str) -> str:
-    """An argument with the option's present name."""
+def _renamed(argument: str) -> list[str]:
+    """An argument with the option's present name; none where the option is gone."""
     name, equals, value = argument.partition("=")
-    if name not in CLI_OPTIONS:
-        return argument
-    warn_renamed(name, CLI_OPTIONS[name])
-    return f"{CLI_OPTIONS[name]}{equals}{value}"
+    return [f"{new}{equals}{value}" for new in renamed({name: ""}, CLI_OPTIONS, "option")]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name); returns the exit code."""
-    arguments = [_renamed(argument) for argument in arguments]
+    arguments = [new for argument in arguments for new in _renamed(argument)]
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
 
     def call() -> Any:
