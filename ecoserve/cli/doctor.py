@@ -212,9 +212,9 @@ def check_contract() -> Iterator[Check]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     fix = "make setup, or take a vLLM of the supported range"
     try:
-        from ecoserve.serving.adapter import contract, fast_path_rules
+        from ecoserve.serving.adapter import contract
 
-        broken, slow = contract.check(), fast_path_rules.unknown()
+        broken = contract.check()
     except Exception as error:  # noqa: BLE001 - whatever breaks the import is what the user wants to be told
         line = " ".join(str(error).split())[:300] or type(error).__name__
         yield Check("vllm contract", "problem", line, fix)
@@ -224,10 +224,6 @@ def check_contract() -> Iterator[Check]:
     if broken:
         return
     yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
-    if slow is None:
-        yield Check("fast path", "ok", "vLLM's schedule() is the one that the decode-only fast path was read from")
-    else:
-        yield Check("fast path", "warning", f"off: {slow}", "nothing breaks; steps take longer")
 
 
 def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:

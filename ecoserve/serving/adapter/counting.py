@@ -57,7 +57,7 @@ class CountingScheduler(AsyncScheduler):
         self._reached[name] = max(reached, self._reached.get(name, 0))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        output = self._compose(throttle_prefills)
+        output = super().schedule(throttle_prefills)
         self.counters.steps += 1
         if self._reached:
             for name in [n for n in self._reached if n in output.num_scheduled_tokens]:
@@ -69,10 +69,6 @@ class CountingScheduler(AsyncScheduler):
                 if end >= reached:
                     del self._reached[name]
         return output
-
-    def _compose(self, throttle_prefills: bool) -> SchedulerOutput:
-        """vLLM's ``schedule()``, or what stands in for it."""
-        return super().schedule(throttle_prefills)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)

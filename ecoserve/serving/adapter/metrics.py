@@ -33,7 +33,6 @@ _NORMALIZED_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075
 
 _COUNTER_HELP: Final = {
     "steps": "Scheduler steps.",
-    "fast_steps": "Scheduler steps composed on the decode-only fast path.",
     "pauses": "Decoding requests stopped with their KV kept.",
     "resumes": "Paused requests that went on.",
     "preemptions": "Requests whose KV was dropped, to be computed again.",

@@ -27,7 +27,6 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.clock import EngineClock, SchedulerClock
 from ecoserve.serving.adapter.counting import CountingScheduler
 from ecoserve.serving.adapter.event_log import EventLog
-from ecoserve.serving.adapter.fast_path import FastPath
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import drop, may_resume
 from ecoserve.serving.adapter.predictions import response_limit, task_of
@@ -101,7 +100,6 @@ class EcoServeScheduler(CountingScheduler):
         #: streaming sessions whose turn ended while they were in a queue
         self._turned: list[Request] = []
         self.prepass = PrePass(self)
-        self.fast_path = FastPath(self, self.settings.decode_fast_path)
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
             self._publisher = MetricsPublisher(
@@ -178,13 +176,6 @@ class EcoServeScheduler(CountingScheduler):
         self.prepass.resumed(output.num_scheduled_tokens)
         if self.settings.check_every_step:
             self.check()
-        return output
-
-    def _compose(self, throttle_prefills: bool) -> SchedulerOutput:
-        output = self.fast_path.compose(throttle_prefills)
-        if output is None:
-            return super()._compose(throttle_prefills)
-        self.counters.fast_steps += 1
         return output
 
     def _refresh_lengths(self) -> None:

@@ -116,9 +116,6 @@ class SchedulerSettings(BaseModel):
     history_window: int = Field(
         1000, ge=8, le=100_000, description="finished lengths remembered for want of a prediction"
     )
-    decode_fast_path: bool = Field(
-        True, description="compose steps in which everybody just goes on by one token without vLLM's schedule()"
-    )
     check_every_step: bool = Field(False, description="recount the ledger after every step (tests)")
 
     @field_validator("target_forward_tokens", mode="before")

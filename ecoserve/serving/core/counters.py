@@ -10,8 +10,6 @@ class Counters:
     """Events since the scheduler was made. Every field only ever grows."""
 
     steps: int = 0
-    #: of these, steps in which everybody just went on by one token and vLLM's ``schedule()`` was not needed
-    fast_steps: int = 0
     #: decoding requests stopped with their KV kept, and started again
     pauses: int = 0
     resumes: int = 0
