@@ -1,4 +1,4 @@
-"""What is predicted of lengths: each kind of error is as large as it says, and says what it is."""
+"""Sources of predicted lengths: each kind of error has the stated size and states its distribution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ecoserve.serving.length_source import LengthSource
 TRUE = np.maximum(1, np.random.default_rng(5).lognormal(5.0, 1.0, 3000).astype(int)).clip(max=2000).tolist()
 
 
-def tell(text: str, true: list[int] = TRUE, seed: int = 0) -> list[LengthDistribution]:
+def predictions(text: str, true: list[int] = TRUE, seed: int = 0) -> list[LengthDistribution]:
     records: Any = [None] * len(true)
     return [d for d in LengthSource.parse(text).distributions(records, true, 2000, seed) if d is not None]
 
@@ -58,12 +58,12 @@ def test_anything_else_is_refused(text: str) -> None:
         LengthSource.parse(text)
 
 
-def test_the_oracle_knows_and_none_knows_nothing() -> None:
-    predicted = LengthSource.parse("true").distributions([], [3, 9], 100, 0)
+def test_the_oracle_is_certain_and_none_predicts_nothing() -> None:
+    records: Any = [None] * 2
+    predicted = LengthSource.parse("true").distributions(records, [3, 9], 100, 0)
     assert [d.quantile(0.5) for d in predicted if d] == [3, 9]
     assert [d.quantile(0.99) for d in predicted if d] == [3, 9]
-    records: Any = [None] * 4
-    assert LengthSource.parse("none").distributions(records, [5] * 4, 100, 0) == [None] * 4
+    assert LengthSource.parse("none").distributions(records, [5, 5], 100, 0) == [None, None]
 
 
 def test_noise_is_as_large_as_it_says_and_states_it() -> None:
@@ -79,13 +79,13 @@ def test_noise_is_as_large_as_it_says_and_states_it() -> None:
 
 @pytest.mark.parametrize("text", ["noise:0.6", "tau:0.5", "bins:0.5", "random"])
 def test_an_error_is_the_same_for_the_same_seed(text: str) -> None:
-    first, again, other = ([d.to_wire() for d in tell(text, TRUE[:40], seed)] for seed in (1, 1, 2))
+    first, again, other = ([d.to_wire() for d in predictions(text, TRUE[:40], seed)] for seed in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])
 def test_a_rank_correlation_is_what_was_asked_for_and_its_quantiles_cover(tau: float) -> None:
-    predicted = tell(f"tau:{tau}")
+    predicted = predictions(f"tau:{tau}")
     assert kendalltau([d.mean() for d in predicted], TRUE).statistic == pytest.approx(tau, abs=0.03)
     for q in (0.1, 0.5, 0.9):
         covered = np.mean([n <= d.quantile(q) for n, d in zip(TRUE, predicted, strict=True)])
@@ -94,7 +94,7 @@ def test_a_rank_correlation_is_what_was_asked_for_and_its_quantiles_cover(tau: f
 
 @pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.8, 1.0])
 def test_a_classifier_is_right_as_often_as_it_says(accuracy: float) -> None:
-    predicted = tell(f"bins:{accuracy}")
+    predicted = predictions(f"bins:{accuracy}")
     right = 0
     for n, d in zip(TRUE, predicted, strict=True):
         k = int(np.argmax(d.probs)) if accuracy > 0.1 else None
@@ -104,25 +104,27 @@ def test_a_classifier_is_right_as_often_as_it_says(accuracy: float) -> None:
 
 
 def test_lengths_that_are_all_equal_have_one_bin() -> None:
-    assert {d.quantile(0.5) for d in tell("tau:0.5", [7] * 20)} == {7}
-    assert all(d.upper >= 7 for d in tell("bins:0.5", [7] * 20))
+    assert {d.quantile(0.5) for d in predictions("tau:0.5", [7] * 20)} == {7}
+    assert all(d.upper >= 7 for d in predictions("bins:0.5", [7] * 20))
 
 
 def test_the_worst_kinds_are_certain_and_wrong() -> None:
     true = [10, 500, 30, 200]
-    assert [d.quantile(0.5) for d in tell("constant:1", true)] == [1] * 4
-    assert [d.quantile(0.5) for d in tell("constant:32768", true)] == [32768] * 4
-    assert [d.quantile(0.5) for d in tell("bias:0.5", true)] == [5, 250, 15, 100]
-    assert [d.quantile(0.5) for d in tell("inverted", true)] == [500, 10, 200, 30]
-    shuffled = [d.quantile(0.5) for d in tell("random", TRUE)]
+    assert [d.quantile(0.5) for d in predictions("constant:1", true)] == [1] * 4
+    assert [d.quantile(0.5) for d in predictions("constant:32768", true)] == [32768] * 4
+    assert [d.quantile(0.5) for d in predictions("bias:0.5", true)] == [5, 250, 15, 100]
+    assert [d.quantile(0.5) for d in predictions("inverted", true)] == [500, 10, 200, 30]
+    shuffled = [d.quantile(0.5) for d in predictions("random", TRUE)]
     assert sorted(shuffled) == sorted(TRUE) != shuffled
     assert abs(kendalltau(shuffled, TRUE).statistic) < 0.05
-    assert all(len(d.probs) == 1 for kind in ("constant:9", "bias:2", "random", "inverted") for d in tell(kind, true))
+    assert all(
+        len(d.probs) == 1 for kind in ("constant:9", "bias:2", "random", "inverted") for d in predictions(kind, true)
+    )
 
 
 @pytest.mark.parametrize("text", ["true", "noise:0.5", "tau:0.5", "bins:0.5", "bias:2", "random", "inverted"])
-def test_no_request_nothing_told(text: str) -> None:
-    assert tell(text, []) == []
+def test_no_request_no_prediction(text: str) -> None:
+    assert predictions(text, []) == []
 
 
 def test_a_predictor_reads_earlier_turns_and_parameters_and_no_length(monkeypatch: pytest.MonkeyPatch) -> None:

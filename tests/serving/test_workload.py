@@ -1,4 +1,4 @@
-"""A load: the same for the same seed, and never the truth unless that is asked for."""
+"""A load: the same for the same seed, and no recorded length is predicted unless that is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from ecoserve.data import Message, Record, Trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving import length_source
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.workload import LoadRequest, make_load, prompt_length, trace_for
 
@@ -30,13 +32,10 @@ def changed(record: Record, **fields: Any) -> Record:
     return Record(**({n: getattr(record, n) for n in names} | fields))
 
 
-# -- what is told ------------------------------------------------------------------------------------------
+# -- what is predicted ------------------------------------------------------------------------------------------
 
 
 def test_predicted_asks_the_predictor_with_the_prompt_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ecoserve.lengths import LengthDistribution
-    from ecoserve.serving import told
-
     asked: list[str] = []
 
     class Fake:
@@ -44,12 +43,12 @@ def test_predicted_asks_the_predictor_with_the_prompt_only(monkeypatch: pytest.M
             asked.extend(texts)
             return [LengthDistribution.point(len(t)) for t in texts]
 
-    monkeypatch.setattr(told, "_predictor", lambda checkpoint: Fake())
-    told._predictions.cache_clear()
+    monkeypatch.setattr(length_source, "_predictor", lambda checkpoint: Fake())
+    length_source._predictions.cache_clear()
     made = load(lengths=LengthSource.parse("predicted:somewhere"))
     assert asked == [r.record.prompt for r in made]
     assert all(r.lengths is not None and r.lengths.quantile(0.5) == len(r.record.prompt or "") for r in made)
-    told._predictions.cache_clear()
+    length_source._predictions.cache_clear()
 
 
 def test_predicting_needs_prompts() -> None:
@@ -68,7 +67,7 @@ def test_a_load_is_the_same_for_the_same_seed() -> None:
     assert [r.name for r in load()] == [f"r{i:05d}" for i in range(50)]
 
 
-def test_what_is_told_changes_nothing_else() -> None:
+def test_predictions_change_nothing_else() -> None:
     for a, b in zip(load(), load(lengths=LengthSource.parse("noise:1")), strict=True):
         assert (a.arrival_s, a.record, a.prompt_tokens, a.response_tokens) == (
             b.arrival_s,
