@@ -248,7 +248,7 @@ async def _events(answer: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
 
 
 async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """The server's counters, summed over their labels; empty if it shows none."""
+    """The server's counters, summed over engines, actions apart by their names; empty if it shows none."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -259,7 +259,9 @@ async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
                 if sample.name.startswith(("ecoserve_", "vllm:num_preemptions")) and sample.name.endswith("_total"):
-                    out[sample.name] = out.get(sample.name, 0.0) + sample.value
+                    action = sample.labels.get("action")
+                    name = f"ecoserve_underprediction_{action}_total" if action else sample.name
+                    out[name] = out.get(name, 0.0) + sample.value
     except (httpx.HTTPError, ValueError):
         return {}
     return out

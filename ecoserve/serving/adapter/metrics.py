@@ -1,23 +1,28 @@
-"""Our metrics on vLLM's ``/metrics``: one definition of each, for the engine's process and for the API server's.
+"""Our metrics on vLLM's ``/metrics``: those of the engine's process and those of the API server's.
 
-Rule: the scheduler counts in its own process (:class:`~ecoserve.serving.core.counters.Counters`), and
+The scheduler counts in its own process (:class:`~ecoserve.serving.core.counters.Counters`), and
 :class:`MetricsPublisher` adds what is new to Prometheus counters. ``ecoserve serve`` gives all processes one fresh
-``PROMETHEUS_MULTIPROC_DIR`` (:func:`multiprocess_dir`), so that they meet on the API server's ``/metrics``; under
-vLLM's own server without that directory only the API server's part is seen.
+``PROMETHEUS_MULTIPROC_DIR`` (:func:`multiprocess_dir`), so that all metrics are on the API server's ``/metrics``. In
+vLLM's own server without that directory only the API server's part is there.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
+from ecoserve.deprecations import METRICS
+from ecoserve.serving.core.correction import SourceName
 from ecoserve.serving.core.counters import Counters, Gauges
+
+logger = logging.getLogger("vllm.ecoserve")
 
 MULTIPROC_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -28,63 +33,22 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("made", "timeout", "error", "overload", 
 #: Seconds: from a LightGBM model on one prompt to an encoder that has fallen behind.
 _LATENCY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _RATIO_BUCKETS: Final = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-#: Seconds per generated token.
-_NORMALIZED_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0)
-
-_COUNTER_HELP: Final = {
-    "steps": "Scheduler steps.",
-    "pauses": "Decoding requests stopped with their KV kept.",
-    "resumes": "Paused requests that went on.",
-    "preemptions": "Requests whose KV was dropped, to be computed again.",
-    "recomputed_tokens": "Tokens computed again after preemptions.",
-    "shortage_preemptions": "Preemptions chosen by the under-prediction ladder.",
-    "under_predictions": "Responses that outlived their reservation.",
-    "over_predictions": "Responses that ended before their reservation.",
-    "re_reservations": "New reservations for responses that outlived the old one.",
-    "underprediction_own_space": "Under-predictions met from the request's own unlent space.",
-    "underprediction_re_reserved": "Under-predictions met by reserving again from the posterior.",
-    "underprediction_global_reserve": "Under-predictions met from the global reserve.",
-    "underprediction_paused": "Under-predictions met by pausing with the KV kept.",
-    "underprediction_guest_moved": "Under-predictions met by freeing a host of its guest.",
-    "underprediction_recomputed": "Under-predictions met by recomputing a victim.",
-    "predictions_used": "Requests scheduled by a prediction that came with them.",
-    "predictions_missing": "Requests scheduled by the history of finished lengths, for want of a prediction.",
-    "predictions_refused": "Predictions that were no valid length distribution.",
-    "forced_admissions": "Requests admitted against the policy because nothing else was running.",
-    "slos_refused": "SLO fields of requests that were no durations.",
-    "slo_requests": "Requests that reached the scheduler with an SLO.",
-    "ttft_met": "Requests whose first token came within the time to first token that was asked for.",
-    "ttft_missed": "Requests whose first token came later, or not in time before they ended.",
-    "tpot_met": "Completed requests whose further tokens came at the pace that was asked for.",
-    "tpot_missed": "Completed requests whose further tokens came more slowly.",
-    "shortage_steps": "Steps in which running requests needed more blocks of KV than were free.",
-    "finished": "Requests that left the scheduler.",
-}
-_GAUGE_HELP: Final = {
-    "usable_blocks": "Blocks of KV that requests can use.",
-    "held_blocks": "Blocks of KV that requests hold.",
-    "reserved_blocks": "Blocks of KV promised to requests beyond what they hold.",
-    "lent_blocks": "Promised blocks of KV lent to guests.",
-    "running": "Requests that are running.",
-    "waiting_prompts": "Prompt tasks that wait.",
-    "waiting_generations": "Generation tasks that wait, holding KV.",
-    "length_scale": "Factor by which the correction scales predicted lengths when it scales them.",
-    "coverage_90": "Share of late responses that were within their 0.9 quantile.",
-    "length_source": "Source of lengths: 0 predictions, 1 scaled predictions, 2 the history of finished responses.",
-    "common_error": "Share of the lengths' uncertainty that requests have in common.",
-}
+_ACTION: Final = "underprediction_"
+_SOURCE: Final = "length_source"
+#: Where the series of the fields of :class:`Gauges` are not called ``ecoserve_<field>``.
+_GAUGE_NAMES: Final = {"running": "ecoserve_running_requests"}
 
 
-def counter_name(field: str) -> str:
-    """The Prometheus name of a field of :class:`Counters`."""
-    return f"ecoserve_{field}_total"
+def counter_series(name: str) -> str:
+    """The series of a field of :class:`Counters`: its name, and its label where it has one."""
+    if name.startswith(_ACTION):
+        return f'ecoserve_underprediction_actions_total{{action="{name.removeprefix(_ACTION)}"}}'
+    return f"ecoserve_{name}_total"
 
 
-def gauge_name(field: str) -> str:
+def gauge_name(name: str) -> str:
     """The Prometheus name of a field of :class:`Gauges`."""
-    if field.endswith("_blocks"):
-        return f"ecoserve_kv_{field}"
-    return f"ecoserve_{field}_requests" if field == "running" else f"ecoserve_{field}"
+    return f"ecoserve_kv_{name}" if name.endswith("_blocks") else _GAUGE_NAMES.get(name, f"ecoserve_{name}")
 
 
 @contextmanager
@@ -107,113 +71,119 @@ def multiprocess_dir() -> Iterator[str]:
                 os.environ[MULTIPROC_DIR] = before
 
 
-class _EngineFamilies:
-    """Metric families of the engine's process; a process registers each name once, however many engines it makes."""
+@cache
+def _family(kind: str, name: str, help_text: str, *labels: str) -> Any:
+    """A counter or gauge of the engine's process, which registers each name once, however many engines it makes."""
+    import prometheus_client
 
-    def __init__(self) -> None:
-        from prometheus_client import Counter, Gauge, Histogram
-
-        self.counters: dict[str, Any] = {
-            f.name: Counter(counter_name(f.name), _COUNTER_HELP.get(f.name, f.name), ["engine"])
-            for f in fields(Counters)
-        }
-        self.gauges: dict[str, Any] = {
-            f.name: Gauge(
-                gauge_name(f.name), _GAUGE_HELP.get(f.name, f.name), ["engine"], multiprocess_mode="mostrecent"
-            )
-            for f in fields(Gauges)
-        }
-        self.policy = Gauge(
-            "ecoserve_policy_info",
-            "1 for the policy that the engine runs; to be joined with the other metrics by their engine.",
-            ["engine", "policy"],
-            multiprocess_mode="mostrecent",
-        )
-        self.ratio = Histogram(
-            "ecoserve_prediction_error_ratio",
-            "Generated tokens divided by predicted ones (1 is exact, above 1 under-predicted).",
-            ["engine"],
-            buckets=_RATIO_BUCKETS,
-        )
+    if kind == "counter":
+        return prometheus_client.Counter(name, help_text, ["engine", *labels])
+    return prometheus_client.Gauge(name, help_text, ["engine", *labels], multiprocess_mode="mostrecent")
 
 
-class _MiddlewareFamilies:
-    """Metric families of the API server's process."""
+def _counter(series: str, help_text: str, engine: str) -> Any:
+    name, _, label = series.partition("{")
+    if not label:
+        return _family("counter", name, help_text).labels(engine)
+    help_text = "Under-predictions by the action that covered or resolved them."
+    return _family("counter", name, help_text, "action").labels(engine, label.split('"')[1])
+
+
+@cache
+def _error_ratio() -> Any:
+    from prometheus_client import Histogram
+
+    return Histogram(
+        "ecoserve_prediction_error_ratio",
+        "Generated tokens divided by predicted ones (1 is exact, above 1 under-predicted).",
+        ["engine"],
+        buckets=_RATIO_BUCKETS,
+    )
+
+
+class _MiddlewareMetrics:
+    """Metrics of the API server's process."""
 
     def __init__(self) -> None:
         from prometheus_client import Counter, Histogram
 
-        self.predictions = Counter(
-            "ecoserve_predictions_total", "Requests at the front door by what became of their prediction.", ["outcome"]
+        def counted(name: str, help_text: str, label: str, values: Sequence[str]) -> Any:
+            family = Counter(name, help_text, [label])
+            for value in values:
+                family.labels(value)
+            return family
+
+        self.predictions = counted(
+            "ecoserve_predictions_total", "Requests by the outcome of their prediction.", "outcome", OUTCOMES
         )
         self.seconds = Histogram(
             "ecoserve_prediction_seconds",
             "Time a request waited for its prediction, batching included.",
             buckets=_LATENCY_BUCKETS,
         )
-        self.dropped_keys = Counter("ecoserve_client_keys_dropped_total", "Keys of ours that clients sent unasked.")
-        self.slos_stated = Counter(
-            "ecoserve_slo_stated_total", "Requests at the front door with an SLO, by who stated it.", ["source"]
+        self.dropped_keys = Counter(
+            "ecoserve_client_keys_dropped_total", "Keys of the scheduler that untrusted clients sent."
         )
-        self.slo_values = Counter(
-            "ecoserve_slo_values_total", "SLO values that clients sent, by what became of them.", ["outcome"]
+        self.slos_stated = counted(
+            "ecoserve_slo_stated_total", "Requests with an SLO by who stated it.", "source", ("client", "default")
         )
-        for source in ("client", "default"):
-            self.slos_stated.labels(source)
-        for became in ("accepted", "clamped", "refused", "ignored"):
-            self.slo_values.labels(became)
-        for outcome in OUTCOMES:
-            self.predictions.labels(outcome)
+        self.slo_values = counted(
+            "ecoserve_slo_values_total",
+            "SLO values that clients sent, by outcome.",
+            "outcome",
+            ("accepted", "clamped", "refused", "ignored"),
+        )
 
 
 @cache
-def _engine_families() -> _EngineFamilies:
-    return _EngineFamilies()
-
-
-@cache
-def middleware_metrics() -> Any:
-    """The front end's families: ``predictions`` by outcome, ``seconds``, ``dropped_keys``, ``slos_stated`` by source,
-    ``slo_values`` by outcome."""
-    return _MiddlewareFamilies()
-
-
-@cache
-def normalized_latency() -> Any:
-    """Histogram of E2EL per generated token, by engine: what the front end sees of finished requests."""
-    from prometheus_client import Histogram
-
-    return Histogram(
-        "ecoserve_normalized_latency_seconds",
-        "End-to-end latency divided by generated tokens, of finished requests.",
-        ["engine"],
-        buckets=_NORMALIZED_BUCKETS,
-    )
+def middleware_metrics() -> _MiddlewareMetrics:
+    """The API server's metrics; a process registers them once."""
+    return _MiddlewareMetrics()
 
 
 class MetricsPublisher:
-    """Brings one scheduler's counters and gauges to Prometheus.
+    """Publishes one scheduler's counters and gauges.
 
     Args:
-        engine: index of the engine (data-parallel rank), the metrics' only label.
-        interval_s: least time between two publications; when nothing runs or waits, it publishes at once, so that the
-            last state of a busy spell is always seen.
+        engine: index of the engine (data-parallel rank), a label of every metric.
+        interval_s: minimum time between two publications; an idle scheduler publishes at once, so that the last state
+            of a busy period is always seen.
         policy: the policy's name.
     """
 
     def __init__(self, engine: int = 0, interval_s: float = 0.25, policy: str = "ecoserve") -> None:
-        label = str(engine)
-        families = _engine_families()
-        self._counters = {name: family.labels(label) for name, family in families.counters.items()}
-        self._gauges = {name: family.labels(label) for name, family in families.gauges.items()}
-        self._ratio = families.ratio.labels(label)
-        families.policy.labels(label, policy).set(1)
+        self._engine = label = str(engine)
+        old = {series: name for name, series in METRICS.items() if series is not None}
+        # Old names get the same increments.
+        self._counters = {
+            f.name: [
+                _counter(name, f.metadata["help"], label)
+                for name in (counter_series(f.name), old.get(counter_series(f.name)))
+                if name is not None
+            ]
+            for f in fields(Counters)
+        }
+        self._gauges = {
+            f.name: _family("gauge", gauge_name(f.name), f.metadata["help"]).labels(label)
+            for f in fields(Gauges)
+            if f.name != _SOURCE
+        }
+        source = next(f for f in fields(Gauges) if f.name == _SOURCE)
+        self._sources = [
+            _family("gauge", gauge_name(_SOURCE), source.metadata["help"], "source").labels(label, name)
+            for name in get_args(SourceName)
+        ]
+        self._old_source = _family("gauge", "ecoserve_believed", source.metadata["help"]).labels(label)
+        self._ratio = _error_ratio().labels(label)
+        policy_help = "1 for the policy that the engine runs; to be joined with the other metrics by their engine."
+        _family("gauge", "ecoserve_policy_info", policy_help, "policy").labels(label, policy).set(1)
+        _warn_of_old_names()
         self._seen = dict.fromkeys(self._counters, 0)
         self._interval_s = interval_s
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether the interval is over; until then there is no need to work out gauges."""
+        """Whether the interval is over; until then there is no need to compute gauges."""
         return time.monotonic() >= self._next
 
     def publish(self, counters: Counters, gauges: Gauges) -> None:
@@ -224,14 +194,24 @@ class MetricsPublisher:
             return
         self._next = now + self._interval_s
         for name, value in asdict(counters).items():
-            new = value - self._seen[name]
-            if new > 0:
-                self._counters[name].inc(new)
+            if (new := value - self._seen[name]) > 0:
+                for series in self._counters[name]:
+                    series.inc(new)
                 self._seen[name] = value
-        for name, value in asdict(gauges).items():
-            self._gauges[name].set(value)
+        for name, gauge in self._gauges.items():
+            gauge.set(getattr(gauges, name))
+        in_use = get_args(SourceName).index(gauges.length_source)
+        for number, series in enumerate(self._sources):
+            series.set(number == in_use)
+        self._old_source.set(in_use)
 
     def observe_error(self, predicted: float, generated: int) -> None:
         """Note a finished response of ``generated`` tokens for which ``predicted`` (> 0) were expected."""
         if predicted > 0:
             self._ratio.observe(generated / predicted)
+
+
+@cache
+def _warn_of_old_names() -> None:
+    names = ", ".join(name for name, series in METRICS.items() if series is not None)
+    logger.warning("ecoserve: /metrics has %s for one more release; CHANGELOG.md has their new names", names)

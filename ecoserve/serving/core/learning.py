@@ -7,7 +7,7 @@ three answers is believed than before, what is believed of the requests that are
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.alarm import Alarm
@@ -15,8 +15,6 @@ from ecoserve.serving.core.common_error import CommonError
 from ecoserve.serving.core.correction import Correction, InOrder, Prediction
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.tasks import Task
-
-_CODES: Final = {"predicted": 0, "scaled": 1, "history": 2}
 
 
 class _HasRho(Protocol):
@@ -82,5 +80,5 @@ class Learner:
         if self.correction is not None:
             gauges.length_scale = self.correction.scale
             gauges.coverage_90 = self.correction.coverage_90
-            gauges.length_source = _CODES[self.correction.source]
+            gauges.length_source = self.correction.source
         gauges.common_error = self._forecast.rho

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,25 +78,3 @@ def test_a_cancelled_request_stays_cancelled_while_the_server_runs() -> None:
             await request
 
     asyncio.run(go())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_stat_logger_observes_normalized_latency() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from prometheus_client import REGISTRY
-        from vllm.v1.metrics.loggers import StatLoggerBase
-        from vllm.v1.metrics.stats import FinishedRequestStats, IterationStats
-
-        from ecoserve.serving.adapter.stat_logger import FrontStatLogger
-    assert issubclass(FrontStatLogger, StatLoggerBase)
-    logger = FrontStatLogger(None, 81)  # type: ignore[arg-type]
-    stats = IterationStats()
-    for seconds, tokens in ((2.0, 100), (1.0, 10), (0.5, 0)):
-        finished = FinishedRequestStats(finish_reason=None, e2e_latency=seconds, num_generation_tokens=tokens)  # type: ignore[arg-type]
-        stats.finished_requests.append(finished)
-    logger.record(None, stats)
-    logger.record(None, None)
-    labels = {"engine": "81"}
-    assert REGISTRY.get_sample_value("ecoserve_normalized_latency_seconds_count", labels) == 2
-    assert REGISTRY.get_sample_value("ecoserve_normalized_latency_seconds_sum", labels) == pytest.approx(0.12)

@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 
+from ecoserve.deprecations import METRICS
 from ecoserve.serving.adapter import metrics
 from ecoserve.serving.core.counters import Counters, Gauges
 
@@ -20,14 +21,39 @@ def sample(name: str, **labels: str) -> float | None:
 
 
 def test_every_field_is_named_and_explained() -> None:
-    assert set(metrics._COUNTER_HELP) == {f.name for f in fields(Counters)}
-    assert set(metrics._GAUGE_HELP) == {f.name for f in fields(Gauges)}
-    assert metrics.counter_name("recomputed_tokens") == "ecoserve_recomputed_tokens_total"
+    assert all(f.metadata["help"].endswith(".") for f in (*fields(Counters), *fields(Gauges)))
+    assert metrics.counter_series("recomputed_tokens") == "ecoserve_recomputed_tokens_total"
+    assert metrics.counter_series("underprediction_paused") == 'ecoserve_underprediction_actions_total{action="paused"}'
     assert [metrics.gauge_name(f) for f in ("held_blocks", "running", "waiting_prompts")] == [
         "ecoserve_kv_held_blocks",
         "ecoserve_running_requests",
         "ecoserve_waiting_prompts",
     ]
+
+
+def test_old_names_are_published_beside_the_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics._warn_of_old_names.cache_clear()
+    said: list[str] = []
+    monkeypatch.setattr(metrics.logger, "warning", lambda line, *values: said.append(line % values))
+    for _ in range(2):
+        publisher = metrics.MetricsPublisher(engine=75, interval_s=0.0)
+    counters = Counters(shortage_preemptions=2, underprediction_paused=3, underprediction_own_space=1)
+    publisher.publish(counters, Gauges(length_source="history"))
+    assert sample("ecoserve_underprediction_actions_total", engine="75", action="paused") == 3
+    assert sample("ecoserve_underprediction_actions_total", engine="75", action="own_space") == 1
+    assert sample("ecoserve_rung_paused_total", engine="75") == 3
+    assert sample("ecoserve_shortage_preemptions_total", engine="75") == 2
+    assert sample("ecoserve_ladder_preemptions_total", engine="75") == 2
+    sources = [sample("ecoserve_length_source", engine="75", source=s) for s in ("predicted", "scaled", "history")]
+    assert sources == [0, 0, 1]
+    assert sample("ecoserve_believed", engine="75") == 2
+    [line] = said
+    assert all(name in line for name, new in METRICS.items() if new is not None)
+
+
+def test_every_old_name_stands_for_a_metric() -> None:
+    series = {metrics.counter_series(f.name) for f in fields(Counters)}
+    assert {new for new in METRICS.values() if new} - series == {"ecoserve_length_source{source}"}
 
 
 def test_only_what_is_new_is_added() -> None:
