@@ -23,7 +23,8 @@ def command(
     tp: Annotated[int, typer.Option("--tp", min=1, help="GPUs of one replica (tensor parallel).")] = 1,
     depth: Annotated[int, typer.Option("--depth", min=1, max=2, help="With --gpu: steps in flight.")] = 2,
     largest: Annotated[
-        int | None, typer.Option("--largest", min=32, help="Tokens of the largest forward [4096; with --gpu 8192].")
+        int | None,
+        typer.Option("--largest", min=32, help="Tokens of the largest forward.", show_default="4096; with --gpu 8192"),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=8, help="Tokens of each prompt.")] = 512,
     dtype: Annotated[str, typer.Option("--dtype", help="Engine: as vLLM's.")] = "auto",

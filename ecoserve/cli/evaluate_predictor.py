@@ -55,10 +55,15 @@ def command(
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option("--encoder", metavar="ID_OR_PATH", help="For the nearest neighbours [all-MiniLM-L6-v2, if here]."),
+        typer.Option(
+            "--encoder",
+            metavar="ID_OR_PATH",
+            help="For the nearest neighbours; by default all-MiniLM-L6-v2, if it is on this machine.",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of the split, if the trace has none [the training's].")
+        int | None,
+        typer.Option("--seed", min=0, help="Seed of the split, if the trace has none.", show_default="the training's"),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,

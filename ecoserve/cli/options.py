@@ -30,7 +30,8 @@ def takes(
 
     The command gets what the user has typed as keyword arguments by the fields' names: text (a bool for flags, a list
     for what may be given several times), to be checked by :func:`ecoserve.options.checked`. What is not typed is left
-    out. ``defaults`` are the command's own, where they are not the model's.
+    out. ``defaults`` are the command's own, where they are not the model's. In the help these options come before those
+    that the command has behind ``*``.
     """
     fields = {name: model.model_fields[name] for name in names.split()}
 
@@ -73,9 +74,10 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
     unit = "SECONDS" if name.endswith("_s") else "MS" if name.endswith("_ms") else None
     metavar = "|".join(map(str, choices)) or unit or _METAVARS.get(get_origin(kind) or kind, "TEXT")
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    text = field.description or ""
+    first, blank, rest = (field.description or "").removesuffix(".").partition(" ")
+    first = first.capitalize() if first.isalpha() and first.islower() else first
     info: dict[str, Any] = {
-        "help": f"{text[:1].upper()}{text[1:].removesuffix('.')}{_upper_bound(field)}.",
+        "help": f"{first}{blank}{rest}{_upper_bound(field)}.",
         "rich_help_panel": panel,
         "show_default": _shown(default),
     }

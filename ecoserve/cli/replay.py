@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,19 +14,23 @@ from ecoserve.cli.common import (
     JsonOption,
     QuietOption,
     SeedOption,
+    chosen_split,
     emit_json,
     parsed_rate,
     progress_bar,
     stderr_console,
 )
+from ecoserve.cli.options import takes
+from ecoserve.errors import ConfigError, RunError
+from ecoserve.files import write_atomically
+from ecoserve.options import checked
+from ecoserve.serving.client_run import ClientRunSettings, run_client
+from ecoserve.serving.engine_run import EngineRunSettings, run_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ecoserve.serving.client_run import ClientRunSettings
-    from ecoserve.serving.engine_run import EngineRunSettings
     from ecoserve.serving.runs import RunResult
 
+_ENGINE, _URL = "With --model (engines in this process)", "With --url"
 #: Key of the summary, title and form of each column.
 _TABLE = (
     ("policy", "policy", "{}"),
@@ -41,99 +47,75 @@ _TABLE = (
 )
 
 
+@takes(EngineRunSettings, "requests length_field tokenizer max_tokens")
+@takes(ClientRunSettings, "replay concurrency", panel=_URL)
+@takes(
+    EngineRunSettings,
+    "blocks block_size max_num_seqs max_num_batched_tokens max_model_len threads clock",
+    panel=_ENGINE,
+)
 def command(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="A file, a data set on the hub, or synthetic[:N].")],
+    *,
     url: Annotated[str | None, typer.Option("--url", help="Server to drive (see ecoserve serve --replay).")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Without --url: the model (folder) an engine in this process serves."),
+        typer.Option("--model", help="Without --url: the model (folder) that engines in this process serve."),
     ] = None,
     rate: Annotated[
-        str, typer.Option("--rate", metavar="R|inf|recorded", help="Requests a second, Poisson; inf: all at once.")
+        str, typer.Option("--rate", metavar="R|inf|recorded", help="Requests per second, Poisson; inf: all at once.")
     ] = "recorded",
-    requests: Annotated[int, typer.Option("--requests", min=1, help="Requests of a run.")] = 200,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="Engine: policies, with commas [ecoserve]. URL: the server's name.")
+        str | None,
+        typer.Option("--policy", help="Engine: policies, with commas; by default ecoserve. URL: the server's name."),
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
             "--lengths",
             metavar="KIND",
-            help="What the scheduler is told: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md) "
-            "[engine: true; URL: what the server predicts].",
+            help="Source of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md). "
+            "By default true with an engine, as the server predicts with a URL.",
         ),
     ] = None,
-    length_field: Annotated[
-        str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Counts tokens where the trace does not.")
-    ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="train, dev or all rows [dev; with recorded arrivals: all].")
+        str | None, typer.Option("--split", help="train, dev or all rows.", show_default="dev; recorded: all")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The same for every request.")] = 512,
-    replay: Annotated[
-        bool, typer.Option("--replay/--no-replay", help="URL: force the recorded lengths on the responses.")
-    ] = True,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="URL: connections at most.")] = 512,
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="VLLM_API_KEY", show_envvar=False, help="URL: bearer token.")
-    ] = None,
-    blocks: Annotated[int | None, typer.Option("--kv-blocks", min=2, help="Engine: usable KV blocks.")] = None,
-    block_size: Annotated[int | None, typer.Option("--block-size", min=1, help="Engine: tokens a block.")] = None,
-    max_num_seqs: Annotated[int, typer.Option("--max-num-seqs", min=1, help="Engine: requests at once.")] = 64,
-    max_num_batched_tokens: Annotated[
-        int, typer.Option("--max-num-batched-tokens", min=1, help="Engine: tokens a step.")
-    ] = 2048,
-    max_model_len: Annotated[
-        int | None, typer.Option("--max-model-len", min=2, help="Engine: prompt and response, at most.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Engine on a CPU: threads.")] = None,
-    clock: Annotated[
-        str, typer.Option("--clock", metavar="wall|cpu", help="Engine on a CPU: cpu leaves other processes out.")
-    ] = "wall",
     seed: SeedOption = 0,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each policy, with seeds counting up.")] = 1,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for summary.json and requests.jsonl.")
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar="VLLM_API_KEY", show_envvar=False, help="Bearer token.", rich_help_panel=_URL),
+    ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    **given: Any,
 ) -> None:
-    """Replay TRACE: its prompts arrive in time, its responses have their recorded lengths, latencies are measured.
+    """Replay TRACE: prompts arrive over time, responses have their recorded lengths, latencies are measured.
 
-    With --url at a running server; with --model at vLLM engines in this process, one after another, one per policy.
+    With --url at a running server; with --model on vLLM engines in this process, one after another, one per policy.
     """
     # Threads of the engine that wait for each other shall sleep, not spin: other processes run here too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ecoserve.errors import ConfigError, RunError
-
     if url is None and model is None:
         raise ConfigError("needs --url (a server) or --model (an engine in this process)", where="ecoserve replay")
-    common: dict[str, Any] = {
-        "model": model,
-        "trace": trace,
-        "length_field": length_field,
-        "tokenizer": tokenizer,
-        "split": None if (split or ("all" if rate == "recorded" else "dev")) == "all" else split or "dev",
-        "rate_rps": parsed_rate(rate),
-        "requests": requests,
-        "max_tokens": max_tokens,
-    }
-    planned: list[EngineRunSettings | ClientRunSettings]
+    kind: type[ClientRunSettings] | type[EngineRunSettings] = EngineRunSettings if url is None else ClientRunSettings
+    rate_rps = parsed_rate(rate)
+    common = {name: value for name, value in given.items() if name in kind.model_fields}
+    common |= {"trace": trace, "model": model, "rate_rps": rate_rps}
+    common["split"] = chosen_split(split, recorded=rate_rps is None)
+    policies: list[str | None] = [policy]
     if url is not None:
-        own: dict[str, Any] = {"url": url, "policy": policy, "replay": replay, "concurrency": concurrency}
-        own |= {"api_key": api_key, "lengths": lengths or "server"}
-        planned = [_client({**common, **own, "seed": seed + i}) for i in range(repeats)]
+        common |= {"url": url, "api_key": api_key}
     else:
-        own = {"blocks": blocks, "block_size": block_size, "max_num_seqs": max_num_seqs, "threads": threads}
-        own |= {"max_num_batched_tokens": max_num_batched_tokens, "max_model_len": max_model_len, "clock": clock}
-        own["lengths"] = lengths or "true"
-        names = [name.strip() for name in (policy or "ecoserve").split(",") if name.strip()]
-        planned = [_engine({**common, **own, "policy": p, "seed": seed + i}) for i in range(repeats) for p in names]
-    results = [*_run(planned, quiet)]
+        policies = [name.strip() for name in (policy or "ecoserve").split(",") if name.strip()]
+    if lengths is not None:
+        common["lengths"] = lengths
+    planned = [checked(kind, {**common, "policy": p, "seed": seed + i}) for i in range(repeats) for p in policies]
+    results = [_run(settings, quiet) for settings in planned]
     summaries = {"runs": [result.summary() for result in results]}
     if output is not None:
         _write(output, results, summaries)
@@ -146,60 +128,19 @@ def command(
         raise RunError(f"{failed} of {total} requests failed; the first: {first}", where="ecoserve replay")
 
 
-def _client(values: dict[str, Any]) -> ClientRunSettings:
-    from ecoserve.serving.client_run import ClientRunSettings
+def _run(settings: ClientRunSettings | EngineRunSettings, quiet: bool) -> RunResult:
+    with progress_bar(quiet) as bar:
+        task = bar.add_task(f"{settings.policy or 'server'}, seed {settings.seed}", total=settings.requests)
 
-    settings: ClientRunSettings = _checked(ClientRunSettings, values)
-    return settings
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
 
-
-def _engine(values: dict[str, Any]) -> EngineRunSettings:
-    from ecoserve.serving.engine_run import EngineRunSettings
-
-    settings: EngineRunSettings = _checked(EngineRunSettings, values)
-    return settings
-
-
-def _checked(kind: Any, values: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    from ecoserve.errors import ConfigError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-        raise ConfigError(first["msg"], where=f"--{flag}") from None
-
-
-def _run(planned: list[EngineRunSettings | ClientRunSettings], quiet: bool) -> Iterator[RunResult]:
-    from ecoserve.serving.engine_run import EngineRunSettings
-
-    for settings in planned:
-        name = f"{settings.policy or 'server'}, seed {settings.seed}"
-        with progress_bar(quiet) as bar:
-            task = bar.add_task(name, total=settings.requests)
-
-            def progress(done: int, total: int, bar: Any = bar, task: Any = task) -> None:
-                bar.update(task, completed=done, total=total)
-
-            if isinstance(settings, EngineRunSettings):
-                from ecoserve.serving.engine_run import run_engine
-
-                yield run_engine(settings, progress)
-            else:
-                from ecoserve.serving.client_run import run_client
-
-                yield run_client(settings, progress)
+        if isinstance(settings, ClientRunSettings):
+            return run_client(settings, progress)
+        return run_engine(settings, progress)
 
 
 def _write(folder: Path, results: list[RunResult], summaries: Any) -> None:
-    import dataclasses
-    from json import dumps
-
-    from ecoserve.files import write_atomically
-
     emit_json(summaries, folder / "summary.json")
     rows = [
         dumps({"policy": r.policy, "lengths": r.lengths, "seed": r.seed, **dataclasses.asdict(row)})

@@ -24,6 +24,7 @@ from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to serve: a folder, or a hub id.")],
+    *,
     policy: Annotated[
         str, typer.Option("--policy", help="Scheduling policy; vllm for vLLM's own scheduler.")
     ] = "ecoserve",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,97 +13,45 @@ from ecoserve.cli.common import (
     JsonOption,
     QuietOption,
     SeedOption,
+    chosen_split,
     emit_json,
     parsed_rate,
     progress_bar,
     stderr_console,
 )
+from ecoserve.cli.options import takes
+from ecoserve.serving.simulate.settings import SimulateSettings
 
 if TYPE_CHECKING:
     from ecoserve.sweep.summary import RunRow
 
-#: The parts of the list of options.
+#: The groups of options in the help.
 _LOAD, _POLICIES, _MACHINE, _ENGINE = "Load", "Policies", "Machine", "Engine"
 _SLO, _RESULTS = "SLO (exit code 3 where it is missed)", "Results"
+#: Where the command's defaults are not those of a run; None: what the trace needs.
+_DEFAULTS: Final = {"depth": 2, "prefix_caching": True, "max_model_len": None}
 
 
+@takes(SimulateSettings, "trace requests max_tokens length_field tokenizer", panel=_LOAD)
+@takes(SimulateSettings, "gpu model tp blocks block_size gpu_memory_utilization", panel=_MACHINE)
+@takes(
+    SimulateSettings,
+    "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler replicas router",
+    panel=_ENGINE,
+    defaults=_DEFAULTS,
+)
+@takes(SimulateSettings, "slo_ttft_ms slo_tpot_ms slo_scale", panel=_SLO)
 def command(
-    trace: Annotated[
-        str,
-        typer.Option(
-            "--trace", metavar="FILE", help="A file, a data set on the hub, or synthetic[:N].", rich_help_panel=_LOAD
-        ),
-    ],
-    gpu: Annotated[
-        str,
-        typer.Option(
-            "--gpu",
-            metavar="NAME",
-            help="As h100_sxm; or linear: a step cost of no GPU in particular.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = "linear",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME|DIR",
-            help="Served model, or a folder with its config.json.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = None,
-    tp: Annotated[
-        int,
-        typer.Option(
-            "--tp", metavar="N", min=1, help="GPUs of one replica, tensor parallel.", rich_help_panel=_MACHINE
-        ),
-    ] = 1,
+    *,
     rate: Annotated[
         str,
         typer.Option(
             "--rate",
             metavar="R,...",
-            help="Requests a second, Poisson; inf: all at once; or recorded.",
+            help="Requests per second, Poisson; inf: all at once; or recorded.",
             rich_help_panel=_LOAD,
         ),
     ] = "recorded",
-    policy: Annotated[
-        str, typer.Option("--policy", metavar="A,B,...", help="Policies.", rich_help_panel=_POLICIES)
-    ] = "vllm,ecoserve",
-    lengths: Annotated[
-        str,
-        typer.Option(
-            "--lengths",
-            metavar="KIND,...",
-            help="What policies are told: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md).",
-            rich_help_panel=_POLICIES,
-        ),
-    ] = "true",
-    requests: Annotated[
-        int, typer.Option("--requests", metavar="N", min=1, help="Requests of a run.", rich_help_panel=_LOAD)
-    ] = 400,
-    seed: SeedOption = 0,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", metavar="N", min=1, help="Runs of each setting, with seeds counting up.", rich_help_panel=_LOAD
-        ),
-    ] = 1,
-    length_field: Annotated[
-        str | None,
-        typer.Option(
-            "--length-field",
-            metavar="FIELD",
-            help="Field with the lengths in tokens, as lengths[3].",
-            rich_help_panel=_LOAD,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer", metavar="DIR|ID", help="Counts tokens where the trace does not.", rich_help_panel=_LOAD
-        ),
-    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -114,109 +62,32 @@ def command(
             rich_help_panel=_LOAD,
         ),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", metavar="N", min=1, help="The same for every request.", rich_help_panel=_LOAD)
-    ] = 2000,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            "--max-model-len",
-            metavar="N",
-            min=2,
-            help="Prompt and answer, at most.",
-            show_default="what the trace needs",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int, typer.Option("--max-num-seqs", metavar="N", min=1, help="Requests at once.", rich_help_panel=_ENGINE)
-    ] = 256,
-    max_num_batched_tokens: Annotated[
-        int,
-        typer.Option("--max-num-batched-tokens", metavar="N", min=1, help="Tokens a step.", rich_help_panel=_ENGINE),
-    ] = 2048,
-    kv_blocks: Annotated[
-        int | None,
-        typer.Option(
-            "--kv-blocks",
-            metavar="N",
-            min=2,
-            help="Usable KV blocks.",
-            show_default="what fits the GPU",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = None,
-    block_size: Annotated[
-        int, typer.Option("--block-size", metavar="N", min=1, help="Tokens a block.", rich_help_panel=_MACHINE)
-    ] = 16,
-    gpu_memory_utilization: Annotated[
-        float,
-        typer.Option(
-            "--gpu-memory-utilization",
-            metavar="SHARE",
-            min=0.01,
-            max=1,
-            help="vLLM's share of the GPU's memory.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = 0.9,
-    no_prefix_caching: Annotated[
-        bool,
-        typer.Option("--no-prefix-caching", help="Equal beginnings share no KV.", rich_help_panel=_ENGINE),
-    ] = False,
-    depth: Annotated[
+    seed: SeedOption = 0,
+    seeds: Annotated[
         int,
         typer.Option(
-            "--depth",
-            metavar="1|2",
-            min=1,
-            max=2,
-            help="Steps in flight: 2 is vLLM's asynchronous scheduling.",
-            rich_help_panel=_ENGINE,
+            "--seeds", metavar="N", min=1, help="Runs of each setting, with seeds counting up.", rich_help_panel=_LOAD
         ),
-    ] = 2,
-    charge_scheduler: Annotated[
-        str,
-        typer.Option(
-            "--charge-scheduler",
-            metavar="HOW",
-            help="Scheduling costs the host what the model says (model), what it takes here (measured), or none.",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = "model",
-    replicas: Annotated[
-        int, typer.Option("--replicas", metavar="N", min=1, help="Engines behind a router.", rich_help_panel=_ENGINE)
     ] = 1,
-    router: Annotated[
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="A,B,...", help="Policies.", rich_help_panel=_POLICIES)
+    ] = "vllm,ecoserve",
+    lengths: Annotated[
         str,
         typer.Option(
-            "--router",
-            metavar="NAME",
-            help="Who gets a request: round-robin, least-requests, least-tokens.",
-            rich_help_panel=_ENGINE,
+            "--lengths",
+            metavar="KIND,...",
+            help="Sources of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md).",
+            rich_help_panel=_POLICIES,
         ),
-    ] = "least-tokens",
+    ] = "true",
     scheduler: Annotated[
         list[str] | None,
         typer.Option(
-            "--scheduler", metavar="KEY=VALUE", help="A knob of our scheduler; repeatable.", rich_help_panel=_POLICIES
-        ),
-    ] = None,
-    slo_ttft_ms: Annotated[
-        float | None,
-        typer.Option("--slo-ttft-ms", metavar="MS", help="SLO: time to first token.", rich_help_panel=_SLO),
-    ] = None,
-    slo_tpot_ms: Annotated[
-        float | None,
-        typer.Option("--slo-tpot-ms", metavar="MS", help="SLO: time per further token.", rich_help_panel=_SLO),
-    ] = None,
-    slo_scale: Annotated[
-        float | None,
-        typer.Option(
-            "--slo-scale",
-            metavar="X",
-            help="SLO: so many times what an idle engine needs for the request.",
-            rich_help_panel=_SLO,
+            "--scheduler",
+            metavar="KEY=VALUE",
+            help="A scheduler setting of ecoserve's policies; repeatable.",
+            rich_help_panel=_POLICIES,
         ),
     ] = None,
     min_attainment: Annotated[
@@ -226,7 +97,7 @@ def command(
             metavar="SHARE",
             min=0,
             max=1,
-            help="Exit code 3 if a run meets the SLO for fewer.",
+            help="Exit code 3 if a run meets the SLO for a smaller share of its requests.",
             show_default="0.9",
             rich_help_panel=_SLO,
         ),
@@ -240,7 +111,7 @@ def command(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on in that folder; finished runs are not run again.", rich_help_panel=_RESULTS
+            "--resume", help="Continue in that folder; finished runs are not run again.", rich_help_panel=_RESULTS
         ),
     ] = False,
     trace_out: Annotated[
@@ -258,7 +129,7 @@ def command(
             "--trace-requests",
             metavar="N",
             min=1,
-            help="Draw only the first so many requests of each run.",
+            help="Draw only the first N requests of each run.",
             rich_help_panel=_RESULTS,
         ),
     ] = 1000,
@@ -270,42 +141,27 @@ def command(
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    **given: Any,
 ) -> None:
     """Run a trace through scheduling policies on modelled GPUs, in virtual time."""
     from ecoserve.errors import ConfigError
+    from ecoserve.options import checked
+    from ecoserve.serving.adapter.settings import SchedulerSettings
     from ecoserve.serving.simulate.perfetto import trace_file
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.simulations import perform, prepare
     from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_window, show
 
-    slo = {"slo_ttft_ms": slo_ttft_ms, "slo_tpot_ms": slo_tpot_ms, "slo_scale": slo_scale}
-    if min_attainment is not None and not any(slo.values()):
+    judged = any(name.startswith("slo_") for name in given)
+    if min_attainment is not None and not judged:
         raise ConfigError("needs an SLO", where="--min-attainment", fix="state one, as --slo-ttft-ms 500")
     rates = [parsed_rate(text) for text in listed(rate, "--rate")]
-    common: dict[str, Any] = {
-        "trace": trace,
-        "length_field": length_field,
-        "tokenizer": tokenizer,
-        "split": {None: None if None in rates else "dev", "all": None}.get(split, split),
-        "requests": requests,
-        "gpu": gpu,
-        "model": model,
-        "tp": tp,
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "blocks": kv_blocks,
-        "block_size": block_size,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "max_model_len": max_model_len,
-        "max_tokens": max_tokens,
-        "prefix_caching": not no_prefix_caching,
-        "depth": depth,
-        "charge_scheduler": charge_scheduler,
-        "replicas": replicas,
-        "router": router,
-        "scheduler": dict(parsed_knob(text) for text in scheduler or []),
-        **slo,
-    }
+    knobs = dict(parsed_knob(text) for text in scheduler or [])
+    # auto is resolved by the model of the GPU.
+    SchedulerSettings.parse({k: v for k, v in knobs.items() if v != "auto"}, lambda name: f"--scheduler {name}")
+    settings = checked(SimulateSettings, given)
+    common = {**_DEFAULTS, **{name: getattr(settings, name) for name in given}, "scheduler": knobs}
+    common["split"] = chosen_split(split, recorded=None in rates)
     window = parsed_window(trace_window)
     picture = None if trace_out is None else trace_file(trace_out, requests=trace_requests, window_s=window)
     console = stderr_console(quiet)
@@ -326,7 +182,7 @@ def command(
         summary = perform(simulations, folder=folder, trace_file=picture, progress=Watch(bar, simulations))
     emit_json(summary.model_dump(mode="json"), json)
     show(summary.runs, console)
-    if any(slo.values()):
+    if judged:
         _judge(summary.runs, 0.9 if min_attainment is None else min_attainment)
 
 

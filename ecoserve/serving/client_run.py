@@ -38,23 +38,27 @@ class ClientRunSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(description="base URL of the server, without /v1")
-    model: str | None = Field(None, description="served model's name; None: the first the server names")
-    trace: str = Field(description="file, hub id, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field of the trace that holds the response length")
-    tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
+    model: str | None = Field(None, description="served model's name; by default the first that the server lists")
+    trace: str = Field(description="file, data set on the hub, or synthetic[:N]")
+    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
+    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
-    policy: str | None = Field(None, description="what to call the server's policy; None: what its metrics show")
-    lengths: str = Field(SERVER, description="server, or what clients tell: a form of ecoserve.serving.length_source")
-    replay: bool = Field(True, description="force the recorded lengths; the server must allow it")
-    rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
-    seed: int = Field(0, ge=0)
-    requests: int = Field(200, ge=1)
-    max_tokens: int = Field(512, ge=1, description="the same for every request")
-    max_prompt_tokens: int = Field(2**20, ge=1, description="rows with longer prompts are passed over")
+    policy: str | None = Field(None, description="name of the server's policy; by default from its metrics")
+    lengths: str = Field(
+        SERVER, description="server: as the server predicts; else a source of lengths that clients send"
+    )
+    replay: bool = Field(True, description="force the recorded lengths on the responses; the server must allow it")
+    rate_rps: float | None = Field(
+        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    requests: int = Field(200, ge=1, description="requests of a run")
+    max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
+    max_prompt_tokens: int = Field(2**20, ge=1, description="rows with longer prompts are skipped")
     concurrency: int = Field(512, ge=1, description="connections at most")
-    timeout_s: float = Field(600.0, gt=0, description="of one request")
-    temperature: float = Field(0.0, ge=0, le=2)
-    api_key: str | None = Field(None, description="sent as a bearer token")
+    timeout_s: float = Field(600.0, gt=0, description="seconds to wait for one response")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature")
+    api_key: str | None = Field(None, description="bearer token")
 
 
 def run_client(settings: ClientRunSettings, progress: Progress | None = None) -> RunResult:

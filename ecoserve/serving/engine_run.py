@@ -38,32 +38,39 @@ class EngineRunSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="folder or hub id of the served model")
-    trace: str = Field(description="file, hub id, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field of the trace that holds the response length")
-    tokenizer: str | None = Field(None, description="counts the trace's tokens, where the trace does not")
+    model: str = Field(description="model served by an engine in this process: a folder or hub id")
+    trace: str = Field(description="file, data set on the hub, or synthetic[:N]")
+    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
+    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
-    policy: str = "ecoserve"
-    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.length_source")
-    rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
-    seed: int = Field(0, ge=0)
-    requests: int = Field(200, ge=1)
-    blocks: int | None = Field(None, ge=2, description="usable KV blocks; None: what memory holds")
-    block_size: int | None = Field(None, ge=1, description="tokens a block; None: vLLM's choice")
-    max_num_seqs: int = Field(64, ge=1)
-    max_num_batched_tokens: int = Field(2048, ge=1)
-    max_model_len: int | None = Field(None, ge=2)
-    max_tokens: int = Field(512, ge=1, description="the same for every request")
-    prefix_caching: bool = True
-    temperature: float = Field(0.0, ge=0, le=2)
+    policy: str = Field("ecoserve", description="scheduling policy")
+    lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
+    rate_rps: float | None = Field(
+        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    requests: int = Field(200, ge=1, description="requests of a run")
+    blocks: int | None = Field(
+        None,
+        ge=2,
+        description="usable KV blocks; by default what memory holds",
+        json_schema_extra={"flag": "kv-blocks"},
+    )
+    block_size: int | None = Field(None, ge=1, description="tokens per KV block; by default vLLM's choice")
+    max_num_seqs: int = Field(64, ge=1, description="requests in a batch")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
+    max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and response")
+    max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
+    prefix_caching: bool = Field(True, description="share the KV of equal prefixes")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature")
     enforce_eager: bool = Field(True, description="no compiled kernels: slower steps, a start in seconds")
-    threads: int | None = Field(None, ge=1, description="CPU: threads of the model; None: vLLM's choice, all cores")
+    threads: int | None = Field(None, ge=1, description="threads of the model on a CPU; by default vLLM's choice")
     clock: Literal["wall", "cpu"] = Field(
         "wall",
-        description="cpu: time is this process's CPU time, so that other processes' work on the machine does not "
-        "count; needs threads: 1 and a model on the CPU",
+        description="cpu measures this process's CPU time, so that other processes do not count; it needs 1 thread and "
+        "a model on the CPU",
     )
-    scheduler: dict[str, Any] = Field(default_factory=dict, description="knobs of our scheduler")
+    scheduler: dict[str, Any] = Field(default_factory=dict, description="scheduler settings of ecoserve's policies")
     engine: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments")
 
 

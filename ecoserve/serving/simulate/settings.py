@@ -21,41 +21,52 @@ class SimulateSettings(BaseModel):
     # JSON has no word for a rate of infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    trace: str = Field(description="file, hub id, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field of the trace that holds the response length")
-    tokenizer: str | None = None
+    trace: str = Field(description="file, data set on the hub, or synthetic[:N]", json_schema_extra={"metavar": "FILE"})
+    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
+    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
-    policy: str = "ecoserve"
-    lengths: str = Field("true", description="what is told: a form of ecoserve.serving.length_source")
-    rate_rps: float | None = Field(None, gt=0, description="Poisson arrivals; inf: all at once; None: as recorded")
-    seed: int = 0
-    requests: int = Field(400, ge=1)
-    depth: int = Field(1, ge=1, le=2, description="steps in flight")
-    gpu: str = Field(LINEAR, description="a GPU's name, or linear: a step cost that is linear in its work")
-    model: str | None = Field(None, description="on a GPU: the served model, a name or a folder with config.json")
-    tp: int = Field(1, ge=1, description="on a GPU: GPUs of one replica (tensor parallel)")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="on a GPU: vLLM's share of its memory")
-    blocks: int | None = Field(None, ge=2, description="usable KV blocks; None: what the GPU's memory holds")
-    block_size: int = Field(16, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(2048, ge=1)
-    max_model_len: int = Field(4096, ge=2)
-    max_tokens: int = Field(2000, ge=1, description="the same for every request")
-    prefix_caching: bool = False
+    policy: str = Field("ecoserve", description="scheduling policy")
+    lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
+    rate_rps: float | None = Field(
+        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
+    )
+    seed: int = Field(0, description="seed of everything random")
+    requests: int = Field(400, ge=1, description="requests of a run")
+    depth: int = Field(1, ge=1, le=2, description="steps in flight; 2 is vLLM's asynchronous scheduling")
+    gpu: str = Field(LINEAR, description="a GPU, as h100_sxm; or linear: a step cost that is linear in its work")
+    model: str | None = Field(
+        None,
+        description="served model on a GPU: a name or a folder with config.json",
+        json_schema_extra={"metavar": "NAME|DIR"},
+    )
+    tp: int = Field(1, ge=1, description="GPUs of one replica (tensor parallel)")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="vLLM's share of the GPU's memory")
+    blocks: int | None = Field(
+        None,
+        ge=2,
+        description="usable KV blocks; by default as many as the GPU holds",
+        json_schema_extra={"flag": "kv-blocks"},
+    )
+    block_size: int = Field(16, ge=1, description="tokens per KV block")
+    max_num_seqs: int = Field(256, ge=1, description="requests in a batch")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
+    max_model_len: int = Field(4096, ge=2, description="tokens of prompt and response")
+    max_tokens: int = Field(2000, ge=1, description="max_tokens of every request")
+    prefix_caching: bool = Field(False, description="share the KV of equal prefixes")
     runner: int | None = Field(None, ge=1, le=2, description="model runner whose rules hold; by default V2 at depth 2")
     charge_scheduler: Charge = Field(
-        "model", description="whose time scheduling costs: the GPU's model's, this machine's as measured, or none"
+        "model", description="time of scheduling: by the GPU's model, measured on this machine, or none"
     )
     replicas: int = Field(1, ge=1, description="engines behind a router")
-    router: RouterName = "least-tokens"
+    router: RouterName = Field("least-tokens", description="how the router chooses a replica")
     slo_scale: float | None = Field(
-        None, gt=0, description="deadline: this many times what an idle engine needs for the request"
+        None, gt=0, description="SLO: a multiple of what an idle engine needs for the request"
     )
     slo_ttft_ms: float | None = Field(None, gt=0, description="SLO: time to first token")
     slo_tpot_ms: float | None = Field(None, gt=0, description="SLO: time per output token after the first")
-    tell_slo: bool = Field(True, description="requests carry their SLO; else it only judges")
-    scheduler: dict[str, Any] = Field(default_factory=dict, description="knobs of our scheduler")
-    cost: LinearCost = Field(LinearCost(), description="of the linear GPU")
+    tell_slo: bool = Field(True, description="requests carry their SLO; otherwise it is only used for attainment")
+    scheduler: dict[str, Any] = Field(default_factory=dict, description="scheduler settings of ecoserve's policies")
+    cost: LinearCost = Field(LinearCost(), description="cost of the linear GPU")
 
     @property
     def on_gpu(self) -> bool:
