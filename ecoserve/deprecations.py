@@ -29,8 +29,8 @@ METRICS: Final[dict[str, str | None]] = {
     "ecoserve_fast_steps_total": None,
 }
 
-#: Keys of ``summary.json``.
-SUMMARY_KEYS: Final[dict[str, str | None]] = {
+#: Keys of a run in ``summary.json``: rows have both.
+SUMMARY_KEYS: Final[dict[str, str]] = {
     "rung_own_space": "underprediction_own_space",
     "rung_re_reserved": "underprediction_re_reserved",
     "rung_global_reserve": "underprediction_global_reserve",
@@ -42,6 +42,9 @@ SUMMARY_KEYS: Final[dict[str, str | None]] = {
     "kvc_lent_mean": "kv_lent_mean",
     "kvc_demand_peak": "kv_demand_peak",
 }
+
+#: Columns of ``requests/RUN.parquet``: old files are read.
+REQUEST_COLUMNS: Final[dict[str, str]] = {"told_rank": "pit"}
 
 #: Options of the command line.
 CLI_OPTIONS: Final[dict[str, str | None]] = {

@@ -296,12 +296,13 @@ def run_sweep(folder: Any, data: Data, checkpoint: Path, out: Path, engine: list
     """Accuracy against throughput in virtual time, two processes at a time."""
     from ecoserve.cli.common import stderr_console
     from ecoserve.sweep.execute import execute
+    from ecoserve.sweep.expansion import expand
     from ecoserve.sweep.plan import SweepPlan
 
     plan = SweepPlan.load(ROOT / "sweeps" / "demo.yaml", trace=data.source, predictor=str(checkpoint))
     if data.length_field:
         plan = plan.model_copy(update={"settings": {**plan.settings, "length_field": data.length_field}})
-    runs = plan.expand()
+    runs = expand(plan)
     folder.expect([*engine, *runs])
     jobs = max(1, min(2, len(os.sched_getaffinity(0))))
     tally = execute(runs, folder, jobs=jobs, console=stderr_console())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from ecoserve import deprecations
-from ecoserve.deprecations import CLI_OPTIONS, METRICS, SETTINGS, SUMMARY_KEYS, renamed
+from ecoserve.deprecations import CLI_OPTIONS, METRICS, REQUEST_COLUMNS, SETTINGS, SUMMARY_KEYS, renamed
 from ecoserve.serving.adapter.settings import SchedulerSettings
 
 CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
@@ -17,9 +18,17 @@ CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
 def test_the_changelog_has_the_same_tables() -> None:
     section = CHANGELOG.read_text(encoding="utf-8").split("## 0.2.0 (unreleased)")[1].split("\n## ")[0]
     rows = re.findall(
-        r"^\| (setting|metric|summary key|option) \| `([^`]+)` \| (?:`([^`]+)`|removed) \|$", section, re.M
+        r"^\| (setting|metric|summary key|request column|option) \| `([^`]+)` \| (?:`([^`]+)`|removed) \|$",
+        section,
+        re.M,
     )
-    tables = {"setting": SETTINGS, "metric": METRICS, "summary key": SUMMARY_KEYS, "option": CLI_OPTIONS}
+    tables: dict[str, Mapping[str, str | None]] = {
+        "setting": SETTINGS,
+        "metric": METRICS,
+        "summary key": SUMMARY_KEYS,
+        "request column": REQUEST_COLUMNS,
+        "option": CLI_OPTIONS,
+    }
     expected = {(kind, old, new or "") for kind, table in tables.items() for old, new in table.items()}
     assert sorted(rows) == sorted(expected)
 

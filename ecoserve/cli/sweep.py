@@ -53,13 +53,14 @@ def command(
     """Run a sweep over lengths, policies, knobs, rates, loads and seeds; write summary.json and report.html."""
     from ecoserve.errors import ConfigError, RunError
     from ecoserve.sweep.execute import execute
+    from ecoserve.sweep.expansion import expand
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.report import write_report
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.searches import Searches
 
     plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
-    runs = plan.expand()
+    runs = expand(plan)
     searches = Searches(plan) if plan.search is not None else None
     if ray not in (None, "local") and jobs is not None:
         raise ConfigError("a cluster decides itself how many run at once", where="--jobs", fix="leave --jobs out")

@@ -1,61 +1,69 @@
 """Two result folders compared: what changed from one to the other, metric by metric, and how sure that is.
 
-Rule: there are four verdicts on a relative difference. *lower*, *higher*: the 95 % interval excludes zero and the
-difference is at least :data:`~ecoserve.sweep.statistics.SMALLEST_THAT_MATTERS`. *no difference*: else, if the whole
-interval lies within :data:`MARGIN` (equivalence is shown, which is more than that no difference is). *cannot tell*:
-everything else; more seeds or requests would tell.
+A relative difference has one of four verdicts. *lower*, *higher*: the 95 % interval excludes zero and the difference is
+at least :data:`~ecoserve.sweep.statistics.SMALLEST_THAT_MATTERS`. *no difference*: else, if the whole interval lies
+within :data:`MARGIN` (equivalence is shown). *cannot tell*: everything else; more seeds or requests would tell.
 
-Runs are matched by setting and seed. How the interval is made depends on what both have:
+Runs are matched by setting and seed. The interval depends on what both folders have:
 
 - the same seeds, two or more: Student's t of the differences seed by seed, which have the same arrivals and requests;
-- one seed in common: a bootstrap over requests, the same ones in both (:mod:`~ecoserve.sweep.resampling`);
+- one seed in common: a bootstrap over requests, the same ones in both;
 - no seed in common: a bootstrap over seeds and, within them, over requests, each side by itself.
 
-The last two only say what a metric of single requests (a latency) is; they know nothing of seeds that were not run.
+The last two apply to metrics of single requests (latencies) only, and know nothing of seeds that were not run.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.identity import short_lengths
-from ecoserve.sweep.resampling import Floats, blocks, central, statistic_of, two_levels
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.statistics import SMALLEST_THAT_MATTERS, t_interval
-from ecoserve.sweep.summary import RunRow
+from ecoserve.sweep.statistics import (
+    SMALLEST_THAT_MATTERS,
+    TINY,
+    Floats,
+    blocks,
+    central,
+    statistic_of,
+    t_interval,
+    two_levels,
+)
+from ecoserve.sweep.summary import RunRow, better
 
 Change = Literal["lower", "higher", "no difference", "cannot tell"]
 Method = Literal["paired by seed", "paired by request", "unpaired", "equal", "none"]
 
 #: Differences within this are none, if the whole interval is within it.
 MARGIN: Final = 0.025
-#: Metrics that are compared, and which way is better.
-METRICS: Final[Mapping[str, Literal["lower", "higher"]]] = {
-    "normalized_latency_mean_ms": "lower",
-    "normalized_latency_p99_ms": "lower",
-    "ttft_mean_ms": "lower",
-    "ttft_p99_ms": "lower",
-    "tpot_mean_ms": "lower",
-    "e2el_mean_ms": "lower",
-    "e2el_p99_ms": "lower",
-    "output_tokens_per_s": "higher",
-    "throughput_rps": "higher",
-    "goodput_rps": "higher",
-    "slo_attainment": "higher",
-    "preemptions": "lower",
-    "recomputed_tokens": "lower",
-}
+#: Metrics that are compared.
+METRICS: Final = (
+    "normalized_latency_mean_ms",
+    "normalized_latency_p99_ms",
+    "ttft_mean_ms",
+    "ttft_p99_ms",
+    "tpot_mean_ms",
+    "e2el_mean_ms",
+    "e2el_p99_ms",
+    "output_tokens_per_s",
+    "throughput_rps",
+    "goodput_rps",
+    "slo_attainment",
+    "preemptions",
+    "recomputed_tokens",
+)
 #: Settings of a run that name it besides its seed; knobs come on top.
 _NAMES: Final = ("condition", "policy", "lengths", "rate_rps", "trace", "slo_scale", "gpu", "model", "replicas")
-_TINY: Final = 1e-12
 
 Name = tuple[tuple[str, Any], ...]
+#: Differences by seed, or resampled ones.
+Samples = Mapping[int, float] | Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class Difference:
         low, high: its 95 % interval.
         verdict: what may be said. better: whether the change is for the better; None if there is none.
         method: how the interval was made. seeds: how many of them.
+        samples: what an interval over several settings is made of.
     """
 
     metric: str
@@ -80,8 +89,7 @@ class Difference:
     better: bool | None
     method: Method
     seeds: int
-    #: what the pooled interval is made of: differences by seed, or resampled ones
-    samples: Mapping[int, float] | Floats = field(default_factory=dict, repr=False, compare=False)
+    samples: Samples = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +135,12 @@ def compare(a: ResultFolder, b: ResultFolder) -> Comparison:
         if name in runs_b:
             pair = _Pair(a, b, runs_a[name], runs_b[name])
             settings.append(Compared(dict(name), [d for m in METRICS if (d := pair.difference(m, rng)) is not None]))
-    overall = [d for m in METRICS if (d := _over_all(m, settings)) is not None]
-    same = first.meta.tables_sha256 == second.meta.tables_sha256 and first.meta.tables_sha256 is not None
     return Comparison(
-        overall,
+        [d for m in METRICS if (d := _over_all(m, settings)) is not None],
         settings,
         [dict(n) for n in runs_a if n not in runs_b],
         [dict(n) for n in runs_b if n not in runs_a],
-        same,
+        first.meta.tables_sha256 == second.meta.tables_sha256 and first.meta.tables_sha256 is not None,
     )
 
 
@@ -152,8 +158,7 @@ def _by_name(runs: Sequence[RunRow]) -> dict[Name, dict[int, RunRow]]:
     for run in runs:
         if run.search is not None:
             continue
-        values = {key: getattr(run, key) for key in _NAMES}
-        values["lengths"] = short_lengths(run.lengths)
+        values = {key: getattr(run, key) for key in _NAMES} | {"lengths": short_lengths(run.lengths)}
         values |= {k: v for k, v in sorted((run.model_extra or {}).items()) if k.startswith(KNOB)}
         name = tuple((key, value) for key, value in values.items() if value is not None)
         found.setdefault(name, {})[run.seed] = run
@@ -171,28 +176,26 @@ class _Pair:
     tables: dict[str, Any] = field(default_factory=dict)
 
     def difference(self, metric: str, rng: np.random.Generator) -> Difference | None:
-        """The metric's difference; None if neither side has a figure."""
+        """The metric's difference; None if a side has no figure."""
         known_a, known_b = _figures(self.runs_a, metric), _figures(self.runs_b, metric)
         if not known_a or not known_b:
             return None
         shared = sorted(known_a.keys() & known_b.keys())
         if shared:
             known_a, known_b = {s: known_a[s] for s in shared}, {s: known_b[s] for s in shared}
-        mean_a, mean_b = _mean(known_a.values()), _mean(known_b.values())
+        means = fmean(known_a.values()), fmean(known_b.values())
         if shared and known_a == known_b:
-            nought = dict.fromkeys(shared, 0.0)
-            return _difference(metric, mean_a, mean_b, 0.0, (0.0, 0.0), "equal", len(shared), nought)
+            return _difference(metric, means, 0.0, (0.0, 0.0), "equal", len(shared), dict.fromkeys(shared, 0.0))
         if len(shared) > 1:
             each = _relatives(known_a, known_b)
             interval = t_interval(list(each.values()))
-            relative = _mean(each.values())
-            return _difference(metric, mean_a, mean_b, relative, interval, "paired by seed", len(shared), each)
-        relative = (mean_b - mean_a) / max(mean_a if mean_a > _TINY else max(mean_a, mean_b), _TINY)
-        method: Method = "paired by request" if shared else "unpaired"
+            return _difference(metric, means, fmean(each.values()), interval, "paired by seed", len(shared), each)
+        relative = (means[1] - means[0]) / max(means[0] if means[0] > TINY else max(means), TINY)
         resampled = self._resampled(metric, sorted(known_a), sorted(known_b), bool(shared), rng)
         if resampled is None:
-            return _difference(metric, mean_a, mean_b, relative, None, "none", len(shared), {})
-        return _difference(metric, mean_a, mean_b, relative, central(resampled), method, len(shared), resampled)
+            return _difference(metric, means, relative, None, "none", len(shared))
+        method: Method = "paired by request" if shared else "unpaired"
+        return _difference(metric, means, relative, central(resampled), method, len(shared), resampled)
 
     def _resampled(
         self, metric: str, seeds_a: list[int], seeds_b: list[int], paired: bool, rng: np.random.Generator
@@ -209,13 +212,13 @@ class _Pair:
             if len(both) < 2:
                 return None
             picks = blocks(len(both), rng)
-            left = statistic(np.array([ours[0][name] for name in both])[picks])
-            right = statistic(np.array([theirs[0][name] for name in both])[picks])
+            left, right = (statistic(np.array([side[0][n] for n in both])[picks]) for side in (ours, theirs))
         else:
-            left = two_levels([np.array(list(known.values())) for known in ours], statistic, rng)
-            right = two_levels([np.array(list(known.values())) for known in theirs], statistic, rng)
-        changes: Floats = right / np.maximum(left, _TINY) - 1
-        return changes
+            left, right = (
+                two_levels([np.array(list(known.values())) for known in side], statistic, rng)
+                for side in (ours, theirs)
+            )
+        return np.asarray(right / np.maximum(left, TINY) - 1)
 
     def _requests(self, folder: ResultFolder, run: RunRow, column: str) -> dict[str, float]:
         """A column of the completed requests that have it, by request, in the order of arrival."""
@@ -223,25 +226,24 @@ class _Pair:
         if key not in self.tables:
             self.tables[key] = folder.requests(run.run).sort_by("arrival_s")
         table = self.tables[key]
-        names, values = table["request_id"].to_pylist(), table[column].to_pylist()
-        done = [status == "completed" for status in table["status"].to_pylist()]
-        return {n: v for n, v, ok in zip(names, values, done, strict=True) if ok and v is not None}
+        rows = zip(*(table[name].to_pylist() for name in ("request_id", column, "status")), strict=True)
+        return {name: value for name, value, status in rows if status == "completed" and value is not None}
 
 
 def _difference(
     metric: str,
-    a: float,
-    b: float,
+    means: tuple[float, float],
     relative: float,
     interval: tuple[float, float] | None,
     method: Method,
     seeds: int,
-    samples: Mapping[int, float] | Floats,
+    samples: Samples | None = None,
 ) -> Difference:
     verdict = "cannot tell" if interval is None else verdict_of(relative, *interval)
     low, high = interval or (None, None)
-    better = None if verdict not in ("lower", "higher") else verdict == METRICS[metric]
-    return Difference(metric, a, b, relative, low, high, verdict, better, method, seeds, samples)
+    good = verdict == better(metric) if verdict in ("lower", "higher") else None
+    known = {} if samples is None else samples
+    return Difference(metric, *means, relative, low, high, verdict, good, method, seeds, known)
 
 
 def _over_all(metric: str, settings: Sequence[Compared]) -> Difference | None:
@@ -252,21 +254,21 @@ def _over_all(metric: str, settings: Sequence[Compared]) -> Difference | None:
     found = [d for s in settings for d in s.differences if d.metric == metric]
     if not found:
         return None
-    a, b = _mean(d.a for d in found), _mean(d.b for d in found)
+    means = fmean(d.a for d in found), fmean(d.b for d in found)
     known = [d for d in found if d.method != "none"]
-    relative = _mean(d.relative for d in known or found)
+    relative = fmean(d.relative for d in known or found)
     by_seed = [d.samples for d in known if isinstance(d.samples, Mapping)]
     drawn = [d.samples for d in known if not isinstance(d.samples, Mapping)]
     seeds = sorted(set.intersection(*(set(samples) for samples in by_seed))) if by_seed else []
     if all(d.method == "equal" for d in found):
-        return _difference(metric, a, b, 0.0, (0.0, 0.0), "equal", len(seeds), {})
+        return _difference(metric, means, 0.0, (0.0, 0.0), "equal", len(seeds))
     if len(seeds) > 1 and not drawn:
-        each = [_mean(samples[seed] for samples in by_seed) for seed in seeds]
-        return _difference(metric, a, b, relative, t_interval(each), "paired by seed", len(seeds), {})
+        each = [fmean(samples[seed] for samples in by_seed) for seed in seeds]
+        return _difference(metric, means, relative, t_interval(each), "paired by seed", len(seeds))
     if drawn and all(d.method != "paired by seed" for d in known):
         method = next(d.method for d in known if d.method != "equal")
-        return _difference(metric, a, b, relative, central(np.sum(drawn, axis=0) / len(known)), method, len(seeds), {})
-    return _difference(metric, a, b, relative, None, "none", len(seeds), {})
+        return _difference(metric, means, relative, central(np.sum(drawn, axis=0) / len(known)), method, len(seeds))
+    return _difference(metric, means, relative, None, "none", len(seeds))
 
 
 def _figures(runs: Mapping[int, RunRow], metric: str) -> dict[int, float]:
@@ -275,12 +277,7 @@ def _figures(runs: Mapping[int, RunRow], metric: str) -> dict[int, float]:
 
 def _relatives(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
     """Relative differences seed by seed; where a baseline is zero, over the larger mean of both sides."""
-    if min(a.values()) > _TINY:
+    if min(a.values()) > TINY:
         return {seed: b[seed] / a[seed] - 1 for seed in a}
-    scale = max(_mean(a.values()), _mean(b.values()))
+    scale = max(fmean(a.values()), fmean(b.values()))
     return {seed: (b[seed] - a[seed]) / scale for seed in a}
-
-
-def _mean(values: Any) -> float:
-    known = list(values)
-    return math.fsum(known) / len(known)

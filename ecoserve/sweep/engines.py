@@ -1,12 +1,12 @@
-"""What runs a sweep's runs: virtual time, a vLLM engine in the worker's process, or servers at URLs.
+"""What executes a sweep's runs: virtual time, a vLLM engine in the worker's process, or servers at URLs.
 
-Each has its run function and its settings' model, so that a plan is checked against it before anything is run.
+Each has a run function and a model of its settings, against which a plan is checked before anything is run.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -14,11 +14,10 @@ from ecoserve.serving.client_run import ClientRunSettings, run_client
 from ecoserve.serving.engine_run import EngineRunSettings
 from ecoserve.serving.runs import RunResult
 from ecoserve.serving.simulate.settings import SimulateSettings
-
-EngineName = Literal["virtual", "in-process", "url"]
+from ecoserve.sweep.summary import Engine
 
 #: The run function of each engine.
-FUNCTIONS: Final[dict[EngineName, str]] = {
+FUNCTIONS: Final[dict[Engine, str]] = {
     "virtual": "ecoserve.serving.simulate.run:simulate",
     "in-process": "ecoserve.serving.engine_run:run_engine",
     "url": "ecoserve.sweep.engines:at_url",
@@ -28,12 +27,12 @@ _MODELS: Final[dict[str, type[BaseModel]]] = {
     FUNCTIONS["in-process"]: EngineRunSettings,
     FUNCTIONS["url"]: ClientRunSettings,
 }
-#: Where the key of a server comes from; a plan, and so a result folder, never holds it.
+#: Environment variable with the servers' key; a plan, and so a result folder, never holds it.
 API_KEY: Final = "VLLM_API_KEY"
 
 
 def settings_model(function: str) -> type[BaseModel] | None:
-    """The settings of a run function of ours; None for others, which are not imported to look."""
+    """The settings of a run function of ours; None for others, which are not imported for that."""
     return _MODELS.get(function)
 
 

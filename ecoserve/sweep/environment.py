@@ -1,4 +1,4 @@
-"""What did the work: versions and machine, for the record of a result folder. Nothing heavy is imported."""
+"""Versions and machine, for the record of a result folder. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -31,38 +31,27 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, str | int | float]:
     """CPU model, usable cores, memory in GiB, and GPUs if the driver lists any."""
     machine: dict[str, str | int | float] = {"platform": platform.platform(aliased=True, terse=True)}
-    cpu = _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
-    machine["cpu"] = cpu
+    machine["cpu"] = _value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     machine["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = _first_line("/proc/meminfo", "MemTotal")
-    if memory:
+    if memory := _value("/proc/meminfo", "MemTotal"):
         machine["memory_gib"] = round(int(memory.split()[0]) / 2**20, 1)
-    gpus = [
-        _first_line(str(information), "Model") or "unknown GPU"
-        for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    ]
-    machine["gpu"] = ", ".join(gpus) if gpus else "none"
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    machine["gpu"] = ", ".join(_value(str(gpu), "Model") or "unknown GPU" for gpu in gpus) or "none"
     return machine
 
 
 def describe_run(title: str, commands: list[str] | None = None) -> Meta:
     """A :class:`Meta` of this moment on this machine; the caller fills in the trace and the engine's mode."""
-    return Meta(
-        title=title,
-        created=datetime.now(UTC).replace(microsecond=0).isoformat(),
-        versions=versions(),
-        hardware=hardware(),
-        commands=commands or [],
-    )
+    created = datetime.now(UTC).replace(microsecond=0).isoformat()
+    return Meta(title=title, created=created, versions=versions(), hardware=hardware(), commands=commands or [])
 
 
-def _first_line(file: str, key: str) -> str | None:
+def _value(file: str, key: str) -> str | None:
     """The value of the first ``key: value`` line of a file of the kernel, if there is one."""
     try:
         with open(file, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith(key) and ":" in line:
-                    return line.partition(":")[2].strip()
+            return next(
+                (line.partition(":")[2].strip() for line in lines if line.startswith(key) and ":" in line), None
+            )
     except OSError:
         return None
-    return None

@@ -1,29 +1,34 @@
 """A plan's axes multiplied out: points first (everything but rate and seed), then runs.
 
-Rule: what a run function would refuse is refused here, before anything has been run.
+What a run function would refuse is refused here, before anything has been run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from ecoserve.sweep.axes import LENGTH_BLIND, Condition, check_knobs, loads, tunings
+from ecoserve.errors import ConfigError
+from ecoserve.options import checked
+from ecoserve.serving.adapter.settings import POLICIES, SchedulerSettings
+from ecoserve.sweep.axes import KNOB, LENGTH_BLIND, Condition
 from ecoserve.sweep.engines import settings_model, takes
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.worker import check_settings
+from ecoserve.sweep.plan import SweepPlan
 
-if TYPE_CHECKING:
-    from ecoserve.sweep.plan import SweepPlan
+#: Values of a knob that only a simulated GPU resolves.
+_RESOLVED_LATER: Final = {"target_forward_tokens": "auto"}
 
-_AXES = ("trace", "policies", "lengths", "rates", "seeds", "knobs", "slo_scales", "gpus", "replicas")
-_LOAD = ("requests", "depth", "blocks")
+#: Settings of some runs, and the labels that tell these from others.
+Part = tuple[dict[str, Any], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A setting of a sweep: all that its runs share but rate and seed.
+    """All that some runs of a sweep share but rate and seed.
 
     Attributes:
         settings: for the run function. labels: of its runs. rates: requests a second, or ``recorded``. seeds: in order.
@@ -32,7 +37,7 @@ class Point:
     settings: Mapping[str, Any]
     labels: Mapping[str, Any]
     rates: tuple[float | str, ...] = ()
-    seeds: tuple[int, ...] = field(default=(0,))
+    seeds: tuple[int, ...] = (0,)
 
     def run(self, rate: float | str, seed: int, **labels: Any) -> PlannedRun:
         """The run at a rate with a seed; ``labels`` are its own."""
@@ -41,7 +46,7 @@ class Point:
 
 
 def expand(plan: SweepPlan) -> list[PlannedRun]:
-    """All runs but those of a search, each once: rates outside, seeds innermost.
+    """All runs but those of a search, each once; seeds innermost, so that a sweep stopped early has whole settings.
 
     Raises:
         ConfigError: for a setting or knob that the run function does not take.
@@ -49,11 +54,8 @@ def expand(plan: SweepPlan) -> list[PlannedRun]:
     runs: dict[str, PlannedRun] = {}
     for name in plan.conditions or [None]:
         points = list(points_of(plan, name))
-        for rate in points[0].rates:
-            for point in points:
-                for seed in point.seeds:
-                    run = point.run(rate, seed)
-                    runs[run.key] = run
+        for rate, point in itertools.product(points[0].rates, points):
+            runs |= {run.key: run for seed in point.seeds for run in [point.run(rate, seed)]}
     check(plan, runs.values())
     return list(runs.values())
 
@@ -61,32 +63,25 @@ def expand(plan: SweepPlan) -> list[PlannedRun]:
 def points_of(plan: SweepPlan, condition: str | None) -> Iterator[Point]:
     """The points of one condition, in the order of the axes."""
     changes = Condition() if condition is None else plan.conditions[condition]
-
-    def pick(key: str) -> Any:
-        changed = getattr(changes, key)
-        return getattr(plan, key) if changed is None else changed
-
-    axes = {key: pick(key) for key in _AXES}
-    common = {k: v for k in _LOAD if (v := pick(k)) is not None and takes(plan.run, k)}
+    merged = {name: getattr(plan, name) for name in Condition.model_fields}
+    merged |= {name: value for name in merged if (value := getattr(changes, name)) is not None}
+    load = ("requests", "depth", "blocks")
+    common = {k: merged[k] for k in load if merged[k] is not None and takes(plan.run, k)}
     common |= {**plan.settings, **changes.settings}
     labels = {"engine": plan.engine, "condition": condition}
-    for load, load_labels in loads(axes):
-        for policy in axes["policies"]:
-            at = {"url": plan.urls[policy]} if plan.urls else {}
-            for lengths in ["none"] if policy in LENGTH_BLIND else axes["lengths"]:
-                for knobs, knob_labels in tunings(policy, axes["knobs"], common.get("scheduler", {})):
-                    settings = {"policy": policy, "lengths": lengths, **common, **load, **at}
-                    if knobs:
-                        settings["scheduler"] = knobs
-                    yield Point(
-                        settings,
-                        {**labels, **load_labels, **knob_labels},
-                        tuple(axes["rates"] or ()),
-                        tuple(axes["seeds"]),
-                    )
+    for (of_load, load_labels), policy in itertools.product(_loads(merged), merged["policies"]):
+        at = {"url": plan.urls[policy]} if plan.urls else {}
+        tunings = list(_tunings(policy, merged["knobs"], common.get("scheduler", {})))
+        for lengths in ["none"] if policy in LENGTH_BLIND else merged["lengths"]:
+            for knobs, knob_labels in tunings:
+                settings = {"policy": policy, "lengths": lengths, **common, **of_load, **at}
+                if knobs:
+                    settings["scheduler"] = knobs
+                names = {**labels, **load_labels, **knob_labels}
+                yield Point(settings, names, tuple(merged["rates"] or ()), tuple(merged["seeds"]))
 
 
-def check(plan: SweepPlan, runs: Any) -> None:
+def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
     """Refuse settings and knobs that a run function of ours would refuse in every run.
 
     Raises:
@@ -95,5 +90,45 @@ def check(plan: SweepPlan, runs: Any) -> None:
     model = settings_model(plan.run)
     for run in runs:
         if model is not None:
-            check_settings(model, run.settings)
-        check_knobs(str(run.settings["policy"]), run.settings.get("scheduler", {}), "knobs")
+            checked(model, run.settings, "settings")
+        policy = str(run.settings["policy"])
+        if policy not in POLICIES:
+            continue
+        knobs = run.settings.get("scheduler", {})
+        known = {name: value for name, value in knobs.items() if _RESOLVED_LATER.get(name) != value}
+        try:
+            SchedulerSettings.parse({**known, "policy": policy})
+        except ConfigError as error:
+            what = f"{error.where}: {error.what}"
+            raise ConfigError(what, where="knobs", fix="docs/serving.md lists the knobs") from error
+
+
+def _loads(axes: Mapping[str, Any]) -> Iterator[Part]:
+    """Every load but its rate: trace, GPU, replicas, SLO scale. An axis that is None is not named."""
+    traces = [({"trace": trace}, {"trace": _short(trace)} if len(axes["trace"]) > 1 else {}) for trace in axes["trace"]]
+    gpus = [(known, known) for gpu in axes["gpus"] or [] if (known := gpu.model_dump(exclude_none=True))]
+    replicas = [({"replicas": n}, {"replicas": n}) for n in axes["replicas"] or []]
+    scales = [({"slo_scale": scale}, {"slo_scale": scale}) for scale in axes["slo_scales"] or []]
+    nothing: list[Part] = [({}, {})]
+    for parts in itertools.product(traces, gpus or nothing, replicas or nothing, scales or nothing):
+        settings: dict[str, Any] = {}
+        labels: dict[str, Any] = {}
+        for one, label in parts:
+            settings |= one
+            labels |= {k: _short(v) if k == "model" else v for k, v in label.items()}
+        yield settings, labels
+
+
+def _tunings(policy: str, knobs: Mapping[str, list[Any]] | None, common: Mapping[str, Any]) -> Iterator[Part]:
+    """Knobs of every tuning of a policy, on top of the ``common`` ones; policies of vLLM have no tunings."""
+    if not knobs or policy not in POLICIES:
+        yield dict(common), {}
+        return
+    for values in itertools.product(*knobs.values()):
+        chosen = dict(zip(knobs, values, strict=True))
+        yield {**common, **chosen}, {f"{KNOB}{name}": value for name, value in chosen.items()}
+
+
+def _short(text: str) -> str:
+    """A path by its last part, anything else as it is."""
+    return Path(text).name if Path(text).is_absolute() else text

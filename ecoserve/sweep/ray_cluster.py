@@ -1,8 +1,7 @@
 """Runs on a Ray cluster, one task a run.
 
-Ray decides where and when a task runs, and runs it again when its worker or node is gone; nothing here does. A task
-first makes the run's key anew: the same key means the same settings, contents of trace and checkpoint, and versions, so
-a node that has another file or another vLLM fails its runs and says so, and never mixes other results in.
+Ray decides where and when a task runs, and retries it when its worker or node is gone. A task first computes the run's
+key again: a node with other contents of trace or checkpoint, or another version of vLLM, fails its runs.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.processes import Record
 from ecoserve.sweep.worker import DIED, Outcome, perform
 
-#: The address that is none: a cluster of this machine alone, for as long as the sweep takes.
+#: Address of a cluster of this machine alone, for as long as the sweep takes.
 LOCAL: Final = "local"
-#: How often Ray runs a task again whose worker died. One that dies each time is to blame itself.
+#: Times that Ray retries a task whose worker died; one that dies each time has failed.
 _RETRIES: Final = 3
 _CONNECT_S: Final = 5.0
+_FIX: Final = "name the HOST:PORT that `ray start --head` printed, or local"
 
 
 def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Record, cpus: int | None = None) -> None:
@@ -32,7 +32,7 @@ def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Reco
         function: the run function, as ``module:name``.
         address: ``HOST:PORT`` of the cluster's head, ``ray://HOST:PORT``, ``auto`` (the one this machine belongs to),
             or ``local``.
-        record: told of a run and what came of it.
+        record: called with a run and its outcome.
         cpus: runs at once of a local cluster; None: all cores.
 
     Raises:
@@ -41,26 +41,24 @@ def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Reco
     ray = _connected(address, cpus)
     try:
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(perform_here)
-        under_way: dict[Any, PlannedRun] = {}
-        while waiting or under_way:
+        in_flight: dict[Any, PlannedRun] = {}
+        while waiting or in_flight:
             while waiting:
                 run = waiting.popleft()
-                under_way[task.remote(function, run.key, dict(run.settings), dict(run.labels))] = run
-            ended, _ = ray.wait(list(under_way), num_returns=1)
+                in_flight[task.remote(function, run.key, dict(run.settings), dict(run.labels))] = run
+            ended, _ = ray.wait(list(in_flight), num_returns=1)
             for reference in ended:
-                record(under_way.pop(reference), _outcome(ray, reference))
+                record(in_flight.pop(reference), _outcome(ray, reference))
     finally:
-        ray.shutdown()  # what is still under way ends with its driver
+        ray.shutdown()  # what is still in flight ends with its driver
 
 
 def perform_here(function: str, key: str, settings: dict[str, Any], labels: dict[str, Any]) -> Outcome:
-    """The task: one run, if this node would make the same of its settings."""
+    """The task: one run, if its key is the same on this node."""
     if PlannedRun.of(settings, labels).key != key:
-        return Outcome(
-            None,
-            f"node {socket.gethostname()} has another trace, checkpoint or version than the machine that sent the run; "
-            "give all nodes the same files at the same paths and the same packages",
-        )
+        what = "has another trace, checkpoint or version than the machine that sent the run"
+        fix = "give all nodes the same files at the same paths and the same packages"
+        return Outcome(None, f"node {socket.gethostname()} {what}; {fix}")
     return perform(function, settings)
 
 
@@ -76,12 +74,12 @@ def _outcome(ray: Any, reference: Any) -> Outcome:
 
 
 def look_for(address: str) -> Any:
-    """The module ``ray``, where it is installed and somebody listens at the address.
+    """The module ``ray``, if it is installed and a cluster listens at the address.
 
     Raises:
         ConfigError: if not.
     """
-    # Ray reads it when it is imported: nothing is sent to its makers.
+    # Read when Ray is imported: no usage statistics are sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -104,9 +102,6 @@ def _connected(address: str, cpus: int | None) -> Any:
         words = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster ({words})", where=f"--ray {address}", fix=_FIX) from error
     return ray
-
-
-_FIX: Final = "name the HOST:PORT that `ray start --head` printed, or local"
 
 
 def _answers(address: str) -> None:

@@ -1,7 +1,7 @@
-"""The searches of a sweep: one for every point of its axes, all of them at once, each told of its own runs alone.
+"""The searches of a sweep: one for every point of its axes, all of them at once, each given its own runs alone.
 
-Rule: what a search runs next follows from its own runs, so that order, number of processes and interruptions change
-nothing: a search that goes on in a folder is told of the finished runs first, and asks for the same ones again.
+A search's next runs depend on its own runs only, so order, number of processes and interruptions change nothing: a
+search that is resumed takes the finished runs first, and requests the same ones again.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from statistics import fmean
+from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.expansion import Point, check, points_of
 from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.search import Search, SearchPlan
 from ecoserve.sweep.summary import SearchRow
-
-if TYPE_CHECKING:
-    from ecoserve.sweep.plan import SweepPlan
 
 #: Label of a search's runs, and its values: a step towards the rate, or the unloaded reference.
 LABEL: Final = "search"
@@ -32,7 +31,7 @@ _BASELINE: Final = "vllm"
 
 @dataclass(slots=True)
 class _One:
-    """One search with its point, its reference, and the runs it has asked for, in order."""
+    """One search with its point, its reference, and the runs it has requested, in order (run, rate, seed by key)."""
 
     plan: SearchPlan
     point: Point
@@ -48,15 +47,12 @@ class _One:
         if self.plan.at_most_times_unloaded is None:
             bound = self.plan.at_least if self.plan.at_least is not None else self.plan.at_most
             assert bound is not None
-            self.search = Search(self.plan, self.point.seeds, bound)
-            return self._next()
-        runs = [self.unloaded.run(self.plan.unloaded_rate, seed, **{LABEL: UNLOADED}) for seed in self.point.seeds]
-        self.asked |= {run.key: (run, self.plan.unloaded_rate, run.settings["seed"]) for run in runs}
-        self.open |= {run.key for run in runs}
-        return runs
+            return self._begin(bound)
+        rate = self.plan.unloaded_rate
+        return self._request(self.unloaded, [(rate, seed) for seed in self.point.seeds], UNLOADED)
 
     def ended(self, key: str, row: Mapping[str, Any] | None) -> list[PlannedRun]:
-        """What follows from a run of this search; ``row`` is None if it failed."""
+        """The runs that follow from a run of this search; ``row`` is None if it failed."""
         self.open.discard(key)
         _, rate, seed = self.asked[key]
         value = None if row is None else row.get(self.plan.metric)
@@ -66,56 +62,58 @@ class _One:
         elif row is None:
             self.search.failed()
         else:
-            self.search.tell(rate, seed, value)
+            self.search.add(rate, seed, value)
         if self.open:
             return []
-        if self.search is None:
-            known = [value for value in self.reference.values() if value is not None]
-            factor = self.plan.at_most_times_unloaded
-            assert factor is not None
-            bound = factor * math.fsum(known) / len(known) if len(known) == len(self.reference) else math.nan
-            self.search = Search(self.plan, self.point.seeds, bound)
-            if math.isnan(bound):
-                self.search.state = "a run failed" if self.failed else "no such figure"
-        return self._next()
+        if self.search is not None:
+            return self._next(self.search)
+        values = [value for value in self.reference.values() if value is not None]
+        assert self.plan.at_most_times_unloaded is not None
+        whole = len(values) == len(self.reference)
+        return self._begin(self.plan.at_most_times_unloaded * fmean(values) if whole else math.nan)
 
-    def _next(self) -> list[PlannedRun]:
-        assert self.search is not None
-        runs = []
-        for rate, seed in self.search.next():
-            run = self.point.run(rate, seed, **{LABEL: STEP})
-            self.asked[run.key] = (run, rate, seed)
-            runs.append(run)
-        self.open |= {run.key for run in runs}
-        return runs
+    def _begin(self, bound: float) -> list[PlannedRun]:
+        self.search = Search(self.plan, self.point.seeds, bound)
+        if math.isnan(bound):
+            self.search.state = "a run failed" if self.failed else "no such figure"
+        return self._next(self.search)
 
-    @property
-    def over(self) -> bool:
-        """Whether it has come to its end."""
-        return self.search is not None and self.search.state is not None
+    def _next(self, search: Search) -> list[PlannedRun]:
+        return self._request(self.point, search.next(), STEP)
+
+    def _request(self, point: Point, wanted: list[tuple[float, int]], label: str) -> list[PlannedRun]:
+        runs = {
+            run.key: (run, rate, seed) for rate, seed in wanted for run in [point.run(rate, seed, **{LABEL: label})]
+        }
+        self.asked |= runs
+        self.open |= runs.keys()
+        return [run for run, _, _ in runs.values()]
 
     def at_most_left(self) -> int:
-        """Runs that may still come, besides those asked for."""
-        steps = self.plan.max_runs * len(self.point.seeds)
-        taken = sum(run.labels[LABEL] == STEP for run, _, _ in self.asked.values())
-        return 0 if self.over else steps - taken
+        """Runs that may still come, besides those requested."""
+        if self.search is not None and self.search.state is not None:
+            return 0
+        return self.plan.max_runs * len(self.point.seeds) - len(self._steps())
+
+    def _steps(self) -> list[str]:
+        return [key for key, (run, _, _) in self.asked.items() if run.labels[LABEL] == STEP]
 
     def row(self) -> SearchRow:
         """The search as the summary has it."""
-        names = ("policy", "lengths")
-        labels = {name: value for name, value in self.point.labels.items() if value is not None}
-        row: dict[str, Any] = {**labels, **{name: self.point.settings[name] for name in names}}
         search = self.search
-        row |= {"metric": self.plan.metric, "state": (search.state if search else None) or "not ended"}
-        row["runs"] = [key for key, (run, _, _) in self.asked.items() if run.labels[LABEL] == STEP]
-        if search is None:
-            return SearchRow.model_validate(row)
-        low, high = search.bracket()
-        below, above = search.contrary()
-        return SearchRow.model_validate(
-            {
-                **row,
-                "at_least" if self.plan.at_least is not None else "at_most": _finite(search.bound),
+        row: dict[str, Any] = {
+            **{name: value for name, value in self.point.labels.items() if value is not None},
+            **{name: self.point.settings[name] for name in ("policy", "lengths")},
+            "metric": self.plan.metric,
+            "state": (search.state if search else None) or "not ended",
+            "runs": self._steps(),
+        }
+        if search is not None:
+            low, high = search.bracket()
+            below, above = search.contrary()
+            bound = search.bound if math.isfinite(search.bound) else None
+            row |= {
+                "at_least" if self.plan.at_least is not None else "at_most": bound,
                 "rate_rps": low,
                 "missed_from_rps": high,
                 "value": None if low is None else search.mean(low),
@@ -124,7 +122,7 @@ class _One:
                 "missed_below_rps": below,
                 "met_above_rps": above,
             }
-        )
+        return SearchRow.model_validate(row)
 
 
 class Searches:
@@ -149,25 +147,19 @@ class Searches:
 
     def begin(self) -> list[PlannedRun]:
         """The first runs of every search, each once."""
-        runs: list[PlannedRun] = []
-        for one in self._all:
-            runs += self._asked(one, one.begin())
-        return runs
+        return [run for one in self._all for run in self._new(one, one.begin())]
 
     def ended(self, run: PlannedRun, row: Mapping[str, Any] | None) -> list[PlannedRun]:
         """The runs that follow from one that ended; ``row`` is None if it failed."""
-        runs: list[PlannedRun] = []
-        for one in self._of.get(run.key, []):
-            runs += self._asked(one, one.ended(run.key, row))
-        return runs
+        return [new for one in self._of.get(run.key, []) for new in self._new(one, one.ended(run.key, row))]
 
     def follow(
         self, runs: Iterable[PlannedRun], row_of: Callable[[str], Mapping[str, Any] | None]
     ) -> tuple[list[PlannedRun], list[PlannedRun]]:
-        """Those of the runs, and of what follows from them, that are still to be run; and those that are finished.
+        """Of the runs, and of those that follow from them: the ones still to be run, and the finished ones.
 
         Args:
-            runs: what was asked for. row_of: the row of a finished run by its key, None for others.
+            runs: requested runs. row_of: the row of a finished run by its key, None for others.
         """
         asked, left, finished = deque(runs), [], []
         while asked:
@@ -180,8 +172,8 @@ class Searches:
                 asked.extend(self.ended(run, row))
         return left, finished
 
-    def _asked(self, one: _One, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-        """Those of the runs that nobody has asked for yet: a reference serves all searches under its load."""
+    def _new(self, one: _One, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+        """The runs that no search has requested before: a reference serves all searches under its load."""
         new = []
         for run in runs:
             if run.key not in self._of:
@@ -190,16 +182,16 @@ class Searches:
         return new
 
     def at_most_left(self) -> int:
-        """Runs that may still come, besides those asked for."""
+        """Runs that may still come, besides those requested."""
         return sum(one.at_most_left() for one in self._all)
 
     def runs(self) -> list[PlannedRun]:
-        """Every run asked for, each once, search by search: an order that no chance of timing changes."""
+        """Every run requested, each once, search by search: an order that does not depend on timing."""
         found = {key: run for one in self._all for key, (run, _, _) in one.asked.items()}
         return list(found.values())
 
     def rows(self) -> list[SearchRow]:
-        """What they came to, in the order of the plan."""
+        """The results, in the order of the plan."""
         return [one.row() for one in self._all]
 
 
@@ -209,7 +201,3 @@ def _unloaded(point: Point, url: str | None) -> Point:
     labels = {k: v for k, v in point.labels.items() if not k.startswith(KNOB)}
     at = {} if url is None else {"url": url}
     return Point({**settings, "policy": _BASELINE, "lengths": "none", **at}, labels, seeds=point.seeds)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,10 +1,7 @@
-"""A handful of simulated runs, one after another in this process: what ``ecoserve simulate`` does.
+"""A handful of simulated runs, one after another in this process: the work of ``ecoserve simulate``.
 
-A sweep reads a plan and runs processes; this takes settings and runs at once. Both have the same run function, the same
-rows and the same result folder, so ``ecoserve report`` reads a folder of either.
-
-Rule: what can be refused is refused before the first run begins; rows of the trace that are left out or cut are
-counted and said.
+It has the run function, rows and result folder of a sweep, so ``ecoserve report`` reads a folder of either. What can be
+refused is refused before the first run begins; rows of the trace that are left out or cut are counted and reported.
 """
 
 from __future__ import annotations
@@ -17,26 +14,27 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ecoserve.data import Trace
 from ecoserve.errors import ConfigError, TraceError
+from ecoserve.options import checked
 from ecoserve.serving.adapter.settings import STOCK_POLICIES
 from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.workload import prompt_length, trace_for
+from ecoserve.sweep.axes import LENGTH_BLIND, SYNTHETIC
 from ecoserve.sweep.environment import describe_run
 from ecoserve.sweep.identity import PlannedRun, fingerprint, short_lengths
-from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC
+from ecoserve.sweep.plan import located
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import Meta, RunRow, Summary, TraceInfo
-from ecoserve.sweep.worker import check_settings
 
-#: What differs between runs.
-_AXES = ("policy", "lengths", "rate_rps", "seed")
-#: Told of the progress: (run, requests of it that have ended, its virtual seconds).
+#: Settings that differ between runs.
+_AXES: Final = ("policy", "lengths", "rate_rps", "seed")
+#: Called with (run, requests of it that have ended, its virtual seconds).
 Progress = Callable[[SimulateSettings, int, float], None]
 
 
@@ -46,7 +44,7 @@ class Simulations:
 
     Attributes:
         runs: what to run, in order.
-        meta: what they have in common; its notes say what a reader must know of the load.
+        meta: what they have in common; its notes are about the load.
     """
 
     runs: list[SimulateSettings]
@@ -73,14 +71,14 @@ def prepare(
     Raises:
         InputError: naming what cannot be used.
     """
-    common = {k: _located(v) if k in ("trace", "model", "tokenizer") else v for k, v in common.items()}
-    told = [f"predicted:{_located(kind[10:])}" if kind.startswith("predicted:") else kind for kind in lengths]
+    here = Path.cwd()
+    paths = {k: located(v, here) for k in ("trace", "model", "tokenizer") if (v := common.get(k))}
+    common = {**common, **paths}
     if common.get("scheduler") and set(policies) <= set(STOCK_POLICIES):
-        raise ConfigError(
-            f"{', '.join(policies)} have no knobs", where="--scheduler", fix="leave it out, or add a policy of ours"
-        )
+        fix = "leave it out, or add a policy of ours"
+        raise ConfigError(f"{', '.join(policies)} have no knobs", where="--scheduler", fix=fix)
     limit = common.pop("max_model_len")
-    first = _settings({**common, "policy": policies[0]})
+    first = checked(SimulateSettings, {**common, "policy": policies[0]}, "settings")
     machine = machine_of(first)
     trace = trace_for(first.trace, first.length_field, first.tokenizer, first.split)
     if limit is None:
@@ -88,9 +86,11 @@ def prepare(
         limit = min(longest + first.max_tokens, machine.blocks * first.block_size, machine.max_model_len or 2**31)
     runs = []
     for rate, policy in itertools.product(rates, policies):
-        for kind in ["none"] if policy in LENGTH_BLIND else told:
+        for text in ["none"] if policy in LENGTH_BLIND else lengths:
+            kind, colon, path = text.partition(":")
+            kind = f"predicted:{located(path, here)}" if colon and kind == "predicted" else text
             axes = {"policy": policy, "lengths": kind, "rate_rps": rate, "max_model_len": limit}
-            runs += [_settings({**common, **axes, "seed": seed}) for seed in seeds]
+            runs += [checked(SimulateSettings, {**common, **axes, "seed": seed}, "settings") for seed in seeds]
     for settings in {(s.policy, s.lengths): s for s in runs}.values():
         check(settings)
     recorded = None in rates
@@ -102,10 +102,8 @@ def prepare(
             "trace": _trace_info(first, trace),
             "scheduler_mode": f"virtual time, pipeline depth {first.depth}",
             "model_runner": "none",
-            "settings": {
-                k: v for k, v in _plain(runs[0]).items() if k not in ("policy", "lengths", "rate_rps", "seed")
-            },
-            "notes": [*_notes(runs[0], trace, recorded)],
+            "settings": {k: v for k, v in _plain(runs[0]).items() if k not in _AXES},
+            "notes": list(_notes(runs[0], trace, recorded)),
         }
     )
     return Simulations(runs, meta)
@@ -124,12 +122,12 @@ def perform(
         simulations: what :func:`prepare` made.
         folder: where results go, run by run; runs that are finished there are not run again.
         trace_file: where the picture of each run goes.
-        progress: told of whatever ends.
+        progress: called as requests end.
 
     Raises:
         RunError: if a run fails; those before it are in the folder.
     """
-    planned = [(s, _planned(s)) for s in simulations.runs]
+    planned = [(s, PlannedRun.of(_plain(s), {"engine": "virtual", "condition": None})) for s in simulations.runs]
     if folder is not None:
         folder.expect(run for _, run in planned)
     done = folder.finished() if folder is not None else set()
@@ -161,25 +159,10 @@ def name_of(settings: SimulateSettings) -> str:
     return f"{settings.policy}, {short_lengths(settings.lengths)}, {rate}, seed {settings.seed}"
 
 
-def _settings(values: dict[str, Any]) -> SimulateSettings:
-    settings = check_settings(SimulateSettings, values)
-    assert isinstance(settings, SimulateSettings)
-    return settings
-
-
-def _planned(settings: SimulateSettings) -> PlannedRun:
-    return PlannedRun.of(_plain(settings), {"engine": "virtual", "condition": None})
-
-
 def _plain(settings: SimulateSettings) -> dict[str, Any]:
     """The settings as JSON has them: a rate of infinity is a word."""
     plain: dict[str, Any] = json.loads(settings.model_dump_json())
     return plain
-
-
-def _located(text: Any) -> Any:
-    """A path that exists made absolute, so that its content is what names a run; anything else as it is."""
-    return str(Path(text).resolve()) if isinstance(text, str) and Path(text).exists() else text
 
 
 def _trace_info(settings: SimulateSettings, trace: Trace) -> TraceInfo:
@@ -198,14 +181,14 @@ def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator
     fits = settings.max_model_len - settings.max_tokens
     usable = [r for r in rows if prompt_length(r) <= fits]
     if len(usable) < len(rows):
-        yield f"{len(rows) - len(usable)} of {len(rows)} rows are passed over: their prompts exceed {fits} tokens"
+        yield f"{len(rows) - len(usable)} of {len(rows)} rows are skipped: their prompts exceed {fits} tokens"
     cut = sum((r.response_tokens or 0) > settings.max_tokens for r in usable)
     if cut:
         yield f"{cut} of {len(usable)} answers are cut at max_tokens {settings.max_tokens}"
     if recorded and len(usable) > settings.requests:
         yield f"the first {settings.requests} of {len(usable)} requests are run"
     if not recorded and len(usable) < settings.requests:
-        yield f"{len(usable)} rows stand for {settings.requests} requests: some are drawn more than once"
+        yield f"{len(usable)} rows make {settings.requests} requests: some are drawn more than once"
     if trace.length_source.startswith("characters"):
         yield "response lengths are estimated from characters; a tokenizer would count them"
     if settings.charge_scheduler == "measured":

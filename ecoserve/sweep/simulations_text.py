@@ -1,8 +1,9 @@
-"""What people type for a handful of simulations, and what they read of them: axes in, a table and a bar out."""
+"""Text of ``ecoserve simulate``: its list options parsed, its progress bar, and the table of its results."""
 
 from __future__ import annotations
 
 import time
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -32,7 +33,7 @@ _TABLE: Final = (
     ("pauses", "pause", 1, "{:.0f}"),
     ("slo_attainment", "SLO", 100, "{:.0f}%"),
 )
-#: A load whose demand never exceeds this share of the KV does not press it.
+#: A load whose peak demand is at most this share of the KV causes no pressure.
 _NO_PRESSURE: Final = 0.7
 
 
@@ -52,7 +53,7 @@ def parsed_knob(text: str) -> tuple[str, Any]:
             return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
         pass
-    raise ConfigError(f"{text!r} is not KEY=VALUE", where="--scheduler", fix="as --scheduler reserve=0.05")
+    raise ConfigError(f"{text!r} is not KEY=VALUE", where="--scheduler", fix="write --scheduler reserve=0.05")
 
 
 def parsed_window(text: str | None) -> tuple[float, float] | None:
@@ -65,12 +66,12 @@ def parsed_window(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         window = (0.0, 0.0)
     if not (colon and 0 <= window[0] < window[1]):
-        raise ConfigError(f"{text!r} is no window", where="--trace-window", fix="two times in seconds, as 10:20")
+        raise ConfigError(f"{text!r} is no window", where="--trace-window", fix="give two times in seconds, as 10:20")
     return window
 
 
 class Watch:
-    """One progress bar for all runs; it says how fast virtual time passes."""
+    """One progress bar for all runs, with the pace of virtual time."""
 
     def __init__(self, bar: Progress, simulations: Simulations) -> None:
         self._bar = bar
@@ -90,18 +91,15 @@ class Watch:
 
 
 def show(runs: list[RunRow], console: Console) -> None:
-    """One line for each policy, lengths and rate, means over the seeds; and how hard the KV is pressed."""
+    """One line for each policy, lengths and rate, means over the seeds; and the KV pressure of the load."""
     from rich.table import Table
 
     groups: dict[tuple[str, str, str], list[RunRow]] = {}
     for run in runs:
         arrivals = getattr(run, "arrivals", None) or "recorded" if run.rate_rps is None else f"{run.rate_rps:g}"
         groups.setdefault((run.policy, short_lengths(run.lengths), arrivals), []).append(run)
-    table = Table(
-        caption="TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KV used; preemptions; pauses",
-        box=None,
-        pad_edge=False,
-    )
+    caption = "TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KV used; preemptions; pauses"
+    table = Table(caption=caption, box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     table.add_column("lengths", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
@@ -112,7 +110,7 @@ def show(runs: list[RunRow], console: Console) -> None:
         cells = []
         for key, _, factor, form in shown:
             known = [getattr(run, key) for run in group if getattr(run, key) is not None]
-            cells.append(form.format(factor * sum(known) / len(known)) if known else "-")
+            cells.append(form.format(factor * fmean(known)) if known else "-")
         table.add_row(*names, *cells)
     if not console.is_terminal:
         console.width = 160  # a file has no edge to cut figures at
@@ -122,7 +120,7 @@ def show(runs: list[RunRow], console: Console) -> None:
         return
     low, high = min(pressures), max(pressures)
     span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
-    console.print(f"pressure: if nobody waited, the load would hold {span} times the KV at its peak", markup=False)
+    console.print(f"pressure: with no queueing, the load's peak KV demand is {span} times the KV", markup=False)
     if high <= _NO_PRESSURE:
         fix = "raise --rate or lower --kv-blocks"
-        console.print(f"note: the KV is not pressed, so no policy can gain much by its lengths; {fix}", markup=False)
+        console.print(f"note: there is no KV pressure, so lengths can gain a policy little; {fix}", markup=False)

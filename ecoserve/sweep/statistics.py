@@ -1,37 +1,42 @@
-"""Spread over seeds, and differences between two settings run with the same seeds: written once, used everywhere.
+"""Spread over seeds, and differences between two settings with their 95 % intervals.
 
-A *level* (a metric of one setting) is shown as its mean with the lowest and the highest seed. A *difference* between
-two settings is paired: seed by seed, because the same seed means the same arrivals and lengths, so that what the seed
-itself does to both cancels out. Its interval is Student's t interval of the per-seed differences at 95 %. A verdict
-word ("better", "worse") is only given when that interval excludes zero and the difference is large enough to matter.
+A *level* (a metric of one setting) is its mean with the lowest and the highest seed. A *difference* of two settings is
+paired seed by seed: the same seed means the same arrivals and lengths, so the seed's own effect cancels out. Its
+interval is Student's t interval of the per-seed differences. Where there is one seed, requests are resampled: requests
+that are near in time wait for one another, so they are drawn in blocks of neighbours by arrival, of about the square
+root of their number, around the end to the beginning (Künsch 1989; Politis and Romano 1992).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
+
+from ecoserve.schema import Better
+
+__all__ = ["Better", "Comparison", "Spread", "Verdict", "paired", "spread", "t_interval"]
 
 Verdict = Literal["better", "worse", "no difference shown", "too few seeds"]
-Better = Literal["lower", "higher"]
+Floats = npt.NDArray[np.float64]
 
 #: The confidence of every interval in results and report.
 CONFIDENCE: Final = 0.95
 #: A relative difference smaller than this is not called a difference, however sure its sign is.
 SMALLEST_THAT_MATTERS: Final = 0.01
-#: A baseline below this is zero for the purpose of dividing by it.
-_TINY: Final = 1e-12
+#: A baseline up to this is zero for the purpose of dividing by it.
+TINY: Final = 1e-12
+_RESAMPLES: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """One metric of one setting over its seeds.
-
-    ``low``/``high`` are the smallest and the largest seed's value, in the metric's unit.
-    """
+    """One metric of one setting over its seeds, in the metric's unit; ``low``, ``high``: smallest and largest seed."""
 
     n: int
     mean: float
@@ -49,7 +54,7 @@ class Comparison:
         difference: mean of ours - theirs, in the metric's unit.
         relative: mean of (ours - theirs) / theirs; None if a baseline value is not positive.
         low, high: the 95 % interval, of ``relative`` where there is one, else of ``difference``; None with one seed.
-        verdict: what may be said about it.
+        verdict: "better" or "worse" only if the interval excludes zero and the difference is large enough to matter.
     """
 
     n: int
@@ -69,20 +74,17 @@ class Comparison:
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Mean, lowest and highest of ``values``; None if there are none."""
-    if not values:
-        return None
-    return Spread(len(values), math.fsum(values) / len(values), min(values), max(values))
+    return Spread(len(values), fmean(values), min(values), max(values)) if values else None
 
 
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's t interval of the mean of ``values``; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
     from scipy.stats import t  # half a second of import, needed by reports only
 
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
     return mean - half, mean + half
 
 
@@ -98,8 +100,7 @@ def paired(
     Args:
         ours, theirs: value by seed, in the metric's unit.
         better: whether lower or higher values are better.
-        smallest: the smallest relative difference that is called one. It is ignored where no relative difference
-            exists (a baseline of zero).
+        smallest: the smallest relative difference that is called one; ignored for a baseline of zero.
 
     Returns:
         The comparison, or None if no seed is shared.
@@ -107,29 +108,49 @@ def paired(
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
-    a = [ours[s] for s in seeds]
-    b = [theirs[s] for s in seeds]
+    a, b = [ours[s] for s in seeds], [theirs[s] for s in seeds]
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    difference = math.fsum(differences) / len(seeds)
-    relatives = [d / y for d, y in zip(differences, b, strict=True)] if min(b) > _TINY else None
-    relative = None if relatives is None else math.fsum(relatives) / len(seeds)
+    relatives = [d / y for d, y in zip(differences, b, strict=True)] if min(b) > TINY else None
+    relative = None if relatives is None else fmean(relatives)
+    center = fmean(differences) if relative is None else relative
     interval = t_interval(differences if relatives is None else relatives)
     verdict: Verdict = "no difference shown"
     if interval is None:
         verdict = "too few seeds"
-    else:
-        low, high = interval
-        center = difference if relative is None else relative
-        if (low > 0 or high < 0) and (relative is None or abs(relative) >= smallest):
-            verdict = "better" if (center < 0) == (better == "lower") else "worse"
-    low_high = interval or (None, None)
-    return Comparison(
-        n=len(seeds),
-        ours=math.fsum(a) / len(seeds),
-        theirs=math.fsum(b) / len(seeds),
-        difference=difference,
-        relative=relative,
-        low=low_high[0],
-        high=low_high[1],
-        verdict=verdict,
-    )
+    elif not interval[0] <= 0 <= interval[1] and (relative is None or abs(relative) >= smallest):
+        verdict = "better" if (center < 0) == (better == "lower") else "worse"
+    low, high = interval or (None, None)
+    return Comparison(len(seeds), fmean(a), fmean(b), fmean(differences), relative, low, high, verdict)
+
+
+# -- resampling requests -----------------------------------------------------------------------------------------------
+
+
+def statistic_of(name: str) -> Callable[[Floats], Floats]:
+    """Mean or percentile (``p99``) along the last axis."""
+    if name == "mean":
+        return lambda values: np.asarray(values.mean(axis=-1))
+    level = float(name.removeprefix("p"))
+    return lambda values: np.asarray(np.percentile(values, level, axis=-1))
+
+
+def blocks(number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Positions of resampled requests in circular blocks, shape ``[resamples, number]``."""
+    length = max(1, round(math.sqrt(number)))
+    starts = rng.integers(0, number, (_RESAMPLES, -(-number // length)))
+    picks = (starts[:, :, None] + np.arange(length)) % number
+    return np.asarray(picks.reshape(_RESAMPLES, -1)[:, :number])
+
+
+def two_levels(seeds: Sequence[Floats], statistic: Callable[[Floats], Floats], rng: np.random.Generator) -> Floats:
+    """The statistic's mean over resampled seeds of resampled blocks, shape ``[resamples]``."""
+    each = np.stack([statistic(values[blocks(len(values), rng)]) for values in seeds])
+    picks = rng.integers(0, len(seeds), (len(seeds), _RESAMPLES))
+    return np.asarray(np.take_along_axis(each, picks, axis=0).mean(axis=0))
+
+
+def central(samples: Floats) -> tuple[float, float]:
+    """The 95 % interval of resampled values."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(samples, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,89 +1,91 @@
-"""The shape of ``summary.json``: one definition of every key, its unit and its meaning.
+"""The shape of ``summary.json``: the one definition of every key, its unit, its meaning and its direction.
 
 The JSON Schema in ``ecoserve/sweep/schema/`` and the tables of ``docs/results-schema.md`` are made from these models
-(``python -m ecoserve.sweep.summary`` rewrites both; a test fails when they are behind). A key is never renamed or
-given another meaning without a new :data:`SCHEMA_VERSION`; new keys may appear within a version.
+(``python scripts/results_schema.py`` rewrites both; a test fails when they are behind), and comparisons and reports
+take units and directions from them. A key is never renamed or given another meaning without a new
+:data:`SCHEMA_VERSION` or an entry in :data:`~ecoserve.deprecations.SUMMARY_KEYS`; new keys may appear within a version.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from ecoserve.deprecations import SUMMARY_KEYS
+from ecoserve.schema import Better, count, extra_of, key, maybe, share, tokens
 
 SCHEMA_VERSION: Final = 1
 SCHEMA_FILE: Final = Path(__file__).parent / "schema" / f"summary-{SCHEMA_VERSION}.schema.json"
 
+#: What executes runs: vLLM's scheduler classes in virtual time, a vLLM engine in the process, a server at a URL.
 Engine = Literal["virtual", "in-process", "url"]
 
 
-def _key(description: str, unit: str = "", default: Any = None, **limits: Any) -> Any:
-    """A key of the summary: what it means, and its unit ("" for names, counts and shares)."""
-    return Field(default, description=description, json_schema_extra={"unit": unit} if unit else {}, **limits)
+def _counted(meaning: str) -> Any:
+    return maybe(f"{meaning} Null where it is not counted.", "count", ge=0)
 
 
-def _count(description: str) -> Any:
-    return _key(description, "count", ..., ge=0)
+def _latency(statistic: str, meaning: str) -> Any:
+    return maybe(f"{meaning}: {statistic} over the completed requests.", "ms", ge=0, better="lower")
 
 
-def _maybe(description: str) -> Any:
-    return _key(f"{description} Null where nobody counts.", "count", ge=0)
-
-
-def _share(description: str) -> Any:
-    return _key(description, "share 0..1", ge=0, le=1)
-
-
-def _latency(name: str, what: str) -> Any:
-    return _key(f"{what}: {name} over the completed requests.", "ms", ge=0)
+def _wall(meaning: str, unit: str = "ms") -> Any:
+    return maybe(f"{meaning} Wall-clock time of this machine, so it differs from run to run.", unit, ge=0)
 
 
 _TTFT = "Time to first token, from arrival"
 _TPOT = "Time per output token after the first"
 _E2EL = "End-to-end latency (JCT), arrival to last token"
 _NORM = "Normalized latency: E2EL divided by the generated tokens"
-_WALL = "Wall-clock time of this machine, so it differs from run to run."
+_LENGTHS = "Source of the policy's lengths"
 
 
-class RunRow(BaseModel):
-    """One run: one policy, one kind of lengths, one rate, one seed. Flat; figures that cannot be given are null."""
+class _Row(BaseModel):
+    """A flat row; further keys (labels of a plan, keys of a later version) are kept."""
 
     model_config = ConfigDict(extra="allow")
 
-    run: str = _key(
-        "Name of the run: a hash of its resolved settings. Its request rows are `requests/<run>.parquet`.", default=...
-    )
-    engine: Engine = _key(
+
+class RunRow(_Row):
+    """One run: one policy, one kind of lengths, one rate, one seed. Flat; figures that cannot be given are null."""
+
+    run: str = key("Name of the run: a hash of its resolved settings. Its request rows are `requests/<run>.parquet`.")
+    engine: Engine = key(
         "What ran it: vLLM's scheduler classes in virtual time, a vLLM engine in this process, or a server at a URL.",
         default="virtual",
     )
-    condition: str | None = _key("Name of the load condition: `pressure`, `no-pressure`, or the plan's own name.")
-    policy: str = _key("Scheduling policy.", default=...)
-    lengths: str = _key(
-        "What the policy is told: `true`, `predicted:CHECKPOINT`, `noise:SIGMA` or `none`.", default=...
+    condition: str | None = maybe("Name of the load condition: `pressure`, `no-pressure`, or the plan's own name.")
+    policy: str = key("Scheduling policy.")
+    lengths: str = key(f"{_LENGTHS}: `true`, `predicted:CHECKPOINT`, `noise:SIGMA`, `none`, ...")
+    search: str | None = maybe(
+        "Of a search's runs: `step` (a rate tried) or `unloaded` (the reference of its bound). Null for the plan's own."
     )
-    search: str | None = _key(
-        "Of a search's runs: `step` (a rate tried) or `unloaded` (what its bound refers to). Null for the plan's own."
-    )
-    rate_rps: float | None = _key("Mean arrival rate; null for recorded arrivals.", "requests/s", ge=0)
-    seed: int = _key("Seed of arrivals, sampling and noise.", default=...)
-    trace: str | None = _key("Name of the trace, where the plan has several.")
-    slo_scale: float | None = _key("Deadline over what an idle engine needs, where the plan has such an axis.")
-    gpu: str | None = _key("The modelled GPU, if there is one.")
-    model: str | None = _key("The served model, if one is named.")
-    replicas: int | None = _key("Engines behind the router, if several, or where the plan has such an axis.", "count")
+    rate_rps: float | None = maybe("Mean arrival rate; null for recorded arrivals.", "requests/s", ge=0)
+    seed: int = key("Seed of arrivals, sampling and noise.")
+    trace: str | None = maybe("Name of the trace, where the plan has several.")
+    slo_scale: float | None = maybe("Deadline over what an idle engine needs, where the plan has such an axis.")
+    gpu: str | None = maybe("The modelled GPU, if there is one.")
+    model: str | None = maybe("The served model, if one is named.")
+    replicas: int | None = maybe("Engines behind the router, if several, or where the plan has such an axis.", "count")
 
-    requests: int = _count("Requests sent.")
-    completed: int = _count("Requests answered to the end.")
-    rejected: int = _count("Requests refused at the door.")
-    failed: int = _count("Requests that ended in an error.")
-    duration_s: float = _key("First arrival to last token.", "s", default=..., ge=0)
-    throughput_rps: float | None = _key("Completed requests per second of the run.", "requests/s", ge=0)
-    output_tokens_per_s: float | None = _key("Generated tokens of completed requests per second.", "tokens/s", ge=0)
-    goodput_rps: float | None = _key("Requests that met their deadline, per second.", "requests/s", ge=0)
-    slo_attainment: float | None = _share("Share of the accepted requests with a deadline that met it.")
+    requests: int = count("Requests sent.")
+    completed: int = count("Requests answered to the end.")
+    rejected: int = count("Requests refused on arrival.")
+    failed: int = count("Requests that ended in an error.")
+    duration_s: float = key("First arrival to last token.", "s", ge=0)
+    throughput_rps: float | None = maybe(
+        "Completed requests per second of the run.", "requests/s", ge=0, better="higher"
+    )
+    output_tokens_per_s: float | None = maybe(
+        "Generated tokens of completed requests per second.", "tokens/s", ge=0, better="higher"
+    )
+    goodput_rps: float | None = maybe("Requests that met their SLO, per second.", "requests/s", ge=0, better="higher")
+    slo_attainment: float | None = share(
+        "Share of the accepted requests with an SLO that met it.", None, better="higher"
+    )
 
     ttft_mean_ms: float | None = _latency("mean", _TTFT)
     ttft_p50_ms: float | None = _latency("median", _TTFT)
@@ -102,151 +104,139 @@ class RunRow(BaseModel):
     normalized_latency_p90_ms: float | None = _latency("90th percentile", _NORM)
     normalized_latency_p99_ms: float | None = _latency("99th percentile", _NORM)
 
-    preemptions: int = _count("Requests whose KV was dropped while running.")
-    recomputed_tokens: int = _key("Tokens computed again after preemptions.", "tokens", default=..., ge=0)
-    pauses: int = _count("Decoding requests stopped with their KV kept.")
-    re_reservations: int = _count("New reservations for responses that outlived the old one.")
-    under_predictions: int | None = _maybe("Responses that outlived their reservation.")
-    over_predictions: int | None = _maybe("Responses that ended before their reservation.")
-    underprediction_own_space: int | None = _maybe("Outlived reservations met from the request's own unlent space.")
-    underprediction_re_reserved: int | None = _maybe("Outlived reservations met by reserving again from the posterior.")
-    underprediction_global_reserve: int | None = _maybe("Outlived reservations met from the global reserve.")
-    underprediction_paused: int | None = _maybe("Outlived reservations and shortages met by a pause with the KV kept.")
-    underprediction_guest_moved: int | None = _maybe("Hosts freed of their guest, which moved or stopped.")
-    underprediction_recomputed: int | None = _maybe("Shortages met by dropping the KV of a victim.")
-    kv_used_mean: float | None = _key("KV held, as a share of the usable KV, averaged over time.", "share 0..1", ge=0)
-    kv_reserved_mean: float | None = _key(
+    preemptions: int = count("Requests whose KV was dropped while running.", better="lower")
+    recomputed_tokens: int = tokens("Tokens computed again after preemptions.", better="lower")
+    pauses: int = count("Decoding requests stopped with their KV kept.")
+    re_reservations: int = count("New reservations for responses that outgrew the old one.")
+    under_predictions: int | None = _counted("Responses that outgrew their reservation.")
+    over_predictions: int | None = _counted("Responses that ended before their reservation.")
+    underprediction_own_space: int | None = _counted("Under-predictions met from the request's own unlent space.")
+    underprediction_re_reserved: int | None = _counted("Under-predictions met by reserving again from the posterior.")
+    underprediction_global_reserve: int | None = _counted("Under-predictions met from the global reserve.")
+    underprediction_paused: int | None = _counted("Under-predictions and shortages met by a pause with the KV kept.")
+    underprediction_guest_moved: int | None = _counted("Hosts freed of their guest, which moved or stopped.")
+    underprediction_recomputed: int | None = _counted("Shortages met by dropping the KV of a victim.")
+    kv_used_mean: float | None = maybe("KV held, as a share of the usable KV, averaged over time.", "share 0..1", ge=0)
+    kv_reserved_mean: float | None = maybe(
         "KV promised beyond what is written, as a share of the usable KV, averaged over time.", "share", ge=0
     )
-    kv_lent_mean: float | None = _key("KV lent to guests, as a share of the usable KV.", "share", ge=0)
-    kv_demand_peak: float | None = _key(
-        "Peak KV demand of the load if nobody waited, as a share of the usable KV "
+    kv_lent_mean: float | None = maybe("KV lent to guests, as a share of the usable KV.", "share", ge=0)
+    kv_demand_peak: float | None = maybe(
+        "Peak KV demand of the load if every request started on arrival, as a share of the usable KV "
         "(pressure: at least 1.3; no pressure: at most 0.7).",
         "share",
         ge=0,
     )
-    schedule_p50_ms: float | None = _key(f"Time of one `schedule()` call, median. {_WALL}", "ms", ge=0)
-    schedule_p99_ms: float | None = _key(f"Time of one `schedule()` call, 99th percentile. {_WALL}", "ms", ge=0)
-    update_p50_ms: float | None = _key(f"Time of one `update_from_output()` call, median. {_WALL}", "ms", ge=0)
-    steps: int = _count("Engine steps.")
+    schedule_p50_ms: float | None = _wall("Time of one `schedule()` call, median.")
+    schedule_p99_ms: float | None = _wall("Time of one `schedule()` call, 99th percentile.")
+    update_p50_ms: float | None = _wall("Time of one `update_from_output()` call, median.")
+    steps: int = count("Engine steps.")
 
-    prediction_mae_tokens: float | None = _key(
-        "Mean absolute error of the lengths the policy was told, over the completed requests.", "tokens", ge=0
+    prediction_mae_tokens: float | None = tokens(
+        "Mean absolute error of the policy's lengths, over the completed requests.", None, better="lower"
     )
-    prediction_within_50: float | None = _share("Completed requests whose told length was within 50 tokens.")
-    prediction_within_100: float | None = _share("Completed requests whose told length was within 100 tokens.")
-    prediction_kendall_tau: float | None = _key(
-        "Kendall's tau-b of told against true lengths: 1 is the right order, 0 is chance.", "-1..1", ge=-1, le=1
+    prediction_within_50: float | None = share("Completed requests whose length was within 50 tokens.", None)
+    prediction_within_100: float | None = share("Completed requests whose length was within 100 tokens.", None)
+    prediction_kendall_tau: float | None = maybe(
+        "Kendall's tau-b of predicted against true lengths: 1 is the right order, 0 is chance.", "-1..1", ge=-1, le=1
     )
-    requests_sha256: str | None = _key("Hash of the run's request rows: equal for equal rows.")
-    wall_s: float | None = _key(f"What the run took to compute. {_WALL}", "s", ge=0)
+    requests_sha256: str | None = maybe("Hash of the run's request rows: equal for equal rows.")
+    wall_s: float | None = _wall("Time to compute the run.", "s")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_current_names(cls, row: Any) -> Any:
+        return with_current_names(row) if isinstance(row, Mapping) else row
 
 
-class SearchRow(BaseModel):
+class SearchRow(_Row):
     """A search for the highest rate that meets a bound: one for every setting of the sweep."""
 
-    model_config = ConfigDict(extra="allow")
-
-    engine: Engine = _key("What ran it.", default="virtual")
-    condition: str | None = _key("Name of the load condition.")
-    policy: str = _key("Scheduling policy.", default=...)
-    lengths: str = _key("What the policy is told.", default=...)
-    metric: str = _key("Key of a run that the bound is for; its mean over the seeds counts.", default=...)
-    at_least: float | None = _key("The bound from below, in the metric's unit.")
-    at_most: float | None = _key("The bound from above, in the metric's unit.")
-    state: str = _key(
+    engine: Engine = key("What ran it.", default="virtual")
+    condition: str | None = maybe("Name of the load condition.")
+    policy: str = key("Scheduling policy.")
+    lengths: str = key(f"{_LENGTHS}.")
+    metric: str = key("Key of a run that the bound is for; its mean over the seeds counts.")
+    at_least: float | None = maybe("The bound from below, in the metric's unit.")
+    at_most: float | None = maybe("The bound from above, in the metric's unit.")
+    state: str = key(
         "`found`; `met everywhere` or `met nowhere` in the range; `out of runs` (the bracket is wider than the "
-        "tolerance); `a run failed`; `no such figure`; `not ended`.",
-        default=...,
+        "tolerance); `a run failed`; `no such figure`; `not ended`."
     )
-    rate_rps: float | None = _key("The answer: the highest rate tried that meets the bound.", "requests/s")
-    missed_from_rps: float | None = _key("The lowest rate tried that misses it.", "requests/s")
-    value: float | None = _key("The metric at `rate_rps`.")
-    value_missed: float | None = _key("The metric at `missed_from_rps`.")
-    tried: list[float] = Field(default_factory=list, description="Rates tried, ascending.")
-    missed_below_rps: list[float] = Field(
-        default_factory=list,
-        description="Rates below the answer that miss the bound all the same: more load does not always make it worse.",
+    rate_rps: float | None = maybe("The answer: the highest rate tried that meets the bound.", "requests/s")
+    missed_from_rps: float | None = maybe("The lowest rate tried that misses it.", "requests/s")
+    value: float | None = maybe("The metric at `rate_rps`.")
+    value_missed: float | None = maybe("The metric at `missed_from_rps`.")
+    tried: list[float] = key("Rates tried, ascending.", default=[])
+    missed_below_rps: list[float] = key(
+        "Rates below the answer that miss the bound: the metric is not monotone.", default=[]
     )
-    met_above_rps: list[float] = Field(
-        default_factory=list,
-        description="Rates above `missed_from_rps` that meet the bound all the same.",
-    )
-    runs: list[str] = Field(default_factory=list, description="Its runs, in the order in which they were asked for.")
+    met_above_rps: list[float] = key("Rates above `missed_from_rps` that meet the bound: likewise.", default=[])
+    runs: list[str] = key("Its runs, in the order in which they were requested.", default=[])
 
 
-class FailureRow(BaseModel):
+class FailureRow(_Row):
     """A run that failed; `--resume` tries it again."""
 
-    model_config = ConfigDict(extra="allow")
-
-    run: str = _key("Name of the run.", default=...)
-    policy: str | None = _key("Scheduling policy.")
-    lengths: str | None = _key("What the policy is told.")
-    rate_rps: float | None = _key("Mean arrival rate.", "requests/s")
-    seed: int | None = _key("Seed.")
-    error: str = _key("What went wrong, one line; the whole traceback is in `runs/<run>.json`.", default=...)
+    run: str = key("Name of the run.")
+    policy: str | None = maybe("Scheduling policy.")
+    lengths: str | None = maybe(f"{_LENGTHS}.")
+    rate_rps: float | None = maybe("Mean arrival rate.", "requests/s")
+    seed: int | None = maybe("Seed.")
+    error: str = key("The error in one line; the whole traceback is in `runs/<run>.json`.")
 
 
-class PredictorRow(BaseModel):
+class PredictorRow(_Row):
     """How good one length predictor is on records it was not trained on. The point scored is the median."""
 
-    model_config = ConfigDict(extra="allow")
-
-    rows: int = _key("Records it was evaluated on.", "count", default=..., ge=0)
-    mae_tokens: float | None = _key("Mean absolute error.", "tokens", ge=0)
-    within_50: float | None = _share("Predictions within 50 tokens of the truth.")
-    within_100: float | None = _share("Predictions within 100 tokens of the truth.")
-    kendall_tau: float | None = _key("Kendall's tau-b of predicted against true lengths.", "-1..1", ge=-1, le=1)
-    bin_accuracy: float | None = _share("Predictions whose most likely bin is the true one.")
-    pinball_loss: float | None = _key("Mean pinball loss over the quantiles.", "tokens", ge=0)
-    crps: float | None = _key("Continuous ranked probability score: the whole distribution's error.", "tokens", ge=0)
-    ece: float | None = _share("Expected calibration error of the stated P(length <= n).")
-    coverage_50: float | None = _share("Records not longer than the predicted 50 % quantile.")
-    coverage_80: float | None = _share("Records not longer than the predicted 80 % quantile.")
-    coverage_90: float | None = _share("Records not longer than the predicted 90 % quantile.")
-    coverage_95: float | None = _share("Records not longer than the predicted 95 % quantile.")
-    latency_p50_ms: float | None = _key(f"Time to predict for one request, median. {_WALL}", "ms", ge=0)
-    latency_p99_ms: float | None = _key(f"Time to predict for one request, 99th percentile. {_WALL}", "ms", ge=0)
+    rows: int = count("Records it was evaluated on.")
+    mae_tokens: float | None = tokens("Mean absolute error.", None)
+    within_50: float | None = share("Predictions within 50 tokens of the truth.", None)
+    within_100: float | None = share("Predictions within 100 tokens of the truth.", None)
+    kendall_tau: float | None = maybe("Kendall's tau-b of predicted against true lengths.", "-1..1", ge=-1, le=1)
+    bin_accuracy: float | None = share("Predictions whose most likely bin is the true one.", None)
+    pinball_loss: float | None = tokens("Mean pinball loss over the quantiles.", None)
+    crps: float | None = tokens("Continuous ranked probability score: the whole distribution's error.", None)
+    ece: float | None = share("Expected calibration error of the stated P(length <= n).", None)
+    coverage_50: float | None = share("Records not longer than the predicted 50 % quantile.", None)
+    coverage_80: float | None = share("Records not longer than the predicted 80 % quantile.", None)
+    coverage_90: float | None = share("Records not longer than the predicted 90 % quantile.", None)
+    coverage_95: float | None = share("Records not longer than the predicted 95 % quantile.", None)
+    latency_p50_ms: float | None = _wall("Time to predict for one request, median.")
+    latency_p99_ms: float | None = _wall("Time to predict for one request, 99th percentile.")
 
 
-class TraceInfo(BaseModel):
+class TraceInfo(_Row):
     """Where the requests came from."""
 
-    model_config = ConfigDict(extra="allow")
-
-    source: str = _key("File, hub id, or `synthetic`.", default=...)
-    format: str | None = _key("Format it was read as.")
-    sha256: str | None = _key("Hash of its content.")
-    length_source: str | None = _key(
-        "Where response lengths came from: a field, a tokenizer, the trace, or characters."
-    )
-    records: int | None = _key("Records kept.", "count", ge=0)
+    source: str = key("File, hub id, or `synthetic`.")
+    format: str | None = maybe("Format it was read as.")
+    sha256: str | None = maybe("Hash of its content.")
+    length_source: str | None = maybe("Source of response lengths: a field, a tokenizer, the trace, or characters.")
+    records: int | None = maybe("Records kept.", "count", ge=0)
 
 
-class Meta(BaseModel):
+class Meta(_Row):
     """What ran, where, and how to run it again."""
 
-    model_config = ConfigDict(extra="allow")
-
-    title: str = _key("Title of the report.", default="ecoserve results")
-    created: str | None = _key("When it was run (ISO 8601, UTC).")
-    synthetic: bool = _key("The workload is made up; the report says so loudly.", default=False)
-    trace: TraceInfo | None = _key("Where the requests came from.")
-    served_predictor: str | None = _key("Name in `predictor` of the one that the runs with predicted lengths used.")
-    baseline_policy: str = _key("Policy that the others are compared with.", default="vllm")
-    scheduler_mode: str | None = _key("`async` or `sync`, and the pipeline depth.")
-    model_runner: str | None = _key("vLLM's model runner (`V1`, `V2`), or `none` in virtual time.")
-    versions: dict[str, str] = Field(default_factory=dict, description="Versions of Python and of what did the work.")
-    hardware: dict[str, str | int | float] = Field(
-        default_factory=dict, description="Machine: `cpu`, `cores`, `memory_gib`, `gpu`, `platform`."
+    title: str = key("Title of the report.", default="ecoserve results")
+    created: str | None = maybe("When it was run (ISO 8601, UTC).")
+    synthetic: bool = key("The workload is made up; the report says so on top.", default=False)
+    trace: TraceInfo | None = maybe("Where the requests came from.")
+    served_predictor: str | None = maybe("Name in `predictor` of the one that the runs with predicted lengths used.")
+    baseline_policy: str = key("Policy that the others are compared with.", default="vllm")
+    scheduler_mode: str | None = maybe("`async` or `sync`, and the pipeline depth.")
+    model_runner: str | None = maybe("vLLM's model runner (`V1`, `V2`), or `none` in virtual time.")
+    versions: dict[str, str] = key("Versions of Python and of the packages that can change a result.", default={})
+    hardware: dict[str, str | int | float] = key(
+        "Machine: `cpu`, `cores`, `memory_gib`, `gpu`, `platform`.", default={}
     )
-    commands: list[str] = Field(default_factory=list, description="Commands that made these results, in order.")
-    notes: list[str] = Field(default_factory=list, description="What a reader must know, one sentence each.")
-    settings: dict[str, Any] = Field(default_factory=dict, description="The sweep's plan, as resolved.")
-    runs_sha256: str | None = _key("Hash of all runs without wall-clock times: equal for equal results.")
-    tables_sha256: str | None = _key(
-        "The same with every run's request rows: equal only if all tables are, wherever and however they came about."
+    commands: list[str] = key("Commands that made these results, in order.", default=[])
+    notes: list[str] = key("What a reader must know, one sentence each.", default=[])
+    settings: dict[str, Any] = key("The sweep's plan, as resolved.", default={})
+    runs_sha256: str | None = maybe("Hash of all runs without wall-clock times: equal for equal results.")
+    tables_sha256: str | None = maybe(
+        "The same with every run's request rows: equal only if all tables are, wherever and however they were made."
     )
 
 
@@ -256,63 +246,46 @@ class Summary(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = Field(default=1, description="Version of this layout.")
-    runs: list[RunRow] = Field(default_factory=list, description="Finished runs.")
-    failures: list[FailureRow] = Field(default_factory=list, description="Runs that failed.")
-    searches: list[SearchRow] = Field(
-        default_factory=list, description="What the searches came to, if the plan has one."
-    )
-    predictor: dict[str, PredictorRow] = Field(
-        default_factory=dict, description="Predictors by name: `encoder`, `lightgbm`, `constant-median`, ..."
+    runs: list[RunRow] = key("Finished runs.", default=[])
+    failures: list[FailureRow] = key("Runs that failed.", default=[])
+    searches: list[SearchRow] = key("Results of the searches, if the plan has one.", default=[])
+    predictor: dict[str, PredictorRow] = key(
+        "Predictors by name: `encoder`, `lightgbm`, `constant-median`, ...", default={}
     )
     meta: Meta = Field(default_factory=Meta, description="What ran, where, and how to run it again.")
+
+    @model_serializer(mode="wrap")
+    def _with_deprecated_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Rows carry the names of before, too, for one release."""
+        content: dict[str, Any] = serialize(self)
+        for row in content.get("runs", ()):
+            row |= {old: row[new] for old, new in SUMMARY_KEYS.items() if new in row}
+        return content
 
 
 #: Keys of a run that differ between two runs of the same settings, because a real clock is in them.
 WALL_CLOCK_KEYS: Final = frozenset({"schedule_p50_ms", "schedule_p99_ms", "update_p50_ms", "wall_s"})
 
 
+def with_current_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's row as an older version may have written it, under the keys of this one."""
+    return {SUMMARY_KEYS.get(name, name): value for name, value in row.items() if SUMMARY_KEYS.get(name) not in row}
+
+
+def better(metric: str) -> Better:
+    """Which way a metric of a run is better."""
+    direction: Better = extra_of(RunRow, metric)["better"]
+    return direction
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of ``summary.json`` (draft 2020-12)."""
     schema = Summary.model_json_schema()
+    keys = schema["$defs"]["RunRow"]["properties"]
+    for old, new in SUMMARY_KEYS.items():
+        keys[old] = {**keys[new], "description": f"Deprecated name of `{new}`.", "deprecated": True}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"ecoserve summary.json, version {SCHEMA_VERSION}",
-        **{key: value for key, value in schema.items() if key != "title"},
+        **{name: value for name, value in schema.items() if name != "title"},
     }
-
-
-def schema_text() -> str:
-    """The schema as the file in the repository holds it."""
-    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
-
-
-def key_tables() -> dict[str, str]:
-    """Markdown tables (key, unit, meaning) by model name, for ``docs/results-schema.md``."""
-    tables: dict[str, str] = {}
-    for model in (Summary, RunRow, SearchRow, FailureRow, PredictorRow, Meta, TraceInfo):
-        lines = ["| key | unit | meaning |", "|---|---|---|"]
-        for name, info in model.model_fields.items():
-            extra = info.json_schema_extra
-            unit = extra.get("unit", "") if isinstance(extra, dict) else ""
-            lines.append(f"| `{name}` | {unit} | {info.description} |")
-        tables[model.__name__] = "\n".join(lines)
-    return tables
-
-
-def fill_document(text: str) -> str:
-    """``text`` with every block between ``<!-- keys: NAME -->`` and ``<!-- end -->`` renewed."""
-    for name, table in key_tables().items():
-        head, found, rest = text.partition(f"<!-- keys: {name} -->\n")
-        if found:
-            text = head + found + table + "\n" + rest[rest.index("<!-- end -->") :]
-    return text
-
-
-def _rewrite() -> None:
-    document = Path(__file__).parents[2] / "docs" / "results-schema.md"
-    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
-    document.write_text(fill_document(document.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _rewrite()

@@ -98,10 +98,10 @@ def test_the_table_the_pressure_and_the_notes_go_to_stderr(capsys: pytest.Captur
     assert header[:3] == ["policy", "lengths", "rate"]
     assert stock[:4] == ["vllm", "none", "30", "24"]
     assert ours[:4] == ["ecoserve", "true", "30", "24"]
-    assert "pressure: if nobody waited, the load would hold" in err
-    assert "the KV is not pressed" not in err
+    assert "pressure: with no queueing, the load's peak KV demand is" in err
+    assert "there is no KV pressure" not in err
     assert simulate(f"{LOAD} --rate 2 --kv-blocks 2000 --policy vllm") == 0
-    assert "the KV is not pressed" in capsys.readouterr().err
+    assert "there is no KV pressure" in capsys.readouterr().err
     assert simulate(f"{LOAD} --rate 2 --kv-blocks 2000 --policy vllm --quiet") == 0
     assert capsys.readouterr() == ("", "")
 
@@ -124,7 +124,7 @@ def test_recorded_arrivals_and_prompts_that_do_not_fit(tmp_path: Path, capsys: p
     assert (only["requests"], only["rate_rps"]) == (4, None)
     assert only["duration_s"] == pytest.approx(3.0, abs=1.0)
     assert simulate(f"{words} --max-model-len 128") == 0
-    assert "1 of 6 rows are passed over: their prompts exceed 64 tokens" in capsys.readouterr().err
+    assert "1 of 6 rows are skipped: their prompts exceed 64 tokens" in capsys.readouterr().err
 
 
 def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

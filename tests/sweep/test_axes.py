@@ -13,6 +13,7 @@ from ecoserve.serving.engine_run import EngineRunSettings
 from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.sweep import engines
 from ecoserve.sweep.execute import execute
+from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.results import ResultFolder
@@ -27,7 +28,7 @@ def load(tmp_path: Path, text: str) -> SweepPlan:
 
 
 def expanded(tmp_path: Path, text: str) -> list[PlannedRun]:
-    runs = load(tmp_path, text).expand()
+    runs = expand(load(tmp_path, text))
     assert len({run.key for run in runs}) == len(runs)
     return runs
 
@@ -38,8 +39,8 @@ def test_knobs_are_the_scheduler_s_and_vllm_has_none(tmp_path):
         "{trace: synthetic, rates: 8, seeds: 0, lengths: none, policies: [vllm, ecoserve, ecoserve-paper],"
         " knobs: {epsilon: [0.05, 0.1], headroom: 0.2}, settings: {scheduler: {reserve: 0.05}}}",
     )
-    told = [(r.settings["policy"], r.settings["scheduler"]) for r in runs]
-    assert told == [
+    found = [(r.settings["policy"], r.settings["scheduler"]) for r in runs]
+    assert found == [
         ("vllm", {"reserve": 0.05}),
         ("ecoserve", {"reserve": 0.05, "epsilon": 0.05, "headroom": 0.2}),
         ("ecoserve", {"reserve": 0.05, "epsilon": 0.1, "headroom": 0.2}),
@@ -99,7 +100,7 @@ def test_an_engine_in_the_process_gets_its_own_settings(tmp_path):
         "{trace: synthetic, rates: 8, seeds: 0, lengths: [true, none], engine: in-process, blocks: 300,"
         " settings: {model: tiny, threads: 1}, knobs: {epsilon: [0.1, 0.2]}}",
     )
-    runs = plan.expand()
+    runs = expand(plan)
     assert len(runs) == 1 + 2 * 2
     assert {run.labels["engine"] for run in runs} == {"in-process"}
     for run in runs:
@@ -114,7 +115,7 @@ def test_servers_are_named_by_policy(tmp_path, monkeypatch):
         "{trace: synthetic, rates: [2, 4], seeds: [0], engine: url, blocks: 300,"
         " urls: {vllm: 'http://one:8000', ecoserve: 'http://two:8000'}, settings: {replay: false}}",
     )
-    runs = plan.expand()
+    runs = expand(plan)
     assert [(r.settings["policy"], r.settings["url"], r.settings["lengths"]) for r in runs[:2]] == [
         ("vllm", "http://one:8000", "none"),
         ("ecoserve", "http://two:8000", "server"),
@@ -134,11 +135,11 @@ def test_servers_are_named_by_policy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("knobs: {epsilom: [0.1]}", "epsilom.*Extra inputs"),
+        ("knobs: {epsilom: [0.1]}", "epsilom.*there is no such setting"),
         ("knobs: {epsilon: [0.1, 3]}", "epsilon.*less than or equal to 0.5"),
-        ("settings: {max_num_seq: 3}", "max_num_seq: Extra inputs"),
+        ("settings: {max_num_seq: 3}", "max_num_seq: there is no such setting; one of trace, .*max_num_seqs"),
         ("settings: {scheduler: {epsilon: 3}}", "epsilon.*less than or equal"),
-        ("gpus: {gpu: l40s, tpp: 2}", "tpp"),
+        ("gpus: {gpu: l40s, tpp: 2}", r"gpus\.0\.tpp: no such key; allowed: gpu, model, tp, blocks"),
         ("slo_scales: [0]", "slo_scales.0"),
         ("replicas: 0", "replicas.0"),
         ("trace: [gone.json]", "there is no gone.json"),
@@ -147,7 +148,7 @@ def test_servers_are_named_by_policy(tmp_path, monkeypatch):
         ("urls: {vllm: 'http://a'}", "urls: goes with engine: url"),
         ("engine: url, urls: {vllm: 'http://a'}, policies: [ecoserve]", "names no server of policy ecoserve"),
         ("engine: url, urls: {vllm: 'http://a'}, settings: {api_key: x}", "a key has no place in a plan"),
-        ("engine: in-process, settings: {threads: 1}", "model: Field required"),
+        ("engine: in-process, settings: {threads: 1}", "model: is missing"),
         ("lengths: server", "`server` is for engine: url"),
     ],
 )
@@ -156,7 +157,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, text, message):
     given = text.partition(":")[0]
     plain = ", ".join(f"{key}: {value}" for key, value in base.items() if key != given)
     with pytest.raises(ConfigError, match=message) as caught:
-        load(tmp_path, f"{{{plain}, {text}}}").expand()
+        expand(load(tmp_path, f"{{{plain}, {text}}}"))
     assert "\n" not in str(caught.value)
 
 
@@ -186,7 +187,7 @@ def test_knobs_and_scales_reach_the_simulated_scheduler(tmp_path):
     )
     assert set(SimulateSettings.model_fields) > {"slo_scale", "replicas", "scheduler"}
     folder = ResultFolder.create(tmp_path / "out", Meta())
-    tally = execute(plan.expand(), folder, function=plan.run, jobs=0)
+    tally = execute(expand(plan), folder, function=plan.run, jobs=0)
     assert (tally.finished, tally.failed) == (8, 0), folder.summary().failures
     rows = {
         (r.model_extra["knob_kv_policy"], r.slo_scale, r.replicas): r

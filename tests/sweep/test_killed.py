@@ -13,6 +13,7 @@ import pytest
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.sweep.execute import execute
+from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta
@@ -44,12 +45,13 @@ def replace(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
 from ecoserve.sweep.execute import execute
+from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta
 if __name__ == "__main__":
     plan = SweepPlan.load(PLAN)
-    execute(plan.expand(), ResultFolder.create(OUT, Meta()), function=plan.run, jobs=JOBS)
+    execute(expand(plan), ResultFolder.create(OUT, Meta()), function=plan.run, jobs=JOBS)
 """
 
 
@@ -63,9 +65,9 @@ def run_whole(plan_file: Path, out: Path, *, jobs: int = 0, resume: bool = False
     """Hash of the tables, runs that were there before, and the folder."""
     plan = SweepPlan.load(plan_file)
     folder = ResultFolder.create(out, Meta(), resume=resume)
-    tally = execute(plan.expand(), folder, function=plan.run, jobs=jobs)
+    tally = execute(expand(plan), folder, function=plan.run, jobs=jobs)
     assert tally.failed == 0
-    assert tally.total == len(plan.expand())
+    assert tally.total == len(expand(plan))
     folder.check_requests()
     sha256 = ResultFolder.open(out).summary().meta.tables_sha256
     assert sha256 is not None
@@ -85,7 +87,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> str:
-    """The hash of the sweep that nobody touched."""
+    """The hash of the undisturbed sweep."""
     folder = tmp_path_factory.mktemp("whole")
     return run_whole(plan_of(folder), folder / "out")[0]
 

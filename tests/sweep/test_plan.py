@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ecoserve.errors import ConfigError, TraceError
-from ecoserve.sweep.expansion import points_of
+from ecoserve.sweep.expansion import expand, points_of
 from ecoserve.sweep.identity import PlannedRun, fingerprint
 from ecoserve.sweep.plan import LENGTH_BLIND, SweepPlan
 
@@ -34,7 +34,7 @@ settings: {max_num_seqs: 64}
 
 
 def test_axes_multiply_and_blind_policies_run_once(tmp_path):
-    runs = SweepPlan.load(write(tmp_path, BASIC)).expand()
+    runs = expand(SweepPlan.load(write(tmp_path, BASIC)))
     keys = [(r.labels["condition"], r.settings["policy"], r.settings["lengths"], r.settings["rate_rps"]) for r in runs]
     pressure = [k for k in keys if k[0] == "pressure"]
     assert len(pressure) == 3 * 2 * (1 + 3)  # seeds x rates x (vllm once + ecoserve with three kinds of lengths)
@@ -47,14 +47,14 @@ def test_axes_multiply_and_blind_policies_run_once(tmp_path):
 
 
 def test_seeds_are_innermost(tmp_path):
-    runs = SweepPlan.load(write(tmp_path, BASIC)).expand()
+    runs = expand(SweepPlan.load(write(tmp_path, BASIC)))
     assert [r.settings["seed"] for r in runs[:6]] == [0, 1, 2, 0, 1, 2]
 
 
 def test_yaml_booleans_and_scalars_are_lengths_and_axes(tmp_path):
     plan = SweepPlan.load(write(tmp_path, "{trace: synthetic, lengths: true, rates: recorded, policies: ecoserve}"))
     assert plan.lengths == ["true"]
-    assert [r.settings["rate_rps"] for r in plan.expand()] == [None] * 3
+    assert [r.settings["rate_rps"] for r in expand(plan)] == [None] * 3
     quoted = SweepPlan.load(write(tmp_path, '{trace: synthetic, lengths: ["true", null], rates: 1}'))
     assert quoted.lengths == ["true", "none"]
 
@@ -101,8 +101,11 @@ def test_the_command_line_replaces_trace_and_predictor(tmp_path, monkeypatch):
         ("{trace: synthetic, rates: 1, lengths: 'predicted:nowhere'}", "there is no nowhere"),
         ("{trace: nowhere.json, rates: 1}", "trace: there is no nowhere.json"),
         ("{trace: '${NOT_SET_ANYWHERE}', rates: 1}", "NOT_SET_ANYWHERE is not set"),
-        ("{trace: synthetic, rates: 1, polices: vllm}", "polices: Extra inputs"),
-        ("{trace: synthetic, rates: 1, conditions: {a: {block: 3}}}", "conditions.a.block"),
+        ("{trace: synthetic, rates: 1, polices: vllm}", "polices: no such key; allowed: trace, policies, lengths,"),
+        (
+            "{trace: synthetic, rates: 1, conditions: {a: {block: 3}}}",
+            "conditions.a.block: no such key; allowed: trace, ",
+        ),
         ("{trace: synthetic, rates: 1, depth: 3}", "depth"),
         ("{trace: synthetic, rates: 1, run: nonsense}", "run"),
         ("just text", "is not a plan"),
@@ -128,8 +131,8 @@ conditions: {a: {settings: {model: own}}}
     for name, found in (("own", str(tmp_path / "own")), ("llama-3.1-8b", "llama-3.1-8b")):
         plan = SweepPlan.load(write(tmp_path, text.replace("MODEL", name)))
         assert plan.settings["model"] == found
-        assert {r.settings["model"] for r in plan.expand()} == {str(tmp_path / "own")}
-    assert {(r.settings["gpu"], r.settings["tp"]) for r in plan.expand()} == {("h100_sxm", 2)}
+        assert {r.settings["model"] for r in expand(plan)} == {str(tmp_path / "own")}
+    assert {(r.settings["gpu"], r.settings["tp"]) for r in expand(plan)} == {("h100_sxm", 2)}
 
 
 def test_missing_plan(tmp_path):
@@ -190,7 +193,7 @@ def test_plans_of_the_repository_expand(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = SweepPlan.load(path, trace="synthetic", predictor="ckpt")
     runs = (
-        plan.expand() if plan.search is None else [p.run(8.0, seed) for p in points_of(plan, None) for seed in p.seeds]
+        expand(plan) if plan.search is None else [p.run(8.0, seed) for p in points_of(plan, None) for seed in p.seeds]
     )
     assert len(runs) >= 3 * len(content["seeds"])
     assert {"vllm", "ecoserve"} <= {run.settings["policy"] for run in runs}

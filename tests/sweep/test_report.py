@@ -15,6 +15,7 @@ import small_runs
 
 from ecoserve.pages import SLOTS, TEMPLATES, glued, script_json
 from ecoserve.sweep.execute import execute
+from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.report import render, write_report
@@ -49,7 +50,7 @@ def plan(**more: object) -> SweepPlan:
 
 def fill(folder: ResultFolder) -> ResultFolder:
     """A sweep, runs on an "engine", predictors."""
-    execute(plan().expand(), folder, function="small_runs:queue", jobs=0)
+    execute(expand(plan()), folder, function="small_runs:queue", jobs=0)
     for policy, lengths in (("vllm", "none"), ("ecoserve", "noise:0.3"), ("ecoserve", "true")):
         for seed in range(3):
             settings = {"policy": policy, "lengths": lengths, "rate_rps": 4.0, "seed": seed, "requests": 50}
@@ -240,7 +241,7 @@ def test_no_runs_at_all(tmp_path):
 
 def test_only_failed_runs(tmp_path):
     folder = ResultFolder.create(tmp_path / "out", Meta())
-    execute(plan().expand()[:3], folder, function="small_runs:refuses", jobs=0)
+    execute(expand(plan())[:3], folder, function="small_runs:refuses", jobs=0)
     write_report(folder)
     page = page_of(folder)
     assert "3 runs failed and are missing from every figure." in page.visible
@@ -249,7 +250,7 @@ def test_only_failed_runs(tmp_path):
 
 def test_one_seed(tmp_path):
     folder = ResultFolder.create(tmp_path / "out", Meta())
-    execute(plan(seeds=4).expand(), folder, function="small_runs:queue", jobs=0)
+    execute(expand(plan(seeds=4)), folder, function="small_runs:queue", jobs=0)
     write_report(folder)
     page = page_of(folder)
     assert "in the one seed that was run: a direction, not a result" in page.visible
@@ -259,7 +260,7 @@ def test_one_seed(tmp_path):
 
 def test_recorded_arrivals(tmp_path):
     folder = ResultFolder.create(tmp_path / "out", Meta())
-    execute(plan(rates="recorded", conditions={}).expand(), folder, function="small_runs:queue", jobs=0)
+    execute(expand(plan(rates="recorded", conditions={})), folder, function="small_runs:queue", jobs=0)
     write_report(folder)
     assert "recorded arrivals" in page_of(folder).visible
 
@@ -277,7 +278,7 @@ def test_many_policies_share_the_palette(tmp_path):
     folder = ResultFolder.create(tmp_path / "out", Meta())
     names = [f"policy-{i}" for i in range(SLOTS + 3)]
     crowded = plan(policies=["vllm", "ecoserve", *names], rates=3.0, conditions={}, requests=20)
-    execute(crowded.expand(), folder, function="small_runs:queue", jobs=0)
+    execute(expand(crowded), folder, function="small_runs:queue", jobs=0)
     write_report(folder)
     assert all(name in page_of(folder).visible for name in names)
 

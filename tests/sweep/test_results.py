@@ -10,17 +10,18 @@ from pathlib import Path
 import jsonschema
 import pyarrow.parquet as pq
 import pytest
+import results_schema
 import small_runs
 import yaml
 
+from ecoserve.deprecations import SUMMARY_KEYS
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 from ecoserve.sweep import results, summary
-from ecoserve.sweep.accuracy import prediction_accuracy
 from ecoserve.sweep.environment import describe_run
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.results import ResultFolder, load_summary
-from ecoserve.sweep.rows import run_row, runs_sha256
+from ecoserve.sweep.rows import prediction_accuracy, run_row, runs_sha256
 from ecoserve.sweep.summary import Meta, RunRow, Summary
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +58,10 @@ def test_summary_fits_the_schema_of_the_repository(folder):
 
 
 def test_schema_file_and_document_are_up_to_date():
-    assert summary.SCHEMA_FILE.read_text(encoding="utf-8") == summary.schema_text(), "python -m ecoserve.sweep.summary"
-    document = (ROOT / "docs" / "results-schema.md").read_text(encoding="utf-8")
-    assert summary.fill_document(document) == document, "run python -m ecoserve.sweep.summary"
+    written = summary.SCHEMA_FILE.read_text(encoding="utf-8")
+    assert written == results_schema.schema_text(), "run python scripts/results_schema.py"
+    document = results_schema.DOCUMENT.read_text(encoding="utf-8")
+    assert results_schema.fill_document(document) == document, "run python scripts/results_schema.py"
     for name in RunRow.model_fields:
         assert f"| `{name}` |" in document
 
@@ -74,6 +76,23 @@ def test_every_key_of_a_run_is_known_to_the_schema(folder):
     }  # fmt: skip
     described = [info.description for info in RunRow.model_fields.values()]
     assert all(described)
+
+
+def test_old_keys_are_written_beside_the_new_ones_and_read_as_them(folder):
+    written = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))["runs"][0]
+    assert {old: written[old] for old in SUMMARY_KEYS} == {old: written[new] for old, new in SUMMARY_KEYS.items()}
+    assert written["kvc_used_mean"] == 0.5
+    # A record of the version before has the old keys alone.
+    file = folder.path / "runs" / f"{planned(0).key}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    old_names = {new: old for old, new in SUMMARY_KEYS.items()}
+    before = folder.summary()
+    record["row"] = {old_names.get(name, name): value for name, value in record["row"].items()}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    assert folder.summary() == before
+    assert folder.finished_row(planned(0).key)["kv_used_mean"] == 0.5
+    properties = summary.json_schema()["$defs"]["RunRow"]["properties"]
+    assert all(properties[old]["deprecated"] for old in SUMMARY_KEYS)
 
 
 def test_row_of_a_run_with_no_requests_is_whole():
@@ -189,8 +208,8 @@ def test_writing_leaves_the_old_file_whole_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_accuracy_against_hand_worked_values():
-    def row(told: float | None, true: int, **more: object) -> RequestRow:
-        return RequestRow("r", 0.0, 1, output_tokens=true, predicted_tokens=told, **more)
+    def row(predicted: float | None, true: int, **more: object) -> RequestRow:
+        return RequestRow("r", 0.0, 1, output_tokens=true, predicted_tokens=predicted, **more)
 
     rows = [row(100, 100), row(160, 100), row(400, 200), row(None, 5), row(1.0, 900, status="failed")]
     a = prediction_accuracy(rows)

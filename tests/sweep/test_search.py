@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.execute import Tally, execute
+from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.results import ResultFolder
@@ -32,7 +33,7 @@ def searched(search: Search, metric: Callable[[float, int], float | None]) -> in
     while asked := search.next():
         assert len(set(asked)) == len(asked)
         for rate, seed in asked:
-            search.tell(rate, seed, metric(rate, seed))
+            search.add(rate, seed, metric(rate, seed))
             count += 1
     return count
 
@@ -101,7 +102,7 @@ def test_more_load_that_makes_it_better_again_is_said():
     searched(search, metric)
     low, high = search.bracket()
     assert (low < 10 <= high, search.state) == (True, "found")
-    search.tell(30.0, 0, 1.0)
+    search.add(30.0, 0, 1.0)
     assert search.contrary() == ([], [30.0])
 
 
@@ -142,7 +143,7 @@ def plan_of(folder: Path, bound: str = "plain") -> SweepPlan:
 
 def run(plan: SweepPlan, out: Path, *, jobs: int = 0, resume: bool = False) -> tuple[ResultFolder, Tally]:
     folder = ResultFolder.create(out, Meta(), resume=resume)
-    tally = execute(plan.expand(), folder, function=plan.run, jobs=jobs, searches=Searches(plan))
+    tally = execute(expand(plan), folder, function=plan.run, jobs=jobs, searches=Searches(plan))
     return ResultFolder.open(out), tally
 
 
@@ -176,7 +177,7 @@ def test_twice_the_unloaded_latency(tmp_path):
     assert [(row.policy, row.rate_rps, row.seed) for row in unloaded] == [("vllm", 0.001, 0), ("vllm", 0.001, 1)]
     bound = sum(row.normalized_latency_mean_ms for row in unloaded)  # twice the mean of two
     assert all(search.at_most == pytest.approx(bound) for search in summary.searches)
-    assert bound == pytest.approx(40)  # 20 ms a token and nobody waits
+    assert bound == pytest.approx(40)  # 20 ms a token and no queueing
     assert all(search.state == "found" for search in summary.searches)
 
 
@@ -249,9 +250,9 @@ def test_a_search_at_servers_needs_the_baseline(tmp_path):
 
 def test_runs_of_a_search_are_no_runs_of_the_plan(tmp_path):
     plan = plan_of(tmp_path)
-    assert plan.expand() == []
+    assert expand(plan) == []
     both = plan.model_copy(update={"rates": [3.0]})
-    keys = {r.key for r in both.expand()}
+    keys = {r.key for r in expand(both)}
     first: list[PlannedRun] = Searches(both).begin()
     assert len(keys) == 6
     assert not keys & {r.key for r in first}
