@@ -84,16 +84,16 @@ def _print(table: Table, console: Console) -> None:
     for i in kept:
         column = table.columns[i]
         # Headings and names wrap between words, numbers do not.
-        cells = [row[i].text for row in table.rows]
-        parts = cells if column.number else [word for text in cells for word in text.split()]
+        cells = [row[i].text or "" for row in table.rows]
+        parts = cells if table.numeric[i] else [word for text in cells for word in text.split()]
         widest = max(len(text) for text in (*parts, *column.title.split()))
-        shown.add_column(column.title, justify="right" if column.number else "left", min_width=widest)
+        shown.add_column(column.title, justify="right" if table.numeric[i] else "left", min_width=widest)
     last = ""
     for group, row in table.grouped():
         if group and group != last:
             shown.add_row(f"[italic]{_plain(group)}[/italic]")
             last = group
-        shown.add_row(*(_plain(row[i].text) for i in kept))
+        shown.add_row(*(_plain(row[i].text or "") for i in kept))
     console.print(shown, soft_wrap=False)
 
 

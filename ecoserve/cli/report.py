@@ -106,8 +106,8 @@ def _print(table: Table, console: Console) -> None:
     drawn = RichTable(caption=table.caption, box=None, pad_edge=False)
     if table.groups:
         drawn.add_column(table.group_title)
-    for column in columns:
-        drawn.add_column(column.title, justify="right" if column.number else "left", no_wrap=True)
+    for column, numeric in zip(columns, table.numeric, strict=False):
+        drawn.add_column(column.title, justify="right" if numeric else "left", no_wrap=True)
     before = ""
     for group, row in table.grouped():
         cells = [cell.text for cell in row[: len(columns)]]

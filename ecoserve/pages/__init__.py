@@ -1,37 +1,11 @@
-"""Pages that open offline: what every HTML report of ours is made of.
+"""HTML reports that open offline: plain tables, plots and sections, rendered by one Jinja2 template."""
 
-A report describes itself as plain parts (:mod:`parts`, :mod:`tables`, :mod:`figures`); :func:`render_page` makes one
-file of them: style, script, Plotly and data inside, both themes, every plot's data one click away, no network request.
-"""
-
-from ecoserve.pages.figures import SLOTS, Figure, LegendEntry, Panel, plain, spec
-from ecoserve.pages.numbers import NOTHING, signed, write, write_change
-from ecoserve.pages.page import TEMPLATES, Page, glued, render_page, script_json
-from ecoserve.pages.parts import Answer, Section, Statement, Tile, Tone
-from ecoserve.pages.tables import Cell, Column, Table
+from ecoserve.pages.numbers import NOTHING, signed, write, write_change, write_range
+from ecoserve.pages.page import TEMPLATES, BuiltSection, Page, Section, Statement, Tile, render_page
+from ecoserve.pages.plots import Figure, Panel, plain
+from ecoserve.pages.tables import Cell, Column, Table, Tone
 
 __all__ = [
-    "NOTHING",
-    "SLOTS",
-    "TEMPLATES",
-    "Answer",
-    "Cell",
-    "Column",
-    "Figure",
-    "LegendEntry",
-    "Page",
-    "Panel",
-    "Section",
-    "Statement",
-    "Table",
-    "Tile",
-    "Tone",
-    "glued",
-    "plain",
-    "render_page",
-    "script_json",
-    "signed",
-    "spec",
-    "write",
-    "write_change",
-]
+    "NOTHING", "TEMPLATES", "BuiltSection", "Cell", "Column", "Figure", "Page", "Panel", "Section", "Statement",
+    "Table", "Tile", "Tone", "plain", "render_page", "signed", "write", "write_change", "write_range",
+]  # fmt: skip

@@ -1,16 +1,18 @@
-"""How a number is written for people: three significant digits, its unit, a real minus sign."""
+"""Number formatting of every report: three significant digits, a unit, a real minus sign."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: What stands where there is no number.
+#: Shown where there is no number.
 NOTHING: Final = "–"
 _MINUS: Final = "−"
 
 
-def write(value: float, unit: str = "") -> str:
-    """A number for people, with its unit: ``11.1 s``, ``34.2 ms/token``, ``1,234``, ``67 %``."""
+def write(value: float | None, unit: str = "") -> str:
+    """A number with its unit: ``11.1 s``, ``34.2 ms/token``, ``1,234``, ``67 %`` (unit ``share``), ``–`` for None."""
+    if value is None:
+        return NOTHING
     if unit == "share":
         return f"{digits(100 * value)} %"
     if unit == "ms" and abs(value) >= 1000:
@@ -18,8 +20,13 @@ def write(value: float, unit: str = "") -> str:
     return f"{digits(value, count=not unit)} {unit}".rstrip()
 
 
+def write_range(low: float | None, high: float | None, unit: str = "") -> str:
+    """An interval: ``76.1 % to 78.9 %``; empty where it is unknown."""
+    return "" if low is None or high is None else f"{write(low, unit)} to {write(high, unit)}"
+
+
 def write_change(relative: float, *, sign: bool = True) -> str:
-    """A relative difference: ``−71 %``, ``+3.2 %``; huge ones as a factor: ``12 x``."""
+    """A relative difference: ``−71 %``, ``+3.2 %``; from +200 % on as a factor: ``12.0×``."""
     if relative >= 2:
         return f"{digits(1 + relative)}×"
     percent = 100 * relative
@@ -37,7 +44,7 @@ def signed(value: float, unit: str = "") -> str:
 
 
 def digits(value: float, *, count: bool = False) -> str:
-    """Three significant digits, never fewer than the integer part, thousands apart; whole counts without decimals."""
+    """Three significant digits, at least the integer part, thousands separated; whole counts without decimals."""
     size = abs(value)
     if size == 0:
         return "0"

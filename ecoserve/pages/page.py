@@ -1,75 +1,110 @@
-"""One HTML file that opens offline, for people who have never seen the project.
+"""A report as one HTML file that opens offline.
 
-The page is a Jinja2 template with everything inline: style, script, Plotly, data. A content security policy inside the
-page forbids every request, so that none can creep in. Text is escaped by the template engine, data by
-:func:`script_json`.
+Style, script, Plotly and data are inline, and a content security policy in the file forbids every request. Text is
+escaped by Jinja2, data by :func:`script_json`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from ecoserve.pages.parts import Answer, Section
+from ecoserve.pages.plots import Figure
+from ecoserve.pages.tables import Table, Tone
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
+Data = TypeVar("Data")
 
 
-@dataclass(slots=True)
-class Page:
-    """What a page says, from top to bottom.
+class Statement(NamedTuple):
+    """One finding of the first screen: what it is about, and the sentences."""
 
-    Attributes:
-        kind: what sort of page it is: ``"ecoserve report"``.
-        title: its title.
-        subtitle: pieces of the line beneath: where the data is from, when, on what.
-        answer: the first screen.
-        sections: what follows, in order; empty ones are only named on the first screen.
-        source_missing: how the list of what is missing begins: ``"Not in this folder"``.
-        glossary: words that a newcomer meets on the page, with their meaning.
-        facts: name and value of what ran where, for the last section.
-        facts_title: title of that section.
-        commands: command lines that made the page.
-        attachments: (title, text) of what can be unfolded in the last section.
-        closing: the last paragraph.
-        banner: (first words, text) of what must be known before anything is read.
-        notes: further notes of that kind.
-        version: ecoserve's version.
+    heading: str
+    text: str
+    tone: Tone = ""
+
+
+class Tile(NamedTuple):
+    """One number of the first screen."""
+
+    value: str
+    label: str
+    beneath: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltSection:
+    """A section of a page with its tables and figures."""
+
+    id: str
+    title: str
+    text: str
+    tables: list[Table]
+    figures: list[Figure]
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section(Generic[Data]):
+    """A section of a report: anchor, title, one sentence, and the functions that make its tables and figures.
+
+    ``missing`` names it on the first screen where no part has anything to show.
     """
+
+    id: str
+    title: str
+    text: str
+    parts: Sequence[Callable[[Data], Table | Figure | None]]
+    missing: str = ""
+
+    def build(self, data: Data) -> BuiltSection:
+        """Run the parts; those that return None are left out."""
+        parts = [part(data) for part in self.parts]
+        tables = [part for part in parts if isinstance(part, Table)]
+        figures = [part for part in parts if isinstance(part, Figure)]
+        return BuiltSection(self.id, self.title, self.text, tables, figures, self.missing)
+
+
+@dataclass(slots=True, kw_only=True)
+class Page:
+    """What a page says, from top to bottom; the template is ``page.html.j2``."""
 
     kind: str
     title: str
-    subtitle: list[str]
-    answer: Answer
-    sections: list[Section]
-    source_missing: str
-    glossary: tuple[tuple[str, str], ...]
-    facts: list[tuple[str, str]]
-    facts_title: str
-    commands: list[str] = field(default_factory=list)
-    attachments: list[tuple[str, str]] = field(default_factory=list)
-    closing: str = ""
+    #: pieces of the line below the title
+    subtitle: Sequence[str]
+    #: what must be known before anything is read: first words, text
     banner: tuple[str, str] | None = None
-    notes: list[str] = field(default_factory=list)
-    version: str = ""
+    notes: Sequence[str] = ()
+    headline: str
+    tiles: Sequence[Tile] = ()
+    statements: Sequence[Statement] = ()
+    #: empty ones are only named on the first screen, after these words
+    sections: Sequence[BuiltSection]
+    missing_title: str
+    #: term and meaning
+    glossary: Sequence[tuple[str, str]] = ()
+    #: name and value of what ran where
+    facts: Sequence[tuple[str, str]]
+    facts_title: str
+    commands: Sequence[str] = ()
+    #: title and text of what can be unfolded in the last section
+    attachments: Sequence[tuple[str, str]] = ()
+    closing: str = ""
+    version: str = field(default="")
 
 
-def render_page(page: Page, *, template: str = "page.html.j2", folder: Path | None = None, **more: Any) -> str:
-    """The whole page as text.
-
-    Args:
-        page: what it says.
-        template: a template that extends ``page.html.j2``, where a report has something of its own.
-        folder: where that template lives.
-        more: what that template needs besides.
-    """
+def render_page(page: Page) -> str:
+    """The whole page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader([*([folder] if folder else []), TEMPLATES]),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -78,15 +113,13 @@ def render_page(page: Page, *, template: str = "page.html.j2", folder: Path | No
     )
     environment.filters["glued"] = glued
     figures = [figure for section in page.sections for figure in section.figures]
-    return environment.get_template(template).render(
+    specs = {f"{figure.id}-{i}": panel.spec for figure in figures for i, panel in enumerate(figure.panels)}
+    return environment.get_template("page.html.j2").render(
         page=page,
-        sections=[section for section in page.sections if not section.empty],
-        missing=[section.missing for section in page.sections if section.empty and section.missing],
-        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        sections=[section for section in page.sections if section.tables or section.figures],
+        missing=[s.missing for s in page.sections if s.missing and not s.tables and not s.figures],
         plotly=_plotly() if figures else "",
-        data=script_json({panel.id: panel.spec for figure in figures for panel in figure.panels}),
-        **more,
+        data=script_json(specs),
     )
 
 

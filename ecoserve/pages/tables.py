@@ -1,69 +1,116 @@
-"""Tables of a page: what is shown, and the same as CSV with full numbers."""
+"""Tables of a report: for the page, for the terminal, and as CSV with full precision."""
 
 from __future__ import annotations
 
 import csv
 import io
 from base64 import b64encode
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from ecoserve.pages.numbers import write
 
 Tone = Literal["", "good", "bad", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: the text shown, a smaller line beneath, the number behind it, and its tone."""
+    """A cell: its value (the CSV has it), the text shown, a smaller second line, and a tone.
 
-    text: str
+    Without ``text`` a number is written in the unit of its column.
+    """
+
+    value: float | str | None
+    text: str | None = None
     beneath: str = ""
-    raw: float | str | None = None
     tone: Tone = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column; ``note`` explains it to a newcomer."""
+    """A column: its title, an explanation shown on hover, and the unit of its numbers (not shown in the title)."""
 
     title: str
     note: str = ""
-    number: bool = True
+    unit: str = ""
 
 
-@dataclass(slots=True)
+#: Values (numbers, text, None) or cells.
+Row: TypeAlias = Sequence[Any]
+
+
 class Table:
     """A table with a caption; the first cell of each row is its header.
 
-    ``groups`` names the group of every row, where rows have one: a heading in the page, a first column in the CSV,
-    which is called ``group_title`` there. A ``folded`` table is shown when it is asked for, and printed never.
+    Args:
+        name: the name of its CSV file.
+        caption: one or two sentences.
+        columns: titles, or columns with a note or a unit.
+        rows: values or cells.
+        groups: the group of each row: a heading on the page, the first column of the CSV.
+        group_title: title of that first column.
+        folded: hidden on the page until it is opened.
     """
 
-    name: str
-    caption: str
-    columns: list[Column]
-    rows: list[list[Cell]] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    group_title: str = "Group"
-    folded: bool = False
+    def __init__(
+        self,
+        name: str,
+        caption: str,
+        columns: Iterable[Column | str],
+        rows: Iterable[Row] = (),
+        *,
+        groups: Iterable[str] | None = None,
+        group_title: str = "Group",
+        folded: bool = False,
+    ) -> None:
+        self.name, self.caption, self.group_title, self.folded = name, caption, group_title, folded
+        self.columns = [Column(c) if isinstance(c, str) else c for c in columns]
+        self.rows: list[list[Cell]] = []
+        self.groups: list[str] = []
+        names = [] if groups is None else list(groups)
+        for i, row in enumerate(rows):
+            self.add(row, names[i] if names else "")
 
-    def csv(self) -> str:
-        """The table with full numbers, for a spreadsheet."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        head = [self.group_title] if self.groups else []
-        writer.writerow([*head, *(_harmless(column.title) for column in self.columns)])
-        for group, row in self.grouped():
-            cells = [_harmless(cell.text if cell.raw is None else cell.raw) for cell in row]
-            writer.writerow([*([_harmless(group)] if self.groups else []), *cells])
-        return out.getvalue()
+    def add(self, row: Row, group: str = "") -> None:
+        """Append a row."""
+        self.rows.append([self._cell(value, column) for value, column in zip(row, self.columns, strict=True)])
+        if group:
+            self.groups.append(group)
+
+    @staticmethod
+    def _cell(value: Cell | float | str | None, column: Column) -> Cell:
+        cell = value if isinstance(value, Cell) else Cell(value)
+        if cell.text is not None:
+            return cell
+        return replace(cell, text=cell.value if isinstance(cell.value, str) else write(cell.value, column.unit))
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it holds numbers (which are right-aligned)."""
+        values = ([row[i].value for row in self.rows] for i in range(len(self.columns)))
+        return [
+            any(isinstance(v, float | int) for v in column) or set(column) <= {None} for column in map(list, values)
+        ]
 
     def grouped(self) -> list[tuple[str, list[Cell]]]:
-        """Every row with the name of its group ("" where there are none)."""
+        """Every row with the name of its group ("" if there are none)."""
         return list(zip(self.groups or [""] * len(self.rows), self.rows, strict=True))
+
+    def csv(self) -> str:
+        """The table with full precision."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        titles = [column.title for column in self.columns]
+        writer.writerow([_harmless(text) for text in ([self.group_title, *titles] if self.groups else titles)])
+        for group, row in self.grouped():
+            values = [cell.text or "" if cell.value is None else cell.value for cell in row]
+            writer.writerow([_harmless(value) for value in ([group, *values] if self.groups else values)])
+        return out.getvalue()
 
     @property
     def csv_uri(self) -> str:
-        """The CSV as a ``data:`` address, so that a download needs no network."""
+        """The CSV as a ``data:`` URI, so that a download needs no request."""
         return f"data:text/csv;charset=utf-8;base64,{b64encode(self.csv().encode()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""A comparison for people: sentences, tables, and the page made of them."""
+"""A comparison of two result folders in words: sentences, tables, and the page made of them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.files import write_atomically
-from ecoserve.pages import Answer, Cell, Column, Page, Section, Statement, Table, Tone, render_page, write, write_change
+from ecoserve.pages import (
+    Cell,
+    Column,
+    Page,
+    Section,
+    Statement,
+    Table,
+    Tone,
+    render_page,
+    write,
+    write_change,
+)
 from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.comparing import MARGIN, Comparison, Difference
 from ecoserve.sweep.results import ResultFolder
 
 _CLOSING: Final = (
     "Intervals are at 95 %. “Lower” and “higher” are only said where the interval excludes zero and the difference is "
-    f"at least 1 %; “no difference” where all of the interval is within ±{100 * MARGIN:g} %; otherwise nothing can be "
-    "told, and more seeds or requests would tell."
+    f"at least 1 %; “no difference” where all of the interval is within ±{100 * MARGIN:g} %; otherwise the result is "
+    "open, and more seeds or requests would help."
 )
-_COLUMNS: Final = [
-    Column("Metric", number=False),
-    Column("A"),
-    Column("B"),
-    Column("B against A"),
-    Column("95 % interval"),
-    Column("Verdict", number=False),
-    Column("From", "How the interval was made.", number=False),
-]
+_COLUMNS: Final = (
+    "Metric", "A", "B", "B against A", "95 % interval", "Verdict", Column("From", "How the interval was made."),
+)  # fmt: skip
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -60,18 +65,16 @@ def change(difference: Difference) -> str:
 def overall_table(comparison: Comparison) -> Table:
     """Each metric over all settings."""
     count = len(comparison.settings)
-    table = Table("overall", f"B against A over {count} setting{'' if count == 1 else 's'}.", list(_COLUMNS))
-    table.rows += [_row(d) for d in comparison.overall]
-    return table
+    caption = f"B against A over {count} setting{'' if count == 1 else 's'}."
+    return Table("overall", caption, _COLUMNS, [_row(d) for d in comparison.overall])
 
 
 def settings_table(comparison: Comparison) -> Table:
     """Each metric of each setting."""
-    table = Table("settings", "B against A, setting by setting.", list(_COLUMNS), group_title="Setting")
+    table = Table("settings", "B against A, setting by setting.", _COLUMNS, group_title="Setting")
     for setting in comparison.settings:
         for difference in setting.differences:
-            table.rows.append(_row(difference))
-            table.groups.append(name_of(setting.name))
+            table.add(_row(difference), name_of(setting.name))
     return table
 
 
@@ -99,6 +102,17 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+_SECTIONS: Final[tuple[Section[Comparison], ...]] = (
+    Section(
+        "overall",
+        "Metric by metric",
+        "Means over settings and seeds; differences are means of relative differences.",
+        [overall_table],
+    ),
+    Section("settings", "Setting by setting", "Matched by setting and seed.", [settings_table]),
+)
+
+
 def write_page(comparison: Comparison, a: ResultFolder, b: ResultFolder, path: Path) -> Path:
     """Write the comparison as one HTML file that opens offline."""
     first, *rest = sentences(comparison)
@@ -106,18 +120,10 @@ def write_page(comparison: Comparison, a: ResultFolder, b: ResultFolder, path: P
         kind="ecoserve comparison",
         title=f"{b.meta.title}: B against A" if a.meta.title == b.meta.title else f"{b.meta.title} / {a.meta.title}",
         subtitle=[f"A: {a.path.name}", f"B: {b.path.name}"],
-        answer=Answer(first, statements=[Statement(*_split(text)) for text in rest]),
-        sections=[
-            Section(
-                "overall",
-                "Metric by metric",
-                "Means over settings and seeds; differences are means of relative differences.",
-                (overall_table(comparison),),
-            ),
-            Section("settings", "Setting by setting", "Matched by setting and seed.", (settings_table(comparison),)),
-        ],
-        source_missing="Not in these folders",
-        glossary=(),
+        headline=first,
+        statements=[Statement(*_split(text)) for text in rest],
+        sections=[section.build(comparison) for section in _SECTIONS],
+        missing_title="Not in these folders",
         facts=[fact for name, folder in (("A", a), ("B", b)) for fact in _facts(name, folder)],
         facts_title="What was compared",
         commands=[*a.meta.commands, *b.meta.commands],
@@ -127,17 +133,17 @@ def write_page(comparison: Comparison, a: ResultFolder, b: ResultFolder, path: P
     return write_atomically(path, render_page(page).encode())
 
 
-def _row(d: Difference) -> list[Cell]:
+def _row(d: Difference) -> list[Cell | str]:
     tone: Tone = "quiet" if d.better is None else "good" if d.better else "bad"
     unit = _unit(d.metric)
     return [
-        Cell(_title(d)),
-        Cell(write(d.a, unit), raw=d.a),
-        Cell(write(d.b, unit), raw=d.b),
-        Cell(write_change(d.relative), raw=d.relative),
-        Cell(_interval(d)),
+        _title(d),
+        Cell(d.a, write(d.a, unit)),
+        Cell(d.b, write(d.b, unit)),
+        Cell(d.relative, write_change(d.relative)),
+        _interval(d),
         Cell(d.verdict, tone=tone),
-        Cell(f"{d.method}, {d.seeds} seeds" if d.seeds > 1 else d.method),
+        f"{d.method}, {d.seeds} seeds" if d.seeds > 1 else d.method,
     ]
 
 

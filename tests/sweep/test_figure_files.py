@@ -8,34 +8,31 @@ from pathlib import Path
 import pytest
 import small_runs
 from test_cli import call
-from test_reporting import FULL
+from test_reporting import FULL, report_of
 
 from ecoserve.cli import report
 from ecoserve.errors import ConfigError
-from ecoserve.pages import Section, spec
+from ecoserve.pages import BuiltSection, plots
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.reporting.accuracy_figure import accuracy_figures
-from ecoserve.sweep.reporting.figure_axes import resolved
-from ecoserve.sweep.reporting.figures import Style
-from ecoserve.sweep.reporting.knob_figure import accuracy_map
+from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
+from ecoserve.sweep.reporting.map_figures import accuracy_map
+from ecoserve.sweep.reporting.metrics import NORMALIZED
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
-from ecoserve.sweep.reporting.settings import Settings
 from ecoserve.sweep.reporting.tables import settings_table
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta
 
 pytest.importorskip("matplotlib")
-from ecoserve.sweep.reporting.figure_files import palette, write_figures
+from ecoserve.pages.figure_files import palette, resolved, write_figures
 
 
-def sections() -> list[Section]:
+def sections() -> list[BuiltSection]:
     more = [r.model_copy(update={"rate_rps": 16.0}) for r in FULL if r.condition == "pressure"]
-    settings = Settings([*FULL, *more])
-    style = Style.of(settings)
-    table = settings_table("virtual", "All.", settings, settings.loads)
-    found = [accuracy_figures(settings, style)[0], pressure_figure(settings, style), accuracy_map(settings)]
-    assert table is not None
-    return [Section("a", "A", "", (table,), tuple(f for f in found if f is not None))]
+    report = report_of([*FULL, *more])
+    table = settings_table("virtual", "All.", report, report.loads)
+    accuracy = accuracy_figure(report, NORMALIZED, "accuracy-latency")
+    found = [accuracy, pressure_figure(report), accuracy_map(report)]
+    return [BuiltSection("a", "A", "", [table], found)]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +72,7 @@ def test_tables_are_those_of_the_page(written):
 
 
 def test_the_same_results_give_the_same_files(written, tmp_path):
-    again = write_figures([Section("a", "A", "", (), (sections()[0].figures[2],))], tmp_path)
+    again = write_figures([BuiltSection("a", "A", "", [], [sections()[0].figures[2]])], tmp_path)
     for file in again:
         assert file.read_bytes() == next(w for w in written if w.name == file.name).read_bytes()
 
@@ -86,7 +83,7 @@ def test_a_choice_is_made_as_the_page_makes_it():
         "a": {"title": "A", "range": [0.0, 1.0], "tickformat": ".0%"},
         "b": {"title": "B", "range": [9.0, 5.0], "tickformat": ""},
     }
-    plot = spec([{"mode": "lines", "meta": {"slot": 1, "by": by}}], {"meta": {"measures": measures}})
+    plot = plots.panel([plots.line([], [], 1, by=by)], "", x="", y="", meta={"measures": measures}).spec
     assert resolved(plot, None)["data"][0]["x"] == [0.0, 0.5, 1.0]
     chosen = resolved(plot, "b")
     assert chosen["data"][0]["y"] == [8]

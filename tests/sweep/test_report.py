@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import small_runs
 
-from ecoserve.pages import SLOTS, TEMPLATES, glued, script_json
+from ecoserve.pages import TEMPLATES
+from ecoserve.pages.plots import SLOTS
 from ecoserve.sweep.execute import execute
 from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
@@ -283,18 +284,6 @@ def test_many_policies_share_the_palette(tmp_path):
     assert all(name in page_of(folder).visible for name in names)
 
 
-def test_script_json_cannot_leave_its_element():
-    value = {"a": "</script><!-- & \u2028"}
-    text = script_json(value)
-    assert not re.search(r"[<>&\u2028]", text)
-    assert json.loads(text) == value
-
-
-def test_numbers_and_units_stay_together():
-    assert glued("81 % lower, 95 % interval") == "81\u00a0% lower, 95\u00a0% interval"
-    assert glued("16.0 s and 12 seeds") == "16.0\u00a0s and 12 seeds"
-
-
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -325,4 +314,4 @@ def test_a_browser_draws_every_plot_and_has_nothing_to_complain_about(full, tmp_
 
 def test_templates_are_shipped_with_the_package():
     names = {file.name for file in Path(TEMPLATES).iterdir()}
-    assert names == {"page.html.j2", "page.css", "page.js"}
+    assert names == {"page.html.j2", "macros.html.j2", "page.css", "page.js"}

@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
-from ecoserve.pages import Cell, Column, Table, write, write_change
+from ecoserve.pages import Cell
 from ecoserve.serving.runs import EngineTotals, RunResult
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figures
-from ecoserve.sweep.reporting.answer import answer
-from ecoserve.sweep.reporting.figures import Style
+from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figure
+from ecoserve.sweep.reporting.answer import TILES, headline
 from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, write_comparison
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
-from ecoserve.sweep.reporting.settings import Load, Settings
+from ecoserve.sweep.reporting.report_data import ReportData
+from ecoserve.sweep.reporting.settings import Load
+from ecoserve.sweep.reporting.statements import STATEMENTS
 from ecoserve.sweep.reporting.tables import predictor_table, settings_table
 from ecoserve.sweep.rows import run_row
 from ecoserve.sweep.statistics import paired
@@ -62,11 +63,15 @@ FULL = [
 ]
 
 
+def report_of(runs: list[RunRow], **more: object) -> ReportData:
+    return ReportData(Summary(runs=runs, **more))
+
+
 def say(runs: list[RunRow], **more: object) -> str:
-    summary = Summary(runs=runs, **more)
-    said = answer(summary, Settings(runs, summary.meta.baseline_policy))
-    tiles = [f"{tile.value} {tile.label} {tile.beneath}" for tile in said.tiles]
-    return "\n".join([said.headline, *tiles, *(f"{s.heading}: {s.text}" for s in said.statements)])
+    report = report_of(runs, **more)
+    tiles = [f"{tile.value} {tile.label} {tile.beneath}" for make in TILES if (tile := make(report))]
+    statements = [f"{s.heading}: {s.text}" for make in STATEMENTS if (s := make(report))]
+    return "\n".join([headline(report), *tiles, *statements])
 
 
 def test_headline_says_gain_and_where_there_is_none():
@@ -161,8 +166,8 @@ def test_engine_runs_are_a_statement_of_their_own():
 def test_pressure_is_measured_where_it_can_be():
     def kind(**more: object) -> str:
         runs = rows("vllm", "none", 1.0, **more)
-        settings = Settings(runs)
-        return settings.pressure(settings.loads[0])
+        report = report_of(runs)
+        return report.pressure(report.loads[0])
 
     assert kind(kv_demand_peak=1.3) == "pressure"
     assert kind(kv_demand_peak=0.7) == "no pressure"
@@ -173,21 +178,21 @@ def test_pressure_is_measured_where_it_can_be():
 
 
 def test_settings_gather_seeds():
-    settings = Settings(FULL)
+    report = report_of(FULL)
     load = Load("virtual", "pressure", 8.0)
-    assert [s.name for s in settings.under(load)] == [
+    assert [s.name for s in report.under(load)] == [
         "vLLM default",
         "ecoserve, predicted lengths (encoder)",
         "ecoserve, length error σ = 1",
         "ecoserve, no prediction",
         "ecoserve, true lengths (oracle)",
     ]
-    assert settings.baseline_of(load).values(NORMALIZED.key) == BASE
+    assert report.baseline_of(load).values(NORMALIZED.key) == BASE
 
 
 def test_accuracy_axis_holds_measured_and_perfect_accuracy():
-    settings = Settings(FULL)
-    (latency,) = [f for f in accuracy_figures(settings, Style.of(settings)) if f.id == "accuracy-latency"]
+    report = report_of(FULL)
+    latency = accuracy_figure(report, NORMALIZED, "accuracy-latency")
     (panel,) = latency.panels
     predicted, noisy = (t for t in panel.spec["data"] if "by" in t.get("meta", {}))
     assert predicted["x"] == [0.6, 1.0], "an error of one kind, and the truth"
@@ -209,73 +214,44 @@ def test_errors_in_tokens_run_backwards_so_that_better_is_right():
         *rows("ecoserve", "noise:1", 0.7, prediction_kendall_tau=0.3, prediction_mae_tokens=90.0),
         *rows("ecoserve", "true", 0.2),
     ]
-    settings = Settings(runs)
-    (panel,) = accuracy_figures(settings, Style.of(settings))[0].panels
+    (panel,) = accuracy_figure(report_of(runs), NORMALIZED, "accuracy-latency").panels
     left, right = panel.spec["layout"]["meta"]["measures"]["prediction_mae_tokens"]["range"]
     assert left > 90 > 0 > right
 
 
 def test_pressure_figure_shows_intervals_and_verdicts():
-    settings = Settings(FULL)
-    figure = pressure_figure(settings, Style.of(settings))
+    report = report_of(FULL)
+    figure = pressure_figure(report)
     data = figure.panels[0].spec["data"]
     assert [t["x"][0] for t in data] == pytest.approx([-60, -20, -75, 0], abs=0.3)
     assert [t["marker"]["symbol"] for t in data] == ["circle", "circle", "circle", "circle-open"]
     assert [row[-1].text for row in figure.table.rows][-1] == "no difference shown"
-    assert pressure_figure(Settings(rows("vllm", "none", 1.0)), Style.of(settings)) is None
+    assert pressure_figure(report_of(rows("vllm", "none", 1.0))) is None
 
 
 def test_settings_table_has_levels_ranges_and_verdicts():
-    settings = Settings(FULL)
-    table = settings_table("t", "c", settings, settings.loads)
+    report = report_of(FULL)
+    table = settings_table("t", "c", report, report.loads)
     assert [c.title for c in table.columns][:2] == ["Setting", "Normalized latency (ms/token)"]
     ours = table.rows[1]
-    assert ours[1] == Cell("60.0", "39.9 to 80.2", pytest.approx(60.03, abs=0.01), "")
+    assert ours[1] == Cell(pytest.approx(60.03, abs=0.01), "60.0", "39.9 to 80.2")
     assert (ours[-2].text, ours[-2].tone) == ("−60 % · better", "good")
     assert table.groups == ["8 requests/s, pressure"] * 5 + ["8 requests/s, no-pressure"] * 2
     parsed = list(csv.reader(io.StringIO(table.csv())))
     assert parsed[0][:2] == ["Load", "Setting"]
     assert float(parsed[2][2]) == pytest.approx(60.03, abs=0.01)
-    assert settings_table("t", "c", settings, []) is None
+    assert settings_table("t", "c", report, []) is None
 
 
-def test_predictor_table_is_best_first_and_omits_what_nobody_measured():
-    table = predictor_table(
-        {"constant-median": PredictorRow(rows=5, mae_tokens=80), "encoder": PredictorRow(rows=5, mae_tokens=40.04)}
-    )
-    assert [row[0].raw for row in table.rows] == ["encoder", "constant-median"]
+def test_predictor_table_is_best_first_and_omits_what_was_not_measured():
+    predictors = {
+        "constant-median": PredictorRow(rows=5, mae_tokens=80),
+        "encoder": PredictorRow(rows=5, mae_tokens=40.04),
+    }
+    table = predictor_table(report_of([], predictor=predictors))
+    assert [row[0].value for row in table.rows] == ["encoder", "constant-median"]
     assert [c.title for c in table.columns] == ["Predictor", "Mean error", "Requests"]
-    assert predictor_table({}) is None
-
-
-def test_csv_does_not_run_in_a_spreadsheet():
-    table = Table("t", "c", [Column("=a")], [[Cell("=HYPERLINK(1)")], [Cell("x", raw=-1.5)]])
-    assert table.csv() == "'=a\n'=HYPERLINK(1)\n-1.5\n"
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (0, "", "0"), (1234567, "", "1,234,567"), (2.0, "", "2"), (92.333, "", "92.3"), (0.3333, "", "0.333"),
-        (11100, "ms", "11.1 s"), (999, "ms", "999 ms"), (0.0042, "ms", "0.004 ms"),
-        (34.21, "ms/token", "34.2 ms/token"), (20.0, "ms/token", "20.0 ms/token"), (0.671, "share", "67.1 %"),
-        (1844.4, "tokens/s", "1,844 tokens/s"),
-        (-5, "", "−5"), (0.00001, "", "1.0e-05"), (99.96, "ms", "100 ms"), (9.999, "", "10.0"),
-    ],
-)  # fmt: skip
-def test_numbers_for_people(value, unit, text):
-    assert write(value, unit) == text
-
-
-@pytest.mark.parametrize(
-    ("relative", "text"),
-    [
-        (-0.714, "−71 %"), (0.032, "+3.2 %"), (0.0, "0 %"), (-0.0001, "0 %"), (0.0995, "+10 %"), (11.0, "12.0×"),
-        (1.5, "+150 %"),
-    ],
-)  # fmt: skip
-def test_changes_for_people(relative, text):
-    assert write_change(relative) == text
+    assert predictor_table(report_of([])) is None
 
 
 def test_columns_have_one_unit():

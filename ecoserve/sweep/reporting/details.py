@@ -1,6 +1,6 @@
-"""What lies behind the runs of a folder: their requests and their KV over time, read when a plot asks for them.
+"""The rows behind the runs of a folder: requests and KV use over time, read when a plot asks for them.
 
-A summary alone has none of it, and neither has a folder that was written before; plots then leave themselves out.
+A summary alone has none, nor has a folder of an older version; plots that need them are then left out.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ _COLUMNS: Final = (
 
 
 class Details:
-    """Rows behind the runs.
-
-    Args:
-        folder: where they lie; None: there are none.
-    """
+    """Rows behind the runs of ``folder``; without a folder there are none."""
 
     def __init__(self, folder: ResultFolder | None = None) -> None:
         self._folder = folder
@@ -35,7 +31,7 @@ class Details:
         self._requests: dict[str, dict[str, Column]] = {}
 
     def requests(self, run: RunRow) -> dict[str, Column] | None:
-        """The accepted requests of a run, column by column, NaN where there is no value; None if they are not there.
+        """The accepted requests of a run, column by column, NaN where there is no value; None if there are none.
 
         Raises:
             InputError: if their file is damaged.
@@ -52,12 +48,12 @@ class Details:
         return self._requests[run.run]
 
     def together(self, runs: Sequence[RunRow], name: str) -> Column:
-        """One column of all these runs, end to end; empty if they are not there."""
+        """One column of all these runs, concatenated."""
         parts = [found[name] for run in runs if (found := self.requests(run)) is not None]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def kv(self, run: RunRow) -> list[KVPoint]:
-        """KV over time of a run; empty if it is not there.
+        """KV use over time of a run; may be empty.
 
         Raises:
             InputError: if its file is damaged.
@@ -65,5 +61,5 @@ class Details:
         return [] if self._folder is None else self._folder.kv(run.run)
 
     def settings(self, run: RunRow) -> Mapping[str, Any]:
-        """What the run function was given; empty if nobody knows."""
+        """The settings of a run; empty if unknown."""
         return self._settings.get(run.run, {})

@@ -1,4 +1,4 @@
-"""Who pays: latency by the length of the answer and of the prompt, under the main load."""
+"""Latency by the length of the answer and of the prompt, under the main load."""
 
 from __future__ import annotations
 
@@ -8,44 +8,37 @@ from typing import Final
 
 import numpy as np
 
-from ecoserve.pages import Cell, Column, Figure, Panel, Table, plain, spec, write
-from ecoserve.sweep.reporting.choice import cast
-from ecoserve.sweep.reporting.details import Column as Values
-from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.figures import Style, choosable, dash_of, whiskers
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, TTFT, Metric
-from ecoserve.sweep.reporting.settings import Setting, Settings
+from ecoserve.pages import Cell, Figure, Table, plain, plots, write, write_range
+from ecoserve.sweep.reporting.details import Column, Details
+from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, TTFT
+from ecoserve.sweep.reporting.report_data import ReportData
+from ecoserve.sweep.reporting.settings import Setting
+from ecoserve.sweep.reporting.traces import setting_line, y_choices
 from ecoserve.sweep.statistics import Spread, spread
 
 #: Bands hold these shares of the requests, shortest first.
 _CUTS: Final = (0.25, 0.5, 0.75, 0.9)
 #: Metric, the column of a request, and what turns it into the metric's column unit.
-_SHOWN: Final[tuple[tuple[Metric, str, float], ...]] = (
-    (NORMALIZED, "normalized_latency_s", 1e3),
-    (JCT, "e2el_s", 1.0),
-    (TTFT, "ttft_s", 1e3),
-)
+_SHOWN: Final = ((NORMALIZED, "normalized_latency_s", 1e3), (JCT, "e2el_s", 1.0), (TTFT, "ttft_s", 1e3))
 _LENGTHS: Final = (("output_tokens", "the answer"), ("prompt_tokens", "the prompt"))
 
 
-def fairness_figure(settings: Settings, style: Style, details: Details) -> Figure | None:
-    """Latency by length band, one line per setting; None where the requests are not there."""
-    rows = [s for s in cast(settings) if any(details.requests(run) is not None for run in s.runs)]
-    if not rows:
-        return None
+def fairness_figure(report: ReportData) -> Figure | None:
+    """One line per setting; None without rows of requests."""
+    details = report.details
+    rows = [s for s in report.cast if any(details.requests(run) is not None for run in s.runs)]
     table = Table(
         "fairness",
-        "Latency by the length of the answer and of the prompt; beneath, from the lowest to the highest seed.",
-        [Column("Setting", number=False), Column("Metric", number=False), *(Column(f"Band {i + 1}") for i in range(5))],
+        "Latency by the length of the answer and of the prompt; below, from the lowest to the highest seed.",
+        ["Setting", "Metric", *(f"Band {i + 1}" for i in range(5))],
         group_title="Bands",
     )
     panels = []
-    for number, (key, title) in enumerate(_LENGTHS):
+    for key, title in _LENGTHS:
         edges = _edges(details.together([run for s in rows for run in s.runs], key))
         if len(edges) < 3:
             continue
         names = [f"{int(a) + 1:,}–{int(b):,}" for a, b in pairwise(edges)]
-        group = f"Tokens of {title}: {'; '.join(names)}"
         traces, spoken = [], []
         for s in rows:
             by = {}
@@ -53,51 +46,29 @@ def fairness_figure(settings: Settings, style: Style, details: Details) -> Figur
                 levels = _bands(s, details, key, edges, column, scale)
                 known = [(name, level) for name, level in zip(names, levels, strict=True) if level is not None]
                 means = [level.mean for _, level in known]
-                by[metric.key] = {
-                    "x": [name for name, _ in known],
-                    "y": means,
-                    "error_y": whiskers(means, [x.low for _, x in known], [x.high for _, x in known]),
-                    "text": [f"{plain(s.name)}<br>{name} tokens: {write(x.mean)}" for name, x in known],
-                }
-                table.groups.append(group)
-                padded = [*levels, *([None] * (5 - len(levels)))]
-                table.rows.append([Cell(s.name), Cell(metric.heading), *(_cell(x) for x in padded)])
+                bars = plots.whiskers(means, [level.low for _, level in known], [level.high for _, level in known])
+                text = [f"{plain(s.name)}<br>{name} tokens: {write(level.mean)}" for name, level in known]
+                by[metric.key] = {"x": [name for name, _ in known], "y": means, "error_y": bars, "text": text}
+                cells = [_cell(level) for level in (*levels, *([None] * (5 - len(levels))))]
+                table.add([s.name, metric.heading, *cells], f"Tokens of {title}: {'; '.join(names)}")
                 if metric is NORMALIZED:
                     spoken.append(f"{s.name}: " + ", ".join(f"{write(x.mean)} ({name})" for name, x in known))
-            trace = {
-                "mode": "lines+markers",
-                "line": {"width": 2.2, "dash": dash_of(s)},
-                "hovertemplate": "%{text}<extra></extra>",
-                "meta": {"slot": style.slots[s.policy]},
-            }
-            traces.append(choosable(trace, by))
-        layout = {
-            "xaxis": {"title": {"text": f"tokens of {title}"}, "type": "category"},
-            "yaxis": {"title": {"text": NORMALIZED.heading}, "rangemode": "tozero"},
-            "meta": {
-                "axis": "y",
-                "measures": {m.key: {"title": m.heading, "tickformat": ""} for m, _, _ in _SHOWN},
-            },
-            "height": 380,
-        }
-        alt = f"Normalized latency by tokens of {title}, in ms a token. {'; '.join(spoken)}."
-        panels.append(Panel(f"fairness-{number}", f"By tokens of {title}", spec(traces, layout), alt))
+            traces.append(setting_line(s, by))
+        alt = f"Normalized latency by tokens of {title}, in ms per token. {'; '.join(spoken)}."
+        x = plots.axis(f"tokens of {title}", type="category")
+        y = plots.from_zero(NORMALIZED.heading)
+        meta = y_choices([m for m, _, _ in _SHOWN])
+        panels.append(plots.panel(traces, alt, f"By tokens of {title}", x=x, y=y, meta=meta, height=380))
     if not panels:
         return None
-    return Figure(
-        "fairness",
-        "Who pays",
+    explained = (
         f"At {rows[0].load.title}. The bands hold the shortest quarter, the next two quarters, the next 15 %, and the "
-        "longest tenth. A scheduler that puts short answers first must take it from somebody.",
-        panels,
-        [style.legend(s) for s in rows],
-        table,
-        choices=tuple((m.key, m.title) for m, _, _ in _SHOWN),
-        choice_label="Show",
+        "longest tenth. A scheduler that serves short answers first delays the long ones."
     )
+    return Figure("fairness", "Latency by length", explained, panels, table, {m.key: m.title for m, _, _ in _SHOWN})
 
 
-def _edges(lengths: Values) -> list[float]:
+def _edges(lengths: Column) -> list[float]:
     known = lengths[np.isfinite(lengths) & (lengths > 0)]
     if not len(known):
         return []
@@ -124,6 +95,5 @@ def _bands(
 
 def _cell(level: Spread | None) -> Cell:
     if level is None:
-        return Cell("–")
-    beneath = "" if level.low == level.high else f"{write(level.low)} to {write(level.high)}"
-    return Cell(write(level.mean), beneath, level.mean)
+        return Cell(None)
+    return Cell(level.mean, beneath="" if level.low == level.high else write_range(level.low, level.high))

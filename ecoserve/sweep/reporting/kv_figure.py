@@ -1,14 +1,11 @@
-"""KV over time: what is held, reserved, lent and wasted, under the main load, one seed."""
+"""The KV cache over time: held, reserved, lent and wasted, under the main load, one seed."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, spec, write
-from ecoserve.sweep.reporting.choice import cast
-from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.figures import Style
-from ecoserve.sweep.reporting.settings import Settings
+from ecoserve.pages import Cell, Column, Figure, Table, plots, write
+from ecoserve.sweep.reporting.report_data import ReportData
 
 #: Column of a point, name, colour, dash.
 _PARTS: Final = (
@@ -20,67 +17,42 @@ _PARTS: Final = (
 _PANELS: Final = 6
 
 
-def kv_figure(settings: Settings, style: Style, details: Details) -> Figure | None:
-    """One plot per setting that is shown; None where no run kept it."""
-    panels: list[Panel] = []
+def kv_figure(report: ReportData) -> Figure | None:
+    """One plot per setting that is shown; None if no run recorded it."""
+    panels = []
     table = Table(
         "kv",
-        "KV cache over time, as a share of what there is.",
-        [Column("Seconds", number=False), *(Column(name.capitalize()) for _, name, _, _ in _PARTS)],
+        "KV cache over time, as a share of the whole.",
+        ["Seconds", *(Column(name.capitalize(), unit="share") for _, name, _, _ in _PARTS)],
         group_title="Setting",
     )
-    for s in cast(settings)[:_PANELS]:
+    for s in report.cast[:_PANELS]:
         run = min(s.runs, key=lambda run: run.seed)
-        points = [p for p in details.kv(run) if p.replica == 0]
+        points = [p for p in report.details.kv(run) if p.replica == 0]
         if not points:
             continue
-        traces = []
-        for key, name, slot, dash in _PARTS:
-            values = [getattr(p, key) for p in points]
-            if all(v is None or v == 0 for v in values):
-                continue
-            traces.append(
-                {
-                    "x": [round(p.at_s, 3) for p in points],
-                    "y": [None if v is None else round(v, 4) for v in values],
-                    "mode": "lines",
-                    "line": {"width": 1.8, "dash": dash},
-                    "hovertemplate": f"{name}: %{{y:.0%}} at %{{x:.0f}} s<extra></extra>",
-                    "meta": {"slot": slot},
-                }
-            )
+        times = [round(p.at_s, 3) for p in points]
         seconds = sum(p.seconds for p in points)
-        means = {key: sum((getattr(p, key) or 0.0) * p.seconds for p in points) / seconds for key, _, _, _ in _PARTS}
-        layout = {
-            "xaxis": {"title": {"text": "seconds of the run"}, "range": [0, points[-1].at_s + points[-1].seconds]},
-            "yaxis": {"title": {"text": "share of the KV cache"}, "tickformat": ".0%", "range": [0, 1.05]},
-            "height": 280,
-        }
-        spoken = ", ".join(f"{name} {write(means[key], 'share')}" for key, name, _, _ in _PARTS)
-        alt = f"KV cache over time, {s.name} at {s.load.title}, seed {run.seed}. Averages: {spoken}."
-        panels.append(Panel(f"kv-{len(panels)}", s.name, spec(traces, layout), alt))
-        for p in points:
-            table.groups.append(s.name)
-            cells = [getattr(p, key) for key, _, _, _ in _PARTS]
-            table.rows.append(
-                [
-                    Cell(f"{p.at_s:.2f}", raw=round(p.at_s, 3)),
-                    *(
-                        Cell("–" if v is None else write(v, "share"), raw=None if v is None else round(v, 4))
-                        for v in cells
-                    ),
-                ]
-            )
+        columns = {key: [getattr(p, key) for p in points] for key, *_ in _PARTS}
+        shares = {key: [None if v is None else round(v, 4) for v in values] for key, values in columns.items()}
+        traces, spoken = [], []
+        for key, name, slot, dash in _PARTS:
+            mean = sum((v or 0.0) * p.seconds for v, p in zip(columns[key], points, strict=True)) / seconds
+            spoken.append(f"{name} {write(mean, 'share')}")
+            hover = f"{name}: %{{y:.0%}} at %{{x:.0f}} s"
+            drawn = (times, shares[key]) if any(columns[key]) else ([], [])
+            traces.append(plots.line(*drawn, slot, name, hover=hover, dash=dash, width=1.8))
+        x = plots.axis("seconds of the run", range=[0, points[-1].at_s + points[-1].seconds])
+        y = plots.axis("share of the KV cache", share=True, range=[0, 1.05])
+        alt = f"KV cache over time, {s.name} at {s.load.title}, seed {run.seed}. Averages: {', '.join(spoken)}."
+        panels.append(plots.panel(traces, alt, s.name, x=x, y=y, height=280))
+        for at, *row in zip(times, *shares.values(), strict=True):
+            table.add([Cell(at, f"{at:.2f}"), *row], s.name)
     if not panels:
         return None
-    load = cast(settings)[0].load
-    return Figure(
-        "kv",
-        "The KV cache over time",
-        f"At {load.title}, the lowest seed, each replica’s first. Reserved: promised to running answers beyond what "
-        "they have written. Wasted: promised beyond what the answer turned out to need and not lent, and held by "
-        "paused answers.",
-        panels,
-        [LegendEntry(name, slot, dash) for _, name, slot, dash in _PARTS],
-        table,
+    text = (
+        f"At {report.cast[0].load.title}, the lowest seed, the first replica. Reserved: kept for running answers "
+        "beyond what they have written. Wasted: reserved beyond what the answer turned out to need and not lent, and "
+        "held by paused requests."
     )
+    return Figure("kv", "The KV cache over time", text, panels, table)

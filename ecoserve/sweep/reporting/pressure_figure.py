@@ -1,133 +1,90 @@
-"""The plot of what every setting changes against the baseline, with KV pressure and without."""
+"""The difference of every setting to the baseline, with KV pressure and without."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write, write_change
-from ecoserve.sweep.reporting.choice import cast
-from ecoserve.sweep.reporting.figures import Style
+from ecoserve.pages import Column, Figure, Table, plain, plots, write, write_change
 from ecoserve.sweep.reporting.metrics import NORMALIZED, write_comparison
-from ecoserve.sweep.reporting.settings import Load, Setting, Settings, demand_peak
+from ecoserve.sweep.reporting.report_data import PRESSURES, ReportData
+from ecoserve.sweep.reporting.settings import Load, Setting
 from ecoserve.sweep.reporting.tables import comparison_cell, level_cell
+from ecoserve.sweep.statistics import Comparison
 
 #: The most settings that are all shown.
 _MOST: Final = 30
+_WORDS: Final = {"pressure": "KV cache short", "no pressure": "KV cache plentiful", "between": "KV cache nearly full"}
 
 
-def pressure_figure(settings: Settings, style: Style) -> Figure | None:
+def pressure_figure(report: ReportData) -> Figure | None:
     """Difference to the baseline under every load of the virtual sweep, those without pressure last."""
-    order = {"pressure": 0, "between": 1, "unknown": 2, "no pressure": 3}
-    loads = sorted(
-        (x for x in settings.loads if x.engine == "virtual" and settings.baseline_of(x)),
-        key=lambda x: (order[settings.pressure(x)], -(x.rate_rps or 0.0)),
-    )
-    rows: list[tuple[Load, Setting]] = []
-    for load in loads:
-        others = [s for s in settings.under(load) if s.policy != settings.baseline]
-        if any(s.kind == "predicted" for s in others):
-            others = [s for s in others if s.kind != "noise"]
-        rows += [(load, s) for s in others]
-    if len(rows) > _MOST:
-        # Too many to read: those that the other plots show; the table of all settings has the rest.
-        shown = {(s.policy, s.lengths, s.knobs) for s in cast(settings)}
-        rows = [(load, s) for load, s in rows if (s.policy, s.lengths, s.knobs) in shown]
-    compared = [
-        (load, s, c) for load, s in rows if (b := settings.baseline_of(load)) and (c := s.against(b, NORMALIZED))
-    ]
-    compared = [item for item in compared if item[2].relative is not None]
+    compared = _compared(report)
     if not compared:
         return None
-    table = Table(
-        "pressure",
-        f"{NORMALIZED.title} against {settings.baseline_name}, with and without pressure on the KV cache.",
-        [
-            Column("Setting", number=False),
-            Column(NORMALIZED.heading, NORMALIZED.note),
-            Column(f"Baseline ({NORMALIZED.unit})", settings.baseline_name),
-            Column("Difference", "Mean over seeds of the relative difference, with its 95 % interval."),
-        ],
-        group_title="Load",
-    )
-    positions, labels, traces = [], [], []
+    columns: list[Column | str] = [
+        "Setting",
+        Column(NORMALIZED.heading, NORMALIZED.note),
+        Column(f"Baseline ({NORMALIZED.unit})", report.baseline_name),
+        Column("Difference", "Mean over seeds of the relative difference, with its 95 % interval."),
+    ]
+    caption = f"{NORMALIZED.title} against {report.baseline_name}, with and without pressure on the KV cache."
+    table = Table("pressure", caption, columns, group_title="Load")
+    ticks: dict[float, str] = {}
+    traces, spoken = [], []
     y = 0.0
     last: Load | None = None
-    for load, s, c in compared:
-        if load != last:
+    for s, base, c in compared:
+        if s.load != last:
             y -= 0.9 if last is None else 1.3
-            positions.append(y)
-            labels.append(f"<b>{plain(f'{load.rate_title}, {_pressure_words(settings, load)}')}</b>")
-            last = load
+            ticks[y] = f"<b>{plain(f'{s.load.rate_title}, {_pressure_words(report, s.load)}')}</b>"
+            last = s.load
         y -= 1.0
-        positions.append(y)
-        labels.append(plain(s.name))
-        relative = 100 * (c.relative or 0.0)
-        low, high = (100 * (c.relative or 0.0) if b is None else 100 * b for b in (c.low, c.high))
+        ticks[y] = plain(s.name)
+        relative, low, high = (100 * ((c.relative or 0.0) if v is None else v) for v in (c.relative, c.low, c.high))
         center, interval = write_comparison(c)
-        hover = (
-            f"{plain(s.name)}<br>{plain(load.title)}<br>{center}, {c.verdict}<br>95 % interval: {interval or 'none'}"
-        )
-        traces.append(
-            {
-                "x": [relative],
-                "y": [y],
-                "mode": "markers",
-                "marker": {"size": 11, "symbol": "circle" if c.shown else "circle-open", "line": {"width": 2}},
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [high - relative],
-                    "arrayminus": [relative - low],
-                    "thickness": 2,
-                    "width": 5,
-                },
-                "hovertemplate": f"{hover}<extra></extra>",
-                "meta": {"slot": style.slots[s.policy]},
-            }
-        )
-        base = settings.baseline_of(load)
-        table.groups.append(load.title)
-        table.rows.append(
-            [
-                Cell(s.name),
-                level_cell(s, NORMALIZED),
-                level_cell(base, NORMALIZED) if base else Cell("–"),
-                comparison_cell(c),
-            ]
-        )
-    layout = {
-        "height": int(110 + 30 * -y),
-        "yaxis": {
-            "tickvals": positions,
-            "ticktext": labels,
-            "range": [y - 0.8, -0.2],
-            "showgrid": False,
-            "automargin": True,
-            "zeroline": False,
-        },
-        "xaxis": {
-            "title": {"text": f"normalized latency against {settings.baseline_name}, in % (left of 0 is better)"},
-            "zeroline": True,
-            "ticksuffix": " %",
-        },
+        words = [plain(s.name), plain(s.load.title), f"{center}, {c.verdict}", f"95 % interval: {interval or 'none'}"]
+        bars = plots.whiskers([relative], [low], [high], 2)
+        symbol = "circle" if c.shown else "circle-open"
+        looks: plots.Trace = {"symbol": symbol, "key": "circle", "size": 11, "error_x": bars}
+        traces.append(plots.points([relative], [y], s.slot, s.policy, hover="<br>".join(words), **looks))
+        table.add([s.name, level_cell(s, NORMALIZED), level_cell(base, NORMALIZED), comparison_cell(c)], s.load.title)
+        spoken.append(f"{s.name} at {s.load.title}: {write_change(c.relative or 0.0)}, {c.verdict}")
+    alt = f"Difference in normalized latency to {report.baseline_name}. {'; '.join(spoken)}."
+    title = f"normalized latency against {report.baseline_name}, in % (left of 0 is better)"
+    named: plots.Trace = {
+        "tickvals": list(ticks),
+        "ticktext": list(ticks.values()),
+        "range": [y - 0.8, -0.2],
+        "showgrid": False,
     }
-    spoken = [f"{s.name} at {load.title}: {write_change(c.relative or 0.0)}, {c.verdict}" for load, s, c in compared]
-    alt = f"Difference in normalized latency to {settings.baseline_name}. {'; '.join(spoken)}."
-    policies = dict.fromkeys(s.policy for _, s, _ in compared)
-    return Figure(
-        "pressure",
-        "With and without pressure on the KV cache",
-        f"Zero is {settings.baseline_name}. Whiskers are 95 % intervals of the differences, paired by seed. "
-        "A hollow point is a difference that is not shown.",
-        [Panel("pressure-0", "", spec(traces, layout), alt)],
-        [LegendEntry(policy, style.slots[policy], "", "circle") for policy in policies],
-        table,
-        wide=True,
+    panel = plots.panel(
+        traces, alt, x=plots.axis(title, percent=True, zeroline=True), y=plots.axis(zeroline=False, **named),
+        height=int(110 + 30 * -y),
+    )  # fmt: skip
+    text = (
+        f"Zero is {report.baseline_name}. Whiskers are 95 % intervals of the differences, paired by seed. A hollow "
+        "point is a difference that is not shown."
     )
+    return Figure("pressure", "With and without pressure on the KV cache", text, [panel], table)
 
 
-def _pressure_words(settings: Settings, load: Load) -> str:
-    words = {"pressure": "KV cache short", "no pressure": "KV cache plentiful", "between": "KV cache nearly full"}
-    peak = demand_peak(settings.under(load))
-    named = words.get(settings.pressure(load), load.condition or "load not classified")
+def _compared(report: ReportData) -> list[tuple[Setting, Setting, Comparison]]:
+    """Setting, baseline and their comparison, in the order of the plot."""
+    virtual = [x for x in report.loads if x.engine == "virtual" and report.baseline_of(x)]
+    rows: list[Setting] = []
+    for load in sorted(virtual, key=lambda x: (PRESSURES.index(report.pressure(x)), -(x.rate_rps or 0.0))):
+        others = [s for s in report.under(load) if s.policy != report.baseline]
+        predicted = any(s.kind == "predicted" for s in others)
+        rows += [s for s in others if not (predicted and s.kind == "noise")]
+    if len(rows) > _MOST:
+        # Too many to read: those that the other plots show; the table of all settings has the rest.
+        shown = {s.choice for s in report.cast}
+        rows = [s for s in rows if s.choice in shown]
+    found = [(s, base, s.against(base, NORMALIZED)) for s in rows if (base := report.baseline_of(s.load))]
+    return [(s, base, c) for s, base, c in found if c is not None and c.relative is not None]
+
+
+def _pressure_words(report: ReportData, load: Load) -> str:
+    named = _WORDS.get(report.pressure(load), load.condition or "load not classified")
+    peak = report.demand_peak(load)
     return f"{named} (peak demand {write(peak)}×)" if peak is not None else named

@@ -5,129 +5,142 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from ecoserve.pages import NOTHING, Cell, Column, Table, Tone, write
+from ecoserve.pages import NOTHING, Cell, Column, Table, Tone
 from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, Metric, write_comparison
-from ecoserve.sweep.reporting.settings import Load, Setting, Settings, lengths_name
+from ecoserve.sweep.reporting.report_data import ReportData
+from ecoserve.sweep.reporting.settings import Load, Setting, lengths_name
 from ecoserve.sweep.statistics import Comparison
-from ecoserve.sweep.summary import PredictorRow, SearchRow
 
-#: Keys of a predictor: title, unit, and the sentence that explains it.
-PREDICTOR_COLUMNS: Final = (
-    ("mae_tokens", "Mean error", "tokens", "Mean distance between the predicted median and the true length."),
-    ("within_50", "Within 50 tokens", "share", "Share of answers predicted to within 50 tokens."),
-    ("within_100", "Within 100 tokens", "share", "Share of answers predicted to within 100 tokens."),
-    ("kendall_tau", "Kendall's τ", "", "1: always ranks answers by length rightly; 0: no better than chance."),
-    ("pinball_loss", "Pinball loss", "tokens", "Error of the whole distribution, not only of its middle."),
-    ("coverage_80", "Below the 80 % quantile", "share", "Should be 80 %: how far stated uncertainty can be trusted."),
-    ("latency_p50_ms", "Time per request", "ms", "Median time to predict for one request on this machine."),
-)
+#: Keys of a predictor with their columns.
+_PREDICTOR_COLUMNS: Final = {
+    "mae_tokens": Column("Mean error", "Mean distance between the predicted median and the true length.", "tokens"),
+    "within_50": Column("Within 50 tokens", "Share of answers predicted to within 50 tokens.", "share"),
+    "within_100": Column("Within 100 tokens", "Share of answers predicted to within 100 tokens.", "share"),
+    "kendall_tau": Column("Kendall's τ", "1: always ranks answers by length rightly; 0: no better than chance."),
+    "pinball_loss": Column("Pinball loss", "Error of the whole distribution, not only of its middle.", "tokens"),
+    "coverage_80": Column(
+        "Below the 80 % quantile", "Should be 80 %: how far stated uncertainty can be trusted.", "share"
+    ),
+    "latency_p50_ms": Column("Time per request", "Median time to predict for one request on this machine.", "ms"),
+}
+_PREDICTOR_NAMES: Final = {
+    "stacked": "Encoder and LightGBM together",
+    "encoder": "Encoder (fine-tuned transformer)",
+    "lightgbm": "LightGBM (gradient-boosted trees)",
+    "constant-median": "Always the median (no model)",
+}
+#: A table of more rows is folded.
+_MOST_ROWS: Final = 40
 
 
-def predictor_table(predictors: dict[str, PredictorRow]) -> Table | None:
-    """Quality of the predictors, best first; None if there are none."""
-    if not predictors:
-        return None
+def predictor_table(report: ReportData) -> Table | None:
+    """Quality of the predictors, best first."""
+    predictors = report.summary.predictor
     ranked = sorted(predictors.items(), key=lambda item: (item[1].mae_tokens is None, item[1].mae_tokens or 0.0))
-    shown = [c for c in PREDICTOR_COLUMNS if any(getattr(row, c[0]) is not None for _, row in ranked)]
-    table = Table(
+    if not ranked:
+        return None
+    shown = {key: c for key, c in _PREDICTOR_COLUMNS.items() if any(getattr(row, key) is not None for _, row in ranked)}
+    return Table(
         "predictors",
-        "How well each predictor knows an answer's length before it is written, on requests it was not trained on.",
-        [Column("Predictor", number=False)]
-        + [Column(title, note) for _, title, _, note in shown]
-        + [Column("Requests", "Requests it was tested on.")],
+        "Quality of each predictor on requests that it was not trained on.",
+        ["Predictor", *shown.values(), Column("Requests", "Requests it was tested on.")],
+        [[Cell(name, predictor_name(name)), *(getattr(row, key) for key in shown), row.rows] for name, row in ranked],
     )
-    for name, row in ranked:
-        cells = [Cell(predictor_name(name), raw=name)]
-        for key, _, unit, _ in shown:
-            value = getattr(row, key)
-            cells.append(Cell(NOTHING if value is None else write(value, unit), raw=value))
-        table.rows.append([*cells, Cell(write(row.rows), raw=row.rows)])
-    return table
 
 
 def predictor_name(name: str) -> str:
-    """A predictor's name for people."""
-    return {
-        "stacked": "Encoder and LightGBM together",
-        "encoder": "Encoder (fine-tuned transformer)",
-        "lightgbm": "LightGBM (gradient-boosted trees)",
-        "constant-median": "Always the median (no model)",
-    }.get(name, name)
+    """A predictor's name in words."""
+    return _PREDICTOR_NAMES.get(name, name)
 
 
-def settings_table(name: str, caption: str, settings: Settings, loads: Sequence[Load]) -> Table | None:
+def engine_table(report: ReportData) -> Table | None:
+    """The settings that ran on a real engine."""
+    loads = [load for load in report.loads if load.engine != "virtual"]
+    return settings_table("engine", "Scheduling on a real vLLM engine.", report, loads)
+
+
+def virtual_table(report: ReportData) -> Table | None:
+    """The settings that ran in virtual time; folded if there are many."""
+    loads = [load for load in report.loads if load.engine == "virtual"]
+    table = settings_table("virtual", "Every setting of the virtual sweep.", report, loads)
+    if table is not None:
+        table.folded = len(table.rows) > _MOST_ROWS
+    return table
+
+
+def settings_table(name: str, caption: str, report: ReportData, loads: Sequence[Load]) -> Table | None:
     """Levels of every setting under some loads, and the difference to the baseline; None if there are no runs."""
-    here = [s for load in loads for s in settings.under(load)]
+    here = [s for load in loads for s in report.under(load)]
     if not here:
         return None
     metrics = [m for m in MAIN if any(s.level(m) for s in here)]
-    table = Table(
-        name,
-        caption,
-        [
-            Column("Setting", number=False),
-            *(Column(m.heading, m.note) for m in metrics),
-            Column(
-                "Against the baseline",
-                f"{NORMALIZED.title} against {settings.baseline_name}, paired by seed; beneath, the 95 % interval.",
-            ),
-            Column("Seeds"),
-        ],
-        group_title="Load",
-    )
+    note = f"{NORMALIZED.title} against {report.baseline_name}, paired by seed; below, the 95 % interval."
+    against = Column("Against the baseline", note)
+    table = Table(name, caption, ["Setting", *metric_columns(metrics), against, "Seeds"], group_title="Load")
     for setting in here:
-        baseline = settings.baseline_of(setting.load)
-        cells = [Cell(setting.name)]
-        table.groups.append(setting.load.title)
-        cells += [level_cell(setting, metric) for metric in metrics]
+        baseline = report.baseline_of(setting.load)
         if baseline is None or baseline is setting:
-            cells.append(Cell("baseline" if baseline else NOTHING, tone="quiet"))
+            difference = Cell("baseline" if baseline else NOTHING, tone="quiet")
         else:
-            cells.append(comparison_cell(setting.against(baseline, NORMALIZED)))
+            difference = comparison_cell(setting.against(baseline, NORMALIZED))
         seeds = len({run.seed for run in setting.runs})
-        table.rows.append([*cells, Cell(str(seeds), raw=seeds)])
+        table.add([setting.name, *(level_cell(setting, m) for m in metrics), difference, seeds], setting.load.title)
     return table
 
 
-def search_table(searches: Sequence[SearchRow]) -> Table | None:
-    """What the searches for the highest rate came to; None if there were none."""
-    if not searches:
+def search_table(report: ReportData) -> Table | None:
+    """Results of the searches for the highest rate."""
+    if not report.summary.searches:
         return None
+    highest = Column("Highest rate (requests/s)", "The highest rate tried that meets the bound.")
+    missed = Column("Missed from (requests/s)", "The lowest rate tried that misses it.")
     table = Table(
         "searches",
         "The highest arrival rate that meets the bound, by search; the next rate that was tried misses it.",
-        [
-            Column("Setting", number=False),
-            Column("Highest rate (requests/s)", "The highest rate tried that meets the bound."),
-            Column("Missed from (requests/s)", "The lowest rate tried that misses it."),
-            Column("Bound", number=False),
-            Column("State", number=False),
-        ],
+        ["Setting", highest, missed, "Bound", "State"],
     )
-    for row in searches:
+    for row in report.summary.searches:
         name = ", ".join(part for part in (row.policy, lengths_name(row.lengths), row.condition or "") if part)
-        bounds = [f"at least {row.at_least:g}" if row.at_least is not None else ""]
-        bounds += [f"at most {row.at_most:g}" if row.at_most is not None else ""]
-        rates = [Cell(NOTHING) if v is None else Cell(write(v), raw=v) for v in (row.rate_rps, row.missed_from_rps)]
-        bound = f"{row.metric} {' and '.join(b for b in bounds if b)}".strip()
-        table.rows.append([Cell(name), *rates, Cell(bound), Cell(row.state)])
+        bounds = [f"at least {row.at_least:g}"] if row.at_least is not None else []
+        bounds += [f"at most {row.at_most:g}"] if row.at_most is not None else []
+        table.add([name, row.rate_rps, row.missed_from_rps, f"{row.metric} {' and '.join(bounds)}".strip(), row.state])
     return table
 
 
+def failures_table(report: ReportData) -> Table | None:
+    """The runs that failed."""
+    if not report.summary.failures:
+        return None
+    return Table(
+        "failures",
+        "Runs that failed.",
+        ["Run", "Policy", "Lengths", "Rate (requests/s)", "Seed", "Error"],
+        [
+            [f.run, f.policy or NOTHING, f.lengths or NOTHING, f.rate_rps, f.seed, Cell(f.error, tone="bad")]
+            for f in report.summary.failures
+        ],
+    )
+
+
+def metric_columns(metrics: Sequence[Metric]) -> list[Column]:
+    """A column for each metric, for :func:`level_cell`."""
+    return [Column(m.heading, m.note) for m in metrics]
+
+
 def level_cell(setting: Setting, metric: Metric) -> Cell:
-    """A mean, with the range over seeds beneath."""
+    """A mean, with the range over seeds below."""
     level = setting.level(metric)
     if level is None:
-        return Cell(NOTHING)
-    return Cell(metric.column(level.mean), metric.column_spread(level), level.mean * metric.column_scale)
+        return Cell(None)
+    return Cell(level.mean * metric.column_scale, metric.column(level.mean), metric.column_spread(level))
 
 
 def comparison_cell(comparison: Comparison | None) -> Cell:
-    """A paired difference and what may be said about it."""
+    """A paired difference and its verdict."""
     if comparison is None:
-        return Cell(NOTHING)
-    tone: Tone = {"better": "good", "worse": "bad"}.get(comparison.verdict, "quiet")  # type: ignore[assignment]
-    raw = comparison.difference if comparison.relative is None else comparison.relative
+        return Cell(None)
+    tones: dict[str, Tone] = {"better": "good", "worse": "bad"}
     center, interval = write_comparison(comparison)
     text = comparison.verdict if comparison.verdict == "no difference shown" else f"{center} · {comparison.verdict}"
-    return Cell(text, interval, raw, tone)
+    raw = comparison.difference if comparison.relative is None else comparison.relative
+    return Cell(raw, text, interval, tones.get(comparison.verdict, "quiet"))

@@ -1,138 +1,123 @@
-"""Plots of two traces side by side: histograms, survival, differences of quantiles, the same prompts."""
+"""Figures of two traces side by side: histograms, survival, differences of quantiles, the same prompts."""
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Any
+from typing import Final
 
 from ecoserve.data.profiling.comparison_model import Comparison
-from ecoserve.data.profiling.reporting.length_figures import axis, span
-from ecoserve.data.profiling.reporting.words import number
-from ecoserve.pages import Cell, Column, Figure, LegendEntry, Panel, Table, plain, spec, write
+from ecoserve.data.profiling.reporting.words import per_doubling, percents, span
+from ecoserve.pages import Column, Figure, Table, plain, plots, write
 
-_SIDES = (("A", 1, "solid", "circle"), ("B", 2, "dash", "diamond"))
-
-
-def _legend() -> list[LegendEntry]:
-    return [LegendEntry(name, slot, dash) for name, slot, dash, _ in _SIDES]
+#: Name, slot and dash of the two traces.
+_SIDES: Final = (("A", 1, "solid"), ("B", 2, "dash"))
 
 
 def histograms(c: Comparison) -> Figure:
-    """Share of answers per doubling of length, both as lines."""
+    """Share of the answers per doubling of length, both as lines."""
     bins = list(pairwise(c.histogram_edges))
-    traces: list[dict[str, Any]] = []
-    for (name, slot, dash, _), counts in zip(_SIDES, (c.histogram_a, c.histogram_b), strict=True):
+    edges = [edge + 0.5 for edge in c.histogram_edges]
+    traces = []
+    for (name, slot, dash), counts in zip(_SIDES, (c.histogram_a, c.histogram_b), strict=True):
         total = sum(counts)
-        heights = [100 * n / total / math.log2((b + 0.5) / (a + 0.5)) for (a, b), n in zip(bins, counts, strict=True)]
-        text = [
-            f"{name}: {span(a, b)} tokens<br>{write(n / total, 'share')}"
-            for (a, b), n in zip(bins, counts, strict=True)
-        ]
-        traces.append(
-            {"x": [a + 0.5 for a, _ in bins] + [bins[-1][1] + 0.5], "y": [*heights, heights[-1]], "mode": "lines",
-             "line": {"shape": "hv", "width": 2.2, "dash": dash}, "text": [*text, text[-1]], "meta": {"slot": slot},
-             "hovertemplate": "%{text}<extra></extra>"}
-        )  # fmt: skip
-    layout = {
-        "xaxis": axis("tokens of the answer"),
-        "yaxis": {"title": {"text": "answers per doubling (%)"}, "rangemode": "tozero"},
-    }
+        heights = per_doubling(c.histogram_edges, counts, total)
+        counted = zip(bins, counts, strict=True)
+        text = [f"{name}: {span(*ends)} tokens<br>{write(n / total, 'share')}" for ends, n in counted]
+        # Steps need the last value twice.
+        steps: plots.Trace = {"text": [*text, text[-1]], "hover": "%{text}"}
+        trace = plots.line(edges, [*heights, heights[-1]], slot, name, dash=dash, **steps)
+        trace["line"]["shape"] = "hv"
+        traces.append(trace)
+    counted_both = zip(bins, c.histogram_a, c.histogram_b, strict=True)
     table = Table(
-        "histograms",
-        "Answers by length.",
-        [Column("Tokens", number=False), Column("A"), Column("B")],
-        [
-            [Cell(span(low, high)), number(a), number(b)]
-            for (low, high), a, b in zip(bins, c.histogram_a, c.histogram_b, strict=True)
-        ],
+        "histograms", "Answers by length.", ["Tokens", "A", "B"], [[span(*ends), a, b] for ends, a, b in counted_both]
     )
     alt = f"Histograms of lengths: median {c.response_a.p50} in A, {c.response_b.p50} in B."
+    explained = "The height is the share of all answers per doubling of length."
     return Figure(
         "histograms",
         "Answers by length",
-        "The height is the share of all answers per doubling of length.",
-        [Panel("histograms-0", "", spec(traces, layout), alt)],
-        _legend(),
+        explained,
+        [
+            plots.panel(
+                traces,
+                alt,
+                x=plots.tokens_axis("tokens of the answer"),
+                y=plots.axis("answers per doubling (%)", rangemode="tozero"),
+            )
+        ],
         table,
-        wide=True,
     )
 
 
 def survival(c: Comparison) -> Figure:
-    """Share of answers longer than x."""
+    """Share of the answers longer than x."""
     traces = []
-    for (name, slot, dash, _), curve in zip(_SIDES, c.survival, strict=True):
+    for (name, slot, dash), curve in zip(_SIDES, c.survival, strict=True):
+        hover = f"{name}: %{{y:.3g}} % have more than %{{x:,.0f}} tokens"
         traces.append(
-            {"x": curve.x, "y": [100 * v if v else None for v in curve.y], "mode": "lines",
-             "line": {"width": 2.6, "dash": dash}, "meta": {"slot": slot},
-             "hovertemplate": f"{name}: %{{y:.3g}} % have more than %{{x:,.0f}} tokens<extra></extra>"}
-        )  # fmt: skip
-    layout = {
-        "xaxis": axis("tokens of the answer"),
-        "yaxis": {"title": {"text": "answers that are longer (%)"}, "rangemode": "tozero", "ticksuffix": " %"},
-    }
+            plots.line(curve.x, percents(curve.y, positive=True), slot, name, hover=hover, dash=dash, width=2.6)
+        )
     table = Table(
         "survival",
         "Share of answers that are longer.",
-        [Column("Tokens"), Column("Share that is longer")],
-        [[number(int(x)), number(y, "share")] for curve in c.survival for x, y in zip(curve.x, curve.y, strict=True)],
-        [curve.name for curve in c.survival for _ in curve.x],
-        "Trace",
+        ["Tokens", Column("Share that is longer", unit="share")],
+        [[int(x), y] for curve in c.survival for x, y in zip(curve.x, curve.y, strict=True)],
+        groups=[curve.name for curve in c.survival for _ in curve.x],
+        group_title="Trace",
     )
+    distance = write(c.ks, "share")
     return Figure(
         "survival",
         "How many are longer",
-        f"The largest distance between the lines is {write(c.ks, 'share')}.",
+        f"The largest distance between the lines is {distance}.",
         [
-            Panel(
-                "survival-0", "", spec(traces, layout), f"Survival in A and B; largest distance {write(c.ks, 'share')}."
+            plots.panel(
+                traces,
+                f"Survival in A and B; largest distance {distance}.",
+                x=plots.tokens_axis("tokens of the answer"),
+                y=plots.axis("answers that are longer (%)", rangemode="tozero", percent=True),
             )
         ],
-        _legend(),
         table,
-        wide=True,
     )
 
 
 def quantile_differences(c: Comparison) -> Figure:
     """Differences of quantiles with their intervals."""
-    names = [f"{100 * q.q:g} %" for q in c.quantiles]
-    y = list(range(len(names)))
-    trace = {
-        "x": [q.difference for q in c.quantiles], "y": y, "mode": "markers", "marker": {"size": 11},
-        "error_x": {
-            "type": "data", "symmetric": False, "thickness": 2, "width": 5,
-            "array": [max(0.0, q.high - q.difference) for q in c.quantiles],
-            "arrayminus": [max(0.0, q.difference - q.low) for q in c.quantiles],
-        },
-        "text": [f"{name}: {q.a:,} → {q.b:,}" for name, q in zip(names, c.quantiles, strict=True)],
-        "hovertemplate": "%{text}<extra></extra>", "meta": {"slot": 2},
-    }  # fmt: skip
-    layout = {
-        "height": 110 + 30 * len(names),
-        "xaxis": {"title": {"text": "B − A, tokens"}, "zeroline": True},
-        "yaxis": {"tickvals": y, "ticktext": names, "range": [len(names) - 0.4, -0.6], "showgrid": False,
-                  "zeroline": False},
-    }  # fmt: skip
+    found = c.quantiles
+    names = [f"{100 * q.q:g} %" for q in found]
+    differences = [q.difference for q in found]
+    trace = plots.points(
+        differences,
+        list(range(len(names))),
+        2,
+        size=11,
+        error_x=plots.whiskers(differences, [q.low for q in found], [q.high for q in found], 2),
+        text=[f"{name}: {q.a:,} → {q.b:,}" for name, q in zip(names, found, strict=True)],
+        hover="%{text}",
+    )
     table = Table(
         "differences",
         "Differences of quantiles.",
-        [Column("Quantile", number=False), Column("B − A"), Column("From"), Column("To")],
-        [
-            [Cell(n), number(q.difference), number(q.low), number(q.high)]
-            for n, q in zip(names, c.quantiles, strict=True)
-        ],
+        ["Quantile", "B − A", "From", "To"],
+        [[name, q.difference, q.low, q.high] for name, q in zip(names, found, strict=True)],
     )
-    alt = "; ".join(f"{name}: {q.difference:+d} tokens" for name, q in zip(names, c.quantiles, strict=True))
+    spoken = "; ".join(f"{name}: {q.difference:+d} tokens" for name, q in zip(names, found, strict=True))
     return Figure(
         "differences",
         "Where B differs",
         "Difference of each quantile, with its 95 % interval. Right of zero B is longer.",
-        [Panel("differences-0", "", spec([trace], layout), f"Differences of quantiles. {alt}.")],
-        [],
+        [
+            plots.panel(
+                [trace],
+                f"Differences of quantiles. {spoken}.",
+                x=plots.axis("B − A, tokens", zeroline=True),
+                y=plots.names_axis(names),
+                height=110 + 30 * len(names),
+            )
+        ],
         table,
-        wide=True,
     )
 
 
@@ -142,28 +127,30 @@ def shared(c: Comparison) -> Figure | None:
         return None
     s = c.shared_prompts[0]
     x, y = ([point[i] for point in c.shared_points] for i in (0, 1))
-    low, high = min(*x, *y), max(*x, *y)
+    ends = [min(*x, *y), max(*x, *y)]
     traces = [
-        {"x": [low, high], "y": [low, high], "mode": "lines", "line": {"width": 1.5, "dash": "dot"},
-         "hoverinfo": "skip", "meta": {"slot": 0}},
-        {"x": x, "y": y, "mode": "markers", "marker": {"size": 5, "opacity": 0.45}, "meta": {"slot": 1},
-         "hovertemplate": "A %{x:.0f}, B %{y:.0f} tokens<extra></extra>"},
-    ]  # fmt: skip
-    layout = {"height": 460, "xaxis": axis(f"tokens in A ({plain(s.model_a)})"),
-              "yaxis": axis(f"tokens in B ({plain(s.model_b)})")}  # fmt: skip
+        plots.line(ends, ends, 0, dash="dot", width=1.5),
+        plots.points(x, y, 1, size=5, opacity=0.45, hover="A %{x:.0f}, B %{y:.0f} tokens"),
+    ]
     table = Table(
         "shared-points",
         f"Lengths of {len(x):,} of the {s.prompts:,} prompts in both, in tokens.",
-        [Column("A"), Column("B")],
-        [[number(a), number(b)] for a, b in c.shared_points],
+        ["A", "B"],
+        c.shared_points,
     )
     text = f"B’s answers to the same prompts are {write(s.ratio)} times as long; Kendall’s τ {s.kendall_tau:.2f}."
     return Figure(
         "shared-points",
         "Each dot is a prompt",
         f"{text} On the dotted line both are equally long.",
-        [Panel("shared-points-0", "", spec(traces, layout), text)],
-        [],
+        [
+            plots.panel(
+                traces,
+                text,
+                x=plots.tokens_axis(f"tokens in A ({plain(s.model_a)})"),
+                y=plots.tokens_axis(f"tokens in B ({plain(s.model_b)})"),
+                height=460,
+            )
+        ],
         table,
-        wide=True,
     )

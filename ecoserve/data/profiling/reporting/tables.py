@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
-from ecoserve.data.profiling.model import Lengths, NoiseFloor, Profile
-from ecoserve.data.profiling.reporting.words import between, decimal, law_title, number
+from ecoserve.data.profiling.model import NoiseFloor, Profile
+from ecoserve.data.profiling.reporting.words import law_title
 from ecoserve.data.profiling.statements import percent
-from ecoserve.pages import NOTHING, Cell, Column, Table
+from ecoserve.pages import Cell, Column, Table, write, write_range
 
-_QUANTILES = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99", "p99_9")
+_SHARE: Final = "share"
+_QUANTILES: Final = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99", "p99_9")
 
 
 def lengths_table(profile: Profile) -> Table:
     """Moments and percentiles of answers and prompts."""
-    titles = [name.replace("_", ".") for name in _QUANTILES]
     table = Table(
         "lengths",
         "Lengths in tokens. p90: nine in ten are not longer.",
         [
-            Column("", number=False), Column("Counted"), Column("Mean"),
-            Column("CV", "Coefficient of variation: standard deviation over mean."),
-            Column("Min"),
-            *(Column(title) for title in titles), Column("Max"), Column("Cut off"),
+            "", "Counted", "Mean", Column("CV", "Coefficient of variation: standard deviation over mean."), "Min",
+            *(name.replace("_", ".") for name in _QUANTILES), "Max", Column("Cut off", unit=_SHARE),
         ],
     )  # fmt: skip
-    for name, lengths in (("Answers", profile.response), ("Prompts", profile.prompt)):
-        if lengths is not None:
-            table.rows.append(_lengths_row(name, lengths))
+    for name, x in (("Answers", profile.response), ("Prompts", profile.prompt)):
+        if x is not None:
+            quantiles = [getattr(x, q) for q in _QUANTILES]
+            table.add([name, x.n, x.mean, x.cv, x.min, *quantiles, x.max, x.censored_share])
     if profile.response.censored_share:
-        corrected = {"p50": "km_p50", "p90": "km_p90", "p95": "km_p95", "p99": "km_p99"}
-        nothing = [Cell("")] * 4
-        middle = [number(getattr(profile.response, corrected[q])) if q in corrected else Cell("") for q in _QUANTILES]
-        table.rows.append([Cell("Corrected for those cut off"), *nothing, *middle, Cell(""), Cell("")])
+        known = ("p50", "p90", "p95", "p99")
+        corrected = [getattr(profile.response, f"km_{q}") if q in known else "" for q in _QUANTILES]
+        table.add(["Corrected for those cut off", "", "", "", "", *corrected, "", ""])
     return table
-
-
-def _lengths_row(name: str, lengths: Lengths) -> list[Cell]:
-    quantiles = [number(getattr(lengths, q)) for q in _QUANTILES]
-    return [
-        Cell(name), number(lengths.n), number(lengths.mean), number(lengths.cv),
-        number(lengths.min), *quantiles, number(lengths.max), number(lengths.censored_share, "share"),
-    ]  # fmt: skip
 
 
 def laws_table(profile: Profile) -> Table | None:
@@ -52,19 +43,17 @@ def laws_table(profile: Profile) -> Table | None:
     chance = f" Chance alone stays below {tail.ks_by_chance:.2%} 19 times out of 20." if tail.ks_by_chance else ""
     return Table(
         "laws",
-        "Laws fitted to all answers by maximum likelihood, best first (smallest AIC). With enough answers every law "
-        "is rejected by a test; the question is by how much it is off.",
+        "Laws fitted to all answers by maximum likelihood, best first (smallest AIC). With enough answers a test "
+        "rejects every law; the question is by how much it is off.",
         [
-            Column("Law", number=False),
-            Column("KS", f"Largest distance between the law’s and the recorded distribution function.{chance}"),
+            "Law",
+            Column("KS", f"Largest distance between the law’s and the recorded distribution function.{chance}", _SHARE),
             Column("Anderson–Darling", "Squared distance that counts the tails most, per answer."),
-            Column("AIC, above the best"), Column("Median"), Column("99 %"), Column("99.9 %"),
+            "AIC, above the best", "Median", "99 %", "99.9 %",
         ],
         [
-            [
-                Cell(law_title(law.name, law.parameters)), number(law.ks, "share"), number(law.anderson_darling),
-                number(law.aic - tail.laws[0].aic), number(law.p50), number(law.p99), number(law.p99_9),
-            ]
+            [law_title(law.name, law.parameters), law.ks, law.anderson_darling, law.aic - tail.laws[0].aic, law.p50,
+             law.p99, law.p99_9]
             for law in tail.laws
         ],
     )  # fmt: skip
@@ -77,60 +66,43 @@ def indices_table(profile: Profile) -> Table | None:
     return Table(
         "indices",
         "Tail index above several thresholds: above 0 a power law, 0 exponential, below 0 lengths end somewhere.",
-        [Column("Longer than (tokens)", number=False), Column("Answers"), Column("Index"), Column("KS")],
-        [
-            [
-                Cell(f"{i.threshold:,}", raw=i.threshold), number(i.above),
-                Cell(decimal(i.index, 3), _interval(i.low, i.high), i.index), number(i.ks, "share"),
-            ]
-            for i in profile.tail.indices
-        ],
-    )  # fmt: skip
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{decimal(low, 3)} to {decimal(high, 3)}"
+        ["Longer than (tokens)", "Answers", "Index", Column("KS", unit=_SHARE)],
+        [[i.threshold, i.above, Cell(i.index, beneath=write_range(i.low, i.high)), i.ks] for i in profile.tail.indices],
+    )
 
 
 def guesses_table(profile: Profile) -> Table | None:
-    """How good each way to guess is."""
-    same, told, by_length = profile.same_prompt, profile.predicted, profile.prompt_length
-    rows: list[list[Cell]] = []
+    """The error of each way to predict a length."""
+    same, predicted, by_length = profile.same_prompt, profile.predicted, profile.prompt_length
+    rows: list[list[float | str | None]] = []
     if same is not None:
         rows.append(_guess("Always the median", same.constant))
         rows.append(_guess("One other answer to the prompt", same.one_other))
         if same.mean_of_others is not None:
             rows.append(_guess("Mean of the other answers", same.mean_of_others))
     if by_length is not None:
-        unknown, by_length_rows = [Cell(NOTHING)] * 3, number(by_length.rows)
         if same is None:
-            rows.append([Cell("Always the median"), number(by_length.mae_constant_tokens), *unknown, by_length_rows])
-        rows.append([Cell("The prompt’s length alone"), number(by_length.mae_tokens), *unknown, by_length_rows])
-    if told is not None:
-        rows.append(
-            [
-                Cell(f"Predictor, rows {told.rows_are}"), number(told.mae_tokens), number(told.within_50, "share"),
-                number(told.within_100, "share"), number(told.kendall_tau), number(told.rows),
-            ]
-        )  # fmt: skip
+            rows.append(["Always the median", by_length.mae_constant_tokens, None, None, None, by_length.rows])
+        rows.append(["The prompt’s length alone", by_length.mae_tokens, None, None, None, by_length.rows])
+    if (p := predicted) is not None:
+        name = f"Predictor, rows {p.rows_are}"
+        rows.append([name, p.mae_tokens, p.within_50, p.within_100, p.kendall_tau, p.rows])
     if not rows:
         return None
     return Table(
         "guesses",
-        "How near each guess comes to the true length.",
+        "How near each way to predict comes to the true length.",
         [
-            Column("Guess", number=False), Column("Mean error (tokens)"), Column("Within 50"), Column("Within 100"),
-            Column("Kendall’s τ", "1 ranks answers by length rightly, 0 is chance."), Column("Answers"),
+            "Predicted from", "Mean error (tokens)", Column("Within 50", unit=_SHARE),
+            Column("Within 100", unit=_SHARE),
+            Column("Kendall’s τ", "1 ranks answers by length rightly, 0 is chance."), "Answers",
         ],
         rows,
     )  # fmt: skip
 
 
-def _guess(name: str, measured: NoiseFloor) -> list[Cell]:
-    return [
-        Cell(name), number(measured.mae_tokens), number(measured.within_50, "share"),
-        number(measured.within_100, "share"), number(measured.kendall_tau), number(measured.targets),
-    ]  # fmt: skip
+def _guess(name: str, x: NoiseFloor) -> list[float | str | None]:
+    return [name, x.mae_tokens, x.within_50, x.within_100, x.kendall_tau, x.targets]
 
 
 def same_prompt_table(profile: Profile) -> Table | None:
@@ -140,21 +112,21 @@ def same_prompt_table(profile: Profile) -> Table | None:
         return None
     return Table(
         "same-prompt",
-        "Several answers of one model to one prompt: what the prompt explains. Beneath: 95 % intervals.",
+        "Several answers of one model to one prompt: what the prompt explains. Below: 95 % intervals.",
         [
-            Column("Model", number=False), Column("Prompts"), Column("Answers"),
-            Column("CV within a prompt", "Median over prompts; beneath, the 10th to the 90th percentile."),
-            Column("Explained", "Share of the variance of lengths that lies between prompts."),
-            Column("Explained, log", "The same of log lengths."),
-            Column("Smallest error (tokens)", "Expected error of the best guess from the prompt: between these two."),
+            "Model", "Prompts", "Answers",
+            Column("CV within a prompt", "Median over prompts; below, the 10th to the 90th percentile."),
+            Column("Explained", "Share of the variance of lengths that lies between prompts.", _SHARE),
+            Column("Explained, log", "The same of log lengths.", _SHARE),
+            Column("Smallest error (tokens)", "Expected error of the best prediction from the prompt: between these "
+                   "two."),
         ],
         [
             [
-                Cell(s.model or "all"), number(s.prompts), number(s.answers),
-                Cell(number(s.cv_median).text, between(s.cv_p10, s.cv_p90), s.cv_median),
-                Cell(number(s.icc, "share").text, between(s.icc_low, s.icc_high, "share"), s.icc),
-                Cell(number(s.icc_log, "share").text, between(s.icc_log_low, s.icc_log_high, "share"), s.icc_log),
-                Cell(between(s.floor_mae_low_tokens, s.floor_mae_high_tokens), raw=s.floor_mae_high_tokens),
+                s.model or "all", s.prompts, s.answers, Cell(s.cv_median, beneath=write_range(s.cv_p10, s.cv_p90)),
+                Cell(s.icc, beneath=write_range(s.icc_low, s.icc_high, _SHARE)),
+                Cell(s.icc_log, beneath=write_range(s.icc_log_low, s.icc_log_high, _SHARE)),
+                Cell(s.floor_mae_high_tokens, write_range(s.floor_mae_low_tokens, s.floor_mae_high_tokens)),
             ]
             for s in found
         ],
@@ -178,44 +150,40 @@ def models_table(profile: Profile) -> Table | None:
     for pair in across.pairs:
         seen.setdefault(pair.a, []).append((pair.prompts, -math.log(pair.ratio), pair.kendall_tau))
         seen.setdefault(pair.b, []).append((pair.prompts, math.log(pair.ratio), pair.kendall_tau))
-    rows = []
+    rows: list[tuple[float, str, int, float]] = []
     for model, against in seen.items():
         prompts, logs, taus = zip(*against, strict=True)
-        ratio = math.exp(sum(logs) / len(logs))
-        rows.append([Cell(model), number(max(prompts)), number(ratio), number(sum(taus) / len(taus))])
+        rows.append((math.exp(sum(logs) / len(logs)), model, max(prompts), sum(taus) / len(taus)))
     return Table(
         "models",
         f"The same prompts answered by {across.models} models.{shares}",
         [
-            Column("Model", number=False), Column("Prompts shared"),
+            "Model",
+            "Prompts shared",
             Column("Times the others’", "Geometric mean over prompts and other models."),
             Column("τ with the others", "Kendall’s τ: are the same prompts long for both? 1: same order, 0: chance."),
         ],
-        sorted(rows, key=lambda row: -float(row[2].raw or 0.0)),
-    )  # fmt: skip
+        [[model, prompts, ratio, tau] for ratio, model, prompts, tau in sorted(rows, key=lambda row: -row[0])],
+    )
 
 
 def arrivals_table(profile: Profile) -> Table | None:
-    """The figures of the arrivals."""
+    """Rates and burstiness of the arrivals."""
     found = profile.arrivals
     if found is None:
         return None
     rows = [
-        ("Requests with a recorded arrival", number(found.rows)),
-        ("Duration", number(found.duration_s, "s")),
-        ("Mean rate", number(found.rate_rps, "requests/s")),
-        ("Busiest second", number(found.busiest_second_rps, "requests/s")),
-        ("Busiest minute", number(found.busiest_minute_rps, "requests/s")),
-        ("Busiest hour", number(found.busiest_hour_rps, "requests/s")),
-        ("Coefficient of variation of the gaps (Poisson: 1)", number(found.gap_cv)),
-        ("Variance over mean of the count in 1 s (Poisson: 1)", number(found.dispersion_1s)),
-        ("Variance over mean of the count in 10 s", number(found.dispersion_10s)),
-        ("Variance over mean of the count in 60 s", number(found.dispersion_60s)),
-        ("Answers’ tokens", number(found.output_tokens_per_s, "tokens/s")),
+        ("Requests with a recorded arrival", found.rows, ""),
+        ("Duration", found.duration_s, "s"),
+        ("Mean rate", found.rate_rps, "requests/s"),
+        ("Busiest second", found.busiest_second_rps, "requests/s"),
+        ("Busiest minute", found.busiest_minute_rps, "requests/s"),
+        ("Busiest hour", found.busiest_hour_rps, "requests/s"),
+        ("Coefficient of variation of the gaps (Poisson: 1)", found.gap_cv, ""),
+        ("Variance over mean of the count in 1 s (Poisson: 1)", found.dispersion_1s, ""),
+        ("Variance over mean of the count in 10 s", found.dispersion_10s, ""),
+        ("Variance over mean of the count in 60 s", found.dispersion_60s, ""),
+        ("Answers’ tokens", found.output_tokens_per_s, "tokens/s"),
     ]
-    return Table(
-        "arrivals",
-        "Arrivals.",
-        [Column("", number=False), Column("Value")],
-        [[Cell(name), value] for name, value in rows if value.text != NOTHING],
-    )
+    shown = [[name, Cell(value, write(value, unit))] for name, value, unit in rows if value is not None]
+    return Table("arrivals", "Arrivals.", ["", "Value"], shown)

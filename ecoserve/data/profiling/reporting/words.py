@@ -1,14 +1,18 @@
-"""Names and numbers of a profile as people read them, on the page and in the terminal."""
+"""Names and small shapes that several parts of a profile's page share."""
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Final, TypeVar
 
 from ecoserve.data.profiling.model import Grouping
 from ecoserve.data.profiling.tails import law_name
-from ecoserve.pages import NOTHING, Cell, write
+from ecoserve.pages import write
 
-#: What a grouping is called.
+T = TypeVar("T")
+
 GROUPING_TITLES: Final = {
     "turn": "Turn of the conversation",
     "prompt_band": "Prompt length (tokens)",
@@ -20,11 +24,9 @@ _DASHES: Final = ("solid", "dash", "dot", "longdashdot", "longdash", "dashdot")
 
 
 def grouping_title(grouping: Grouping) -> str:
-    """A grouping's title, with how much it explains."""
+    """A grouping's title, with the share of the variance that it explains."""
     title = GROUPING_TITLES[grouping.by]
-    if grouping.explains is None:
-        return title
-    return f"{title}: explains {write(grouping.explains, 'share')}"
+    return title if grouping.explains is None else f"{title}: explains {write(grouping.explains, 'share')}"
 
 
 def law_title(name: str, parameters: dict[str, float]) -> str:
@@ -37,22 +39,22 @@ def dash(number: int) -> str:
     return _DASHES[number % len(_DASHES)]
 
 
-def number(value: float | None, unit: str = "") -> Cell:
-    """A number as a cell; nothing where it is not known."""
-    if value is None:
-        return Cell(NOTHING)
-    if isinstance(value, int):
-        return Cell(f"{value:,}", raw=value)
-    return Cell(write(value, unit), raw=value)
+def span(low: int, high: int) -> str:
+    """A bin of lengths: ``17–32``."""
+    return f"{high:,}" if high == low + 1 else f"{low + 1:,}–{high:,}"
 
 
-def decimal(value: float, places: int = 2) -> str:
-    """A number that may be negative, with so many decimals."""
-    return f"{value:.{places}f}".replace("-", "−")
+def per_doubling(edges: Sequence[int], counts: Sequence[int], total: int) -> list[float]:
+    """Height of each bin: per cent of all answers per doubling of length, so that bins can be compared."""
+    bins = zip(pairwise(edges), counts, strict=True)
+    return [100 * n / total / math.log2((high + 0.5) / (low + 0.5)) for (low, high), n in bins]
 
 
-def between(low: float | None, high: float | None, unit: str = "") -> str:
-    """An interval: ``76.1 % to 78.9 %``; empty where it is not known."""
-    if low is None or high is None:
-        return ""
-    return f"{number(low, unit).text} to {number(high, unit).text}"
+def percents(shares: Iterable[float | None], *, positive: bool = False) -> list[float | None]:
+    """Shares in per cent; with ``positive``, for a logarithmic axis, without zeros."""
+    return [None if v is None or (positive and v <= 0) else 100 * v for v in shares]
+
+
+def some(*items: T | None) -> tuple[T, ...]:
+    """Those that are not None."""
+    return tuple(item for item in items if item is not None)

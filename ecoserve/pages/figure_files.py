@@ -1,14 +1,15 @@
-"""The report's plots as PNG and SVG and its tables as CSV, for papers and slides: the same figures, by Matplotlib.
+"""The plots of a report as PNG and SVG and its tables as CSV, for papers and slides.
 
-Rule: a figure is described once, as the plain Plotly data that the page draws (:mod:`ecoserve.pages.figures`); here
-that description is translated, so the files and the page cannot say different things. Matplotlib needs no
-browser and no network, as Plotly's own export does. Of a figure whose y axis may show several things each is drawn; of
-one whose x axis may, the first.
+A figure is described once, as the Plotly data that the page draws (:mod:`ecoserve.pages.plots`). It is translated here
+to Matplotlib, which needs no browser and no network, unlike Plotly's own export. Of a figure with choices for its y
+axis each is drawn; of one with choices for its x axis, the first.
 """
 
 from __future__ import annotations
 
+import copy
 import html
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +19,17 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.files import write_atomically
-from ecoserve.pages import TEMPLATES, Figure, LegendEntry, Section
-from ecoserve.sweep.reporting.figure_axes import dress, resolved
+from ecoserve.pages.page import TEMPLATES, BuiltSection
+from ecoserve.pages.plots import Figure, LegendEntry
 
 _DASHES: Final[Mapping[str, Any]] = {
     "solid": "-", "dash": (0, (5, 3)), "dot": (0, (1, 2)), "dashdot": "-.", "longdash": (0, (8, 3)),
     "longdashdot": (0, (8, 2, 2, 2)), "": "none",
 }  # fmt: skip
 _MARKERS: Final[Mapping[str, str]] = {
-    "circle": "o", "circle-open": "o", "ring": "o", "diamond": "D", "square": "s", "star": "*", "triangle-up": "^",
+    "circle": "o", "circle-open": "o", "diamond": "D", "square": "s", "star": "*", "triangle-up": "^",
     "x": "x", "hatched": "s",
 }  # fmt: skip
-_OPEN: Final = frozenset({"circle-open", "ring"})
 _STYLE: Final[Any] = {
     "font.size": 9.0, "axes.titlesize": 10.0, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "text.parse_math": False, "grid.color": "#d9dfe6", "svg.fonttype": "none",
@@ -40,7 +40,7 @@ _HEIGHT: Final = 3.3
 _DPI: Final = 160
 
 
-def write_figures(sections: Iterable[Section], out: Path) -> list[Path]:
+def write_figures(sections: Iterable[BuiltSection], out: Path) -> list[Path]:
     """Write every plot and table of these sections into a folder, which is made.
 
     Returns:
@@ -70,7 +70,7 @@ def write_figures(sections: Iterable[Section], out: Path) -> list[Path]:
 
 def _draw_all(figure: Figure, out: Path) -> list[Path]:
     meta = figure.panels[0].spec["layout"].get("meta", {})
-    keys = [key for key, _ in figure.choices if key in meta.get("measures", {})]
+    keys = [key for key in figure.choices if key in meta.get("measures", {})]
     shown: list[str | None] = [None] if not keys else list(keys) if meta.get("axis") == "y" else [keys[0]]
     written = []
     for key in shown:
@@ -82,8 +82,6 @@ def _draw_all(figure: Figure, out: Path) -> list[Path]:
 
 
 def _save(canvas: Any, path: Path, kind: str) -> Path:
-    import io
-
     sink = io.BytesIO()
     # Without a date, the same results give the same file.
     canvas.savefig(sink, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
@@ -95,7 +93,7 @@ def _draw(figure: Figure, key: str | None) -> Any:
     from matplotlib.figure import Figure as Canvas
 
     colors = palette()
-    columns = 1 if figure.wide or len(figure.panels) == 1 else 2
+    columns = 1 if len(figure.panels) == 1 else 2
     rows = math.ceil(len(figure.panels) / columns)
     tallest = max((panel.spec["layout"].get("height") or 330) for panel in figure.panels)
     height = max(_HEIGHT, min(18.0, tallest / 100))
@@ -110,7 +108,8 @@ def _draw(figure: Figure, key: str | None) -> Any:
         ax.set_title(_text(panel.title))
         for trace in spec["data"]:
             _TRACES[trace.get("type", "scatter")](ax, trace, colors)
-        dress(ax, spec["layout"])
+        for letter in "xy":
+            _axis(ax, letter, spec["layout"].get(f"{letter}axis") or {})
     if figure.legend:
         handles = [_handle(entry, colors) for entry in figure.legend]
         canvas.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) > 2 else 2, frameon=False)
@@ -126,6 +125,60 @@ def palette() -> dict[str, str]:
 
 def _color(trace: Mapping[str, Any], colors: Mapping[str, str]) -> str:
     return colors[f"slot-{trace['meta']['slot']}"]
+
+
+def resolved(spec: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    """A plot with one choice made for it, as the page's script makes it.
+
+    Args:
+        spec: the Plotly figure as plain data.
+        key: the choice; None: the first, if there are any.
+    """
+    made: dict[str, Any] = copy.deepcopy(dict(spec))
+    meta = made["layout"].get("meta", {})
+    measures = meta.get("measures") or {}
+    if not measures:
+        return made
+    chosen = key if key in measures else next(iter(measures))
+    axis = f"{meta.get('axis', 'x')}axis"
+    own = measures[chosen]
+    made["layout"][axis] = {
+        **made["layout"].get(axis, {}),
+        "title": {"text": own["title"]},
+        "tickformat": own.get("tickformat", ""),
+        **({"range": own["range"]} if "range" in own else {}),
+    }
+    for trace in made["data"]:
+        trace.update(trace["meta"].get("by", {}).get(chosen, {}))
+        if "range" in own:
+            ends = {"low": own["range"][0], "high": own["range"][1]}
+            trace["x"] = [ends.get(x, x) if isinstance(x, str) else x for x in trace.get("x", [])]
+    return made
+
+
+def _axis(ax: Any, letter: str, own: Mapping[str, Any]) -> None:
+    """Range, ticks and title of one axis; called when everything is drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
+
+    axis = getattr(ax, f"{letter}axis")
+    limits = getattr(ax, f"set_{letter}lim")
+    getattr(ax, f"set_{letter}label")((own.get("title") or {}).get("text", ""))
+    if own.get("type") == "log":
+        getattr(ax, f"set_{letter}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    if own.get("tickformat") == ".0%":
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    elif own.get("ticksuffix"):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{own['ticksuffix']}"))
+    if own.get("tickvals"):
+        labels = [_text(text) for text in own.get("ticktext") or [f"{v:g}" for v in own["tickvals"]]]
+        axis.set_ticks(own["tickvals"], labels)
+    if own.get("range") and own.get("type") != "log":
+        limits(*own["range"])
+    elif own.get("rangemode") == "tozero" and own.get("type") != "category":
+        limits(**{"left" if letter == "x" else "bottom": 0})
 
 
 def _scatter(ax: Any, trace: Mapping[str, Any], colors: Mapping[str, str]) -> None:
@@ -151,7 +204,7 @@ def _scatter(ax: Any, trace: Mapping[str, Any], colors: Mapping[str, str]) -> No
         symbols = _each(marker.get("symbol", "circle"), len(xs))
         sizes = _each(marker.get("size", 6), len(xs))
         for x, y, symbol, size in zip(xs, ys, symbols, sizes, strict=True):
-            face = "none" if symbol in _OPEN else color
+            face = "none" if symbol == "circle-open" else color
             edge = {} if symbol == "x" else {"facecolors": face, "edgecolors": color}
             ax.scatter([x], [y], s=(0.7 * size) ** 2, marker=_MARKERS[symbol], zorder=3, **(edge or {"color": color}))
 
@@ -197,7 +250,7 @@ def _handle(entry: LegendEntry, colors: Mapping[str, str]) -> Any:
 
     color = colors[f"slot-{entry.slot}"]
     marker = _MARKERS.get(entry.symbol, "none")
-    face = "none" if entry.symbol in _OPEN else color
+    face = "none" if entry.symbol == "circle-open" else color
     return Line2D(
         [], [], color=color, linestyle=_DASHES[entry.dash], marker=marker, markerfacecolor=face, markersize=6,
         linewidth=1.6, label=_text(entry.label),
@@ -209,5 +262,5 @@ def _each(value: Any, count: int) -> Sequence[Any]:
 
 
 def _text(text: str) -> str:
-    """What Plotly is given, as plain text."""
+    """Text for Plotly as plain text."""
     return html.unescape(re.sub(r"</?b>", "", text).replace("<br>", "\n"))

@@ -1,0 +1,140 @@
+"""Heat maps over the arrival rate: the accuracy of the lengths, and the knobs and conditions that were varied.
+
+A cell is the paired difference of normalized latency to a reference at the same rate: the baseline for accuracies, the
+first row for knobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ecoserve.pages import Figure, Table, plain, plots, write_change
+from ecoserve.sweep.reporting.metrics import NORMALIZED
+from ecoserve.sweep.reporting.report_data import ReportData
+from ecoserve.sweep.reporting.settings import Load, Setting, lengths_name
+from ecoserve.sweep.reporting.tables import comparison_cell
+from ecoserve.sweep.statistics import Comparison
+
+Cells = list[list[Comparison | None]]
+#: Colours end here, in per cent.
+_MOST: Final = 80.0
+
+
+def accuracy_map(report: ReportData) -> Figure | None:
+    """Accuracy × rate, one map per policy that uses lengths; None with fewer than two rates or accuracies."""
+    if report.load is None:
+        return None
+    family = report.load.family
+    same = [x for x in report.loads if x.family == family and x.rate_rps is not None and report.baseline_of(x)]
+    loads = sorted(same, key=lambda x: x.rate_rps or 0.0)
+    here = [s for x in loads for s in report.tuned(report.under(x)) if not s.blind and s.policy != report.baseline]
+    kinds = sorted(dict.fromkeys(s.lengths for s in here), key=lambda lengths: _worth(here, lengths))
+    if len(loads) < 2 or len(kinds) < 2:
+        return None
+    found = {(s.load, s.policy, s.lengths): s for s in reversed(here)}
+    maps = []
+    for policy in dict.fromkeys(s.policy for s in here):
+        rows = [[_against(found.get((x, policy, k)), report.baseline_of(x)) for x in loads] for k in kinds]
+        maps.append((policy, [lengths_name(k) for k in kinds], rows))
+    title = "Accuracy of the lengths × arrival rate"
+    return _figure("map-accuracy", title, report.baseline_name, loads, maps, "Lengths")
+
+
+def knob_map(report: ReportData) -> Figure | None:
+    """Knobs and conditions × rate for the setting that the answer is about; None with fewer than two of them."""
+    load, ours = report.load, report.ours
+    if load is None or ours is None:
+        return None
+    mine = (ours.policy, ours.lengths, load.engine)
+    same = [s for s in report.settings if (s.policy, s.lengths, s.load.engine) == mine]
+    rates = sorted({s.load.rate_rps for s in same if s.load.rate_rps is not None})
+    found = {(_row_name(s), s.load.rate_rps): s for s in same}
+    names = list(dict.fromkeys(_row_name(s) for s in same))
+    shown = [n for n in names if any((names[0], r) in found and (n, r) in found for r in rates)]
+    if len(shown) < (2 if any(s.knobs for s in same) else 3):
+        return None  # two conditions are with and without pressure, which has a plot of its own
+    rows = [[_against(found.get((name, r)), found.get((shown[0], r))) for r in rates] for name in shown]
+    loads = [Load(load.engine, None, rate) for rate in rates]
+    maps = [(f"{ours.policy}, {lengths_name(ours.lengths)}", shown, rows)]
+    return _figure("map-knob", "Knobs and conditions × arrival rate", f"“{shown[0]}”", loads, maps, "Knobs")
+
+
+def _row_name(setting: Setting) -> str:
+    return ", ".join(part for part in (setting.load.others_title, setting.knobs_title) if part) or "as planned"
+
+
+def _worth(here: Sequence[Setting], lengths: str) -> tuple[float, str]:
+    """True lengths first, then by how well they rank, none last."""
+    if lengths == "true":
+        return -2.0, lengths
+    taus = [tau for s in here if s.lengths == lengths and (tau := s.mean("prediction_kendall_tau")) is not None]
+    return -taus[0] if taus else 2.0, lengths
+
+
+def _against(setting: Setting | None, reference: Setting | None) -> Comparison | None:
+    if setting is None or reference is None or setting is reference:
+        return None
+    return setting.against(reference, NORMALIZED)
+
+
+def _figure(
+    name: str,
+    title: str,
+    reference: str,
+    loads: Sequence[Load],
+    maps: Sequence[tuple[str, list[str], Cells]],
+    head: str,
+) -> Figure:
+    panels = []
+    table = Table(
+        name,
+        f"Normalized latency against {reference}, by arrival rate.",
+        [head, *(x.rate_title for x in loads)],
+        group_title="Policy",
+    )
+    rates = [f"{x.rate_rps:g}" for x in loads]
+    for policy, rows, cells in maps:
+        texts = [[_written(c) for c in row] for row in cells]
+        trace = {
+            "type": "heatmap",
+            "x": rates,
+            "y": [plain(row) for row in rows],
+            "z": [[_bounded(c) for c in row] for row in cells],
+            "zmin": -_MOST,
+            "zmax": _MOST,
+            "text": texts,
+            "texttemplate": "%{text}",
+            "hovertemplate": "%{y} at %{x} requests/s: %{text}<extra></extra>",
+            "showscale": False,
+            "xgap": 2,
+            "ygap": 2,
+            "meta": {"slot": 1, "diverging": 1},
+        }
+        spoken = []
+        for row, line, texts_of_row in zip(rows, cells, texts, strict=True):
+            table.add([row, *(comparison_cell(c) for c in line)], policy)
+            said = (f"{text} at {rate}" for text, rate in zip(texts_of_row, rates, strict=True) if text)
+            spoken.append(f"{row}: {', '.join(said)}")
+        alt = f"Normalized latency of {policy} against {reference} by rate. {'; '.join(spoken)}."
+        x = plots.axis("Arrival rate (requests/s)", type="category", showgrid=False)
+        y = plots.axis(type="category", autorange="reversed", showgrid=False, ticks="")
+        panels.append(plots.panel([trace], alt, policy, x=x, y=y, height=130 + 30 * len(rows)))
+    text = (
+        f"Each cell: normalized latency against {reference} at the same rate, paired by seed. Green is lower, red is "
+        "higher; a cell in brackets is a difference that is not shown."
+    )
+    return Figure(name, title, text, panels, table)
+
+
+def _bounded(comparison: Comparison | None) -> float | None:
+    if comparison is None or comparison.relative is None:
+        return None
+    return max(-_MOST, min(_MOST, 100 * comparison.relative))
+
+
+def _written(comparison: Comparison | None) -> str:
+    if comparison is None or comparison.relative is None:
+        return ""
+    text = write_change(comparison.relative)
+    return text if comparison.shown else f"({text})"
