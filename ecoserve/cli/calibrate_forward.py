@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_bar, stderr_console
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.options import takes
+from ecoserve.options import checked
+from ecoserve.serving.forward_run import ForwardRun, ForwardRunSettings, measure_forwards
+from ecoserve.serving.simulate.settings import SimulateSettings
 
-if TYPE_CHECKING:
-    from ecoserve.serving.forward_run import ForwardRun
+_ENGINE = "Without --gpu (an engine on this machine)"
 
 
+@takes(ForwardRunSettings, "largest prompt_tokens", defaults={"largest": "4096; with --gpu 8192"})
+@takes(SimulateSettings, "tp depth", defaults={"depth": 2})
+@takes(ForwardRunSettings, "threads", panel=_ENGINE)
 def command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The served model: a folder or hub id; with --gpu also a name.")
     ],
+    *,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME", help="Ask the model of this GPU; without it, measure here.")
+        str | None, typer.Option("--gpu", metavar="NAME", help="Use the model of this GPU; without it, measure here.")
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="GPUs of one replica (tensor parallel).")] = 1,
-    depth: Annotated[int, typer.Option("--depth", min=1, max=2, help="With --gpu: steps in flight.")] = 2,
-    largest: Annotated[
-        int | None,
-        typer.Option("--largest", min=32, help="Tokens of the largest forward.", show_default="4096; with --gpu 8192"),
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=8, help="Tokens of each prompt.")] = 512,
-    dtype: Annotated[str, typer.Option("--dtype", help="Engine: as vLLM's.")] = "auto",
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="Engine: as vLLM's.")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Engine on a CPU: threads.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="As vLLM's.", rich_help_panel=_ENGINE)] = "auto",
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="As vLLM's.", rich_help_panel=_ENGINE)] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    **given: Any,
 ) -> None:
-    """Time forwards from small to large; say where throughput saturates, and what an idle engine needs.
+    """Time forwards from small to large; find where throughput saturates, and the times of an idle engine.
 
     The target forward size is the smallest that gives 90 % of the best throughput. It goes to ecoserve serve as a
     scheduler setting, the unloaded times as the basis of an SLO; both are printed as options.
     """
     from ecoserve.serving.core.forward_size import target_forward_size
 
-    if gpu is None:
-        run = _measured(model, tp, largest or 4096, prompt_tokens, dtype, enforce_eager, threads, quiet)
-    else:
-        run = _modelled(model, gpu, tp, depth, largest, prompt_tokens)
+    on_gpu = {"depth": 2, **{name: given.pop(name) for name in ("tp", "depth") if name in given}}
+    replica = checked(SimulateSettings, {"trace": "", **on_gpu})
+    engine: dict[str, Any] = {"dtype": dtype, "enforce_eager": enforce_eager}
+    if replica.tp > 1:
+        engine |= {"tensor_parallel_size": replica.tp, "distributed_executor_backend": None}
+    settings = checked(ForwardRunSettings, {**given, "model": model, "engine": engine})
+    run = _measured(settings, quiet) if gpu is None else _modelled(settings, replica, gpu)
     size = target_forward_size(run.times)
     summary = {
         "model": model,
         "gpu": gpu,
-        "tp": tp,
+        "tp": replica.tp,
         "prompt_tokens": run.prompt_tokens,
         "target_forward_tokens": size.tokens,
         "best_tokens_per_s": size.best_tokens_per_s,
@@ -61,45 +65,24 @@ def command(
     _show(summary, quiet)
 
 
-def _measured(
-    model: str,
-    tp: int,
-    largest: int,
-    prompt_tokens: int,
-    dtype: str,
-    enforce_eager: bool,
-    threads: int | None,
-    quiet: bool,
-) -> ForwardRun:
+def _measured(settings: ForwardRunSettings, quiet: bool) -> ForwardRun:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ecoserve.serving.forward_run import ForwardRunSettings, measure_forwards
-
-    engine: dict[str, Any] = {"dtype": dtype, "enforce_eager": enforce_eager}
-    if tp > 1:
-        engine |= {"tensor_parallel_size": tp, "distributed_executor_backend": None}
-    settings = ForwardRunSettings(
-        model=model, largest=largest, prompt_tokens=prompt_tokens, threads=threads, engine=engine
-    )
-    with progress_bar(quiet) as bar:
-        task = bar.add_task("engine starts", total=None)
-
-        def note(done: int, total: int) -> None:
-            bar.update(task, description="forward sizes", completed=done, total=total)
-
-        return measure_forwards(settings, note)
+    with what_is_done(quiet) as progress:
+        progress("engine starts", 0, None)
+        return measure_forwards(settings, partial(progress, "forward sizes"))
 
 
-def _modelled(model: str, gpu: str, tp: int, depth: int, largest: int | None, prompt_tokens: int) -> ForwardRun:
-    from ecoserve.serving.forward_run import ForwardRun
+def _modelled(settings: ForwardRunSettings, replica: SimulateSettings, gpu: str) -> ForwardRun:
     from ecoserve.serving.simulate.cost import ModelledCost, alone_s
     from ecoserve.serving.simulate.forward_size import LARGEST, forward_times
     from ecoserve.serving.simulate.gpu import gpu_model, load_shape
 
-    cost = ModelledCost(gpu_model(gpu, load_shape(model), tp))
-    most = largest or LARGEST
-    first = alone_s(cost, prompt_tokens, 1, depth, most)
-    further = (alone_s(cost, prompt_tokens, 33, depth, most) - first) / 32
-    times = forward_times(cost, depth=depth, largest=most, prompt_tokens=prompt_tokens)
+    cost = ModelledCost(gpu_model(gpu, load_shape(settings.model), replica.tp))
+    prompt_tokens, depth = settings.prompt_tokens, replica.depth
+    largest = settings.largest if "largest" in settings.model_fields_set else LARGEST
+    first = alone_s(cost, prompt_tokens, 1, depth, largest)
+    further = (alone_s(cost, prompt_tokens, 33, depth, largest) - first) / 32
+    times = forward_times(cost, depth=depth, largest=largest, prompt_tokens=prompt_tokens)
     return ForwardRun(times, prompt_tokens, first, further)
 
 

@@ -1,8 +1,7 @@
-"""What every command shares: options, the JSON it writes, its console, its progress bar, and how an error ends it.
+"""What every command shares: common options, JSON output, console, progress bar, and exit codes.
 
-Rules: results go to files or to stdout, everything for the eyes goes to stderr; a summary appears whole or not at all;
-an error is one line, and the exit code says whose fault it was (0 done, 1 failed while running, 2 bad input, 3 done but
-a stated bound was missed, 130 interrupted).
+Results go to files or stdout, tables and progress to stderr; a summary is written whole or not at all; an error is one
+line. Exit codes: 0 done, 1 failed while running, 2 bad input, 3 done but a stated bound was missed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ OutputOption = Annotated[
 
 
 def _place_for_json(target: str | None) -> str | None:
-    """Refuse at once what could only fail after the work is done."""
+    """Refuse a folder now rather than after the work is done."""
     if target is not None and target != "-" and Path(target).is_dir():
         raise ConfigError("is a folder", where=f"--json {target}", fix="give a file in it, or - for stdout")
     return target
@@ -95,13 +94,13 @@ def progress_bar(quiet: bool = False) -> Progress:
 
 
 @contextmanager
-def what_is_done(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar whose one line says what is being done; gives what is told ``(what, done, total)``."""
+def what_is_done(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar of one line; gives a function that takes ``(what, done, total)``."""
     with progress_bar(quiet) as bar:
         task = bar.add_task("", total=None)
         doing = ""
 
-        def show(what: str, done: int, total: int, /) -> None:
+        def show(what: str, done: int, total: int | None, /) -> None:
             nonlocal doing
             if what != doing:
                 doing = what
@@ -115,10 +114,9 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
     """Write a summary as JSON to a file or to stdout.
 
     Args:
-        summary: anything made of mappings, sequences, dataclasses, NumPy values, paths and plain values. NaN and
-            infinities, which JSON has no word for, become null.
-        target: a path, ``"-"`` for stdout, or None for nowhere. Missing folders are made; an existing file is replaced
-            in one step, so a reader never sees half of it.
+        summary: mappings, sequences, dataclasses, NumPy values, paths and plain values. NaN and infinities become null.
+        target: a path, ``"-"`` for stdout, or None for nowhere. Missing folders are made; a file is replaced in one
+            step.
 
     Raises:
         RunError: the file cannot be written.
@@ -137,7 +135,7 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
 
 
 def guard(action: Callable[[], Any]) -> int:
-    """Do a command's work; turn however it ends into an exit code and at most one line on stderr.
+    """Run a command; returns the exit code, with at most one line on stderr.
 
     The action's own result is the exit code if it is an integer, else 0.
     """
@@ -155,10 +153,10 @@ def guard(action: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _stop("interrupted", EXIT_INTERRUPTED, label="ecoserve")
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`). Python would complain once more while closing stdout.
+        # The reader of our output has gone (`| head`). Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a user gets a line, not a traceback
+    except Exception as error:  # noqa: BLE001 - the last line of defence: users get a line, not a traceback
         first = " ".join(str(error).split())[:300]
         what = f"{type(error).__name__}: {first}" if first else type(error).__name__
         return _stop(f"unexpected {what}; {DEBUG_VARIABLE}=1 shows the traceback", EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""``ecoserve evaluate-predictor``: how good a predictor is on rows that it has not seen, beside what needs no model."""
+"""``ecoserve evaluate-predictor``: a predictor's metrics on held-out rows, beside baselines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
+from ecoserve.cli.predictors import CheckpointArgument, metric_text, metrics_table, read_trace, reads_a_trace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,27 +32,20 @@ _COMPARED = {
 }
 
 
+@reads_a_trace
 def command(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Predictor: a folder, or an id on the hub.")],
+    checkpoint: CheckpointArgument,
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="Trace: a file, or the id of a data set on the hub.")],
+    *,
     split: Annotated[
-        str, typer.Option("--split", metavar="dev|train|all", help="Which rows; 'all' for a trace nobody trained on.")
+        str, typer.Option("--split", metavar="dev|train|all", help="Which rows; all for a trace not trained on.")
     ] = "dev",
-    length_field: Annotated[
-        str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
-    ] = None,
-    sample_field: Annotated[
-        str | None, typer.Option("--sample-field", help="Field with lengths of several answers to each prompt.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Served model's tokenizer, to count the answers' tokens.")
-    ] = None,
-    trace_format: Annotated[str, typer.Option("--format", help="Format of the trace.")] = "auto",
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Beside it what needs no training, and the upper bound.")
+        bool, typer.Option("--baselines", help="Add baselines without training, and the upper bound.")
     ] = False,
     beside: Annotated[
-        list[str] | None, typer.Option("--beside", metavar="CKPT", help="Another predictor for the same table.")
+        list[str] | None,
+        typer.Option("--beside", metavar="CKPT", help="Another predictor for the same table; repeatable."),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -67,12 +61,13 @@ def command(
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    **reading: Any,
 ) -> None:
     """Evaluate a predictor on a trace, beside the constant median of the lengths it was trained on.
 
-    Where the trace has no split of its own, the seed of the training says which rows are dev: those it has not learned.
+    Where the trace has no split of its own, the seed of the training gives the dev rows, which it was not trained on.
     """
-    from ecoserve.data import load_trace, split_trace
+    from ecoserve.data import split_trace
     from ecoserve.errors import ConfigError, TraceError
     from ecoserve.predictor import ConstantMedian, evaluate_predictor, load_predictor
     from ecoserve.predictor.threads import let_waiting_threads_sleep
@@ -90,14 +85,12 @@ def command(
         name = f"{each.config.backend} ({Path(place).name})"
         named[place if name in named else name] = each
     own = next(iter(named))
-    loaded = load_trace(
-        trace, format=trace_format, length_field=length_field, sample_field=sample_field, tokenizer=tokenizer
-    )
+    console = stderr_console(quiet)
+    loaded = read_trace(trace, reading, console)
     split_seed = predictor.config.seed if seed is None else seed
     records = loaded.records if split == "all" else split_trace(loaded, seed=split_seed)[split].records
     if not records:
         raise TraceError(f"has no {split} rows", where=trace, fix="give another --split")
-    console = stderr_console(quiet)
     summary: dict[str, Any] = {"split": split, "length_source": loaded.length_source}
     if baselines:
         rows = _with_baselines(loaded, predictor, named, split_seed, encoder, console)
@@ -121,7 +114,7 @@ def _with_baselines(
     encoder: str | None,
     console: Console,
 ) -> dict[str, dict[str, float]]:
-    """The whole table; baselines learn from the rows that ``predictor`` learned from, over its bins."""
+    """The whole table; baselines learn from the training rows of ``predictor``, over its bins."""
     from ecoserve.predictor.baselines_table import side_by_side
     from ecoserve.predictor.examples import training_parts
 
@@ -142,7 +135,7 @@ def _with_baselines(
 
 
 def _embedder(encoder: str | None) -> Embed | None:
-    """What embeds prompts: the encoder that was asked for, or the default one if nothing has to be fetched for it."""
+    """The encoder that embeds prompts: the one given, or the default if it is on this machine."""
     from ecoserve.predictor.baselines_nearest import FrozenEncoder
     from ecoserve.predictor.encoder.source import PACKAGED_IDS, find_encoder, is_here
 
@@ -152,7 +145,7 @@ def _embedder(encoder: str | None) -> Embed | None:
 
 
 def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table of many predictors, a line each; what a row has no figure for stays empty."""
+    """A table of many predictors, a line each; metrics that a row does not have stay empty."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -162,26 +155,6 @@ def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     for heading in _COMPARED.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in rows.items():
-        cells = [_shown(key, values[key]) if key in values else "" for key in _COMPARED]
+        cells = [metric_text(key, values[key]) if key in values else "" for key in _COMPARED]
         table.add_row(name.replace("_", " "), *cells)
     return table
-
-
-def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table of the evaluation's keys, one column per predictor or part of the data."""
-    from rich.table import Table
-
-    table = Table("", *columns)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for key in next(iter(columns.values())):
-        table.add_row(key, *(_shown(key, values[key]) if key in values else "" for values in columns.values()))
-    return table
-
-
-def _shown(key: str, value: float) -> str:
-    if key == "rows":
-        return f"{value:,.0f}"
-    if key.startswith(("within", "coverage", "bin_")):
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if key in ("kendall_tau", "ece") else f"{value:.2f}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json
+from ecoserve.cli.predictors import CheckpointArgument
 
 if TYPE_CHECKING:
     from ecoserve.data import Message
@@ -21,7 +22,7 @@ _BOUND = 0.9
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Predictor: a folder, or an id on the hub.")],
+    checkpoint: CheckpointArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Prompts.")] = None,
     source: Annotated[
         str | None,
@@ -29,7 +30,7 @@ def command(
     ] = None,
     bound: Annotated[
         float | None,
-        typer.Option("--bound", metavar="LEVEL", help="Also show an upper bound of guaranteed coverage, such as 0.9."),
+        typer.Option("--bound", metavar="LEVEL", help="Show an upper bound with this coverage too, such as 0.9."),
     ] = None,
     json: JsonOption = None,
     quiet: QuietOption = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +18,8 @@ from ecoserve.cli.common import (
     chosen_split,
     emit_json,
     parsed_rate,
-    progress_bar,
     stderr_console,
+    what_is_done,
 )
 from ecoserve.cli.options import takes
 from ecoserve.errors import ConfigError, RunError
@@ -129,15 +130,10 @@ def command(
 
 
 def _run(settings: ClientRunSettings | EngineRunSettings, quiet: bool) -> RunResult:
-    with progress_bar(quiet) as bar:
-        task = bar.add_task(f"{settings.policy or 'server'}, seed {settings.seed}", total=settings.requests)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        if isinstance(settings, ClientRunSettings):
-            return run_client(settings, progress)
-        return run_engine(settings, progress)
+    with what_is_done(quiet) as progress:
+        show = partial(progress, f"{settings.policy or 'server'}, seed {settings.seed}")
+        show(0, settings.requests)
+        return run_client(settings, show) if isinstance(settings, ClientRunSettings) else run_engine(settings, show)
 
 
 def _write(folder: Path, results: list[RunResult], summaries: Any) -> None:

@@ -102,7 +102,7 @@ def command(
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
     config = predictor.config
-    from ecoserve.cli.evaluate_predictor import metrics_table
+    from ecoserve.cli.predictors import metrics_table
 
     console.print(metrics_table({COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
     console.print(f"{config.backend} predictor in {output}, {config.training_seconds:.0f} s of training")

@@ -36,7 +36,7 @@ class ForwardRunSettings(BaseModel):
     model: str = Field(description="folder or hub id of the served model")
     largest: int = Field(4096, ge=32, le=2**20, description="tokens of the largest forward")
     prompt_tokens: int = Field(512, ge=8, description="tokens of each prompt; fewer where the model's limit is lower")
-    threads: int | None = Field(None, ge=1, description="CPU: threads of the model; None: vLLM's choice")
+    threads: int | None = Field(None, ge=1, description="threads of the model on a CPU; by default vLLM's choice")
     engine: dict[str, Any] = Field(default_factory=dict, description="further vLLM engine arguments")
 
 

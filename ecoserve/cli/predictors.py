@@ -1,0 +1,91 @@
+"""What commands about predictors share: how a trace is read, common options, and tables of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from pydantic import BaseModel, Field
+
+from ecoserve.cli.options import takes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ecoserve.data import Trace
+    from ecoserve.predictor.config import PredictorConfig
+
+CheckpointArgument = Annotated[str, typer.Argument(metavar="CKPT", help="Predictor: a folder, or an id on the hub.")]
+CheckpointFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the new checkpoint.")]
+
+#: Columns of a table of metrics, by what was evaluated.
+_COLUMNS: Final = {
+    "held_out": "held-out part of train",
+    "unadapted": "not adapted",
+    "constant_median": "constant median",
+}
+
+
+class TraceOptions(BaseModel):
+    """How a trace is read; the names are those of :func:`ecoserve.data.load_trace`."""
+
+    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
+    sample_field: str | None = Field(None, description="field with the lengths of several answers to each prompt")
+    tokenizer: str | None = Field(None, description="the served model's tokenizer, to count the answers' tokens")
+    format: str = Field("auto", description="format of the trace")
+
+
+#: Gives a command the options of :class:`TraceOptions`; they come as keyword arguments.
+reads_a_trace = takes(TraceOptions, " ".join(TraceOptions.model_fields))
+
+
+def read_trace(source: str, options: Mapping[str, Any], console: Console) -> Trace:
+    """Load a trace and say what is in it."""
+    from ecoserve.data import load_trace
+
+    trace = load_trace(source, **options)
+    console.print(f"{Path(trace.source).name}: {trace.report}; lengths from {trace.length_source}")
+    return trace
+
+
+def show_metrics(config: PredictorConfig, console: Console, **columns: str) -> None:
+    """Print the metrics in a checkpoint; ``columns`` are titles of their own for some of them."""
+    titles = {**_COLUMNS, **columns}
+    if config.metrics:
+        console.print(metrics_table({titles.get(part, part): metrics for part, metrics in config.metrics.items()}))
+
+
+def summary(output: Path, config: PredictorConfig) -> dict[str, Any]:
+    """What ``--json`` says of every new checkpoint."""
+    return {
+        "checkpoint": str(output),
+        "backend": config.backend,
+        "served_model": config.served_model,
+        "training_seconds": config.training_seconds,
+        "seed": config.seed,
+        **config.metrics,
+    }
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """A table of the evaluation's keys, one column per predictor or part of the data."""
+    from rich.table import Table
+
+    table = Table("", *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for key in next(iter(columns.values())):
+        table.add_row(key, *(metric_text(key, values[key]) if key in values else "" for values in columns.values()))
+    return table
+
+
+def metric_text(key: str, value: float) -> str:
+    """A metric of an evaluation as tables show it."""
+    if key == "rows":
+        return f"{value:,.0f}"
+    if key.startswith(("within", "coverage", "bin_")):
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if key in ("kendall_tau", "ece") else f"{value:.2f}"
