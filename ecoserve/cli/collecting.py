@@ -180,7 +180,6 @@ def in_words(result: CollectResult) -> str:
         (result.censored, "cut off"),
         (result.refused, "requests refused"),
         (result.missing, "missing"),
-        (result.damaged, "lines of the journal were damaged"),
         (result.retries, "repetitions"),
     ):
         if count:

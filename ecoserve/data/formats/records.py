@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,17 +145,24 @@ def save_trace(trace: Trace, path: str | Path) -> Path:
     if not target.name.endswith((".jsonl", ".jsonl.gz")):
         raise TraceError("a trace is saved as .jsonl or .jsonl.gz", where=str(target), fix="change the file name")
     try:
-        with replacing(target) as raw:
-            # mtime 0: the same trace gives the same bytes.
-            out = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else raw
-            with out:
-                out.write(_line(header(trace)))
-                for record in trace.records:
-                    out.write(_line(record.as_row()))
+        write_lines(target, header(trace), trace.records)
     except OSError as e:
         raise TraceError(f"cannot be written ({e.strerror or e})", where=str(target), fix="give another place") from e
     return target
 
 
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+def write_lines(target: Path, first: dict[str, Any], records: Iterable[Record]) -> None:
+    """Write a header and records one by one; the file appears when it is whole and on the disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with replacing(target) as raw:
+        # mtime 0: the same trace gives the same bytes.
+        packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else None
+        with packed or nullcontext():
+            for row in chain((first,), (record.as_row() for record in records)):
+                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+                (packed or raw).write(line)
+        raw.flush()
+        os.fsync(raw.fileno())

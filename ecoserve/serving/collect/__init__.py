@@ -1,7 +1,7 @@
-"""Collecting a model's own response lengths: prompts go to a server, k samples each, and come back as a trace."""
+"""Collect a model's own response lengths: send prompts to a server, k samples each, and write a trace."""
 
+from ecoserve.serving.collect.progress import CollectInterrupted, CollectProgress, CollectResult, Progress
 from ecoserve.serving.collect.run import collect
 from ecoserve.serving.collect.settings import CollectSettings
-from ecoserve.serving.collect.tally import CollectInterrupted, CollectProgress, CollectResult, Progress
 
 __all__ = ["CollectInterrupted", "CollectProgress", "CollectResult", "CollectSettings", "Progress", "collect"]

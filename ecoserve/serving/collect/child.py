@@ -1,9 +1,7 @@
-"""The process of a server that a collection starts for itself.
+"""The server process of a collection: ``python -m ecoserve.serving.collect.child PARENT_ID SOCKET MODEL [FLAGS]``.
 
-Rule: it never outlives its collector, however that ends: the kernel tells it when its parent has died, and then it
-stops as on SIGTERM. Lengths do not depend on the order in which requests are served, so vLLM's own scheduler runs.
-
-    python -m ecoserve.serving.collect.child PARENT_ID SOCKET MODEL [vLLM's flags]
+It never outlives its collector, however that ends: the kernel sends it SIGTERM when its parent has died. vLLM's own
+scheduler runs, as lengths do not depend on the order in which requests are served.
 """
 
 from __future__ import annotations
@@ -29,10 +27,7 @@ def end_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until stopped; ``arguments``: the parent's id, the socket, the model, vLLM's flags.
-
-    The socket's folder goes with the server, also where nobody is left to take it away.
-    """
+    """Serve until stopped, then delete the socket's folder."""
     parent, socket, model, *flags = arguments
     try:
         end_with(int(parent))

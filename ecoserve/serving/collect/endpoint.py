@@ -1,7 +1,7 @@
-"""One OpenAI-compatible server: what it serves, and one request to it at a time.
+"""One OpenAI-compatible server: which model it serves, and one request to it at a time.
 
-Rules: redirects are not followed, so that neither prompts nor the key go to anybody but the server that was named; a
-reply is read up to a bound; a request whose time is up, or whose connection breaks, is a reply like any other.
+Redirects are not followed, so that prompts and key go to no other server than the one that was named. A reply is read
+up to a bound. A timeout or a broken connection is a reply like any other.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 from importlib.metadata import version
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.collect.replies import Again, Away, Failed, Reply, read_reply, server_words
+from ecoserve.serving.collect.replies import Again, Away, Failed, Reply, error_message, read_reply
 
 #: Longest reply that is read, in bytes.
 LONGEST_REPLY: Final = 32 * 2**20
 #: Longest wait for a connection, in seconds.
 _CONNECT_S: Final = 30.0
-#: A connection is not used again after so many idle seconds: uvicorn, hence vLLM, closes its own after five.
+#: An idle connection is dropped after this many seconds: uvicorn, hence vLLM, closes its own after five.
 _IDLE_S: Final = 4.0
 _PATHS: Final = {"chat": "/chat/completions", "completions": "/completions"}
 
@@ -34,13 +33,7 @@ class _TooLong(Exception):
 class Endpoint:
     """A server's OpenAI-compatible API; an asynchronous context manager.
 
-    Args:
-        url: its base URL; without a path, ``/v1`` is meant.
-        api: ``"chat"`` or ``"completions"``.
-        connections: at most, at once.
-        timeout_s: longest wait for one reply, in seconds.
-        secret: its API key.
-        socket: path of a Unix socket it listens on, in place of the URL's host.
+    ``socket`` is the path of a Unix socket that the server listens on, in place of the URL's host.
     """
 
     def __init__(
@@ -74,16 +67,14 @@ class Endpoint:
     async def __aenter__(self) -> Endpoint:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
     async def model(self, named: str | None) -> str:
-        """The model to ask for: ``named``, else the first that the server names.
+        """The model to ask for: ``named``, else the first that the server lists.
 
         Raises:
-            ConfigError: if there is no server, it does not let us in, or no model can be told.
+            ConfigError: if there is no server, it refuses the key, or it lists no model.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -100,13 +91,13 @@ class Endpoint:
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError("is no OpenAI-compatible server", where=self.base) from error
         if not names:
-            words = f"HTTP {status}: {server_words(data, self._secret)}" if status != 200 else "an empty list"
-            what = f"the server does not say which models it serves ({words})"
+            why = f"HTTP {status}: {error_message(data, self._secret)}" if status != 200 else "an empty list"
+            what = f"the server does not say which models it serves ({why})"
             raise ConfigError(what, where=self.base, fix="name the model with --served-model, and check the URL")
         return names[0]
 
     async def ask(self, body: dict[str, Any]) -> Reply:
-        """Send one request and read what comes back."""
+        """Send one request and classify the reply."""
         data = json.dumps(body, separators=(",", ":")).encode()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -133,11 +124,11 @@ class Endpoint:
 
 
 def base_url(url: str) -> str:
-    """The address that paths are appended to: as given, but ``/v1`` where no path is given."""
+    """The address that paths are appended to: as given, with ``/v1`` where it has no path."""
     url = url.rstrip("/")
     return url if urlsplit(url).path else f"{url}/v1"
 
 
 def short(error: BaseException) -> str:
-    """An error's kind and words, on one line."""
+    """An error's type and message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

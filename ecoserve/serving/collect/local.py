@@ -1,8 +1,8 @@
 """A vLLM server of the collection's own, for a model on this machine.
 
-A server in a process of its own, not an engine in ours: the requests are then what clients send, chat template
-included; one way of asking serves both cases; and an engine that runs out of memory takes no answers with it. It
-listens on a Unix socket in a folder only we can enter: no port to find, and nobody else can use it.
+A server process rather than an engine in ours: requests go through the chat template as clients' do, there is one way
+of asking, and an engine that runs out of memory takes no answers with it. It listens on a Unix socket in a folder that
+only this user can enter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 import httpx
 
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.serving.collect.tally import CollectProgress, Progress
+from ecoserve.serving.collect.progress import CollectProgress, Progress
 
 _POLL_S: Final = 0.5
 #: Longest path of a Unix socket, in bytes.
@@ -29,31 +29,23 @@ _LONGEST_SOCKET: Final = 100
 #: It stops within this time, else it is killed.
 _STOP_S: Final = 30.0
 #: Variables that would make our own server ask for a key, or predict.
-_NOT_HANDED_ON: Final = ("VLLM_API_KEY", "ECOSERVE_API_KEY", "ECOSERVE_PREDICTOR", "PROMETHEUS_MULTIPROC_DIR")
-#: Flags that say where a server listens and whom it lets in: ours to set.
+_NOT_PASSED_ON: Final = ("VLLM_API_KEY", "ECOSERVE_API_KEY", "ECOSERVE_PREDICTOR", "PROMETHEUS_MULTIPROC_DIR")
+#: Flags for where a server listens and which clients it accepts: ours to set.
 _OURS: Final = ("--uds", "--host", "--port", "--api-key", "--served-model-name")
 
 
 def name_of(model: str) -> str:
-    """What a model is called: the folder's name, or the hub id."""
+    """The served name of a model: the folder's name, or the hub id."""
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
 
 
 class LocalServer:
-    """vLLM's server in a child process. Use it as an asynchronous context manager; inside, it answers.
-
-    Args:
-        model: folder or hub id.
-        flags: vLLM's.
-        name: the served model's name.
-        log: file for all it prints.
-        progress: told how long the start takes.
-    """
+    """vLLM's server in a child process, all its output in ``log``; inside the asynchronous context, it answers."""
 
     url: Final = "http://localhost/v1"
 
-    def __init__(self, model: str, flags: Sequence[str], name: str, log: Path, progress: Progress | None) -> None:
+    def __init__(self, model: str, flags: Sequence[str], name: str, log: Path, progress: Progress) -> None:
         for flag in flags:
             if flag.partition("=")[0] in _OURS:
                 raise ConfigError("is set by the collection itself", where=flag, fix="leave it out")
@@ -61,7 +53,7 @@ class LocalServer:
         self._flags = tuple(flags)
         self._name = name
         self._log = log
-        self._show = progress or (lambda state: None)
+        self._progress = progress
         self._folder = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +69,7 @@ class LocalServer:
             self._folder = tempfile.mkdtemp(prefix="ecoserve-", dir="/tmp")
         try:
             self._start()
-            await self._answers()
+            await self._wait_until_ready()
         except BaseException:
             await self._end()
             raise
@@ -92,29 +84,24 @@ class LocalServer:
         code = self._process.poll()
         if code is None:
             return None
-        return f"vLLM's server ended (exit code {code}; all it said is in {self._log}): {self._last_words()}"
+        return f"vLLM's server ended (exit code {code}; its whole log is in {self._log}): {self._last_words()}"
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "ecoserve.serving.collect.child", str(os.getpid()), self.socket]
         command += [self._model, *self._flags, "--served-model-name", self._name]
-        env = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
+        env = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         with self._log.open("wb") as out:
             # A session of its own: Ctrl-C is for us, the server still has open requests to answer.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True
             )
 
-    async def _answers(self) -> None:
-        """Until it answers.
-
-        Raises:
-            RunError: if it ends instead.
-        """
+    async def _wait_until_ready(self) -> None:
+        """Wait until it answers; RunError if it ends instead."""
         state = CollectProgress(total=0, earlier=0)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        transport = httpx.AsyncHTTPTransport(uds=self.socket)
-        async with httpx.AsyncClient(transport=transport, timeout=5.0) as client:
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=self.socket), timeout=5.0) as client:
             while True:
                 if (why := self.ended()) is not None:
                     raise RunError(why, where=f"--model {self._model}")
@@ -125,7 +112,7 @@ class LocalServer:
                     pass
                 state.elapsed_s = loop.time() - began
                 state.note = f"vLLM loads {self._name}, {state.elapsed_s:.0f} s"
-                self._show(state)
+                self._progress(state)
                 await asyncio.sleep(_POLL_S)
 
     async def _end(self) -> None:
@@ -142,9 +129,9 @@ class LocalServer:
     def _last_words(self) -> str:
         """The line of its log that says most about its end."""
         try:
-            lines = self._log.read_text(errors="replace").splitlines()
+            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines()]
         except OSError:
             return "its log cannot be read"
-        spoken = [line.strip() for line in lines if line.strip()]
+        spoken = [line for line in lines if line]
         ours = [line.removeprefix("error: ") for line in spoken if line.startswith("error: ")]
-        return " ".join((ours or spoken or ["it said nothing"])[-1].split())[:300]
+        return " ".join((ours or spoken or ["its log is empty"])[-1].split())[:300]

@@ -1,11 +1,10 @@
-"""Which requests are sent: the different prompts of a source, whether or not it has answers to them.
+"""Which requests are sent: the different prompts of a source, with or without answers.
 
-Rules: two requests are the same if their whole contexts are, message by message; the first one counts. A draw depends
-on the prompts and the seed, not on their order or on how they are read. Memory holds a digest of each different
-prompt, and a draw, never the texts of all.
+Two requests are the same if their whole contexts are, message by message; the first one counts. A draw depends on the
+prompts and the seed, not on their order. Memory holds a digest of each different prompt, and a draw, never all texts.
 
-Sources: a trace of any format, of which the answers are passed over; rows that ask without an answer (``prompt``, or
-``messages`` that do not end with the assistant's, also as the ``body`` of a batch file); a text file, a prompt a line.
+Sources: a trace of any format, its answers ignored; rows without an answer (``prompt``, or ``messages`` that do not end
+with the assistant's, also as the ``body`` of a batch file); a text file, one prompt a line.
 """
 
 from __future__ import annotations
@@ -38,13 +37,8 @@ def choose(
 ) -> Iterator[tuple[Record, str]]:
     """The requests to be sent, in the source's order, each with the digest of its context.
 
-    Args:
-        source: file, hub id, workload file or ``synthetic[:N]``.
-        format: ``"auto"``, or a trace format's name.
-        limit: only the first so many different ones.
-        sample: of these, only so many, drawn by ``seed``.
-        seed: of the draw.
-        report: counts what was read, and left out.
+    Only the first ``limit`` different ones; of these only ``sample``, drawn by ``seed``. ``report`` counts what was
+    read and dropped.
 
     Raises:
         TraceError: if the source cannot be read or recognised, or holds no prompt.
@@ -79,16 +73,13 @@ def _different(records: Iterable[Record], report: LoadReport) -> Iterator[tuple[
 
 
 def _drawn(found: Iterable[tuple[Record, str]], count: int, seed: int) -> Iterator[tuple[Record, str]]:
-    """``count`` of them: those whose digests, mixed with the seed, are smallest."""
-    heap: list[tuple[int, int, Record, str]] = []
-    for order, (record, digest) in enumerate(found):
-        rank = int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:16], "big")
-        item = (-rank, -order, record, digest)
-        if len(heap) < count:
-            heapq.heappush(heap, item)
-        elif item[:2] > heap[0][:2]:
-            heapq.heapreplace(heap, item)
-    return ((record, digest) for _, _, record, digest in sorted(heap, key=lambda item: -item[1]))
+    """``count`` of them, in their order: those with the smallest hashes of digest and seed."""
+
+    def rank(item: tuple[int, tuple[Record, str]]) -> bytes:
+        return hashlib.sha256(f"{seed}:{item[1][1]}".encode()).digest()
+
+    drawn = heapq.nsmallest(count, enumerate(found), key=rank)
+    return (item for _, item in sorted(drawn, key=lambda pair: pair[0]))
 
 
 def _requests(source: str, format: str, report: LoadReport) -> Iterator[Record]:

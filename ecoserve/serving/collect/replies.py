@@ -1,9 +1,9 @@
 """What a server's reply to one request means: an answer, a refusal, try again, or stop.
 
-Rules: a length is the server's own count (``usage.completion_tokens``), and only of an answer that has ended: one that
-the server itself cut off (``abort``) is asked for again. An answer is complete only if the server says that it ended
-by itself; with any other reason its length is a lower bound. A request that a server refuses for what it says (a prompt
-too long) will be refused again, so it is not repeated; a refused key, model or address concerns all of them.
+A length is the server's own count (``usage.completion_tokens``) of an answer that has ended; one that the server itself
+dropped (``abort``) is asked for again. An answer is complete only with a finish reason of :data:`COMPLETE`; with any
+other its length is a lower bound. A refused request (a prompt too long) is not repeated. A refused key, model or
+address concerns all requests.
 """
 
 from __future__ import annotations
@@ -24,22 +24,15 @@ COMPLETE: Final = frozenset(("stop", "tool_calls", "function_call", "eos", "eos_
 _DROPPED: Final = frozenset(("abort", "aborted", "error", "cancelled"))
 #: Status codes that concern every request: key, payment, permission, address or model.
 _FATAL: Final = frozenset((401, 402, 403, 404, 405, 407))
-#: 4xx codes that another attempt may be spared.
+#: 4xx codes after which another attempt may succeed.
 _AGAIN: Final = frozenset((408, 409, 425, 429))
-#: No answer has more tokens; as everywhere in traces.
+#: Longest answer, in tokens; as everywhere in traces.
 MOST_TOKENS: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One finished answer.
-
-    Attributes:
-        tokens: response length as the server counted it, >= 1.
-        reason: its finish reason.
-        prompt_tokens: the prompt's length as the server counted it.
-        text: what it says; None if nothing that can be kept as text.
-    """
+    """One finished answer: its length as the server counted it, >= 1, its finish reason, its text if it is usable."""
 
     tokens: int
     reason: str
@@ -48,39 +41,33 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The server does not take this one request."""
-
+class _Why:
     why: str
+
+
+class Refused(_Why):
+    """The server refuses this one request."""
+
+
+class Failed(_Why):
+    """The request failed for good."""
+
+
+class Away(_Why):
+    """The server is unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """It went wrong and another attempt would not help, or there were enough."""
+class Again(_Why):
+    """The request failed and may succeed later; ``after_s`` is the server's ``Retry-After``."""
 
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """It went wrong and may go well later; ``after_s`` is what the server asks us to wait."""
-
-    why: str
     after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Away:
-    """There was nobody to ask."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(_Why):
     """Every other request would end the same way."""
 
-    why: str
     fix: str | None = None
 
 
@@ -89,64 +76,50 @@ Reply: TypeAlias = Outcome | Again | Away | Stop
 
 
 def read_reply(status: int, headers: Mapping[str, str], data: bytes, secret: str | None = None) -> Reply:
-    """What one HTTP reply means.
-
-    Args:
-        status: HTTP status.
-        headers: with names in lower case.
-        data: the body.
-        secret: an API key, which the server's words must not repeat.
-    """
+    """Classify one HTTP reply, header names in lower case; the API key ``secret`` is masked in messages."""
     if status == 200:
-        return read_answer(data)
-    why = f"HTTP {status}: {server_words(data, secret)}".rstrip(": ")
+        return _read_answer(data)
+    why = f"HTTP {status}: {error_message(data, secret)}".rstrip(": ")
     if 300 <= status < 400:
-        return Stop(f"HTTP {status}: the server sends us elsewhere", "give the URL that it should be")
+        return Stop(f"HTTP {status}: the server redirects", "give the URL that it redirects to")
     if status == 404:
-        return Stop(why, "the URL is an OpenAI client's base_url, often ending in /v1; and is that the model's name?")
+        return Stop(why, "check the URL (a base URL, often ending in /v1) and the model's name")
     if status in (401, 403):
         return Stop(why, "does it need another API key?")
-    if status in _FATAL or _out_of_credit(data):
+    # A 429 for want of credit: waiting does not help.
+    if status in _FATAL or b'"insufficient_quota"' in data:
         return Stop(why)
     if status in _AGAIN or status >= 500:
         return Again(why, retry_after(headers.get("retry-after"), time.time()))
     return Refused(why)
 
 
-def read_answer(data: bytes) -> Answer | Again:
-    """The answer in a body of ``/chat/completions`` or ``/completions``; Again if it is none."""
+def _read_answer(data: bytes) -> Answer | Again:
+    """The answer in a body of ``/chat/completions`` or ``/completions``."""
     try:
         body = json.loads(data)
         choice, usage = body["choices"][0], body["usage"]
         tokens, reason = usage["completion_tokens"], choice["finish_reason"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        prompt = usage.get("prompt_tokens")
+        message = choice.get("message")
+        text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Again("a reply that is no OpenAI-compatible answer with its usage")
     if reason is None or reason in _DROPPED:
         return Again(f"the server did not finish the answer ({reason})")
-    if not isinstance(reason, str) or not _count(tokens) or tokens > MOST_TOKENS:
+    if not isinstance(reason, str) or not reason.isprintable() or not _is_count(tokens) or tokens > MOST_TOKENS:
         return Again("a reply without a finish reason, or with no number of tokens")
-    prompt = usage.get("prompt_tokens")
+    usable = isinstance(text, str) and unusable_text(text, "answer") is None
     # Where EOS is not counted, an answer that is nothing else has length 0; response length counts it.
-    return Answer(max(1, tokens), reason, prompt if _count(prompt) else None, _text(choice))
+    return Answer(max(1, tokens), reason, prompt if _is_count(prompt) else None, text if usable else None)
 
 
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _text(choice: Mapping[str, Any]) -> str | None:
-    message = choice.get("message")
-    text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-    return text if isinstance(text, str) and unusable_text(text, "answer") is None else None
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait that a ``Retry-After`` header states (a number, or a date), None if it does not.
-
-    Args:
-        value: the header.
-        now: seconds since the epoch.
-    """
+    """Seconds to wait by a ``Retry-After`` header (a number, or a date), ``now`` in seconds since the epoch."""
     if value is None:
         return None
     try:
@@ -159,8 +132,8 @@ def retry_after(value: str | None, now: float) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def server_words(data: bytes, secret: str | None = None) -> str:
-    """What an error body says, on one line of at most 200 characters, without ``secret``."""
+def error_message(data: bytes, secret: str | None = None) -> str:
+    """The message in an error body, as one line of at most 200 characters, ``secret`` masked."""
     text: Any = data.decode(errors="replace")
     try:
         body = json.loads(text)
@@ -168,10 +141,5 @@ def server_words(data: bytes, secret: str | None = None) -> str:
         text = found.get("message", found.get("detail", text)) if isinstance(found, dict) else found
     except (ValueError, RecursionError):
         pass
-    line = " ".join(str(text).split())
+    line = " ".join(str(text).encode(errors="replace").decode().split())
     return (line.replace(secret, "***") if secret else line)[:200]
-
-
-def _out_of_credit(data: bytes) -> bool:
-    """Whether a 429 means that the account has nothing left: waiting does not help."""
-    return b'"insufficient_quota"' in data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ def work(values: dict[str, object]) -> int:
     from ecoserve.cli.common import guard
 
     prompts, output = str(values.pop("prompts")), Path(str(values.pop("output")))
-    return guard(lambda: print(json.dumps(collect_trace(prompts, output, **values).summary())))  # type: ignore[arg-type]
+    return guard(lambda: print(json.dumps(dataclasses.asdict(collect_trace(prompts, output, **values)), default=str)))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

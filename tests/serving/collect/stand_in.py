@@ -6,8 +6,10 @@ It counts what a client can get wrong: how many requests were open at once, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoserve.serving.collect import CollectSettings
+from ecoserve.serving.collect.journal import journal_of
 
 MODEL = "stand-in"
 
@@ -30,15 +33,13 @@ class Reply:
         body: what it says.
         headers: besides the usual ones.
         cut: hang up after so many bytes of the body.
-        delay_s: before it.
-        once: not before this is so.
+        once: wait until this is true.
     """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
-    delay_s: float = 0.0
     once: Callable[[], bool] = lambda: True
 
 
@@ -51,7 +52,7 @@ def true_length(text: str, seed: int) -> tuple[int, str]:
     return (64, "length") if n > 64 else (n, "stop")
 
 
-def answer(body: dict[str, Any], delay_s: float = 0.0, once: Callable[[], bool] = lambda: True) -> Reply:
+def answer(body: dict[str, Any], once: Callable[[], bool] = lambda: True) -> Reply:
     """The proper answer to a request."""
     text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     tokens, reason = true_length(text, body.get("seed", 0))
@@ -59,7 +60,7 @@ def answer(body: dict[str, Any], delay_s: float = 0.0, once: Callable[[], bool] 
     said = f"answer {tokens} to {text}"
     choice |= {"message": {"role": "assistant", "content": said}} if "messages" in body else {"text": said}
     usage = {"prompt_tokens": len(text.split()), "completion_tokens": tokens}
-    return Reply(200, json.dumps({"choices": [choice], "usage": usage}).encode(), delay_s=delay_s, once=once)
+    return Reply(200, json.dumps({"choices": [choice], "usage": usage}).encode(), once=once)
 
 
 def fails(status: int, message: str = "out of order", **more: Any) -> Reply:
@@ -94,6 +95,7 @@ class StandIn:
         self.paths: list[str] = []
         self.asked: Counter[tuple[str, int]] = Counter()
         self.open = 0
+        self.answered = 0
         self.most_open = 0
         self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -178,13 +180,18 @@ class StandIn:
         self.most_open = max(self.most_open, self.open)
         try:
             reply = self.behave(body, n)
-            # At least once around, so that requests do overlap.
-            await asyncio.sleep(reply.delay_s)
             while not reply.once():
                 await asyncio.sleep(0.01)
+            self.answered += 1
             return reply
         finally:
             self.open -= 1
+
+
+def journaled(out: Path) -> Counter[str]:
+    """How many outcomes of each state are in the journal of a collection that is not running."""
+    with contextlib.closing(sqlite3.connect(journal_of(out))) as db:
+        return Counter(state for (state,) in db.execute("SELECT state FROM outcomes"))
 
 
 def prompts_file(folder: Path, count: int) -> Path:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stand_in import MODEL, StandIn, prompts_file, rows_of, settings, true_length
+from stand_in import MODEL, StandIn, answer, prompts_file, rows_of, settings, true_length
 
 from ecoserve.data import load_trace, save_trace
 from ecoserve.errors import ConfigError, RunError, TraceError
@@ -24,6 +24,8 @@ def test_every_sample_of_every_prompt_is_one_row_with_its_true_length(tmp_path: 
         seen.append((state.settled, state.total, state.tokens))
 
     with StandIn() as server:
+        # Nothing is answered before two requests are open at once.
+        server.behave = lambda body, n: answer(body, once=lambda: server.most_open > 1)
         result = collect(settings(source, out, server.url, samples=3, max_tokens=64, concurrency=5), progress)
     assert (result.rows, result.prompts, result.samples, result.model) == (60, 20, 3, MODEL)
     assert (result.refused, result.missing, result.retries, result.requests_sent) == (0, 0, 0, 60)

@@ -1,217 +1,152 @@
-"""The journal: cut off anywhere it goes on, nothing twice, nothing of another run, and one writer at a time."""
+"""The journal: cut off anywhere it resumes, nothing twice, nothing of another run, and one writer at a time."""
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from stand_in import StandIn, answer, fails, prompts_file, rows_of, settings
+from stand_in import StandIn, answer, fails, journaled, prompts_file, rows_of, settings
 
 from ecoserve.data import Record
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect import collect
 from ecoserve.serving.collect.journal import Journal, journal_of
-from ecoserve.serving.collect.lines import NumberedLines, line_at
 from ecoserve.serving.collect.replies import Answer, Failed, Outcome, Refused
 
 PROMPTS, SAMPLES = 3, 2
 OUTCOMES: list[tuple[int, int, Outcome]] = [
-    (0, 1, Answer(5, "stop", 7, "five Ünicode\n lines")),
+    (0, 1, Answer(5, "stop", 7, "five Ünicode\n lines\0")),
     (2, 0, Refused("HTTP 400: too long")),
     (0, 0, Answer(64, "length")),
     (1, 0, Failed("HTTP 500")),
-    (1, 1, Answer(9, "stop", 3, "x" * 200_000)),
+    (1, 1, Answer(9, "stop", 3, "x" * 20_000)),
 ]
 
 
-def begun(folder: Path) -> Path:
+def begun(path: Path) -> Path:
     """A journal that has begun and is empty."""
-    with Journal(folder) as journal:
-        journal.keep_prompts((Record(conversation=f"c{i}", prompt=f"question {i}"), "") for i in range(PROMPTS))
-        journal.begin({"identity": {}, "model": "m", "prompts": PROMPTS, "prompts_sha256": ""})
-    return folder
+    with Journal(path) as journal:
+        journal.keep_prompts(Record(conversation=f"c{i}", prompt=f"question {i}") for i in range(PROMPTS))
+        journal.begin({"model": "m"})
+    return path
 
 
-def written(folder: Path, count: int = len(OUTCOMES)) -> bytes:
-    """A journal with outcomes; returns its lines."""
-    with Journal(begun(folder)) as journal:
-        assert journal.open(SAMPLES, PROMPTS) == 0
-        for outcome in OUTCOMES[:count]:
-            journal.add(*outcome)
-    return (folder / "answers.jsonl").read_bytes()
+def loaded(path: Path) -> Journal:
+    journal = Journal(path)
+    journal.load(SAMPLES, PROMPTS)
+    return journal
 
 
-def held(journal: Journal) -> dict[tuple[int, int], Any]:
-    """What a journal says of each pair."""
-    answers = {(p, s): a for p in range(PROMPTS) for s, a in journal.answers(p)}
-    refused = {(p, s): "refused" for p in range(PROMPTS) for s in range(SAMPLES) if journal.tokens[p, s] < 0}
-    return answers | refused
+def held(journal: Journal) -> dict[tuple[int, int], Answer]:
+    """The answers in a journal."""
+    return {(p, s): a for p in range(PROMPTS) for s, a in journal.answers(p)}
 
 
-def expected(count: int) -> dict[tuple[int, int], Any]:
-    """What it has to say after ``count`` outcomes."""
-    return {
-        (p, s): o if isinstance(o, Answer) else "refused" for p, s, o in OUTCOMES[:count] if not isinstance(o, Failed)
-    }
+def expected(count: int) -> dict[tuple[int, int], Answer]:
+    """Those after ``count`` outcomes."""
+    return {(p, s): o for p, s, o in OUTCOMES[:count] if isinstance(o, Answer)}
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    written(tmp_path / "j")
-    with Journal(tmp_path / "j") as journal:
-        assert journal.open(SAMPLES, PROMPTS) == 0
+    with loaded(begun(tmp_path / "j")) as journal:
+        for outcome in OUTCOMES:
+            journal.add(*outcome)
+    with loaded(tmp_path / "j") as journal:
+        assert journal.settings() == {"model": "m"}
         assert held(journal) == expected(5)
         assert (journal.answered, journal.refused, journal.open_pairs) == (3, 1, 2)
         assert list(journal.to_do()) == [(1, 0), (2, 1)]
         assert journal.record(2) == Record(conversation="c2", prompt="question 2")
+    assert [p.name for p in tmp_path.iterdir()] == ["j"]
 
 
-def test_torn_at_any_byte_the_whole_lines_count_and_the_next_is_its_own(tmp_path: Path) -> None:
-    data = written(tmp_path / "j")
-    path = tmp_path / "j" / "answers.jsonl"
-    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-    # Every byte of the short lines; of the long text its beginning and end.
-    for cut in [*range(ends[3] + 300), *range(len(data) - 300, len(data) + 1)]:
-        path.write_bytes(data[:cut])
-        whole = sum(end <= cut for end in ends)
-        with Journal(tmp_path / "j") as journal:
-            assert journal.open(SAMPLES, PROMPTS) == 0
-            assert held(journal) == expected(whole)
-            assert path.stat().st_size == ([0, *ends][whole])
-            if whole < 5:
-                journal.add(*OUTCOMES[4])
-        with Journal(tmp_path / "j") as journal:
-            assert journal.open(SAMPLES, PROMPTS) == 0
-            assert held(journal) == expected(whole) | {(1, 1): OUTCOMES[4][2]}
+def test_torn_at_any_place_the_first_outcomes_count_and_it_goes_on(tmp_path: Path) -> None:
+    """A killed process leaves a log that may end anywhere, here in steps that hit every part of its pages."""
+    with loaded(begun(tmp_path / "j")) as journal:
+        for outcome in OUTCOMES:
+            journal.add(*outcome)
+        for suffix in ("", "-wal"):
+            shutil.copy(tmp_path / f"j{suffix}", tmp_path / f"killed{suffix}")
+    log = (tmp_path / "killed-wal").read_bytes()
+    database = (tmp_path / "killed").read_bytes()
+    seen = set()
+    for cut in [*range(0, len(log), 1021), len(log)]:
+        (tmp_path / "killed").write_bytes(database)
+        (tmp_path / "killed-wal").write_bytes(log[:cut])
+        with loaded(tmp_path / "killed") as journal:
+            count = next(n for n in range(6) if held(journal) == expected(n))
+            seen.add(count)
+            for prompt, sample in list(journal.to_do()):
+                journal.add(prompt, sample, Answer(3, "stop"))
+            assert journal.open_pairs == 0
+        with loaded(tmp_path / "killed") as journal:
+            assert journal.open_pairs == 0
+            assert expected(count).items() <= held(journal).items()
+    assert seen == {0, 1, 3, 5}
 
 
-@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 10_000), junk=st.binary(max_size=40), cut=st.integers(0, 60))
-def test_whatever_happens_to_its_bytes_it_opens_and_asks_again(
-    tmp_path: Path, place: int, junk: bytes, cut: int
-) -> None:
-    data = written(tmp_path / "j", 3)
-    path = tmp_path / "j" / "answers.jsonl"
-    place = min(place, len(data))
-    path.write_bytes(data[:place] + junk + data[place + cut :])
-    with Journal(tmp_path / "j") as journal:
-        journal.open(SAMPLES, PROMPTS)
-        assert journal.answered + journal.refused + journal.open_pairs == PROMPTS * SAMPLES
-        for prompt, sample in list(journal.to_do()):
-            journal.add(prompt, sample, Answer(3, "stop"))
-        assert journal.open_pairs == 0
-    with Journal(tmp_path / "j") as journal:
-        journal.open(SAMPLES, PROMPTS)
-        assert journal.open_pairs == 0
-        assert len(held(journal)) == PROMPTS * SAMPLES
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"\x00\x00\x00",
-        b"{}",
-        b"[]",
-        b'{"p": 0}',
-        b'{"p": 9, "s": 0, "tokens": 3, "reason": "stop"}',
-        b'{"p": -1, "s": 0, "tokens": 3, "reason": "stop"}',
-        b'{"p": true, "s": 0, "tokens": 3, "reason": "stop"}',
-        b'{"p": 0, "s": 0, "tokens": 0, "reason": "stop"}',
-        b'{"p": 0, "s": 0, "tokens": -1, "reason": "stop"}',
-        b'{"p": 0, "s": 0, "tokens": 99999999999, "reason": "stop"}',
-        b'{"p": 0, "s": 0, "tokens": 3}',
-        b'{"p": 0, "s": 0, "tokens": 3, "reason": 7}',
-        b'{"p": 0, "s": 0, "tokens": 3, "reason": "stop", "text": 7}',
-        b'{"p": 0, "s": 0, "tokens": 3, "reason": "stop", "prompt_tokens": "7"}',
-    ],
-)
-def test_a_damaged_line_is_passed_over_and_counted(tmp_path: Path, line: bytes) -> None:
-    begun(tmp_path / "j")
-    good = b'{"p":1,"s":1,"tokens":4,"reason":"stop"}\n'
-    (tmp_path / "j" / "answers.jsonl").write_bytes(line + b"\n" + good)
-    with Journal(tmp_path / "j") as journal:
-        assert journal.open(SAMPLES, PROMPTS) == 1
-        assert held(journal) == {(1, 1): Answer(4, "stop")}
-
-
-def test_of_two_answers_to_one_sample_the_first_counts(tmp_path: Path) -> None:
-    begun(tmp_path / "j")
-    lines = [{"p": 0, "s": 0, "failed": "x"}, *({"p": 0, "s": 0, "tokens": n, "reason": "stop"} for n in (4, 5))]
-    (tmp_path / "j" / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with Journal(tmp_path / "j") as journal:
-        journal.open(SAMPLES, PROMPTS)
-        assert held(journal) == {(0, 0): Answer(4, "stop")}
-        with pytest.raises(AssertionError):
+def test_a_settled_sample_is_never_replaced_a_failed_one_is(tmp_path: Path) -> None:
+    with loaded(begun(tmp_path / "j")) as journal:
+        journal.add(0, 0, Failed("x"))
+        journal.add(0, 0, Failed("y"))
+        journal.add(0, 0, Answer(4, "stop"))
+        with pytest.raises(AssertionError, match="sample 0 of prompt 0 is settled"):
             journal.add(0, 0, Answer(6, "stop"))
+        assert (journal.answered, held(journal)) == (1, {(0, 0): Answer(4, "stop")})
 
 
-def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(tmp_path / "j")
-    real = os.write
-
-    def full(file: int, data: bytes) -> int:
-        return real(file, data[: len(data) // 2])
-
-    def broken(file: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    with Journal(tmp_path / "j") as journal:
-        journal.open(SAMPLES, PROMPTS)
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    with loaded(begun(tmp_path / "j")) as journal:
         journal.add(*OUTCOMES[0])
-        before = (tmp_path / "j" / "answers.jsonl").read_bytes()
-        for writer, words in ((full, "half a line"), (broken, "No space left")):
-            monkeypatch.setattr(os, "write", writer)
-            with pytest.raises(RunError, match=words):
-                journal.add(*OUTCOMES[2])
-            monkeypatch.setattr(os, "write", real)
-            assert (tmp_path / "j" / "answers.jsonl").read_bytes() == before
-            assert held(journal) == expected(1)
-        journal.add(*OUTCOMES[2])
-        assert len(held(journal)) == 2
+        journal._db.execute("PRAGMA max_page_count = 1")  # SQLite takes the pages in use
+        with pytest.raises(RunError, match=r"cannot be written \(database or disk is full\).*make room"):
+            journal.add(*OUTCOMES[4])
+        assert held(journal) == expected(1)
+        journal._db.execute("PRAGMA max_page_count = 100000")
+        journal.add(*OUTCOMES[4])
+    with loaded(tmp_path / "j") as journal:
+        assert journal.answered == 2
 
 
-def test_a_second_collector_is_turned_away_until_the_first_has_gone(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "j")
+def test_a_second_collector_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    path = begun(tmp_path / "j")
     other = "import sys, pathlib; from ecoserve.serving.collect.journal import Journal;"
-    other += "Journal(pathlib.Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
-    with Journal(folder), pytest.raises(ConfigError, match="another collector is writing to it"):
-        Journal(folder)
-    command = [sys.executable, "-c", other, str(folder)]
+    other += "j = Journal(pathlib.Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+    with Journal(path), pytest.raises(ConfigError, match="another collector is writing to it"):
+        Journal(path)
+    command = [sys.executable, "-c", other, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"mine\n"
         with pytest.raises(ConfigError, match="another collector"):
-            Journal(folder)
+            Journal(path)
         process.kill()
         process.wait()
-    Journal(folder).close()
+    Journal(path).close()
 
 
-def test_a_lock_on_a_folder_that_was_taken_away_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_removed_while_it_is_opened_is_another_collectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its owner finishes and removes it, between another's opening and locking."""
-    import fcntl
+    path = tmp_path / "j"
+    owner = Journal(path)
+    real = Journal._lock
 
-    real, once = fcntl.flock, []
+    def lock(self: Journal) -> None:
+        owner.remove()
+        real(self)
 
-    def flock(file: int, how: int) -> None:
-        if not once:
-            once.append(file)
-            (tmp_path / "j" / "lock").unlink()
-        real(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with Journal(tmp_path / "j"):
-        monkeypatch.undo()
-        assert (tmp_path / "j" / "lock").exists()
-        with pytest.raises(ConfigError, match="another collector"):
-            Journal(tmp_path / "j")
+    monkeypatch.setattr(Journal, "_lock", lock)
+    with pytest.raises(ConfigError, match="another collector"):
+        Journal(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -237,10 +172,11 @@ def test_a_run_with_other_settings_is_refused_and_nothing_is_lost(
         with pytest.raises(RunError):
             collect(settings(source, out, server.url, samples=2, concurrency=1))
         server.behave = lambda body, n: answer(body)
-        before = {p.name: p.read_bytes() for p in journal_of(out).iterdir()}
+        before = journal_of(out).read_bytes()
         with pytest.raises(ConfigError, match=words):
             collect(settings(source, out, server.url, **({"samples": 2} | changes)))
-        assert {p.name: p.read_bytes() for p in journal_of(out).iterdir()} == before
+        assert journal_of(out).read_bytes() == before
+        assert journaled(out) == {"answered": 4}
         # How fast, how patiently and from where may change.
         s = settings(source, out, f"{server.url}/v1", samples=2, concurrency=3, rate=1000, timeout_s=9)
         assert collect(s).rows_earlier == 4
@@ -248,38 +184,38 @@ def test_a_run_with_other_settings_is_refused_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("damage", "words"),
     [
-        ("settings.json", b"{"),
-        ("settings.json", b"[]"),
-        ("settings.json", b'{"ecoserve_collect": 99}'),
-        ("settings.json", b'{"ecoserve_collect": 1}'),
-        ("prompts.jsonl", b'{"conversation": "c0", "turn": 0, "prompt": "question 0"}\n'),
-        ("prompts.jsonl", None),
+        (lambda path: path.write_bytes(b"{}" * 5000), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "is damaged"),
+        (lambda path: change(path, "DELETE FROM prompts WHERE prompt = 1"), "is damaged"),
+        (lambda path: change(path, "PRAGMA user_version = 99"), "is of another version of ecoserve"),
     ],
 )
-def test_a_damaged_journal_is_not_touched(tmp_path: Path, name: str, content: bytes | None) -> None:
-    source, out = prompts_file(tmp_path, 3), tmp_path / "out.jsonl"
+def test_a_damaged_journal_is_not_touched(tmp_path: Path, damage: Any, words: str) -> None:
+    source, out = prompts_file(tmp_path, 300), tmp_path / "out.jsonl"
     with StandIn(lambda body, n: answer(body) if len(server.bodies) < 3 else fails(401)) as server:
         with pytest.raises(RunError):
             collect(settings(source, out, server.url, concurrency=1))
-        broken = journal_of(out) / name
-        broken.unlink() if content is None else broken.write_bytes(content)
-        answers = (journal_of(out) / "answers.jsonl").read_bytes()
-        with pytest.raises(ConfigError, match=r"remove .*out\.jsonl\.journal to begin anew"):
+        damage(journal_of(out))
+        before = journal_of(out).read_bytes()
+        with pytest.raises(ConfigError, match=rf"{words}; remove .*out\.jsonl\.journal to start over"):
             collect(settings(source, out, server.url))
-        assert (journal_of(out) / "answers.jsonl").read_bytes() == answers
+        assert journal_of(out).read_bytes() == before
 
 
-def test_a_folder_that_holds_more_than_a_journal_stays(tmp_path: Path) -> None:
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
+
+
+def test_a_journal_of_the_former_format_is_refused(tmp_path: Path) -> None:
     source, out = prompts_file(tmp_path, 2), tmp_path / "out.jsonl"
-    folder = journal_of(out)
-    folder.mkdir()
-    (folder / "mine").write_text("mine")
-    (folder / ".prompts.jsonl.x7").write_text("of a beginning that was killed")
-    with StandIn() as server:
-        collect(settings(source, out, server.url))
-    assert [p.name for p in folder.iterdir()] == ["mine"]
+    journal_of(out).mkdir()
+    (journal_of(out) / "answers.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"is a journal of an earlier version of ecoserve; finish it .* or remove"):
+        collect(settings(source, out, "http://127.0.0.1:9"))
+    assert (journal_of(out) / "answers.jsonl").exists()
 
 
 def test_other_prompts_of_the_same_number_are_others(tmp_path: Path) -> None:
@@ -292,12 +228,11 @@ def test_other_prompts_of_the_same_number_are_others(tmp_path: Path) -> None:
             collect(settings(source, out, server.url))
 
 
-def test_what_an_unfinished_beginning_left_does_not_count(tmp_path: Path) -> None:
+def test_what_an_unfinished_start_left_does_not_count(tmp_path: Path) -> None:
     source, out = prompts_file(tmp_path, 2), tmp_path / "out.jsonl"
-    folder = journal_of(out)
-    folder.mkdir()
-    (folder / "answers.jsonl").write_bytes(b'{"p":0,"s":0,"tokens":4,"reason":"stop"}\n')
-    (folder / "prompts.jsonl").write_bytes(b"half a")
+    with Journal(journal_of(out)) as journal:
+        journal.keep_prompts([Record(conversation="old", prompt="old")])
+        journal.add(0, 0, Answer(4, "stop"))
     with StandIn() as server:
         result = collect(settings(source, out, server.url))
     assert (result.rows, result.rows_earlier, result.requests_sent) == (2, 0, 2)
@@ -315,14 +250,3 @@ def test_a_run_that_ended_between_trace_and_journal_just_ends(tmp_path: Path) ->
     assert (result.rows, result.requests_sent) == (2, 0)
     assert out.read_bytes() == first
     assert not journal_of(out).exists()
-
-
-def test_lines_by_number_and_place(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(b"one\n\n" + b"x" * 200_000 + b"\nend")
-    lines = NumberedLines(path)
-    assert [len(lines[i]) for i in (3, 2, 1, 0)] == [3, 200_001, 1, 4]
-    assert len(lines) == 4
-    lines.close()
-    with path.open("rb") as file:
-        assert [len(line_at(file.fileno(), place)) for place in (0, 4, 5, 200_006, 200_009)] == [4, 1, 200_001, 3, 0]

@@ -166,7 +166,7 @@ def test_a_row_keeps_its_own_limit_unless_one_is_given(tmp_path: Path) -> None:
     own = settings("p", tmp_path / "o.jsonl", "http://x")
     given = settings("p", tmp_path / "o.jsonl", "http://x", max_tokens=5)
     free = Record(conversation="a", prompt="Why?")
-    bodies = [request_body(s, "m", r, "", 0) for s in (own, given) for r in (record, free)]
+    bodies = [request_body(s, "m", r, 0) for s in (own, given) for r in (record, free)]
     assert [b.get("max_tokens") for b in bodies] == [30, None, 5, 5]
     assert [body_limit(b) for b in bodies] == [30, None, 5, 5]
 
@@ -185,10 +185,10 @@ def test_a_row_keeps_its_own_limit_unless_one_is_given(tmp_path: Path) -> None:
         ({"server_flags": ("--x",)}, "need model"),
         ({"api_key": "a\nb"}, "printable ASCII"),
         ({"api_key": "schlüssel"}, "printable ASCII"),
-        ({"body": {"n": 3}}, "n is not for you to set"),
-        ({"body": {"stream": True}}, "stream is not for you"),
+        ({"body": {"n": 3}}, "n cannot be set"),
+        ({"body": {"stream": True}}, "stream cannot be set"),
         ({"body": {"temperature": 1}}, "has an option of its own"),
-        ({"body": {"seed": 1}}, "taken out, with null"),
+        ({"body": {"seed": 1}}, "removed, with null"),
         ({"body": {"x": float("nan")}}, "JSON"),
         ({"samples": 0}, "greater than or equal to 1"),
         ({"rate": 0}, "greater than 0"),

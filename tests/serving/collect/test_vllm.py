@@ -68,7 +68,7 @@ def test_a_model_is_served_for_the_collection_alone(
 def test_a_server_that_does_not_start_is_said_and_its_log_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with pytest.raises(
-        RunError, match=r"vLLM's server ended \(exit code 2; all it said is in .*there is no such model"
+        RunError, match=r"vLLM's server ended \(exit code 2; its whole log is in .*there is no such model"
     ):
         collect_trace("synthetic:10", out, model="./no-such-model", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl.server.log"]

@@ -1,27 +1,24 @@
-"""What happens during a collection, in numbers: for the progress while it runs, and for its result."""
+"""The state of a collection while it runs, and its result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 
 @dataclass(slots=True)
 class CollectProgress:
-    """Where a collection is.
+    """The state of a running collection.
 
     Attributes:
-        total: (prompt, sample) pairs in all.
-        earlier: answered or refused in former runs of this collection.
-        answered, refused, failed: pairs that this run has settled.
+        total, earlier: (prompt, sample) pairs in all; of these, answered or refused in earlier runs.
+        answered, refused, failed: pairs settled by this run.
         tokens: generated tokens of this run's answers.
-        sent: requests sent, repetitions among them.
-        retries: repetitions.
-        open: requests under way.
+        sent, retries, open: requests sent, repetitions included; repetitions; requests under way.
         elapsed_s: seconds since this run's first request.
-        note: what everybody waits for, or nothing.
+        note: what all requests wait for, or nothing.
         ending: a signal has come, and no new request is sent.
     """
 
@@ -40,7 +37,7 @@ class CollectProgress:
 
     @property
     def settled(self) -> int:
-        """Pairs that need not be asked any more, those of former runs among them, and those that failed."""
+        """Pairs that this run need not ask any more: earlier ones, and those of this run, failures included."""
         return self.earlier + self.answered + self.refused + self.failed
 
     @property
@@ -50,8 +47,8 @@ class CollectProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at this run's pace; None while nothing is known of it."""
-        now = self.answered + self.refused + self.failed
+        """Seconds left at this run's pace; None before the first outcome."""
+        now = self.settled - self.earlier
         return self.elapsed_s / now * (self.total - self.settled) if now else None
 
 
@@ -60,22 +57,19 @@ Progress: TypeAlias = Callable[[CollectProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class CollectResult:
-    """What came of a collection.
+    """The result of a collection.
 
     Attributes:
         output: the trace that was written.
-        model: whose lengths these are.
+        model: the model that answered.
         prompts, samples: different prompts asked, answers wanted to each.
-        rows: answers in the trace.
-        rows_earlier: of these, collected by former runs.
-        refused: pairs that the server did not take (a prompt too long, say).
-        missing: pairs that failed, left out because ``allow_missing`` says so.
-        damaged: lines of the journal that could not be read; what they were about was asked again.
+        rows, rows_earlier: answers in the trace; of these, collected by earlier runs.
+        refused, missing: samples that the server refused; that failed, left out because of ``allow_missing``.
         censored: rows whose answer was cut off.
         tokens: sum of all rows' lengths.
-        finish_reasons: rows by finish reason.
         requests_sent, retries, duration_s: of this run.
-        source: what became of the source's rows, in words.
+        source: how many rows of the source were used and dropped, in words.
+        finish_reasons: rows by finish reason.
     """
 
     output: Path
@@ -86,7 +80,6 @@ class CollectResult:
     rows_earlier: int
     refused: int
     missing: int
-    damaged: int
     censored: int
     tokens: int
     requests_sent: int
@@ -95,24 +88,10 @@ class CollectResult:
     source: str
     finish_reasons: dict[str, int] = field(default_factory=dict)
 
-    def summary(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {**asdict(self), "output": str(self.output)}
-
 
 class CollectInterrupted(KeyboardInterrupt):
-    """The run was stopped by a signal; what was answered is in the journal.
-
-    Attributes:
-        signal: the signal's number.
-        kept: (prompt, sample) pairs settled so far.
-        total: pairs in all.
-        journal: where they are.
-    """
+    """The run was stopped by ``signal`` (its number); what was answered is in the journal."""
 
     def __init__(self, signal: int, kept: int, total: int, journal: Path) -> None:
         self.signal = signal
-        self.kept = kept
-        self.total = total
-        self.journal = journal
         super().__init__(f"{kept:,} of {total:,} answers are kept in {journal}")
