@@ -37,11 +37,16 @@ CollectOption = Annotated[
 UrlOption = Annotated[str | None, typer.Option("--url", help="OpenAI-compatible server to ask.", rich_help_panel=PANEL)]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Instead: a model, for a vLLM server of our own.", rich_help_panel=PANEL),
+    typer.Option("--model", help="Instead: a model to serve with a vLLM server of our own.", rich_help_panel=PANEL),
 ]
 ServedModelOption = Annotated[
     str | None,
-    typer.Option("--served-model", metavar="NAME", help="Its name there (else the first one).", rich_help_panel=PANEL),
+    typer.Option(
+        "--served-model",
+        metavar="NAME",
+        help="Name of the served model (else the first that is listed).",
+        rich_help_panel=PANEL,
+    ),
 ]
 ServeFlagsOption = Annotated[
     str,
@@ -73,11 +78,16 @@ RetriesOption = Annotated[
     int, typer.Option("--retries", min=0, help="Repetitions of a request that fails.", rich_help_panel=PANEL)
 ]
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for an answer.", rich_help_panel=PANEL)
+    float, typer.Option("--timeout", metavar="SECONDS", help="Seconds to wait for one answer.", rich_help_panel=PANEL)
 ]
 PatienceOption = Annotated[
     float,
-    typer.Option("--patience", metavar="SECONDS", help="Longest absence of the server.", rich_help_panel=PANEL),
+    typer.Option(
+        "--patience",
+        metavar="SECONDS",
+        help="Seconds to keep retrying while the server is unreachable.",
+        rich_help_panel=PANEL,
+    ),
 ]
 ApiOption = Annotated[
     str, typer.Option("--api", metavar="chat|completions", help="What is asked.", rich_help_panel=PANEL)

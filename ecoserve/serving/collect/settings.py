@@ -31,7 +31,8 @@ class CollectSettings(BaseModel):
     prompts: str = Field(description="Where the prompts come from: a trace of any format, a text file, synthetic[:N].")
     output: Path = Field(
         description="Send the prompts to --url or --model, write the answers' lengths to FILE (.jsonl[.gz]), "
-        "profile those."
+        "profile those.",
+        json_schema_extra={"flag": "collect", "metavar": "FILE"},
     )
     format: str = Field("auto", description="Format of the prompts' file.")
     limit: int | None = Field(None, ge=1, description="Only the first N different prompts.")
@@ -43,7 +44,9 @@ class CollectSettings(BaseModel):
     served_model: str | None = Field(
         None, description="Name of the served model (default: the first that the server lists)."
     )
-    server_flags: tuple[str, ...] = Field((), description="vLLM's flags for --model, in one argument.")
+    server_flags: tuple[str, ...] = Field(
+        (), description="vLLM's flags for --model, in one argument.", json_schema_extra={"flag": "serve-flags"}
+    )
     api: Literal["chat", "completions"] = Field("chat", description="completions sends bare text, no chat template.")
     api_key: SecretStr | None = Field(
         None, description="Bearer token (default: VLLM_API_KEY of the environment); written nowhere."
@@ -58,14 +61,23 @@ class CollectSettings(BaseModel):
     body: dict[str, Any] = Field(
         default_factory=dict, description="More fields of each request's body; null removes one."
     )
-    keep_text: bool = Field(True, description="Keep the answers' texts, not only their lengths.")
+    keep_text: bool = Field(
+        True, description="Keep the answers' texts, not only their lengths.", json_schema_extra={"flag": "text"}
+    )
 
     concurrency: int = Field(16, ge=1, le=4096, description="Requests open at once.")
     rate: float | None = Field(None, gt=0, description="Requests a second at most, evenly spaced.")
     retries: int = Field(8, ge=0, description="Repetitions of a request that fails.")
     backoff_s: float = Field(1.0, gt=0, description="Seconds before the first repetition; doubles, up to a minute.")
-    timeout_s: float = Field(600.0, gt=0, description="Seconds to wait for one answer.")
-    patience_s: float = Field(600.0, gt=0, description="Seconds to keep retrying while the server is unreachable.")
+    timeout_s: float = Field(
+        600.0, gt=0, description="Seconds to wait for one answer.", json_schema_extra={"flag": "timeout"}
+    )
+    patience_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds to keep retrying while the server is unreachable.",
+        json_schema_extra={"flag": "patience"},
+    )
     allow_missing: bool = Field(False, description="Write the trace without the answers that failed.")
 
     @field_validator("output")

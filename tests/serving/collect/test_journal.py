@@ -131,9 +131,7 @@ def test_a_second_collector_is_refused_until_the_first_has_ended(tmp_path: Path)
     Journal(path).close()
 
 
-def test_a_journal_removed_while_it_is_opened_is_another_collectors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_removed_while_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its owner finishes and removes it, between another's opening and locking."""
     path = tmp_path / "j"
     owner = Journal(path)

@@ -20,7 +20,7 @@ from ecoserve.serving.collect.local import name_of
 @pytest.mark.server
 @pytest.mark.slow
 def test_a_collection_that_is_killed_twice_has_every_answer_once(tiny_model: Path, tmp_path: Path) -> None:
-    """The full figures come from scripts/collect_shown.py: 500 prompts, 4 samples, the server killed as well."""
+    """In full: benchmarks/studies/collect_shown.py (500 prompts, 4 samples, the server killed as well)."""
     plan = Plan(prompts=40, samples=3, kills=2, server_too=False, concurrency=8, latest=0.5)
     figures = show(plan, tiny_model, tmp_path)
     assert figures["rows"] == 120
@@ -77,7 +77,7 @@ def test_a_server_that_does_not_start_is_said_and_its_log_kept(tmp_path: Path) -
 
 
 def test_a_server_of_our_own_ends_with_its_collector(tmp_path: Path) -> None:
-    """Also where the collector is killed, and nobody is left to stop it."""
+    """Also where the collector is killed, and cannot stop it."""
     child = f"""
 import os, sys, time
 from ecoserve.serving.collect.child import end_with

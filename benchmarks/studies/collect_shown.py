@@ -1,7 +1,7 @@
 """What a collection survives: vLLM's server with the tiny model, the collector killed several times, the server once.
 
-    .venv/bin/python scripts/collect_shown.py -o results/collect_shown             # 500 prompts x 4 samples
-    .venv/bin/python scripts/collect_shown.py -o results/small --prompts 40 --samples 3 --kills 2
+    .venv/bin/python benchmarks/studies/collect_shown.py -o results/collect_shown             # 500 prompts x 4 samples
+    .venv/bin/python benchmarks/studies/collect_shown.py -o results/small --prompts 40 --samples 3 --kills 2
 
 The collector is killed (SIGKILL) at random numbers of answers and started again with the same command; in its last run
 but one the server is killed too, and started again while the collector waits. A middleware in the server writes down
@@ -18,6 +18,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: EOS of the tiny model is made likelier, so that answers end by themselves: about 30 tokens, one in ten cut off.
 SAMPLING = {"temperature": 1.0, "max_tokens": 64, "body": '{"logit_bias": {"2": 5}}'}
 LOG_VARIABLE = "COLLECT_SHOWN_LOG"
@@ -104,12 +105,12 @@ class Server:
                 [*command, "--port", str(self.port)], stdout=log, stderr=log, env=env, start_new_session=True
             )
 
-    def wait(self) -> None:
-        """Until it answers.
+    def answers(self) -> int:
+        """How many requests it has answered."""
+        return self.record.read_bytes().count(b'"event": "answered"') if self.record.exists() else 0
 
-        Raises:
-            RuntimeError: if it ends, or takes far too long.
-        """
+    def wait(self) -> None:
+        """Wait until it answers; RuntimeError if it ends, or takes far too long."""
         import httpx
 
         deadline = time.monotonic() + START_S
@@ -181,7 +182,7 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
     server_at = marks.pop(-2) if plan.server_too else None
     server = Server(model, folder)
     began = time.monotonic()
-    journal = out.with_name(f"{out.name}.journal") / "answers.jsonl"
+    journal = out.with_name(f"{out.name}.journal")
     killed: list[dict[str, int]] = []
     server_killed: dict[str, float] = {}
     try:
@@ -191,17 +192,17 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
         for mark in marks:
             run = _collector(plan, server.url, out, folder)
             if server_at is not None and mark == marks[-1]:
-                _wait(lambda: _lines(journal) >= server_at, run)
+                _wait(lambda: server.answers() >= server_at, run)
                 server.kill()
-                at, gone = _lines(journal), time.monotonic()
+                at, gone = server.answers(), time.monotonic()
                 server.start()
                 server.wait()
-                server_killed = {"answers_in_journal": at, "away_s": round(time.monotonic() - gone, 1)}
+                server_killed = {"answers": at, "away_s": round(time.monotonic() - gone, 1)}
                 say(f"server killed at {at} answers, back after {server_killed['away_s']} s")
-            _wait(lambda mark=mark: _lines(journal) >= mark, run)  # type: ignore[misc]
+            _wait(lambda mark=mark: server.answers() >= mark, run)  # type: ignore[misc]
             run.kill()
             run.wait()
-            killed.append({"planned_at": mark, "answers_in_journal": _lines(journal)})
+            killed.append({"planned_at": mark, "answers_in_journal": _in_journal(journal)})
             say(f"collector killed at {killed[-1]['answers_in_journal']} of {plan.total} answers")
         last = _collector(plan, server.url, out, folder)
         code = last.wait()
@@ -223,7 +224,7 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
     }
     (folder / "shown.json").write_text(json.dumps(figures, indent=2) + "\n")
     wrong = {k: v for k, v in figures.items() if k in ("doubled", "lost", "foreign", "different") and v}
-    if wrong or figures["rows"] != plan.total or journal.parent.exists():
+    if wrong or figures["rows"] != plan.total or journal.exists():
         raise RuntimeError(f"not as it should be: {wrong or figures}")
     return figures
 
@@ -232,8 +233,8 @@ def compare(plan: Plan, out: Path, record: Path) -> dict[str, Any]:
     """The trace against what the server wrote down.
 
     Returns:
-        ``rows``; ``doubled``, ``lost``, ``foreign`` (rows nobody asked for), ``different`` (rows whose length or finish
-        reason the server never gave for that sample); what the server saw.
+        ``rows``; ``doubled``, ``lost``, ``foreign`` (rows that were never requested), ``different`` (rows whose length
+        or finish reason the server never gave for that sample); what the server saw.
     """
     from ecoserve.data import load_trace
     from ecoserve.serving.collect.prompts import context_digest
@@ -296,16 +297,17 @@ def _wait(ready: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _in_journal(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT count(*) FROM outcomes WHERE state = 'answered'").fetchone()[0])
 
 
 def _environment() -> dict[str, str]:
     dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
     env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), *filter(None, [env.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
     return env | {
-        # Threads that wait for each other take the cores from everybody.
+        # Threads that wait for each other take the cores from all processes.
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
