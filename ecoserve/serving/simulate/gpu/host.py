@@ -6,7 +6,7 @@ two steps on the GPU itself: block tables and tokens copied into the next step's
 before and after the model. That is the *gap*, and a part of the step's time; what the host does is ``host_s``.
 
 One constant is calibrated, the gap of each request in the batch: once, on the log of Llama-3.1-8B on an RTX PRO 6000
-(vLLM 0.19; ``scripts/fidelity.py --calibrate``, docs/fidelity.md). A captured graph is one launch, so the gap does not
+(vLLM 0.19; docs/fidelity.md). A captured graph is one launch, so the gap does not
 grow with the model's layers. In that log the host never shows, so its own times are estimates: of the scheduler, about
 half of what vLLM 0.32's takes on a machine of two slow cores.
 """

@@ -1,0 +1,154 @@
+"""What the fidelity of ``fidelity.py`` hangs on: constants a fifth up and down, rules switched off.
+
+    python benchmarks/studies/fidelity_sensitivity.py ../shared/data/vllm_logs/* --json FILE
+
+For each log and each change: errors of the means of TPOT, E2EL and TTFT in percent, against the same measurements.
+First the gap a request is calibrated on each log alone and every log is shown with every one of these constants, so
+that no log has to be judged by a constant that it gave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from fidelity import TARGETS, compare
+from fidelity_logs import VllmLog, read_log
+from fidelity_runs import Other, calibrate, model_of, simulate
+from short_json import dumps
+
+from ecoserve.errors import EcoServeError
+from ecoserve.files import write_atomically
+from ecoserve.serving.simulate.gpu import HostTimes, Link, tables
+from ecoserve.serving.simulate.gpu.attention import BatchAttention
+
+Change = tuple[str, Callable[[VllmLog], Other], Callable[[], AbstractContextManager[Any]]]
+
+
+def _nothing(log: VllmLog) -> Other:
+    return Other()
+
+
+def _host(kinds: str, factor: float, log: VllmLog) -> Other:
+    """The host's constants whose names begin with one of ``kinds``, times a factor."""
+    default = HostTimes()
+    scaled = {n: factor * v for n, v in default.model_dump().items() if n.partition("_")[0] in kinds.split()}
+    return Other(host=default.model_copy(update=scaled))
+
+
+def _link(latency: float, bandwidth: float, log: VllmLog) -> Other:
+    """The stated link's latency and bandwidth times a factor."""
+    if log.link is None or not _linked(log):
+        return Other()
+    return Other(link=(log.link[0] * latency, log.link[1] * bandwidth))
+
+
+def _linked(log: VllmLog) -> bool:
+    return log.settings.tp * log.settings.expert_ranks > 1
+
+
+@contextmanager
+def _other_tables() -> Iterator[None]:
+    """Kernel times as measured, though their KV came from the cache; in a cache of files of their own."""
+
+    def measured(kernels: Any, values: Any) -> tuple[float, Any]:
+        return correct(kernels, values)[0], values
+
+    correct = tables._from_memory
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, {"XDG_CACHE_HOME": folder}),
+        patch.object(tables, "_from_memory", measured),
+    ):
+        yield
+
+
+def _alone(self: BatchAttention, requests: int, context: int) -> float:
+    return self._decode(requests, context / requests)
+
+
+def _each_way(self: Link, pieces: list[float]) -> float:
+    """A link whose directions do not share anything, each with the stated bandwidth."""
+    return self.latency_s * (len(pieces) - 1) + max(pieces) * (len(pieces) - 1) / self.bandwidth
+
+
+def changes() -> list[Change]:
+    """Name, what is taken instead, and what is patched meanwhile."""
+    rows: list[Change] = [("as it is", _nothing, nullcontext)]
+    for label, f in (("none", 0.0), ("-20 %", 0.8), ("+20 %", 1.2)):
+        rows.append((f"gap between steps {label}", partial(_host, "gap", f), nullcontext))
+    rows.append(("host's own times twice", partial(_host, "schedule launch", 2.0), nullcontext))
+    for label, f in (("-20 %", 0.8), ("+20 %", 1.2)):
+        rows.append((f"link's latency {label}", partial(_link, f, 1.0), nullcontext))
+        rows.append((f"link's bandwidth {label}", partial(_link, 1.0, f), nullcontext))
+    rows += [
+        ("rule off: both directions share the link", _nothing, partial(patch.object, Link, "gather_s", _each_way)),
+        ("rule off: the longest decode's tail", _nothing, partial(patch.object, BatchAttention, "_tail_ms", _zero)),
+        (
+            "rule off: decodes beside prompts are not packed",
+            _nothing,
+            partial(patch.object, BatchAttention, "decode_beside_prompts_ms", _alone),
+        ),
+        ("rule off: KV comes from memory", _nothing, _other_tables),
+    ]
+    return rows
+
+
+def _zero(self: BatchAttention, *work: float) -> float:
+    return 0.0
+
+
+def errors(log: VllmLog, other: Other) -> dict[str, float]:
+    """Errors of the means in percent, and whether all are within the targets."""
+    model = model_of(log, other)
+    result = compare(log, model, *simulate(log, model))
+    found = {name: result[name]["mean"]["error_percent"] for name in TARGETS}
+    return {**found, "within": all(result["within_targets"].values())}
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    try:
+        logs = [read_log(folder) for folder in args.logs]
+        crossed = []
+        for source in logs:
+            gap = calibrate(source, Other(), rounds=3)
+            other = Other(host=HostTimes(gap_request_s=gap))
+            crossed.append(
+                {
+                    "calibrated_on": source.name,
+                    "gap_request_us": round(gap * 1e6, 3),
+                    "errors_percent": {log.name: errors(log, other) for log in logs},
+                }
+            )
+            print(dumps(crossed[-1]), flush=True)
+        rows = []
+        for name, other_of, patched in changes():
+            with patched():
+                found = {log.name: errors(log, other_of(log)) for log in logs if "link" not in name or _linked(log)}
+            rows.append({"change": name, "errors_percent": found})
+            print(dumps(rows[-1]), flush=True)
+    except EcoServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if args.json:
+        command = "python benchmarks/studies/fidelity_sensitivity.py LOGS --json FILE"
+        report = {"command": command, "targets_percent": TARGETS, "calibrated": crossed, "changes": rows}
+        write_atomically(args.json, dumps(report) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
