@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ecoserve.data import Trace, load_trace, split_trace, stream_trace
+from ecoserve.data.loading import reading_bar
 from ecoserve.data.profiling import QUANTILES, Comparison, Predictions, Profile, TraceTable, read_table
-from ecoserve.data.progress import reading_bar
 from ecoserve.errors import ConfigError, RunError, TraceError
 from ecoserve.files import write_atomically
 

@@ -5,16 +5,17 @@ Importing this package imports neither ``datasets`` nor ``transformers``; they a
 
 from ecoserve.data.arrivals import poisson_arrivals, with_arrivals
 from ecoserve.data.formats import save_trace
-from ecoserve.data.loading import load_trace
 from ecoserve.data.records import LoadReport, Message, Record, Trace, fingerprint
 from ecoserve.data.splitting import record_groups, split_trace
-from ecoserve.data.streaming import TraceStream, stream_trace
+from ecoserve.data.streaming import ReadOptions, TraceStream
 from ecoserve.data.synthetic import SYNTHETIC_MODEL, bayes_optimal_mae, synthetic_trace, true_distribution
+from ecoserve.data.traces import load_trace, stream_trace
 
 __all__ = [
     "SYNTHETIC_MODEL",
     "LoadReport",
     "Message",
+    "ReadOptions",
     "Record",
     "Trace",
     "TraceStream",

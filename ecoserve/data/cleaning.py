@@ -1,27 +1,20 @@
 """One row of a trace becomes drafts of records, or reasons why not.
 
-Rule: this is a function of the row and its number alone, so that it gives the same wherever a row is read, here or in
-a worker process. What depends on other rows (duplicates, where lengths come from) is decided where all of them pass by.
+A function of the row and its number alone; what depends on other rows (duplicates, where lengths come from) is decided
+by the stream (:mod:`ecoserve.data.streaming`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from ecoserve.data.duplicates import identity
-from ecoserve.data.fields import FieldPath
+from ecoserve.data.encodings import MendedRow
+from ecoserve.data.fields import FieldPath, unusable_text, whole
 from ecoserve.data.formats import Exchange, Format, Reject
-from ecoserve.data.formats.base import unusable_text, whole
-from ecoserve.data.measuring import Sources, absurd, measure
-from ecoserve.data.records import Record
-from ecoserve.data.rows import BadRow, MendedRow
-from ecoserve.errors import EcoServeError
-
-#: Rows read before what they gave is handed on, and the bytes of the file after which it is handed on anyway.
-ROWS_AT_ONCE: Final = 256
-BYTES_AT_ONCE: Final = 1 << 21
+from ecoserve.data.measuring import absurd
+from ecoserve.data.plain_csv import BadRow
+from ecoserve.data.records import Record, changed
 
 
 class Draft(NamedTuple):
@@ -32,20 +25,16 @@ class Draft(NamedTuple):
         notes: peculiarities, counted if it is kept.
         key: 64 bits that equal exchanges share (:func:`~ecoserve.data.duplicates.identity`).
         counts_turn: the turn is to be counted along the file.
-        problem: why it is dropped after all, found when its length was taken.
-        line: what is hashed of it (:meth:`~ecoserve.data.records.Fingerprint.line`), where that was made already.
     """
 
     record: Record
     notes: tuple[str, ...] = ()
     key: int | None = None
     counts_turn: bool = False
-    problem: str | None = None
-    line: bytes | None = None
 
     def with_turn(self, turn: int) -> Draft:
         """The same at that turn."""
-        return self._replace(record=replace(self.record, turn=turn))
+        return self._replace(record=changed(self.record, turn=turn))
 
 
 class Dropped(NamedTuple):
@@ -69,8 +58,8 @@ class Wanted(NamedTuple):
 
     Attributes:
         form: the trace's format.
-        length: where response length is found, if it is a field.
-        samples: where RLs of other answers are found.
+        length: where the response length is found, if it is a field.
+        samples: where the lengths of other answers are found.
         model: name of the model that gave the answers, where the row does not say it.
     """
 
@@ -96,7 +85,7 @@ class Wanted(NamedTuple):
         # Turns that are counted are never the same twice.
         key = None if named and item.counts_turn else identity(record, named=named)
         if self.model is not None and record.model is None:
-            record = replace(record, model=self.model)
+            record = changed(record, model=self.model)
         return Draft(record, item.notes + mended, key, item.counts_turn)
 
     def _record(self, item: Exchange) -> Record | str:
@@ -123,7 +112,7 @@ class Wanted(NamedTuple):
             if others is None:
                 return f"{self.samples.text} is not a list of lengths"
             changes["sample_tokens"] = others
-        return replace(record, **changes) if changes else record
+        return changed(record, **changes) if changes else record
 
 
 def _samples(values: object, own: int | None) -> tuple[int, ...] | None:
@@ -131,49 +120,3 @@ def _samples(values: object, own: int | None) -> tuple[int, ...] | None:
         return None
     counts = [whole(v) for i, v in enumerate(values) if i != own and v is not None]
     return tuple(n for n in counts if n is not None) if not any(n is None or absurd(n) for n in counts) else None
-
-
-def measured(items: Items, sources: Sources) -> Items:
-    """``items`` with the lengths that need no tokenizer."""
-    return [_measured(item, sources) if isinstance(item, Draft) else item for item in items]
-
-
-def _measured(draft: Draft, sources: Sources) -> Draft:
-    record, problem, note = measure(draft.record, sources)
-    return draft._replace(record=record, problem=problem, notes=draft.notes if note is None else (*draft.notes, note))
-
-
-def clean(
-    rows: Iterator[object], wanted: Wanted, *, first: int = 0, position: Callable[[], int] = lambda: 0
-) -> Iterator[list[Items]]:
-    """What ``rows`` give, a batch of rows at a time.
-
-    An error is raised only after the rows before it were handed on, so that who needs no more never meets it.
-
-    Args:
-        rows: the file's rows.
-        wanted: what is read from each.
-        first: the number of the first of them.
-        position: bytes of the file read so far.
-    """
-    index = first
-    while True:
-        batch: list[Items] = []
-        problem: EcoServeError | None = None
-        start = position()
-        ended = True
-        try:
-            for row in rows:
-                batch.append(wanted.read(row, index))
-                index += 1
-                if len(batch) >= ROWS_AT_ONCE or position() - start >= BYTES_AT_ONCE:
-                    ended = False
-                    break
-        except EcoServeError as e:
-            problem = e
-        if batch:
-            yield batch
-        if problem is not None:
-            raise problem
-        if ended:
-            return

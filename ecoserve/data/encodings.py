@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
 from typing import Final
 
 #: What is counted for a row that was mended.
@@ -36,6 +37,14 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _ESCAPED: Final = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True, slots=True)
+class MendedRow:
+    """A row that was read after its text was mended, and what is counted for it if the row is kept."""
+
+    row: object
+    note: str
 
 
 def marked_encoding(head: bytes) -> tuple[str, int] | None:

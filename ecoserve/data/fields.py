@@ -1,22 +1,63 @@
-"""Naming a value inside a row: ``name``, ``name[3]``, ``a.b[0]``.
+"""Values inside a row: naming one (``name``, ``name[3]``, ``a.b[0]``), and reading what usual fields hold.
 
-Rule: a path is parsed once and its mistakes are reported at once; that a row lacks the value is no error.
+The names under which files keep token counts, times, sessions and limits stand here, once; formats ask for the value.
+A point in time becomes seconds on the trace's own clock. A date becomes seconds since 1970 (UTC where it names no
+zone), so that a row can be read without the ones before it and parts of a trace still fit together; a number is
+taken as it stands, in seconds, unless it is so large that it can only be milli-, micro- or nanoseconds since 1970.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from ecoserve.errors import TraceError
+
+Row = Mapping[str, Any]
+
+#: Names of fields, the first one there counts: tokens of the answer, in a row or message and in an API's ``usage``.
+RESPONSE_COUNTS: Final = ("response_tokens", "output_tokens", "completion_tokens")
+_USAGE_COUNTS: Final = ("completion_tokens", "output_tokens")
+#: Tokens of the prompt.
+PROMPT_COUNTS: Final = ("prompt_tokens", "input_tokens")
+#: The conversation that a row belongs to, and what names a request.
+SESSIONS: Final = ("conversation_id", "session_id")
+REQUEST_IDS: Final = ("custom_id", "request_id", "id")
+#: Ids of a row that is a whole chat.
+CHAT_IDS: Final = ("conversation_id", "conversation_hash", "chat_id", "session_id", "id", "prompt_id")
+#: The most tokens that a request allows.
+LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
+FINISH_REASONS: Final = ("finish_reason", "stop_reason")
+#: When something came, or was made.
+TIMES: Final = (
+    *("arrival_s", "arrival_time", "timestamp", "created"),
+    *("created_at", "create_time", "start_time", "request_time"),
+)
 
 #: Fields, and characters of each, that a message shows.
 _FIELDS = 6
 _CHARACTERS = 20
 _STEP = re.compile(r"([^.\[\]\s][^.\[\]]*)((?:\[\d+\])*)")
+#: A whole number as tables (CSV) write it; columns with gaps in them become ``12.0``.
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
+#: Why servers say that an answer ended before its end. A filter, or a client that went away, ends it as a limit does.
+CUT_OFF: Final = frozenset(
+    (
+        *("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
+        *("content_filter", "abort", "aborted", "cancelled", "canceled", "incomplete"),
+    )
+)
+#: What tools that shorten texts leave behind.
+_MARK: Final = re.compile(r"[\[(<]\s*(?:\w+ )?(?:truncated|cut off)\s*[\])>][\s.\u2026]*\Z", re.IGNORECASE)
+#: Characters at the end in which such a mark is looked for.
+_TAIL: Final = 40
+#: Seconds since 1970 stay below this for 3,000 years; milliseconds have been above it since 1973.
+_LARGEST_SECONDS: Final = 1e11
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +122,130 @@ def shown(row: Mapping[str, object]) -> str:
         else:
             words.append(f"{name} {text[:_CHARACTERS]!r}" if isinstance(text, str) else f"{name} {text!r}"[:40])
     return ", ".join(words) or "no fields"
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def first_of(row: Row, *names: str) -> Any:
+    """The first of the fields ``names`` that the row has, else ``None``."""
+    return next((row[n] for n in names if row.get(n) is not None), None)
+
+
+def whole(value: object) -> int | None:
+    """``value`` as a whole number, ``None`` if it is not one.
+
+    Readers widen whole columns to float, and tables (CSV) hold nothing but text.
+    """
+    if isinstance(value, str):
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value.strip()) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if value == value and value not in (float("inf"), float("-inf")) and value == int(value) else None
+
+
+def text_or_none(value: object) -> str | None:
+    """``value`` if it is a text with something in it, else ``None``."""
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def unusable_text(value: object, what: str) -> str | None:
+    """Why ``value`` cannot be a prompt or an answer (``what``), or ``None`` if it can.
+
+    Lone surrogates are no text: neither UTF-8 nor a tokenizer takes them.
+    """
+    if value is None:
+        return f"no {what}"
+    if not isinstance(value, str):
+        return f"{what} is not text"
+    if not value.strip():
+        return f"empty {what}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"{what} is not valid Unicode"
+    return None
+
+
+def blank(value: object) -> bool:
+    """Whether a field is there but holds nothing, or is not there."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def id_of(row: Row, names: Sequence[str], index: int) -> str:
+    """The first of the ids ``names`` that the row has, else one made of its number."""
+    name = first_of(row, *names)
+    return str(name) if name not in (None, "") else f"row-{index}"
+
+
+def limit_of(fields: Row) -> int | None:
+    """The most tokens that a request allowed, if it states that."""
+    limit = whole(first_of(fields, *LIMITS))
+    return limit if limit is not None and limit >= 1 else None
+
+
+def finish_reason_of(fields: Row) -> str | None:
+    """Why the answer ended, as the server said it."""
+    return text_or_none(first_of(fields, *FINISH_REASONS))
+
+
+def number(value: object) -> float | None:
+    """``value`` as a finite number, ``None`` if it is not one; text as tables hold it is read."""
+    if isinstance(value, str):
+        try:
+            # Python alone takes 1_000 for a number.
+            value = float(value) if "_" not in value else None
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def seconds(value: object) -> float | None:
+    """A point in time in seconds by the rule above; ``None`` if ``value`` is none, or lies before the clock's zero."""
+    if isinstance(value, str) and (read := number(value)) is None:
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return None
+    elif isinstance(value, str):
+        value = read
+    if isinstance(value, datetime):
+        try:
+            value = (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    time = number(value)
+    if time is None or time < 0:
+        return None
+    while time >= _LARGEST_SECONDS:
+        time /= 1000.0
+    return time
+
+
+def was_cut_off(finish_reason: str | None, answer: object = None) -> bool:
+    """Whether the server's word for how the answer ended, or a mark at the end of its text, says it was cut off."""
+    if finish_reason is not None and finish_reason.lower() in CUT_OFF:
+        return True
+    return isinstance(answer, str) and _MARK.search(answer, max(0, len(answer) - _TAIL)) is not None
+
+
+def usage_of(fields: Row) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the answer as an API's ``usage`` states them, ``None`` where it does not."""
+    usage = fields.get("usage")
+    if not isinstance(usage, dict):
+        return None, None
+    prompt = whole(first_of(usage, *PROMPT_COUNTS))
+    return prompt, whole(first_of(usage, *_USAGE_COUNTS))
+
+
+def times_of(fields: Row) -> float | None:
+    """When a request or message came, from the first of the usual fields that holds a point in time."""
+    for name in TIMES:
+        if (value := fields.get(name)) is not None and (time := seconds(value)) is not None:
+            return time
+    return None

@@ -1,101 +1,70 @@
-"""From a file or hub id to a :class:`Trace`: the stream of its records, collected.
+"""From a stream of records to a :class:`Trace` in memory: all of them, or a sample.
 
-Rule: nothing is dropped silently, each exchange that is left out is counted under one reason; one trace has its
-response lengths from one source, which :attr:`Trace.length_source` names; and a file whose records do not fit into
-memory ends in an error that says what to do, before memory is full.
+A trace whose records do not fit into memory ends in an error that says what to do, before memory is full. Files and
+hub ids are loaded here; workload files too by :mod:`ecoserve.data.traces`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar, Unpack
+
+import numpy as np
 
 from ecoserve.data.measuring import mark_cut_off
-from ecoserve.data.memory import available_memory, bytes_of
-from ecoserve.data.progress import Progress, reading_bar
-from ecoserve.data.records import Record, Trace, fingerprint
-from ecoserve.data.reservoir import Reservoir
-from ecoserve.data.streaming import CUT_OFF, TraceStream, stream_trace
+from ecoserve.data.reading import Progress
+from ecoserve.data.records import Message, Record, Trace, fingerprint
+from ecoserve.data.streaming import CUT_OFF, ReadOptions, TraceStream, open_trace
 from ecoserve.errors import TraceError
 
-#: A smaller file fits whatever it holds; and how much more of it is read before memory is looked at again.
+#: A smaller file fits in any case; and how much more of it is read before memory is looked at again.
 _CHECKED_FROM: Final = 1 << 28
 _CHECKED_EVERY: Final = 1 << 27
 #: Records measured to know what one takes.
 _WEIGHED: Final = 2000
+#: A file of fewer bytes is read without a bar.
+_WORTH_A_BAR: Final = 1 << 24
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP: Final = Path("/sys/fs/cgroup")
+
+T = TypeVar("T")
 
 
-def load_trace(
-    source: str | Path,
-    *,
-    format: str = "auto",
-    length_field: str | None = None,
-    sample_field: str | None = None,
-    tokenizer: str | None = None,
-    model: str | None = None,
-    limit: int | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Trace:
-    """Load a trace of requests with their response lengths.
-
-    Args:
-        source: a file (JSON list, JSON lines, CSV, Parquet; text also compressed with gzip, bzip2, xz or zstd) or a
-            hub id (``owner/name``).
-        format: ``"auto"``, or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
-        length_field: where response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a chat
-        in the
-            answer's own message. Rows without it are dropped and counted.
-        sample_field: a field with a list of RLs of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``. The
-            one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.
-        tokenizer: path or hub id of the served model's tokenizer. Counts prompts, and answers where there is no
-            ``length_field`` (plus one for EOS where the answer was not cut off).
-        model: name of the model that gave the answers, where the trace does not say it.
-        limit: stop after this many records.
-        sample: load this many records, drawn from all (or from the first ``limit``), each as likely as any other.
-        seed: seed of the draw.
-        workers: processes that parse a large file; default: as many as are worth it (:func:`stream_trace`).
-        progress: called with the bytes read and the size of the file. Default: a bar, on a terminal.
-
-    Returns:
-        The trace, its records in the order of the file. Without ``length_field`` and ``tokenizer``, lengths are the
-        trace's own counts if most of the first 10,000 exchanges have one (others are then dropped and counted), else
-        characters / 4.0.
+def load_file(source: str | Path, **options: Unpack[ReadOptions]) -> Trace:
+    """The trace in a file or on the hub, without a bar.
 
     Raises:
-        TraceError: if the source cannot be read or recognised, holds no usable record, or more than fit into memory.
-        RunError: if a process that parses was killed.
+        TraceError: as :func:`collect` and :func:`~ecoserve.data.streaming.open_trace`.
     """
-    if sample is not None and sample < 1:
-        raise TraceError(f"a sample of {sample} records leaves nothing to load", fix="give 1 or more")
-    if seed < 0:
-        raise TraceError(f"a seed of {seed} cannot be used", fix="give 0 or more")
-    with _bar(source, progress) as show:
-        stream = stream_trace(
-            source,
-            format=format,
-            length_field=length_field,
-            sample_field=sample_field,
-            tokenizer=tokenizer,
-            model=model,
-            limit=limit,
-            workers=workers,
-            progress=show,
-            # The fingerprint is taken at the end, when all is known about the records.
-        ).without_fingerprint()
-        with closing(_guarded(stream, limit) if sample is None else stream.batches()) as batches:
-            if sample is None:
-                records = [record for batch in batches for record in batch]
-            else:
-                reservoir = Reservoir[Record](sample, seed)
-                for batch in batches:
-                    reservoir.add(batch)
-                records = reservoir.items()
+    return collect(open_trace(source, **options), limit=options.get("limit"))
+
+
+def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> Trace:
+    """All records of ``stream``, those that reach its cap marked as cut off.
+
+    Args:
+        stream: not read yet.
+        limit: how many records it has at most, where that is known.
+        sample: keep only so many, each as likely as any other.
+        seed: seed of the draw.
+
+    Raises:
+        TraceError: if the trace is damaged, holds no usable record, or more than fit into memory.
+    """
+    # The fingerprint is taken at the end, when all is known about the records.
+    stream.without_fingerprint()
+    if sample is None:
+        with closing(_guarded(stream, limit)) as batches:
+            records = [record for batch in batches for record in batch]
+    else:
+        reservoir = Reservoir[Record](sample, seed)
+        with closing(stream.batches()) as batches:
+            for batch in batches:
+                reservoir.add(batch)
+        records = reservoir.items()
     report = stream.report
     if report.kept > len(records):
         report.drop("not in the sample", report.kept - len(records))
@@ -107,16 +76,8 @@ def load_trace(
     return Trace(tuple(records), stream.source, stream.format, fingerprint(records), *sources)
 
 
-def _bar(source: str | Path, progress: Progress | None) -> AbstractContextManager[Progress | None]:
-    if progress is not None or not sys.stderr.isatty():
-        return nullcontext(progress)
-    return reading_bar(f"reading {Path(source).name}")
-
-
 def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], None, None]:
-    """The batches of ``stream``, as long as those still to come will fit into memory beside those that came.
-
-    ``limit``: records at most, if so many were asked for.
+    """The batches of ``stream``, as long as those still to come (``limit`` records at most) will fit into memory.
 
     Raises:
         TraceError: if they will not.
@@ -142,3 +103,99 @@ def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], 
                 where=stream.source,
                 fix="load a sample or the first part of it (sample, limit), or profile it, which streams",
             )
+
+
+class Reservoir(Generic[T]):
+    """At most ``size`` items of all that were added, each as likely as any other, whatever the batches.
+
+    Source: Vitter, Random Sampling with a Reservoir, ACM TOMS 1985, algorithm R.
+
+    Args:
+        size: how many are kept, 1 or more.
+        seed: seed of the draws.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._draws = np.random.default_rng(seed)
+        self._kept: list[tuple[int, T]] = []
+        #: How many were added.
+        self.seen = 0
+
+    def add(self, items: Sequence[T]) -> None:
+        """Add ``items``."""
+        # One draw an item, needed or not: so batches make no difference.
+        for item, draw in zip(items, self._draws.random(len(items)), strict=True):
+            if self.seen < self._size:
+                self._kept.append((self.seen, item))
+            elif (place := int(draw * (self.seen + 1))) < self._size:
+                self._kept[place] = (self.seen, item)
+            self.seen += 1
+
+    def items(self) -> list[T]:
+        """What is kept, in the order in which it came."""
+        return [item for _, item in sorted(self._kept, key=lambda kept: kept[0])]
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def available_memory() -> int | None:
+    """Bytes usable without swapping, by the machine's and the container's account; ``None`` where neither tells."""
+    known: list[int] = []
+    for account in (_of_machine, _of_container):
+        try:
+            known.append(account())
+        except (OSError, ValueError, IndexError):
+            continue
+    return min(known) if known else None
+
+
+def _of_machine() -> int:
+    return int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+
+
+def _of_container() -> int:
+    limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    # Pages of files are given back when memory gets short.
+    return limit - used + int(stat.get("inactive_file", 0))
+
+
+def bytes_of(records: Iterable[Record]) -> int:
+    """Bytes that ``records`` take, texts and messages that several of them share counted once."""
+    seen: set[int] = set()
+
+    def size(value: object) -> int:
+        if value is None or id(value) in seen:
+            return 0
+        seen.add(id(value))
+        inner: Iterable[object] = value if isinstance(value, tuple) else ()
+        if isinstance(value, Record | Message):
+            inner = (getattr(value, name) for name in value.__slots__)
+        return sys.getsizeof(value) + sum(map(size, inner))
+
+    return sum(map(size, records))
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading_bar(what: str) -> Iterator[Progress]:
+    """A bar on stderr with the time left while a file is read (``what``: "reading trace.jsonl"); gone afterwards.
+
+    Nothing is written where stderr is no terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+
+        def show(read: int, size: int) -> None:
+            bar.update(task, completed=read, total=size, visible=size >= _WORTH_A_BAR)
+
+        yield show

@@ -8,13 +8,12 @@ file of any size is read once. An answer that ended by itself is one token longe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecoserve.data.records import Record
+from ecoserve.data.records import Record, changed
 from ecoserve.data.tokens import TokenCounter
 
 #: ``length_source`` of the trace's own counts.
@@ -91,7 +90,7 @@ def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str |
         if missing or sources.prompt == BY_CHARACTERS:
             changes["prompt_tokens"] = _by_characters("".join(m.content for m in record.chat()))
             note = ESTIMATED_PROMPT if missing else None
-    return (replace(record, **changes) if changes else record), problem, note
+    return (changed(record, **changes) if changes else record), problem, note
 
 
 def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCounter) -> list[Record]:
@@ -109,7 +108,7 @@ def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCoun
         ):
             if record.prompt is not None:
                 change["prompt_tokens"] = tokens
-    return [replace(r, **c) if c else r for r, c in zip(records, changes, strict=True)]
+    return [changed(r, **c) if c else r for r, c in zip(records, changes, strict=True)]
 
 
 def _by_characters(text: str) -> int:
@@ -159,4 +158,4 @@ def mark_cut_off(records: Iterable[Record], cap: int | None) -> list[Record]:
     """Set ``censored`` where a length reached ``cap``; ``None``: there is no cap."""
     if cap is None:
         return list(records)
-    return [replace(r, censored=True) if (r.response_tokens or 0) >= cap and not r.censored else r for r in records]
+    return [changed(r, censored=True) if (r.response_tokens or 0) >= cap and not r.censored else r for r in records]

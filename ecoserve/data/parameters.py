@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from ecoserve.data.fields import LIMITS
+
 #: Larger limits say no more than this one.
 LARGEST_LIMIT: Final = 1_000_000
 #: Stop strings that are kept of a request, and characters of each.
@@ -19,7 +21,7 @@ STOP_CHARACTERS: Final = 24
 #: More tools than this say no more.
 MOST_TOOLS: Final = 128
 
-_LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
+
 _EFFORTS: Final = frozenset(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
 _KINDS: Final = {"enabled": True, "adaptive": True, "disabled": False}
 _SWITCHES: Final = ("enable_thinking", "thinking")
@@ -66,7 +68,7 @@ NAMES: Final = tuple(name for name, _ in _DEFAULTS)
 def parameters_of(body: Mapping[str, Any]) -> RequestParameters:
     """Read the body of a request: chat completions, completions, the Responses API, or Anthropic's messages."""
     return RequestParameters(
-        max_tokens=next((n for n in map(_limit, map(body.get, _LIMITS)) if n is not None), None),
+        max_tokens=next((n for n in map(_limit, map(body.get, LIMITS)) if n is not None), None),
         stop=stops_of(body.get("stop") if body.get("stop") is not None else body.get("stop_sequences")),
         tools=tools_of(body),
         thinking=thinking_of(body),

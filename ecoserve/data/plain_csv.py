@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from ecoserve.data.encodings import is_clean, mend
-from ecoserve.data.rows import BadRow, MendedRow
+from ecoserve.data.encodings import MendedRow, is_clean, mend
 from ecoserve.errors import TraceError
 
 #: What is counted for a row with more or fewer cells than there are columns.
@@ -25,12 +24,16 @@ RAGGED: Final = "row has another number of cells than there are columns"
 _DELIMITERS: Final = (",", "\t", ";", "|")
 #: Lines looked at to find what separates the columns.
 _LOOK: Final = 20
-#: A line behind the last of a part of a file, and the value that stands for it if it was read as a row of its own.
-END: Final = object()
-_END: Final = "\0end"
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
 #: Longest cell, in characters: an unclosed quote must not swallow the whole file.
 _LONGEST: Final = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that could not be read, and why; it is counted as dropped."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,6 @@ class Dialect:
 
     columns: tuple[str, ...]
     delimiter: str
-
-    def end_line(self) -> str:
-        """A line that is no row, and shows behind the last one whether that one was whole."""
-        return _END + "\n" if len(self.columns) > 1 else f"{_END}{self.delimiter}\n"
 
 
 def sniff(head: str) -> Dialect | None:
@@ -94,21 +93,13 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def csv_rows(
-    lines: Iterable[str], dialect: Dialect, where: str, *, header: bool = True, rows: int = 0
-) -> Iterator[object]:
-    """The rows behind the columns' names.
+def csv_rows(lines: Iterable[str], dialect: Dialect, where: str) -> Iterator[object]:
+    """The rows after the line of column names: ``dict[str, str | None]``, maybe in a MendedRow, or :class:`BadRow`.
 
     Args:
         lines: line ends kept; wrong bytes as lone surrogates.
         dialect: what :func:`sniff` found.
         where: the file, for messages.
-        header: whether the names are still to come in ``lines``.
-        rows: how many rows came before.
-
-    Yields:
-        ``dict[str, str | None]``, :class:`BadRow`, or :class:`MendedRow` around a ``dict``; :data:`END` for
-        :meth:`Dialect.end_line`.
 
     Raises:
         TraceError: if the file cannot go on being read as CSV.
@@ -117,6 +108,7 @@ def csv_rows(
         csv.field_size_limit(_LONGEST)
     columns, count = dialect.columns, len(dialect.columns)
     reader = csv.reader(lines, delimiter=dialect.delimiter)
+    header, rows = True, 0
     try:
         for cells in reader:
             if not cells or (count > 1 and cells == [""]):
@@ -126,7 +118,7 @@ def csv_rows(
                 continue
             rows += 1
             if len(cells) != count:
-                yield END if cells[0] == _END else BadRow(RAGGED)
+                yield BadRow(RAGGED)
                 continue
             note = None
             if not is_clean(joined := "".join(cells)):

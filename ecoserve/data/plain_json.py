@@ -14,13 +14,12 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from ecoserve.data.encodings import is_clean, mend
-from ecoserve.data.rows import MendedRow
+from ecoserve.data.encodings import MendedRow, is_clean, mend
 from ecoserve.errors import TraceError
 
 _CHUNK: Final = 1 << 20
 _SPACE: Final = " \t\r\n"
-#: An error this near to the end of what has been read may come from a number or a literal that goes on behind it.
+#: An error this near to the end of what has been read may come from a number or a literal that goes on after it.
 _MARGIN: Final = 16
 _AGAIN: Final = "download or copy it again"
 
@@ -32,18 +31,12 @@ class Text(Protocol):
         """The next ``size`` characters; fewer only at the end."""
 
 
-def json_rows(
-    text: Text, where: str, *, in_list: bool | None = None, goes_on: bool = False, rows: int = 0
-) -> Iterator[object]:
+def json_rows(text: Text, where: str) -> Iterator[object]:
     """The rows of ``[value, value, ...]`` or of ``value value ...``, decoded from a sliding buffer.
 
     Args:
         text: the file's text.
         where: the file, for messages.
-        in_list: ``None`` at the beginning of a file, whose first character tells; else whether ``text`` goes on
-            within a list, where a value is expected.
-        goes_on: whether the list goes on behind ``text``, which then ends with a comma.
-        rows: how many rows came before.
 
     Yields:
         Python values; :class:`MendedRow` around those whose text was mended.
@@ -55,12 +48,10 @@ def json_rows(
     buffer = ""
     while not (buffer := buffer.lstrip(_SPACE)) and (more := text.read(_CHUNK)):
         buffer = more
-    if not buffer and not in_list:
+    if not buffer:
         return
-    at, expects = 0, "value"
-    if in_list is None:
-        in_list = buffer[0] == "["
-        at, expects = int(in_list), "value or ]"
+    in_list = buffer[0] == "["
+    at, rows, expects = int(in_list), 0, "value or ]"
     ended, clean = False, is_clean(buffer)
     while True:
         while at < len(buffer) and buffer[at] in _SPACE:
@@ -87,7 +78,7 @@ def json_rows(
                     raise _not_json(where, rows, e.msg) from e
             except (ValueError, RecursionError) as e:
                 raise _not_json(where, rows, "a number is too long, or it is nested too deeply") from e
-        elif ended and (not in_list or (goes_on and expects == "value")):
+        elif ended and not in_list:
             return
         if ended:
             raise TraceError(f"JSON is cut off after {rows:,} rows", where=where, fix=_AGAIN)

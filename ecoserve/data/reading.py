@@ -21,9 +21,15 @@ from ecoserve.data.plain_csv import Dialect, csv_rows, sniff
 from ecoserve.data.plain_json import json_rows
 from ecoserve.errors import TraceError
 
+#: Called with the bytes of a file read so far, and with its size in bytes.
+Progress = Callable[[int, int], None]
 _BATCH: Final = 1000
-#: How the bytes of a trace are made text: line ends as they are, wrong bytes as lone surrogates.
-AS_TEXT: Final[Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_WORKLOADS: Final = (".yaml", ".yml")
+
+
+def is_workload(source: str | Path) -> bool:
+    """Whether ``source`` is a workload file, by its suffix."""
+    return str(source).lower().endswith(_WORKLOADS)
 
 
 def read_file(path: Path) -> Iterator[object]:
@@ -65,9 +71,9 @@ class FileRows:
         with opened(self.path, self.kind) as data:
             self._position = data.position
             buffered = io.BufferedReader(data, BLOCK)
-            dialect = dialect_of(buffered.peek(BLOCK), where)
+            dialect = _dialect_of(buffered.peek(BLOCK), where)
             try:
-                with io.TextIOWrapper(buffered, **AS_TEXT) as text:
+                with io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape", newline="") as text:
                     yield from json_rows(text, where) if dialect is None else csv_rows(text, dialect, where)
             finally:
                 end = data.position()
@@ -92,7 +98,7 @@ class FileRows:
             raise TraceError(what, where=str(self.path), fix="download or copy it again") from e
 
 
-def dialect_of(head: bytes, where: str) -> Dialect | None:
+def _dialect_of(head: bytes, where: str) -> Dialect | None:
     """How the CSV file that begins with ``head`` is written; ``None`` if it is JSON, or there is nothing at all.
 
     Raises:

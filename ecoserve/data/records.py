@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Final
 
 from ecoserve.data.parameters import RequestParameters
@@ -109,6 +110,13 @@ class Record:
 
 
 _DEFAULTS: Final = tuple((f.name, f.default) for f in fields(Record))
+_NAMES: Final = tuple(f.name for f in fields(Record))
+_VALUES: Final = attrgetter(*_NAMES)
+
+
+def changed(record: Record, **changes: Any) -> Record:
+    """``record`` with other values: :func:`dataclasses.replace`, in half the time."""
+    return Record(**{**dict(zip(_NAMES, _VALUES(record), strict=True)), **changes})
 
 
 @dataclass(slots=True)
@@ -213,16 +221,7 @@ class Fingerprint:
     def add(self, records: Iterable[Record]) -> None:
         """Go on with ``records``."""
         for record in records:
-            self._digest.update(self.line(record))
-
-    def add_line(self, line: bytes) -> None:
-        """Go on with the record that :meth:`line` made this of."""
-        self._digest.update(line)
-
-    @staticmethod
-    def line(record: Record) -> bytes:
-        """What is hashed of ``record``: its row as one line of JSON."""
-        return _as_json(record.as_row()).encode() + b"\n"
+            self._digest.update(_as_json(record.as_row()).encode() + b"\n")
 
     def hexdigest(self) -> str:
         """The fingerprint so far."""

@@ -1,23 +1,22 @@
 """A trace as a stream of records: a file of any size in memory that does not grow with it.
 
-Rule: records come in the order of the file and are the same however many processes read it. In memory are a few
-blocks of the file, the first exchanges until they have decided where lengths come from, 8 to 16 bytes for each exchange
-with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths.
-
-What only the whole file tells is known behind the last batch: the report, the fingerprint, and the limit at which
-answers were cut off (:meth:`TraceStream.cap`); records of a stream are marked as cut off only where their row says so.
+In memory are one batch of rows, the first exchanges until they have decided where lengths come from, 8 to 16 bytes for
+each exchange with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths. What only the whole file tells
+is known after the last batch: the report, the fingerprint, and the limit at which answers were cut off
+(:meth:`TraceStream.cap`); records of a stream are marked as cut off only where their row says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict, Unpack
 
-from ecoserve.data.cleaning import Draft, Items, Wanted, measured
+from ecoserve.data.cleaning import Draft, Items, Wanted
 from ecoserve.data.duplicates import SeenKeys, TurnCounter
+from ecoserve.data.encodings import MendedRow
 from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange, detect, get_format
 from ecoserve.data.formats.records import HEADER
@@ -31,123 +30,148 @@ from ecoserve.data.measuring import (
     absurd,
     count_tokens,
     decide,
+    measure,
 )
-from ecoserve.data.progress import Progress
-from ecoserve.data.reading import FileRows
+from ecoserve.data.plain_csv import BadRow
+from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Fingerprint, LoadReport, Record
-from ecoserve.data.rows import BadRow, MendedRow
-from ecoserve.data.streaming_sources import FileSource, RowSource
 from ecoserve.data.tokens import TokenCounter
-from ecoserve.data.workload_rows import is_workload, workload_rows
-from ecoserve.errors import TraceError
+from ecoserve.errors import EcoServeError, TraceError
 
 CUT_OFF: Final = "answers cut off"
 #: Rows looked at to recognise a format.
 _LOOK: Final = 20
 #: Most records in a batch.
 _BATCH: Final = 1000
+#: Rows cleaned at once, and the bytes of the file after which fewer are.
+_ROWS_AT_ONCE: Final = 256
+_BYTES_AT_ONCE: Final = 1 << 21
 
 
-def stream_trace(
+class ReadOptions(TypedDict, total=False):
+    """How a trace is read.
+
+    Attributes:
+        format: ``"auto"`` (default), or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
+        length_field: where the response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a
+            chat in the answer's own message. Rows without it are dropped and counted.
+        sample_field: a field with a list of lengths of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``.
+            The one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.
+        tokenizer: path or hub id of the served model's tokenizer. Counts prompts, and answers where there is no
+            ``length_field`` (plus one for EOS where the answer was not cut off).
+        model: name of the model that gave the answers, where the trace does not state it.
+        limit: stop after this many records.
+    """
+
+    format: str
+    length_field: str | None
+    sample_field: str | None
+    tokenizer: str | None
+    model: str | None
+    limit: int | None
+
+
+def open_trace(
     source: str | Path,
     *,
-    format: str = "auto",
-    length_field: str | None = None,
-    sample_field: str | None = None,
-    tokenizer: str | None = None,
-    model: str | None = None,
-    limit: int | None = None,
-    workers: int | None = None,
+    rows: Iterable[object] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ReadOptions],
 ) -> TraceStream:
-    """Open a trace of any size as a stream of records.
+    """Open the trace in a file, on the hub, or in ``rows``, as a stream of records.
 
     Args:
-        source: as in :func:`~ecoserve.data.load_trace`, as are all the others but these.
-        workers: processes that parse beside this one, which reads, removes duplicates and counts; 0: none. Default:
-            as many as there are cores, up to 4, for a file that is worth it.
-        progress: called with the bytes read and the size of the file, after every block.
+        source: a file or a hub id; the name of the trace where ``rows`` are given.
+        rows: the rows, where they come from elsewhere.
+        progress: called with the bytes read and the size of the file, after every batch of rows.
+        options: see :class:`ReadOptions`.
 
     Raises:
         TraceError: if the source cannot be opened or recognised; the rest is found while reading.
     """
+    limit = options.get("limit")
     if limit is not None and limit < 1:
         raise TraceError(f"a limit of {limit} records leaves nothing to load", fix="give 1 or more")
-    if workers is not None and workers < 0:
-        raise TraceError(f"{workers} workers cannot read anything", fix="give 0 or more")
     where = str(source)
-    length = FieldPath.parse(length_field, "length_field") if length_field is not None else None
-    samples = FieldPath.parse(sample_field, "sample_field") if sample_field is not None else None
-    file, rows = _opened(source, limit, shown=progress is not None)
-    looked = list(islice(rows, _LOOK))
+    length, samples = (
+        FieldPath.parse(text, name) if (text := options.get(name)) is not None else None
+        for name in ("length_field", "sample_field")
+    )
+    file = None
+    if rows is None:
+        rows = file = hub_rows(where) if is_hub_id(source) else FileRows(Path(source))
+    walk = iter(rows)
+    looked = list(islice(walk, _LOOK))
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
         raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
-    form = detect(first, where) if format == "auto" else get_format(format)
-    wanted = Wanted(form, length, samples, model)
-    origin: FileSource | RowSource
-    if file is not None:
-        # It is read from its beginning again.
-        rows.close()
-        origin = FileSource(file, wanted, workers)
-    else:
-        origin = RowSource(chain(looked, rows), wanted)
-    return TraceStream(where, origin, wanted, first, tokenizer=tokenizer, limit=limit, progress=progress)
+    name = options.get("format", "auto")
+    form = detect(first, where) if name == "auto" else get_format(name)
+    wanted = Wanted(form, length, samples, options.get("model"))
+    return TraceStream(
+        where,
+        _all_rows(looked, walk),
+        wanted,
+        first,
+        file=file if isinstance(file, FileRows) else None,
+        tokenizer=options.get("tokenizer"),
+        limit=limit,
+        progress=progress,
+    )
 
 
-def _opened(
-    source: str | Path, limit: int | None, *, shown: bool
-) -> tuple[FileRows | None, Generator[object, None, None]]:
-    """The rows of ``source``, and the file where it is one."""
-    if is_workload(source):
-        return None, _each(workload_rows(source, limit, shown=shown))
-    if is_hub_id(source):
-        return None, _each(hub_rows(str(source)))
-    file = FileRows(Path(source))
-    return file, _each(file)
-
-
-def _each(rows: Iterable[object]) -> Generator[object, None, None]:
-    yield from rows
+def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object, None, None]:
+    try:
+        yield from chain(looked, rest)
+    finally:
+        if isinstance(rest, Generator):
+            rest.close()
 
 
 class TraceStream:
-    """The records of a trace, once, in the order of the file (made by :func:`stream_trace`).
+    """The records of a trace, once, in the order of the file.
 
-    Attributes:
-        source: the path or hub id.
-        format: the name of the format.
-        report: what was kept and dropped so far; complete behind the last batch.
+    Args:
+        where: the path or hub id.
+        rows: the rows, first to last; closed at the end.
+        wanted: what is read from each.
+        first: the first rows, for messages.
+        file: the file they come from, if any.
+        tokenizer, limit, progress: as in :func:`open_trace`.
     """
 
     def __init__(
         self,
         where: str,
-        origin: FileSource | RowSource,
+        rows: Iterable[object],
         wanted: Wanted,
         first: list[object],
         *,
+        file: FileRows | None = None,
         tokenizer: str | None = None,
         limit: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.source = where
+        #: The name of the format.
         self.format = wanted.form.name
+        #: What was kept and dropped so far; complete after the last batch.
         self.report = LoadReport()
-        #: Bytes of the file that the records so far came from, and its size; 0 for the hub.
-        self.bytes_read, self.bytes_total = 0, origin.size
-        self._origin, self._wanted, self._first = origin, wanted, first
+        #: Bytes of the file that the records so far came from, and its size; 0 where there is no file.
+        self.bytes_read, self.bytes_total = 0, file.size if file is not None else 0
+        self._rows, self._wanted, self._first, self._file = rows, wanted, first, file
         self._tokenizer, self._limit, self._progress = tokenizer, limit, progress
         self._sources: Sources | None = None
         self._counter: TokenCounter | None = None
         self._seen, self._turns = SeenKeys(), TurnCounter()
-        self._fingerprint, self._lengths = Fingerprint(), LengthHistogram()
+        self._fingerprint: Fingerprint | None = Fingerprint()
+        self._lengths = LengthHistogram()
         self._taken = self._cut_off = 0
         self._begun = self._ended = self._sampled = False
 
     def without_fingerprint(self) -> TraceStream:
         """This stream, to be read without :attr:`sha256`, whose making takes time."""
-        self._origin.hashed = False
+        self._fingerprint = None
         return self
 
     def batches(self) -> Generator[list[Record], None, None]:
@@ -155,20 +179,19 @@ class TraceStream:
 
         Raises:
             TraceError: if the trace is damaged, or holds no usable record.
-            RunError: if a worker process is killed.
             RuntimeError: if the stream was read before.
         """
         if self._begun:
             raise RuntimeError("a trace stream can be read once; open another with stream_trace")
         self._begun = True
         with closing(self._drafts()) as drafts:
-            for some, done in drafts:
+            for some in drafts:
                 for i in range(0, len(some), _BATCH):
-                    if records := self._finished(some[i : i + _BATCH], done):
+                    if records := self._finished(some[i : i + _BATCH]):
                         yield records
         self.report.note(CUT_OFF, self._cut_off)
-        if self._origin.encoding != "utf-8":
-            self.report.note(f"read as {self._origin.encoding}", self.report.kept)
+        if self._file is not None and self._file.encoding != "utf-8":
+            self.report.note(f"read as {self._file.encoding}", self.report.kept)
         if not self.report.kept:
             raise self._nothing_usable()
         if self._wanted.samples is not None and not self._sampled:
@@ -187,45 +210,68 @@ class TraceStream:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of the records as they came; behind the last batch."""
+        """Fingerprint of the records as they came; after the last batch."""
         self._need_end()
+        if self._fingerprint is None:
+            raise RuntimeError("the stream was read without its fingerprint")
         return self._fingerprint.hexdigest()
 
     def cap(self) -> int | None:
-        """The limit at which answers seem to have been cut off, behind the last batch.
+        """The limit at which answers seem to have been cut off, after the last batch.
 
         ``None`` if there is none, or lengths are of a kind that cannot have one (estimates), or were marked before.
         :func:`~ecoserve.data.load_trace` marks records that reach it as ``censored``.
         """
         self._need_end()
-        source = self._decided().response
-        own = source == OWN and not self._wanted.form.own_ids
+        own = self._decided().response == OWN and not self._wanted.form.own_ids
         return self._lengths.cap() if own or self._wanted.length is not None else None
 
-    def _drafts(self) -> Generator[tuple[list[Draft], bool], None, None]:
-        """New exchanges, and whether they have been measured; nothing until :meth:`_decide` could decide."""
+    def _cleaned(self) -> Generator[list[Items], None, None]:
+        """What the rows give, some rows at a time; an error is raised after the rows before it were handed on."""
+        position = self._file.position if self._file is not None else int
+        batch: list[Items] = []
+        start = position()
+        try:
+            for index, row in enumerate(self._rows):
+                batch.append(self._wanted.read(row, index))
+                if len(batch) >= _ROWS_AT_ONCE or position() - start >= _BYTES_AT_ONCE:
+                    yield batch
+                    batch, start = [], position()
+        except EcoServeError:
+            if batch:
+                yield batch
+            raise
+        finally:
+            if isinstance(self._rows, Generator):
+                self._rows.close()
+        if batch:
+            yield batch
+
+    def _drafts(self) -> Generator[list[Draft], None, None]:
+        """New exchanges; none until :meth:`_decide` could decide."""
         waiting: list[Draft] = []
         characters = 0
-        with closing(self._origin.parsed()) as blocks:
-            for block in blocks:
-                some = self._sift(block.rows)
-                self.bytes_read = block.position
-                if self._progress is not None and self.bytes_total:
-                    self._progress(block.position, self.bytes_total)
+        with closing(self._cleaned()) as cleaned:
+            for rows in cleaned:
+                some = self._sift(rows)
+                if self._file is not None:
+                    self.bytes_read = self._file.position()
+                    if self._progress is not None:
+                        self._progress(self.bytes_read, self.bytes_total)
                 if self._sources is not None:
-                    yield some, block.measured
+                    yield some
                 else:
                     waiting += some
-                    characters += sum(len(d.record.prompt or "") + len(d.record.response or "") for d in some)
+                    characters += sum(map(_characters, some))
                     if len(waiting) >= DECIDING or characters >= DECIDING_CHARACTERS:
                         self._decide(waiting)
-                        yield waiting, False
+                        yield waiting
                         waiting = []
                 if self._limit is not None and self._taken >= self._limit:
                     break
         if self._sources is None:
             self._decide(waiting)
-            yield waiting, False
+            yield waiting
 
     def _sift(self, rows: list[Items]) -> list[Draft]:
         """The exchanges that are new, up to the limit; the others are counted."""
@@ -252,48 +298,46 @@ class TraceStream:
         return kept
 
     def _decide(self, drafts: list[Draft]) -> None:
-        """Decide where lengths come from, by the first exchanges however they came in blocks."""
+        """Decide where lengths come from, by the first exchanges, however they came in batches."""
         first: list[Record] = []
         characters = 0
         for draft in drafts:
             first.append(draft.record)
-            characters += len(draft.record.prompt or "") + len(draft.record.response or "")
+            characters += _characters(draft)
             if len(first) >= DECIDING or characters >= DECIDING_CHARACTERS:
                 break
         length = self._wanted.length
         self._sources = decide(first, length.text if length else None, self._tokenizer)
-        self._origin.sources = self._sources
 
-    def _finished(self, drafts: list[Draft], done: bool) -> list[Record]:
+    def _finished(self, drafts: list[Draft]) -> list[Record]:
         """The records of ``drafts`` that have a length."""
         sources, report = self._decided(), self.report
-        items: Iterable[Any] = drafts if done else measured(list(drafts), sources)
-        usable: list[Draft] = []
-        for draft in items:
-            if draft.problem is None:
-                usable.append(draft)
-            else:
-                report.drop(draft.problem)
-        records = [draft.record for draft in usable]
+        records: list[Record] = []
+        notes: list[tuple[str, ...]] = []
+        for draft in drafts:
+            record, problem, note = measure(draft.record, sources)
+            if problem is not None:
+                report.drop(problem)
+                continue
+            records.append(record)
+            notes.append(draft.notes if note is None else (*draft.notes, note))
         if sources.tokenizer() and records:
             if self._counter is None:
                 self._counter = TokenCounter(self._tokenizer or "")
             records = count_tokens(records, sources, self._counter)
-            if any(absurd(r.response_tokens) for r in records):
-                good = [not absurd(r.response_tokens) for r in records]
+            good = [not absurd(r.response_tokens) for r in records]
+            if not all(good):
                 report.drop("absurd length", len(good) - sum(good))
                 records = [r for r, ok in zip(records, good, strict=True) if ok]
-                usable = [d for d, ok in zip(usable, good, strict=True) if ok]
-        for draft in usable:
-            for note in draft.notes:
-                report.note(note)
+                notes = [n for n, ok in zip(notes, good, strict=True) if ok]
+        for note in chain.from_iterable(notes):
+            report.note(note)
         report.kept += len(records)
         self._cut_off += sum(r.censored for r in records)
         self._sampled = self._sampled or any(r.sample_tokens for r in records)
         self._lengths.add(r.response_tokens or 0 for r in records)
-        if self._origin.hashed:
-            for draft, record in zip(usable, records, strict=True):
-                self._fingerprint.add_line(draft.line or Fingerprint.line(record))
+        if self._fingerprint is not None:
+            self._fingerprint.add(records)
         return records
 
     def _decided(self) -> Sources:
@@ -303,7 +347,7 @@ class TraceStream:
 
     def _need_end(self) -> None:
         if not self._ended:
-            raise RuntimeError("that is known behind the last batch")
+            raise RuntimeError("that is known after the last batch")
 
     def _stated(self, name: str, source: str) -> str:
         """What a saved trace says of its counts, else ``source``."""
@@ -325,3 +369,7 @@ class TraceStream:
         fields = (i.fields for i in self._wanted.form.read(row, 0) if isinstance(i, Exchange))
         what = f"no row has the field {path.text}"
         return TraceError(what, where=self.source, fix=f"the first has {describe(next(fields, row))}")
+
+
+def _characters(draft: Draft) -> int:
+    return len(draft.record.prompt or "") + len(draft.record.response or "")

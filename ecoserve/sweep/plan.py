@@ -30,7 +30,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ecoserve.data.workload_rows import is_workload
+from ecoserve.data.reading import is_workload
 from ecoserve.data.workloads import read_workload
 from ecoserve.errors import ConfigError
 from ecoserve.options import problem

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecoserve.data import plain_csv
-from ecoserve.data.plain_csv import RAGGED, csv_rows, sniff
+from ecoserve.data.plain_csv import RAGGED, BadRow, csv_rows, sniff
 from ecoserve.data.reading import read_file
-from ecoserve.data.rows import BadRow
 from ecoserve.errors import TraceError
 
 

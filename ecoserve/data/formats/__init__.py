@@ -1,47 +1,40 @@
 """Trace formats: which there are, and which one a file is.
 
-Rule: a new format is one module with one class and one entry in :data:`FORMATS`.
+A new format is one module here with a :class:`~ecoserve.data.formats.base.Format` called ``FORMAT``, and its name in
+the list below.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Final
 
-from ecoserve.data.fields import describe
-from ecoserve.data.formats.alpaca import Alpaca
-from ecoserve.data.formats.azure import Azure
-from ecoserve.data.formats.base import Exchange, Format, Reject, Row
-from ecoserve.data.formats.burstgpt import BurstGPT
-from ecoserve.data.formats.chat import Chat
-from ecoserve.data.formats.model_outputs import ModelOutputs
-from ecoserve.data.formats.mooncake import Mooncake
-from ecoserve.data.formats.openai_log import OpenAILog
-from ecoserve.data.formats.plain import Plain
-from ecoserve.data.formats.records import Records, check_layout, save_trace
-from ecoserve.data.formats.sharegpt import ShareGPT
-from ecoserve.data.formats.vllm_bench import VllmBench
-from ecoserve.data.formats.vllm_log import VllmLog
+from ecoserve.data.fields import Row, describe
+from ecoserve.data.formats.base import Exchange, Format, Reject
+from ecoserve.data.formats.records import check_layout, save_trace
 from ecoserve.errors import TraceError
 
 __all__ = ["FORMATS", "Exchange", "Format", "Reject", "Row", "detect", "get_format", "save_trace"]
 
-#: Every format, in the order in which they are tried: a row has the first one that knows it.
-FORMATS: Final[tuple[Format, ...]] = (
-    Records(),
-    ShareGPT(),
-    OpenAILog(),
-    Chat(),
-    ModelOutputs(),
-    Alpaca(),
-    VllmBench(),
-    VllmLog(),
-    Azure(),
-    Mooncake(),
-    BurstGPT(),
-    Plain(),
+#: Modules of this package, in the order in which their formats are tried: a row has the first one that knows it.
+_MODULES: Final = (
+    "records",
+    "sharegpt",
+    "openai_log",
+    "chat",
+    "model_outputs",
+    "alpaca",
+    "vllm_bench",
+    "vllm_log",
+    "azure",
+    "mooncake",
+    "burstgpt",
+    "plain",
 )
+#: Every format.
+FORMATS: Final[tuple[Format, ...]] = tuple(import_module(f"{__name__}.{module}").FORMAT for module in _MODULES)
 
 
 def get_format(name: str) -> Format:
@@ -70,7 +63,7 @@ def detect(rows: Sequence[object], where: str) -> Format:
     if votes:
         # Of equally many, the one that asks for more, which is tried earlier.
         form = FORMATS[min((-n, i) for i, n in votes.items() if i is not None)[1]]
-        for row in objects if isinstance(form, Records) else ():
+        for row in objects if form.name == "records" else ():
             check_layout(row, where)
         return form
     seen = f"fields {describe(objects[0])}" if objects else f"rows that are no objects ({type(rows[0]).__name__})"

@@ -1,32 +1,26 @@
 """Alpaca: one instruction with its answer a row (``instruction``, ``input``, ``output``).
 
-Rule: the prompt is the instruction, then the input on a new line where there is one. Rows may carry a ``split``,
-lists of token lengths (``--length-field``), and the name of the model that answered (``model``, ``generator``).
+The prompt is the instruction, then the input on a new line where there is one. Rows may carry a ``split``, lists of
+token lengths (``--length-field``), and the name of the model that answered (``model``, ``generator``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_none, unusable_text, whole
-from ecoserve.data.formats.values import was_cut_off
+from ecoserve.data.fields import (
+    PROMPT_COUNTS,
+    RESPONSE_COUNTS,
+    Row,
+    first_of,
+    text_or_none,
+    unusable_text,
+    was_cut_off,
+    whole,
+)
+from ecoserve.data.formats.base import Exchange, Format, Reject, has_fields
 from ecoserve.data.records import Record
-
-
-class Alpaca:
-    """The format of Stanford Alpaca and the data sets that follow it."""
-
-    name = "alpaca"
-    looks_like = "instruction, input, output"
-    own_ids = False
-
-    def matches(self, row: Row) -> bool:
-        """Whether the row has an instruction and an output."""
-        return "instruction" in row and "output" in row
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """One exchange; rejected where instruction and input make no prompt."""
-        yield instruction(row, index)
 
 
 def instruction(row: Row, index: int) -> Exchange | Reject:
@@ -42,11 +36,24 @@ def instruction(row: Row, index: int) -> Exchange | Reject:
     record = Record(
         conversation=f"row-{index}",
         prompt=f"{asked}\n{extra}" if text_or_none(extra) else str(asked),
-        response_tokens=whole(first_of(row, "response_tokens", "output_tokens", "completion_tokens")),
-        prompt_tokens=whole(first_of(row, "prompt_tokens", "input_tokens")),
+        response_tokens=whole(first_of(row, *RESPONSE_COUNTS)),
+        prompt_tokens=whole(first_of(row, *PROMPT_COUNTS)),
         model=text_or_none(first_of(row, "model", "generator")),
         split=text_or_none(row.get("split")),
         censored=was_cut_off(reason, row.get("output")),
         finish_reason=reason,
     )
     return Exchange(record, row.get("output"), row)
+
+
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    yield instruction(row, index)
+
+
+FORMAT: Final = Format(
+    "alpaca",
+    looks_like="instruction, input, output",
+    about="Stanford Alpaca and data sets in its layout: `split`, counts, lists of lengths by `--length-field`",
+    matches=has_fields("instruction", "output"),
+    read=_read,
+)

@@ -1,22 +1,22 @@
 """What a trace format is.
 
-Rule: a format turns one row into exchanges and says nothing about token lengths, duplicates or limits; those
-are the loader's. A row it cannot use becomes a :class:`Reject` with a reason to be counted, never an exception.
+A format turns one row into exchanges; token counts, duplicates and limits are the loader's. A row it cannot use
+becomes a :class:`Reject` with a reason to be counted, never an exception.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
+from ecoserve.data.fields import Row, blank, seconds, whole
 from ecoserve.data.records import Record
 
-Row = Mapping[str, Any]
-
-#: A whole number as tables (CSV) write it; columns with gaps in them become ``12.0``.
-_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
+FAILED: Final = "failed request (no answer tokens)"
+NO_TIME: Final = "arrival is not a time"
+#: No prompt has more tokens than this; a length above it, or below 1, is dirt.
+MAX_PROMPT_TOKENS: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,10 @@ class Exchange:
 
     Attributes:
         record: without lengths, unless the row itself counts tokens.
-        answer: the answer as found, whatever its type.
+        answer: the answer as found, of any type.
         fields: where ``length_field`` and ``sample_field`` are looked up.
         notes: peculiarities to be counted if the record is kept.
-        missing: the reason to count where there is neither an answer's text nor its length; ``None`` lets the
-            loader name it.
+        missing: the reason to count where there is neither an answer's text nor its length; ``None``: the loader's.
         counts_turn: the file says which conversation this is, but not which turn: the loader counts.
     """
 
@@ -48,63 +47,67 @@ class Reject:
     reason: str
 
 
-class Format(Protocol):
-    """A trace format."""
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A trace format; each module of this package that is in the registry has one, called ``FORMAT``.
 
-    @property
-    def name(self) -> str:
-        """What ``--format`` calls it."""
-
-    @property
-    def looks_like(self) -> str:
-        """The fields by which a person knows it."""
-
-    @property
-    def own_ids(self) -> bool:
-        """Whether conversation and turn are the file's own, so that they tell equal exchanges apart."""
-
-    def matches(self, row: Row) -> bool:
-        """Whether ``row`` has this format's fields."""
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The exchanges of row number ``index`` (0-based in the file)."""
-
-
-def first_of(row: Row, *names: str) -> Any:
-    """The first of the fields ``names`` that the row has, else ``None``."""
-    return next((row[n] for n in names if row.get(n) is not None), None)
-
-
-def whole(value: object) -> int | None:
-    """``value`` as a whole number, ``None`` if it is not one.
-
-    Readers widen whole columns to float, and tables (CSV) hold nothing but text.
+    Attributes:
+        name: what ``--format`` calls it.
+        looks_like: the fields by which a person knows it.
+        about: what it is, and what is read besides prompt and answer, for the table of docs/data.md.
+        matches: whether a row has this format's fields.
+        read: the exchanges of a row and its 0-based number in the file.
+        own_ids: conversation and turn are the file's own, so that they tell equal exchanges apart.
     """
-    if isinstance(value, str):
-        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value.strip()) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return int(value) if value == value and value not in (float("inf"), float("-inf")) and value == int(value) else None
+
+    name: str
+    looks_like: str
+    about: str
+    matches: Callable[[Row], bool]
+    read: Callable[[Row, int], Iterator[Exchange | Reject]]
+    own_ids: bool = False
 
 
-def text_or_none(value: object) -> str | None:
-    """``value`` if it is a text with something in it, else ``None``."""
-    return value if isinstance(value, str) and value.strip() else None
+def has_fields(*names: str) -> Callable[[Row], bool]:
+    """A :attr:`Format.matches` of rows that have all fields ``names``."""
+    return lambda row: all(name in row for name in names)
 
 
-def unusable_text(value: object, what: str) -> str | None:
-    """Why ``value`` cannot be a prompt or an answer (``what``), or ``None`` if it can.
+def counted(
+    record: Record,
+    fields: Row,
+    *,
+    prompt: object,
+    response: object,
+    arrival: object = None,
+    notes: tuple[str, ...] = (),
+    counts_turn: bool = False,
+) -> Exchange | Reject:
+    """The exchange of a row that holds lengths but no text, as traces of production systems do.
 
-    Lone surrogates are no text: neither UTF-8 nor a tokenizer takes them.
+    An answer of no tokens is a request that failed; a prompt's length that is no length spoils the row, since a
+    simulation would run it. Only the answer's length may come from elsewhere (``--length-field``).
+
+    Args:
+        record: what else is known of the request.
+        fields: where ``length_field`` is looked up.
+        prompt: tokens of the prompt as the file has them; ``None`` or blank where it does not say.
+        response: the same of the answer.
+        arrival: when it came, by :func:`~ecoserve.data.fields.seconds`.
+        notes: peculiarities to count.
+        counts_turn: as in :class:`Exchange`.
     """
-    if value is None:
-        return f"no {what}"
-    if not isinstance(value, str):
-        return f"{what} is not text"
-    if not value.strip():
-        return f"empty {what}"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return f"{what} is not valid Unicode"
-    return None
+    prompt_tokens = whole(prompt)
+    if prompt_tokens is None and not blank(prompt):
+        return Reject("prompt length is not a whole number")
+    if prompt_tokens is not None and not 1 <= prompt_tokens <= MAX_PROMPT_TOKENS:
+        return Reject("absurd prompt length")
+    time = seconds(arrival)
+    if time is None and not blank(arrival):
+        return Reject(NO_TIME)
+    tokens = whole(response)
+    missing = "no answer length" if blank(response) else "answer length is not a whole number"
+    if tokens == 0:
+        tokens, missing = None, FAILED
+    record = replace(record, prompt_tokens=prompt_tokens, response_tokens=tokens, arrival_s=time)
+    return Exchange(record, None, fields, notes, missing=missing, counts_turn=counts_turn)

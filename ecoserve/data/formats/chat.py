@@ -1,6 +1,6 @@
 """Chats: one conversation a row (``messages`` or ``conversation`` of ``role`` and ``content``).
 
-Rule: its exchanges are those of :mod:`ecoserve.data.formats.turns`. This is the layout of OpenAI's fine-tuning files,
+Its exchanges are those of :mod:`ecoserve.data.formats.turns`. This is the layout of OpenAI's fine-tuning files,
 LMSYS-Chat and WildChat. Where the last question stands in the messages and its answer in a field of its own
 (``response``, ``completion``), that is the last message.
 """
@@ -8,37 +8,36 @@ LMSYS-Chat and WildChat. Where the last question stands in the messages and its 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, first_of
-from ecoserve.data.formats.turns import base_of, exchanges
+from ecoserve.data.fields import Row, first_of
+from ecoserve.data.formats.base import Exchange, Format, Reject
+from ecoserve.data.formats.turns import conversation
 from ecoserve.data.records import ASSISTANT
-
-
-class Chat:
-    """The format of chat files."""
-
-    name = "chat"
-    looks_like = "messages (or conversation)[].role, [].content"
-    own_ids = False
-
-    def matches(self, row: Row) -> bool:
-        """Whether the row has a list of messages."""
-        turns = _turns(row)
-        return isinstance(turns, list) and all(isinstance(t, dict) and "role" in t for t in turns)
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The exchanges of one conversation, in order."""
-        turns = _turns(row)
-        if not isinstance(turns, list) or not turns:
-            yield Reject("no conversation" if not turns else "conversation is not a list")
-            return
-        answer = first_of(row, "response", "completion")
-        last = turns[-1]
-        if isinstance(answer, str) and isinstance(last, dict) and last.get("role") != ASSISTANT:
-            turns = [*turns, {"role": ASSISTANT, "content": answer}]
-        yield from exchanges(turns, base_of(row, index), row)
 
 
 def _turns(row: Row) -> Any:
     return first_of(row, "messages", "conversation")
+
+
+def _matches(row: Row) -> bool:
+    turns = _turns(row)
+    return isinstance(turns, list) and all(isinstance(t, dict) and "role" in t for t in turns)
+
+
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    turns, answer = _turns(row), first_of(row, "response", "completion")
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if isinstance(answer, str) and isinstance(last, dict) and last.get("role") != ASSISTANT:
+        turns = [*turns, {"role": ASSISTANT, "content": answer}]
+    return conversation(turns, row, index)
+
+
+FORMAT: Final = Format(
+    "chat",
+    looks_like="messages (or conversation)[].role, [].content",
+    about="fine-tuning files, LMSYS-Chat, WildChat; content as text or in parts, tool calls, reasoning: "
+    "counts, model, time, finish reason, `max_tokens`",
+    matches=_matches,
+    read=_read,
+)

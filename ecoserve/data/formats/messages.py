@@ -1,7 +1,7 @@
 """Reading one message of a chat: who said it, and its text, whatever it is wrapped in.
 
 Rule: the text of a message is what its text parts say. Tool calls stand in a context as ``name(arguments)``; as an
-answer they are tokens that nobody has counted, so an answer with calls (or with images, sounds, hidden reasoning) is
+answer they are tokens without a count, so an answer with calls (or with images, sounds, hidden reasoning) is
 not measured by its text. Reasoning that is there belongs to the answer's text, since it was generated, and not to the
 context of the next turn, where chat templates leave it out.
 """
@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ecoserve.data.formats.base import Row, first_of, text_or_none
+from ecoserve.data.fields import Row, first_of, text_or_none
 from ecoserve.data.records import ASSISTANT, SYSTEM, USER
 
 #: Names that exports use for the three roles; any other name is kept as it is, in lower case.

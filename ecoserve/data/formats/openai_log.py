@@ -16,52 +16,53 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_none, whole
+from ecoserve.data.fields import (
+    REQUEST_IDS,
+    SESSIONS,
+    Row,
+    first_of,
+    limit_of,
+    text_or_none,
+    times_of,
+    usage_of,
+    was_cut_off,
+    whole,
+)
+from ecoserve.data.formats.base import Exchange, Format, Reject
 from ecoserve.data.formats.openai_parts import Answer, Asked, is_request, is_response, read_request, read_response
-from ecoserve.data.formats.turns import limit_of, told
-from ecoserve.data.formats.values import times_of, usage_of, was_cut_off
+from ecoserve.data.formats.turns import exchange_of
 from ecoserve.data.parameters import parameters_of
 from ecoserve.data.records import Record
 
 _REQUESTS: Final = ("request", "request_body", "body", "input", "params")
 _RESPONSES: Final = ("response", "response_body", "output", "result")
-_SESSIONS: Final = ("conversation_id", "session_id")
-_IDS: Final = ("custom_id", "request_id", "id")
 
 
-class OpenAILog:
-    """The format of API logs."""
+def _matches(row: Row) -> bool:
+    if _response(row) is not None or ("custom_id" in row and ("response" in row or "body" in row)):
+        return True
+    return "response" in row and _request(row) is not None
 
-    name = "openai"
-    looks_like = "request.messages (or .prompt) with response.choices[], also the batch API's files"
-    own_ids = True
 
-    def matches(self, row: Row) -> bool:
-        """Whether the row has a response, or a request and a place for one, or an id of the batch API."""
-        if _response(row) is not None or ("custom_id" in row and ("response" in row or "body" in row)):
-            return True
-        return "response" in row and _request(row) is not None
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The answers to the row's request."""
-        request, response = _request(row) or row, _response(row)
-        if _failed(row):
-            yield Reject("failed request")
-            return
-        asked = read_request(request)
-        if isinstance(asked, str):
-            yield Reject(asked)
-            return
-        if response is None:
-            text = row.get("response")
-            response = {"choices": [{"text": text}]} if isinstance(text, str) else {}
-        answers = read_response(response)
-        if not answers:
-            yield Reject("no answer")
-            return
-        base = _base(row, request, response, index)
-        for answer in answers:
-            yield _exchange(row, base, response, asked, answer, len(answers))
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    request, response = _request(row) or row, _response(row)
+    if _failed(row):
+        yield Reject("failed request")
+        return
+    asked = read_request(request)
+    if isinstance(asked, str):
+        yield Reject(asked)
+        return
+    if response is None:
+        text = row.get("response")
+        response = {"choices": [{"text": text}]} if isinstance(text, str) else {}
+    answers = read_response(response)
+    if not answers:
+        yield Reject("no answer")
+        return
+    base = _base(row, request, response, index)
+    for answer in answers:
+        yield _exchange(row, base, response, asked, answer, len(answers))
 
 
 def _exchange(row: Row, base: Record, response: Row, asked: list[Asked], answer: Answer, count: int) -> Exchange:
@@ -82,13 +83,13 @@ def _exchange(row: Row, base: Record, response: Row, asked: list[Asked], answer:
         censored=was_cut_off(answer.reason, answer.said.text),
     )
     notes = tuple(dict.fromkeys((*answer.said.notes, *prompt.notes)))
-    return told(record, answer.said, row if count == 1 else {**row, **answer.fields}, notes)
+    return exchange_of(record, answer.said, row if count == 1 else {**row, **answer.fields}, notes)
 
 
 def _base(row: Row, request: Row, response: Row, index: int) -> Record:
     metadata = request.get("metadata")
-    session = first_of(row, *_SESSIONS) or (first_of(metadata, *_SESSIONS) if isinstance(metadata, dict) else None)
-    name = session or first_of(row, *_IDS) or response.get("id")
+    session = first_of(row, *SESSIONS) or (first_of(metadata, *SESSIONS) if isinstance(metadata, dict) else None)
+    name = session or first_of(row, *REQUEST_IDS) or response.get("id")
     limit, said = limit_of(request), parameters_of(request)
     return Record(
         conversation=str(name) if name not in (None, "") else f"row-{index}",
@@ -138,3 +139,14 @@ def _failed(row: Row) -> bool:
             if part.get("error") or (status is not None and status >= 400) or part.get("status") == "failed":
                 return True
     return False
+
+
+FORMAT: Final = Format(
+    "openai",
+    looks_like="request.messages (or .prompt) with response.choices[], also the batch API's files",
+    about="logs of chat completions, completions, the Responses API and Anthropic's messages, requests and responses "
+    "as objects or JSON texts: `usage`, finish reason, `max_tokens`, each choice as a sample, session, time",
+    matches=_matches,
+    read=_read,
+    own_ids=True,
+)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ecoserve.data.formats.base import Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
 from ecoserve.data.formats.messages import Said, read_message
 from ecoserve.data.formats.turns import Context
 from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message

@@ -12,9 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
-from ecoserve.data.formats.counts import blank, counted
-from ecoserve.data.formats.values import number, was_cut_off
+from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, was_cut_off, whole
+from ecoserve.data.formats.base import Exchange, Format, Reject, counted
 from ecoserve.data.records import Record
 
 #: What a record needs -> names its column goes by, in lower case with underscores, the first one there counts.
@@ -129,30 +128,20 @@ def layout(names: tuple[str, ...]) -> Layout:
     return Layout(names)
 
 
-class Plain:
-    """Any table of requests."""
-
-    name = "plain"
-    looks_like = "columns like prompt_tokens and response_tokens, or prompt and response"
-    own_ids = False
-
-    def matches(self, row: Row) -> bool:
-        """Whether there is a column for the answer's length, or for the texts of prompt and answer."""
-        of = _layout_of(row).of
-        if "response_tokens" in of:
-            return True
-        return "prompt" in of and "response" in of
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The one request of a row."""
-        yield _read(row, index, _layout_of(row))
+def _matches(row: Row) -> bool:
+    of = _layout_of(row).of
+    return "response_tokens" in of or ("prompt" in of and "response" in of)
 
 
 def _layout_of(row: Row) -> Layout:
     return layout(tuple(n for n in row if isinstance(n, str)))
 
 
-def _read(row: Row, index: int, columns: Layout) -> Exchange | Reject:
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    yield _exchange(row, index, _layout_of(row))
+
+
+def _exchange(row: Row, index: int, columns: Layout) -> Exchange | Reject:
     found = {meaning: row.get(name) for meaning, name in columns.of.items()}
     asked = found.get("prompt")
     problem = None if "prompt" not in columns.of else unusable_text(asked, "prompt")
@@ -199,3 +188,13 @@ def _read(row: Row, index: int, columns: Layout) -> Exchange | Reject:
 
 def _name(value: object) -> str | None:
     return None if value is None or isinstance(value, (list, dict)) else text_or_none(str(value))
+
+
+FORMAT: Final = Format(
+    "plain",
+    looks_like="columns like prompt_tokens and response_tokens, or prompt and response",
+    about="any other table, by the usual names of columns: lengths, texts, arrivals in the unit of their name, "
+    "conversation, turn, model, split, `max_tokens`",
+    matches=_matches,
+    read=_read,
+)

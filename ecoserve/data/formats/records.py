@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, text_or_none, unusable_text, whole
-from ecoserve.data.formats.values import number
+from ecoserve.data.fields import Row, number, text_or_none, unusable_text, whole
+from ecoserve.data.formats.base import Exchange, Format, Reject
 from ecoserve.data.parameters import MOST_TOOLS, stops_of
 from ecoserve.data.records import Message, Record, Trace
 from ecoserve.errors import TraceError
@@ -28,53 +28,45 @@ HEADER: Final = "ecoserve_trace"
 VERSION: Final = 1
 
 
-class Records:
-    """The format of :func:`save_trace`."""
+def _matches(row: Row) -> bool:
+    if row.get(HEADER) is not None:
+        return True
+    # Published chats have fields of these names too, but there the conversation is a list.
+    return "turn" in row and "conversation" in row and not isinstance(row["conversation"], list)
 
-    name = "records"
-    looks_like = "conversation, turn, response_tokens (written by ecoserve)"
-    own_ids = True
 
-    def matches(self, row: Row) -> bool:
-        """Whether the row is a header or one of our records."""
-        if row.get(HEADER) is not None:
-            return True
-        # Published chats have fields of these names too, but there the conversation is a list.
-        return "turn" in row and "conversation" in row and not isinstance(row["conversation"], list)
-
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The record of one line; nothing for a header."""
-        if row.get(HEADER) is not None:
-            check_layout(row)
-            return
-        problem = _problem(row)
-        if problem is not None:
-            yield Reject(problem)
-            return
-        messages = tuple(Message(m["role"], m["content"]) for m in row.get("messages") or ())
-        limit = whole(row.get("max_tokens"))
-        record = Record(
-            conversation=str(row["conversation"]),
-            turn=whole(row.get("turn")) or 0,
-            prompt=row.get("prompt"),
-            messages=messages,
-            response_tokens=whole(row.get("response_tokens")),
-            prompt_tokens=whole(row.get("prompt_tokens")),
-            sample_tokens=tuple(whole(n) or 0 for n in row.get("sample_tokens") or ()),
-            model=text_or_none(row.get("model")),
-            arrival_s=number(row.get("arrival_s")),
-            split=text_or_none(row.get("split")),
-            censored=row.get("censored") is True,
-            sample=whole(row.get("sample")) or 0,
-            finish_reason=text_or_none(row.get("finish_reason")),
-            max_tokens=limit if limit is not None and limit >= 1 else None,
-            prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
-            stop=stops_of(row.get("stop")),
-            tools=min(max(whole(row.get("tools")) or 0, 0), MOST_TOOLS),
-            thinking=text_or_none(row.get("thinking")),
-            response_format=text_or_none(row.get("response_format")),
-        )
-        yield Exchange(record, row.get("response"), row)
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    if row.get(HEADER) is not None:
+        check_layout(row)
+        return
+    problem = _problem(row)
+    if problem is not None:
+        yield Reject(problem)
+        return
+    messages = tuple(Message(m["role"], m["content"]) for m in row.get("messages") or ())
+    limit = whole(row.get("max_tokens"))
+    record = Record(
+        conversation=str(row["conversation"]),
+        turn=whole(row.get("turn")) or 0,
+        prompt=row.get("prompt"),
+        messages=messages,
+        response_tokens=whole(row.get("response_tokens")),
+        prompt_tokens=whole(row.get("prompt_tokens")),
+        sample_tokens=tuple(whole(n) or 0 for n in row.get("sample_tokens") or ()),
+        model=text_or_none(row.get("model")),
+        arrival_s=number(row.get("arrival_s")),
+        split=text_or_none(row.get("split")),
+        censored=row.get("censored") is True,
+        sample=whole(row.get("sample")) or 0,
+        finish_reason=text_or_none(row.get("finish_reason")),
+        max_tokens=limit if limit is not None and limit >= 1 else None,
+        prefix_hashes=tuple(whole(n) or 0 for n in row.get("prefix_hashes") or ()),
+        stop=stops_of(row.get("stop")),
+        tools=min(max(whole(row.get("tools")) or 0, 0), MOST_TOOLS),
+        thinking=text_or_none(row.get("thinking")),
+        response_format=text_or_none(row.get("response_format")),
+    )
+    yield Exchange(record, row.get("response"), row)
 
 
 def check_layout(row: Row, where: str | None = None) -> None:
@@ -166,3 +158,13 @@ def write_lines(target: Path, first: dict[str, Any], records: Iterable[Record]) 
                 (packed or raw).write(line)
         raw.flush()
         os.fsync(raw.fileno())
+
+
+FORMAT: Final = Format(
+    "records",
+    looks_like="conversation, turn, response_tokens (written by ecoserve)",
+    about="our own, of `save_trace` and `profile --collect`: everything a record has",
+    matches=_matches,
+    read=_read,
+    own_ids=True,
+)

@@ -1,36 +1,35 @@
-"""ShareGPT: one conversation a row (``id``, ``conversations`` of ``from`` and ``value``).
+"""ShareGPT: one conversation a row (``conversations`` of ``from`` and ``value``, or of ``role`` and ``content``).
 
-Rule: its exchanges are those of :mod:`ecoserve.data.formats.turns`.
+Its exchanges are those of :mod:`ecoserve.data.formats.turns`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row
-from ecoserve.data.formats.turns import base_of, exchanges
+from ecoserve.data.fields import Row
+from ecoserve.data.formats.base import Exchange, Format, Reject
+from ecoserve.data.formats.turns import conversation
 
 
-class ShareGPT:
-    """The format of ShareGPT exports, also with ``role``/``content`` instead of ``from``/``value``."""
+def _matches(row: Row) -> bool:
+    turns = row.get("conversations")
+    if turns is None:
+        return "conversations" in row and "id" in row
+    return isinstance(turns, list) and all(
+        isinstance(t, dict) and ("from" in t or "role" in t) and ("value" in t or "content" in t) for t in turns
+    )
 
-    name = "sharegpt"
-    looks_like = "id, conversations[].from, conversations[].value"
-    own_ids = False
 
-    def matches(self, row: Row) -> bool:
-        """Whether the row has a list of conversations, or an empty place for one."""
-        turns = row.get("conversations")
-        if turns is None:
-            return "conversations" in row and "id" in row
-        return isinstance(turns, list) and all(
-            isinstance(t, dict) and ("from" in t or "role" in t) and ("value" in t or "content" in t) for t in turns
-        )
+def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+    return conversation(row.get("conversations"), row, index)
 
-    def read(self, row: Row, index: int) -> Iterator[Exchange | Reject]:
-        """The exchanges of one conversation, in order."""
-        turns = row.get("conversations")
-        if not isinstance(turns, list) or not turns:
-            yield Reject("no conversation" if not turns else "conversation is not a list")
-            return
-        yield from exchanges(turns, base_of(row, index), row)
+
+FORMAT: Final = Format(
+    "sharegpt",
+    looks_like="id, conversations[].from, conversations[].value",
+    about="exports of ShareGPT and data sets in its layout: counts, model, time, finish reason of each message",
+    matches=_matches,
+    read=_read,
+)

@@ -12,15 +12,27 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from ecoserve.data.formats.base import Exchange, Reject, Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.fields import (
+    CHAT_IDS,
+    RESPONSE_COUNTS,
+    Row,
+    finish_reason_of,
+    first_of,
+    id_of,
+    limit_of,
+    text_or_none,
+    times_of,
+    unusable_text,
+    usage_of,
+    was_cut_off,
+    whole,
+)
+from ecoserve.data.formats.base import Exchange, Reject
 from ecoserve.data.formats.messages import ASKS, TEXT_LEFT_OUT, Said, read_message
-from ecoserve.data.formats.values import times_of, usage_of, was_cut_off
 from ecoserve.data.records import ASSISTANT, SYSTEM, Message, Record
 
 LATE_START: Final = "conversation starts with an answer"
 ANSWER_TIME: Final = "with the time of the answer as arrival"
-_IDS: Final = ("conversation_id", "conversation_hash", "chat_id", "session_id", "id", "prompt_id")
-_COUNTS: Final = ("response_tokens", "output_tokens", "completion_tokens")
 
 
 @dataclass(slots=True)
@@ -46,7 +58,7 @@ class Context:
         return self.last is not None and self.last.role in ASKS
 
     def problem(self) -> str | None:
-        """Why the context as it stands cannot be asked of anybody, or ``None``."""
+        """Why the context as it stands is no prompt, or ``None``."""
         question = self.last.text if self.last is not None else None
         return unusable_text(question, "prompt") or ("context is not text" if self.broken else None)
 
@@ -65,11 +77,18 @@ class Context:
         self.last = said
 
 
-def base_of(row: Row, index: int) -> Record:
+def conversation(turns: object, row: Row, index: int) -> Iterator[Exchange | Reject]:
+    """The exchanges of row number ``index``, whose messages are ``turns``, in order."""
+    if not isinstance(turns, list) or not turns:
+        yield Reject("no conversation" if not turns else "conversation is not a list")
+        return
+    yield from exchanges(turns, _base(row, index), row)
+
+
+def _base(row: Row, index: int) -> Record:
     """What all exchanges of a row have in common: its id (else its number), model and split."""
-    name = first_of(row, *_IDS)
     return Record(
-        conversation=str(name) if name not in (None, "") else f"row-{index}",
+        conversation=id_of(row, CHAT_IDS, index),
         model=text_or_none(row.get("model")),
         split=text_or_none(row.get("split")),
     )
@@ -92,16 +111,16 @@ def exchanges(turns: Sequence[object], base: Record, row: Row) -> Iterator[Excha
     for message in said:
         if message.role == ASSISTANT and context.asks():
             problem = context.problem()
-            yield Reject(problem) if problem else _exchange(base, context, message, row if pairs == 1 else None)
+            yield Reject(problem) if problem else _of_chat(base, context, message, row if pairs == 1 else None)
         context.add(message)
 
 
-def _exchange(base: Record, context: Context, said: Said, row: Row | None) -> Exchange:
+def _of_chat(base: Record, context: Context, said: Said, row: Row | None) -> Exchange:
     fields: Mapping[str, Any] = said.fields if row is None else {**row, **said.fields}
     prompt_tokens, tokens = usage_of(fields)
-    count = whole(first_of(fields, *_COUNTS))
+    count = whole(first_of(fields, *RESPONSE_COUNTS))
     count = count if count is not None else whole(said.fields.get("tokens"))
-    reason = text_or_none(first_of(fields, "finish_reason", "stop_reason"))
+    reason = finish_reason_of(fields)
     asked = context.last.fields if context.last is not None else {}
     arrival = times_of(asked)
     notes = list(dict.fromkeys((*said.notes, *context.notes)))
@@ -123,18 +142,12 @@ def _exchange(base: Record, context: Context, said: Said, row: Row | None) -> Ex
         finish_reason=reason,
         max_tokens=limit_of(fields),
     )
-    return told(record, said, fields, tuple(notes))
+    return exchange_of(record, said, fields, tuple(notes))
 
 
-def told(record: Record, said: Said, fields: Row, notes: tuple[str, ...] = ()) -> Exchange:
+def exchange_of(record: Record, said: Said, fields: Row, notes: tuple[str, ...] = ()) -> Exchange:
     """The exchange whose answer is ``said``; an empty one counts if the file says how long it was."""
     answer = said.answer
     if record.response_tokens is not None and isinstance(answer, str) and not answer.strip():
         answer, notes = None, (*notes, "without a text, but with a length")
     return Exchange(record, answer, fields, notes, missing=said.missing)
-
-
-def limit_of(fields: Row) -> int | None:
-    """The most tokens that a request allowed, if it says so."""
-    limit = whole(first_of(fields, "max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens"))
-    return limit if limit is not None and limit >= 1 else None

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.laws import LONGEST
+from ecoserve.data.loading import Reservoir
 from ecoserve.data.profiling.languages import LANGUAGE_SAMPLE, LanguageSample, recognise
 from ecoserve.data.records import LoadReport, Record, Trace
-from ecoserve.data.reservoir import Reservoir
 from ecoserve.data.streaming import CUT_OFF
 from ecoserve.errors import TraceError
 

@@ -4,7 +4,7 @@ docs/workloads.md says how to describe one's own traffic.
 """
 
 from ecoserve.data.workloads.making import make_workload
-from ecoserve.data.workloads.reading import load_workload, read_workload
+from ecoserve.data.workloads.reading import load_workload, read_workload, workload_rows
 from ecoserve.data.workloads.spec import Workload
 
-__all__ = ["Workload", "load_workload", "make_workload", "read_workload"]
+__all__ = ["Workload", "load_workload", "make_workload", "read_workload", "workload_rows"]

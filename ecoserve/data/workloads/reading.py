@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 
-from ecoserve.data.records import Trace
-from ecoserve.data.workloads.making import make_workload
+from ecoserve.data.formats.records import header
+from ecoserve.data.records import LoadReport, Record, Trace
+from ecoserve.data.workloads.making import FORMAT, make_workload, making
 from ecoserve.data.workloads.spec import Workload
 from ecoserve.errors import TraceError
 
 _FIX: Final = "see docs/workloads.md"
+#: From so many requests on, a bar shows how far it is.
+_MANY: Final = 20_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,6 +42,33 @@ def load_workload(path: str | Path, *, limit: int | None = None) -> Trace:
         TraceError: naming the key that is wrong, or what cannot be made.
     """
     return make_workload(read_workload(path), base=Path(path).resolve().parent, where=str(path), limit=limit)
+
+
+def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = False) -> Iterator[dict[str, Any]]:
+    """The requests of a workload file as rows of our own trace format, made as they are asked for.
+
+    Args:
+        path: the file.
+        limit: make only its first requests.
+        shown: show a bar on stderr, if that is a terminal and there are many.
+
+    Raises:
+        TraceError: naming the key that is wrong, or what cannot be made.
+    """
+    made = making(read_workload(path), base=Path(path).resolve().parent, where=str(path), limit=limit)
+    # The first line of such a trace; what the records hash to is known only after the last one.
+    yield header(Trace((), str(path), FORMAT, "", made.length_source, LoadReport(), made.prompt_length_source))
+    for record in _shown(made.records, made.n) if shown and made.n >= _MANY else made.records:
+        yield record.as_row()
+
+
+def _shown(records: Iterator[Record], n: int) -> Iterable[Record]:
+    """``records``, with a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(records, "making requests", total=n, console=console, transient=True, disable=not console.is_terminal)
 
 
 def read_workload(path: str | Path) -> Workload:

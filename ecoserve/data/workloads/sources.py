@@ -24,8 +24,9 @@ from ecoserve.data.arrivals import (
     varying_arrivals,
 )
 from ecoserve.data.laws import Histogram, KaplanMeier, Law, fit_law, fit_laws
+from ecoserve.data.loading import load_file
+from ecoserve.data.reading import is_workload
 from ecoserve.data.records import Trace
-from ecoserve.data.workload_rows import is_workload
 from ecoserve.data.workloads import parts
 from ecoserve.errors import TraceError
 
@@ -57,8 +58,6 @@ class Sources:
         Raises:
             TraceError: if a variable is not set, the trace is another workload, or it cannot be loaded.
         """
-        from ecoserve.data.loading import load_trace
-
         name = os.path.expanduser(os.path.expandvars(source.trace))
         if unset := re.search(r"\$\{?(\w+)\}?", name):
             what = f"the environment variable {unset[1]} is not set"
@@ -71,7 +70,7 @@ class Sources:
         key = source.model_copy(update={"trace": name}).model_dump_json(include=set(parts.TraceSource.model_fields))
         if key not in self._loaded:
             try:
-                self._loaded[key] = load_trace(
+                self._loaded[key] = load_file(
                     name, format=source.format, length_field=source.length_field, tokenizer=source.tokenizer
                 )
             except TraceError as error:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data import Record
+from ecoserve.data.formats import get_format
 from ecoserve.data.formats.base import Exchange
-from ecoserve.data.formats.records import Records
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect.replies import Answer, Outcome, Refused
 
@@ -145,7 +145,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Request number ``prompt``."""
         with self._errors():
             (row,) = self._db.execute("SELECT record FROM prompts WHERE prompt = ?", (prompt,)).fetchone()
-        found = next(Records().read(json.loads(row), prompt))
+        found = next(get_format("records").read(json.loads(row), prompt))
         assert isinstance(found, Exchange), found
         return found.record
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeAlias
 
-from ecoserve.data.formats.base import unusable_text
+from ecoserve.data.fields import unusable_text
 
 #: Finish reasons of an answer that ended by itself; after any other, its length is a lower bound.
 COMPLETE: Final = frozenset(("stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn"))

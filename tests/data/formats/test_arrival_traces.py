@@ -12,7 +12,7 @@ import pytest
 
 from ecoserve.data import load_trace, save_trace, with_arrivals
 from ecoserve.data.formats import Exchange, Reject, detect
-from ecoserve.data.formats.counts import FAILED, NO_TIME
+from ecoserve.data.formats.base import FAILED, NO_TIME
 from ecoserve.errors import TraceError
 
 Read = Callable[[dict[str, Any]], list[Exchange | Reject]]

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.data.formats.base import whole
-from ecoserve.data.formats.values import number, seconds, times_of, usage_of, was_cut_off
+from ecoserve.data.fields import number, seconds, times_of, usage_of, was_cut_off, whole
 
 
 @pytest.mark.parametrize(
