@@ -34,6 +34,7 @@ _SYNTHETIC: Final = 20_000
 _WORDS: Final = "the answer goes on for as long as it was drawn and says nothing that anybody would want to read "
 _CHARACTERS_PER_TOKEN: Final = 4
 PROFILE: Final = "profile"
+STREAM: Final = "stream"
 #: A gzip file is as large as its text is, unpacked.
 KINDS: Final = {"lines": "big.jsonl", "list": "big.json", "gzip": "big.jsonl.gz"}
 _ECOSERVE: Final = Path(sys.executable).parent / "ecoserve"
@@ -84,7 +85,7 @@ def make(path: Path, rows: Sequence[str], size: int, kind: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: a kind of file, its size, and who reads it: ``profile``, or so many worker processes."""
+    """One run: a kind of file, its size, and what reads it: ``stream`` or ``profile``."""
 
     kind: str
     gib: float
@@ -98,7 +99,7 @@ class Job:
             ValueError: if it is something else.
         """
         kind, size, reader = text.split(":")
-        if kind not in KINDS or not (reader == PROFILE or reader.isdigit()):
+        if kind not in KINDS or reader not in (PROFILE, STREAM):
             raise ValueError(f"{text!r} is not KIND:GIB:READER")
         return cls(kind, float(size), reader)
 
@@ -107,8 +108,7 @@ class Job:
         if self.reader == PROFILE:
             folder = str(path.parent / PROFILE)
             return _figures(watch([str(_ECOSERVE), "profile", str(path), "-o", folder, "--quiet"]))
-        options = json.dumps({"workers": int(self.reader)})
-        return _of_stream(watch([sys.executable, str(_JOBS), "stream", str(path), options]))
+        return _of_stream(watch([sys.executable, str(_JOBS), "stream", str(path), "{}"]))
 
 
 def report(
@@ -172,8 +172,9 @@ def table(found: dict[str, Any]) -> str:
     heads = ("file", "text", "read by", "rows", "s", "CPU s", "rows/s", "MiB/s", "most memory, MiB")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for run in found["runs"]:
-        plural = "" if run["reader"] == "1" else "s"
-        reader = "`ecoserve profile`" if run["reader"] == PROFILE else f"a stream, {run['reader']} worker{plural}"
+        # Until 0.1.0 the reader of a stream was a number of worker processes.
+        old = f"a stream of 0.1.0, worker processes: {run['reader']}"
+        reader = {PROFILE: "`ecoserve profile`", STREAM: "a stream"}.get(run["reader"], old)
         text = run["text_bytes"] / MIB
         cells = [f"`{KINDS[run['kind']]}`", f"{text / 1024:.1f} GiB", reader]
         cells += [f"{run['rows_in']:,}" if "rows_in" in run else "as above"]

@@ -1,7 +1,7 @@
 """What benchmarks/studies/load_report.py measures, each in a process of its own; it prints one line of JSON.
 
     python benchmarks/studies/load_jobs.py load TRACE '{"length_field": "vicuna_7b_tokens[3]"}'
-    python benchmarks/studies/load_jobs.py stream TRACE '{"workers": 2}'
+    python benchmarks/studies/load_jobs.py stream TRACE '{"limit": 1000}'
 
 ``load`` loads a trace and takes time and memory; ``check`` saves it in our own format and loads it again, and
 recognises languages; ``stream`` reads one batch by batch and keeps nothing.

@@ -1,7 +1,7 @@
 """Every file of a folder loaded: what it is, what was kept and dropped and why, time, memory, round trip.
 
     python benchmarks/studies/load_report.py ../shared/data    # benchmarks/results/load_report.json
-    python benchmarks/studies/load_report.py --rows alpaca.json.gz --big lines:5:2 lines:5:profile gzip:1:2
+    python benchmarks/studies/load_report.py --rows alpaca.json.gz --big lines:5:stream lines:5:profile
     python benchmarks/studies/load_report.py --tables                                 # only the tables of docs/data.md
 
 Each file is loaded in a process of its own (load_jobs.py), several times for the time. A file that is no
@@ -169,7 +169,7 @@ def main() -> None:
     """Write a report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("folder", type=Path, nargs="?", help="load every file under it")
-    what = "measure big files instead: a kind (lines, list, gzip), GiB of text, and workers (a number) or 'profile'"
+    what = "measure big files instead: a kind (lines, list, gzip), GiB of text, and 'stream' or 'profile'"
     parser.add_argument("--big", type=load_big.Job.parse, nargs="+", metavar="KIND:GIB:READER", help=what)
     parser.add_argument("--rows", type=Path, metavar="TRACE", help="with --big: texts to fill them with")
     parser.add_argument("--repeats", type=int, default=3, help="processes that each file is loaded in (default: 3)")

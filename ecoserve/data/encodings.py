@@ -1,9 +1,9 @@
 """Text that is not UTF-8: which encoding it has, and what becomes of single bytes that are wrong.
 
-Rule: a file that as a whole is in another encoding (a byte order mark says so, or its first text beyond ASCII can be
+A file that as a whole is in another encoding (a byte order mark says so, or its first text beyond ASCII can be
 nothing else) is read in that one. Otherwise it is UTF-8, and a row with other bytes in it is mended by itself: if it
 has nothing else beyond ASCII, they are read as Windows-1252, which writes what Western keyboards can type; if it also
-has right UTF-8, each is replaced by U+FFFD. Either way the row is counted. Nothing is guessed twice, nothing crashes.
+has right UTF-8, each is replaced by U+FFFD. Either way the row is counted.
 
 Until they are mended, bytes that are not UTF-8 travel as lone surrogates (Python's ``surrogateescape``).
 """
@@ -19,13 +19,13 @@ from typing import Final
 READ_AS_WINDOWS: Final = "not UTF-8, read as Windows-1252"
 REPLACED: Final = "not UTF-8, wrong bytes replaced"
 
-#: Bytes looked at to tell an encoding, and encodings that can be told: those that are still met, no rare relatives.
+#: Bytes looked at to recognise an encoding, and the encodings that are recognised: those that are still met.
 _LOOK: Final = 1 << 16
 _LEGACY: Final = (
     *("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
     *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp874"),
 )
-#: Western text in a one-byte encoding has fewer bytes beyond ASCII than this; others are told by their bytes.
+#: Western text in a one-byte encoding has fewer bytes beyond ASCII than this; others are recognised by their bytes.
 _WESTERN_SHARE: Final = 0.15
 
 # The longer mark first: UTF-32's begins with UTF-16's.
@@ -61,7 +61,7 @@ def marked_encoding(head: bytes) -> tuple[str, int] | None:
 
 
 def legacy_encoding(block: bytes) -> str | None:
-    """The encoding of the whole file, told from a ``block`` with bytes beyond ASCII; ``None``: UTF-8, or nearly."""
+    """The encoding of the whole file, by a ``block`` with bytes beyond ASCII; ``None``: UTF-8, or nearly."""
     start = next((i for i in range(0, len(block), _LOOK) if not block[i : i + _LOOK].isascii()), 0)
     sample = block[start : start + _LOOK]
     text = sample.decode("utf-8", "surrogateescape")

@@ -28,7 +28,7 @@ DECIDING: Final = 10_000
 DECIDING_CHARACTERS: Final = 1 << 25
 #: What is noted where a trace that counts its prompts does not count this one.
 ESTIMATED_PROMPT: Final = f"with a prompt estimated as {BY_CHARACTERS}"
-#: Fewest lengths from which a cap can be told from chance.
+#: Fewest lengths that distinguish a cap from chance.
 _FEWEST: Final = 100
 _BY_TOKENIZER: Final = "tokenizer:"
 
@@ -129,7 +129,7 @@ class LengthHistogram:
         self._counts[: len(counts)] += counts
 
     def cap(self) -> int | None:
-        """The limit at which answers were cut off, told from where their lengths pile up; else ``None``.
+        """The limit at which answers were cut off, by where their lengths pile up; else ``None``.
 
         Rule: the smallest length c that nothing exceeds by more than 1 % and that is at least 10 times, and by at
         least 10 answers, more frequent than the lengths from 0.9 c to c are on average. (A limit is often overshot by

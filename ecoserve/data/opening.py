@@ -92,7 +92,7 @@ class TraceBytes(io.RawIOBase):
 
     def _next(self) -> bytes:
         block = self._unpacked.read(BLOCK)
-        # Asked once a block, not by everybody who asks us.
+        # Asked once a block.
         self._position = self._raw.tell()
         self._ended = not block
         if self._first and block:

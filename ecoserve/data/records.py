@@ -43,7 +43,7 @@ class Record:
             may be another model's than this text; it is never a feature.
         response_tokens: response length, the answer's length in tokens, EOS included where that is known.
         prompt_tokens: length of the whole context in tokens.
-        sample_tokens: RLs of *other* answers sampled for the same prompt. Never a feature.
+        sample_tokens: lengths of *other* answers sampled for the same prompt. Never a feature.
         model: the model that gave the answer.
         arrival_s: arrival, in seconds on the trace's own clock.
         split: what the trace itself calls this row (``"train"``, ``"dev"``), else ``None``.

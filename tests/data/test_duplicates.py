@@ -1,4 +1,4 @@
-"""Equal exchanges are told in bounded memory, and no others are taken for equal."""
+"""Equal exchanges are recognised in bounded memory, and no others are taken for equal."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_a_cut_off_file_is_never_taken_for_a_whole_one(tmp_path: Path, cut: int,
             got.extend(read_file(path))
         except TraceError as e:
             problem = str(e)
-    # Lines can be cut between two rows, which nobody can see.
+    # Lines can be cut between two rows, which cannot be seen.
     between = kind == "lines" and (text[:-cut].rstrip().endswith("}") or not text[:-cut].strip())
     assert ("JSON is cut off after" in problem) != between
     assert got == rows[: len(got)]

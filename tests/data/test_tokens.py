@@ -22,7 +22,7 @@ CHATML = (
 
 
 def make(folder: Path, template: str | None = None, special: bool = False) -> Path:
-    """A tokenizer of one token a word, which cuts off after four words unless it is told not to."""
+    """A tokenizer of one token a word, which cuts off after four words unless that is switched off."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

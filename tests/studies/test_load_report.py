@@ -51,7 +51,7 @@ def test_the_document_names_every_format_as_the_code_does() -> None:
     names = [cells[0].strip("|` ") for cells in rows]
     assert names == [form.name for form in FORMATS]
     for form, cells in zip(FORMATS, rows, strict=True):
-        assert re.sub(r"`", "", cells[1]) == form.looks_like, form.name
+        assert (re.sub(r"`", "", cells[1]), cells[2].rstrip(" |")) == (form.looks_like, form.about), form.name
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_big_files_are_read_alike_and_no_run_is_made_twice(tmp_path: Path) -> No
     saved: list[dict[str, Any]] = []
     texts = tmp_path / "t.json"
     texts.write_text(json.dumps([{"instruction": f"Say {i}", "output": f"It is {i}, é 你."} for i in range(50)]))
-    jobs = [Job.parse(text) for text in ("lines:0.0001:0", "gzip:0.0001:1", "list:0.0001:0")]
+    jobs = [Job.parse(text) for text in ("lines:0.0001:stream", "gzip:0.0001:stream", "list:0.0001:stream")]
     load_big.report(jobs[:2], texts, {}, saved.append)
     assert [run["kind"] for run in saved[-1]["runs"]] == ["lines", "gzip"]
     first = saved[-1]["runs"][0]
@@ -98,11 +98,11 @@ def test_big_files_are_read_alike_and_no_run_is_made_twice(tmp_path: Path) -> No
     assert load_big.table(saved[-1]).count("\n") == 4
     with pytest.raises(SystemExit, match="not every way"):
         load_big.report(
-            [Job("list", 0.0001, "0")], texts, {**saved[-1], "runs": [{**first, "trace_sha256": "x"}]}, print
+            [Job("list", 0.0001, "stream")], texts, {**saved[-1], "runs": [{**first, "trace_sha256": "x"}]}, print
         )
 
 
-@pytest.mark.parametrize("text", ["lines:1", "csv:1:1", "lines:x:1", "lines:1:-1", "lines:1:page"])
+@pytest.mark.parametrize("text", ["lines:1", "csv:1:stream", "lines:x:stream", "lines:1:2", "lines:1:page"])
 def test_what_is_no_job_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         Job.parse(text)

@@ -1,6 +1,6 @@
-"""What the requests and responses of OpenAI-type APIs say: who asked what, and each answer.
+"""What the requests and responses of OpenAI-type APIs contain: the prompts, and each answer.
 
-Rule: chat completions, completions and the Responses API are told apart by their fields; a request may hold several
+Chat completions, completions and the Responses API are distinguished by their fields. A request may hold several
 prompts and a response several choices, numbered prompt by prompt as the API does.
 """
 

@@ -320,8 +320,8 @@ def test_a_prompt_with_its_length_is_vllms_custom_data_set(table: Callable[..., 
 def test_conversations_and_turns_of_a_table(table: Callable[..., Path]) -> None:
     counted = load_trace(table("session_id,output_tokens", "a,5", "b,6", "a,7"))
     assert [(r.conversation, r.turn) for r in counted.records] == [("a", 0), ("b", 0), ("a", 1)]
-    told = load_trace(table("session_id,turn,sample,output_tokens", "a,3,0,5", "a,3,1,6", name="u.csv"))
-    assert [(r.turn, r.sample) for r in told.records] == [(3, 0), (3, 1)]
+    stated = load_trace(table("session_id,turn,sample,output_tokens", "a,3,0,5", "a,3,1,6", name="u.csv"))
+    assert [(r.turn, r.sample) for r in stated.records] == [(3, 0), (3, 1)]
 
 
 def test_a_column_of_another_name_can_be_given(table: Callable[..., Path]) -> None:

@@ -68,7 +68,7 @@ def test_where_there_is_no_tail_there_is_no_fit() -> None:
     assert fit_tails([5] * 1000) == []
     assert fit_tails(range(1, 100)) == []
     assert fit_tails([]) == []
-    # Nobody knows where the 80 % quantile lies if half of the answers were cut off below it.
+    # It is not known where the 80 % quantile lies if half of the answers were cut off below it.
     assert fit_tails(list(range(1, 1001)) * 2, [n > 500 for n in range(1, 1001)] * 2, thresholds=[0.8]) == []
 
 

@@ -454,14 +454,14 @@ def test_another_process_makes_the_same() -> None:
     """Hashes of texts differ from process to process; nothing may hang on them, nor on the order of a set."""
     code = "import sys; from ecoserve.data.workloads import load_workload as w; print(w(sys.argv[1], limit=300).sha256)"
     path = next(path for path in EXAMPLES if path.stem == "chat")
-    told = subprocess.run(
+    other = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         env={**os.environ, "PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.strip() == load_workload(path, limit=300).sha256
+    assert other.stdout.strip() == load_workload(path, limit=300).sha256
 
 
 # -- what the file says reaches the processes --------------------------------------------------------
