@@ -93,10 +93,8 @@ def open_trace(
     if limit is not None and limit < 1:
         raise TraceError(f"a limit of {limit} records leaves nothing to load", fix="give 1 or more")
     where = str(source)
-    length, samples = (
-        FieldPath.parse(text, name) if (text := options.get(name)) is not None else None
-        for name in ("length_field", "sample_field")
-    )
+    length = _path(options.get("length_field"), "length_field")
+    samples = _path(options.get("sample_field"), "sample_field")
     file = None
     if rows is None:
         rows = file = hub_rows(where) if is_hub_id(source) else FileRows(Path(source))
@@ -118,6 +116,10 @@ def open_trace(
         limit=limit,
         progress=progress,
     )
+
+
+def _path(text: str | None, option: str) -> FieldPath | None:
+    return None if text is None else FieldPath.parse(text, option)
 
 
 def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object, None, None]:
