@@ -56,6 +56,16 @@ JsonOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="VLLM_API_KEY",
+        show_envvar=False,
+        help="Bearer token for --url.",
+        show_default="VLLM_API_KEY of the environment",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no tables on stderr.")]
 
 

@@ -81,10 +81,11 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
         "rich_help_panel": panel,
         "show_default": _shown(default),
     }
+    declared = [spelled, *([str(extra["short"])] if "short" in extra else [])]
     if kind is bool:
         decl = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"
         return Annotated[bool | None, typer.Option(decl, **info)]
-    return Annotated[str | None, typer.Option(spelled, metavar=str(extra.get("metavar", metavar)), **info)]
+    return Annotated[str | None, typer.Option(*declared, metavar=str(extra.get("metavar", metavar)), **info)]
 
 
 def _shown(default: Any) -> str | bool:

@@ -1,25 +1,32 @@
-"""``ecoserve profile``: what response lengths are like, whether predicting them pays, how two traces differ."""
+"""``ecoserve profile``: response lengths of a trace, whether predicting them pays, how two traces differ."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ecoserve.cli import collecting
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console
+from ecoserve.cli.common import ApiKeyOption, JsonOption, QuietOption, SeedOption, emit_json, stderr_console
+from ecoserve.cli.predictors import TraceOptions, reads_a_trace
+from ecoserve.errors import ConfigError
+from ecoserve.options import flag
+from ecoserve.serving.collect import CollectSettings
 
 _COMPARE = "With --compare"
 
 
+@reads_a_trace
+@collecting.collects
 def command(
     trace: Annotated[
         str,
         typer.Argument(metavar="TRACE", help="A file, or a data set on the hub; with --collect, the prompts."),
     ],
+    *,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write profile.json and profile.html into this folder."),
@@ -29,18 +36,8 @@ def command(
         typer.Option("--compare", metavar="OTHER", help="Another trace: would a predictor of TRACE serve it?"),
     ] = None,
     predictor: Annotated[
-        str | None, typer.Option("--predictor", metavar="CKPT", help="Predictor: what it would tell and save here.")
+        str | None, typer.Option("--predictor", metavar="CKPT", help="Predictor: its accuracy and savings here.")
     ] = None,
-    length_field: Annotated[
-        str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
-    ] = None,
-    sample_field: Annotated[
-        str | None, typer.Option("--sample-field", help="Field with the lengths of several answers to the prompt.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Served model's tokenizer, to count tokens of texts.")
-    ] = None,
-    trace_format: Annotated[str, typer.Option("--format", help="Format of the trace.")] = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N records.")] = None,
     sample: Annotated[int | None, typer.Option("--sample", min=1, help="Only N records, drawn by the seed.")] = None,
     max_tokens: Annotated[
@@ -48,41 +45,34 @@ def command(
         typer.Option(
             "--max-tokens",
             min=1,
-            help="Longest answer a request allows, if the trace does not say; with --collect, sent.",
+            help="Longest answer that a request allows, if the trace does not state it; with --collect, sent.",
         ),
     ] = None,
     compare_length_field: Annotated[
         str | None,
         typer.Option(
             "--compare-length-field",
-            help="--length-field of OTHER, if another; 'none' for its own lengths.",
+            help="--length-field of OTHER, if another; none for its own lengths.",
             rich_help_panel=_COMPARE,
         ),
     ] = None,
     compare_format: Annotated[
         str, typer.Option("--compare-format", help="Format of OTHER.", rich_help_panel=_COMPARE)
     ] = "auto",
-    collect: collecting.CollectOption = None,
-    url: collecting.UrlOption = None,
-    model: collecting.ModelOption = None,
-    served_model: collecting.ServedModelOption = None,
-    serve_flags: collecting.ServeFlagsOption = "",
-    samples: collecting.SamplesOption = 1,
-    temperature: collecting.TemperatureOption = None,
-    top_p: collecting.TopPOption = None,
-    concurrency: collecting.ConcurrencyOption = 16,
-    rate: collecting.RateOption = None,
-    retries: collecting.RetriesOption = 8,
-    timeout: collecting.TimeoutOption = 600.0,
-    patience: collecting.PatienceOption = 600.0,
-    api: collecting.ApiOption = "chat",
-    api_key: collecting.ApiKeyOption = None,
-    body: collecting.BodyOption = None,
-    text: collecting.TextOption = True,
-    allow_missing: collecting.AllowMissingOption = False,
+    collect: Annotated[
+        Path | None,
+        typer.Option(
+            "--collect",
+            metavar="FILE",
+            help="Send the prompts to --url or --model, write the answers' lengths to FILE (.jsonl[.gz]), profile "
+            "those.",
+        ),
+    ] = None,
+    api_key: ApiKeyOption = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
+    **given: Any,
 ) -> None:
     """Profile the response lengths of a trace: percentiles, tail, predictability, waste, drift.
 
@@ -93,62 +83,34 @@ def command(
     from ecoserve.cli.profile_tables import show_comparison, show_profile
     from ecoserve.data.profiling import compare_traces, profile_trace
 
-    if output is not None:
-        run.check_folder(output)
-    if compare is None:
-        run.refuse_without(
-            "--compare OTHER",
-            compare_length_field=compare_length_field,
-            compare_format=None if compare_format == "auto" else compare_format,
-        )
+    if output is not None and output.exists() and not output.is_dir():
+        raise ConfigError("is a file", where=f"-o {output}", fix="give a folder")
+    reading = {name: given.pop(name) for name in TraceOptions.model_fields if name in given}
+    if compare is None and (compare_length_field or compare_format != "auto"):
+        name = "--compare-length-field" if compare_length_field else "--compare-format"
+        raise ConfigError("is an option of --compare, which is not given", where=name, fix="add --compare OTHER")
     if collect is not None:
-        run.refuse_with_collect(length_field=length_field, sample_field=sample_field, tokenizer=tokenizer)
-        collecting.collect_trace(
-            trace,
-            collect,
-            quiet=quiet,
-            format=trace_format,
-            limit=limit,
-            sample=sample,
-            seed=seed,
-            url=url,
-            model=model,
-            served_model=served_model,
-            serve_flags=serve_flags,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            rate=rate,
-            retries=retries,
-            timeout_s=timeout,
-            patience_s=patience,
-            api=api,
-            api_key=api_key,
-            body=body,
-            keep_text=text,
-            allow_missing=allow_missing,
-        )
+        if unfit := next((name for name in reading if name != "format"), None):
+            what = "is for a trace with lengths; collected lengths are the model's own"
+            raise ConfigError(what, where=flag(unfit), fix="leave it out with --collect")
+        part = {"limit": limit, "sample": sample, "seed": seed, "max_tokens": max_tokens}
+        collecting.collect_trace(trace, collect, quiet=quiet, api_key=api_key, **part, **reading, **given)
         source = run.Source(str(collect), seed=seed)
     else:
-        run.refuse_without(
-            "--collect FILE",
-            url=url, model=model, served_model=served_model, serve_flags=serve_flags, body=body, rate=rate,
-            temperature=temperature, top_p=top_p, samples=None if samples == 1 else samples,
-            allow_missing=allow_missing or None,
-        )  # fmt: skip
-        source = run.Source(trace, trace_format, length_field, sample_field, tokenizer, limit, sample, seed)
-    # Everything that can be wrong is read before anything is worked out, shown or written.
+        if name := next(iter(given), ""):
+            what = "is an option of --collect, which is not given"
+            raise ConfigError(what, where=flag(name, CollectSettings), fix="add --collect FILE")
+        source = run.Source(trace, **reading, limit=limit, sample=sample, seed=seed)
+    # All input is read, and refused, before anything is computed, shown or written.
     table, predictions = run.read(source, predictor, quiet=quiet)
     other = None
     if compare is not None:
         field = None if compare_length_field == "none" else compare_length_field or source.length_field
-        # Of OTHER no further answers are looked at: what chance leaves is told by those of TRACE.
-        options = (compare_format, field, None, tokenizer, limit, sample, seed)
-        other, _ = run.read(run.Source(compare, *options), None, quiet=quiet)
+        # OTHER needs no sample field: the noise of sampling is estimated from TRACE.
+        also = run.Source(compare, compare_format, field, None, source.tokenizer, limit, sample, seed)
+        other, _ = run.read(also, None, quiet=quiet)
     console = stderr_console(quiet)
-    with run.working("working out the profile", quiet):
+    with run.working("computing the profile", quiet):
         profile = profile_trace(table, predictions=predictions, max_tokens=max_tokens, seed=seed)
     show_profile(profile, console)
     if other is None:
@@ -165,7 +127,7 @@ def command(
 
 
 def _command_line() -> list[str]:
-    """What was typed, for the page; what may hold a key to a server is left out."""
+    """The command line, for the page; options that may hold a server's key are left out."""
     words = list(sys.argv[1:])
     for i, word in enumerate(words):
         name, given, _ = word.partition("=")

@@ -17,7 +17,7 @@ import numpy as np
 from ecoserve.data import Trace, load_trace, split_trace, stream_trace
 from ecoserve.data.loading import reading_bar
 from ecoserve.data.profiling import QUANTILES, Comparison, Predictions, Profile, TraceTable, read_table
-from ecoserve.errors import ConfigError, RunError, TraceError
+from ecoserve.errors import RunError, TraceError
 from ecoserve.files import write_atomically
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ def predict(
         raise TraceError(what, where=trace.source, fix="give a trace with texts, or leave out --predictor")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])
     picked = [rows[i] for i in chosen.tolist()]
-    told: dict[float, list[int]] = {q: [] for q in QUANTILES}
+    found: dict[float, list[int]] = {q: [] for q in QUANTILES}
     with working(f"predicting {len(picked):,} lengths", quiet):
         for start in range(0, len(picked), _BATCH):
             requests = [asked_of(trace.records[i]) or "" for i in picked[start : start + _BATCH]]
             for lengths in checkpoint.predict(requests):
                 for q in QUANTILES:
-                    told[q].append(lengths.quantile(q))
-    quantiles = {q: np.asarray(values, dtype=np.int64) for q, values in told.items()}
+                    found[q].append(lengths.quantile(q))
+    quantiles = {q: np.asarray(values, dtype=np.int64) for q, values in found.items()}
     return Predictions(name, np.asarray(picked, dtype=np.int64), quantiles, held_out)
 
 
@@ -123,46 +123,12 @@ def _unseen(checkpoint: LengthPredictor, trace: Trace) -> tuple[list[int], bool]
 
 @contextmanager
 def working(what: str, quiet: bool) -> Iterator[None]:
-    """Says that something is going on, to a person only."""
+    """A spinner that says what is being done, on a terminal only."""
     from ecoserve.cli.common import stderr_console
 
     console = stderr_console(quiet)
     with console.status(what) if console.is_terminal and not quiet else nullcontext():
         yield
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse at once a folder that cannot be written.
-
-    Raises:
-        ConfigError: if there is a file in its place.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("is a file", where=f"-o {folder}", fix="give a folder")
-
-
-def refuse_with_collect(**options: object) -> None:
-    """Options that make no sense for a trace that is only now collected.
-
-    Raises:
-        ConfigError: naming the first that is given.
-    """
-    for name, value in options.items():
-        if value is not None:
-            what = "is for a trace with lengths; collected lengths are the model's own"
-            raise ConfigError(what, where=f"--{name.replace('_', '-')}", fix="leave it out with --collect")
-
-
-def refuse_without(needed: str, **options: object) -> None:
-    """Options that only go with another one, ``needed``, which is not given.
-
-    Raises:
-        ConfigError: naming the first that is given.
-    """
-    for name, value in options.items():
-        if value not in (None, ""):
-            what = f"is an option of {needed.split()[0]}, which is not given"
-            raise ConfigError(what, where=f"--{name.replace('_', '-')}", fix=f"add {needed}")
 
 
 def write_profile(folder: Path, profile: Profile, commands: list[str], console: Console) -> None:

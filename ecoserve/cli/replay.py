@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecoserve.cli.common import (
+    ApiKeyOption,
     JsonOption,
     QuietOption,
     SeedOption,
@@ -87,10 +88,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for summary.json and requests.jsonl.")
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option("--api-key", envvar="VLLM_API_KEY", show_envvar=False, help="Bearer token.", rich_help_panel=_URL),
-    ] = None,
+    api_key: ApiKeyOption = None,
     json: JsonOption = None,
     quiet: QuietOption = False,
     **given: Any,

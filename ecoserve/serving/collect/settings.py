@@ -52,7 +52,7 @@ class CollectSettings(BaseModel):
         None, description="Bearer token (default: VLLM_API_KEY of the environment); written nowhere."
     )
 
-    samples: int = Field(1, ge=1, le=10_000, description="Answers to each prompt.")
+    samples: int = Field(1, ge=1, le=10_000, description="Answers to each prompt.", json_schema_extra={"short": "-k"})
     temperature: float | None = Field(None, ge=0, description="Sampling temperature (default: the server's).")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling (default: the server's).")
     max_tokens: int | None = Field(
