@@ -78,10 +78,11 @@ def panel(
 
 def line(
     x: Values, y: Values, slot: int, name: str = "", *, dash: str = "solid", width: float = 2.2, symbol: str = "",
-    size: float = 8, **more: Any,
+    size: float = 8, steps: bool = False, **more: Any,
 ) -> Trace:  # fmt: skip
     """A line, with points if ``symbol`` is given; a ``name`` puts it into the legend. See :func:`_scatter`."""
-    look = {"mode": "lines+markers" if symbol else "lines", "line": {"width": width, "dash": dash}}
+    shape = {"shape": "hv"} if steps else {}
+    look = {"mode": "lines+markers" if symbol else "lines", "line": {"width": width, "dash": dash, **shape}}
     look |= {"marker": {"size": size, "symbol": symbol}} if symbol else {}
     return _scatter(x, y, look, LegendEntry(name, slot, dash, symbol), **more)
 
@@ -128,6 +129,13 @@ def bars(x: Values, y: Values, slot: int, name: str = "", *, hover: str, hatched
     trace = {"type": "bar", "x": list(x), "y": list(y), "hovertemplate": f"{hover}<extra></extra>", **text, **pattern}
     entry = LegendEntry(name, slot, "", "hatched" if hatched else "square") if name else None
     return {**trace, **more, "meta": {"slot": slot}, "legend": entry}
+
+
+def heatmap(x: Values, y: Values, z: Values, slot: int, *, hover: str, meta: Trace | None = None, **more: Any) -> Trace:
+    """A heat map; rows of ``z`` run along ``y``."""
+    known = {"slot": slot, **(meta or {})}
+    trace = {"type": "heatmap", "x": list(x), "y": list(y), "z": z, "hovertemplate": f"{hover}<extra></extra>"}
+    return {**trace, "showscale": False, "meta": known, **more}
 
 
 def whiskers(middle: Sequence[float], low: Sequence[float], high: Sequence[float], width: float = 1.5) -> Trace:

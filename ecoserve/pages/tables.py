@@ -48,8 +48,9 @@ class Table:
         caption: one or two sentences.
         columns: titles, or columns with a note or a unit.
         rows: values or cells.
-        groups: the group of each row: a heading on the page, the first column of the CSV.
-        group_title: title of that first column.
+        group_title: title of the groups in the CSV, if rows have one (:meth:`add`).
+
+    Attributes:
         folded: hidden on the page until it is opened.
     """
 
@@ -57,25 +58,23 @@ class Table:
         self,
         name: str,
         caption: str,
-        columns: Iterable[Column | str],
+        columns: Iterable[Any],
         rows: Iterable[Row] = (),
         *,
-        groups: Iterable[str] | None = None,
         group_title: str = "Group",
-        folded: bool = False,
     ) -> None:
-        self.name, self.caption, self.group_title, self.folded = name, caption, group_title, folded
+        self.name, self.caption, self.group_title = name, caption, group_title
         self.columns = [Column(c) if isinstance(c, str) else c for c in columns]
         self.rows: list[list[Cell]] = []
         self.groups: list[str] = []
-        names = [] if groups is None else list(groups)
-        for i, row in enumerate(rows):
-            self.add(row, names[i] if names else "")
+        self.folded = False
+        for row in rows:
+            self.add(row)
 
-    def add(self, row: Row, group: str = "") -> None:
-        """Append a row."""
+    def add(self, row: Row, group: str | None = None) -> None:
+        """Append a row; its group is a heading on the page and the first column of the CSV."""
         self.rows.append([self._cell(value, column) for value, column in zip(row, self.columns, strict=True)])
-        if group:
+        if group is not None:
             self.groups.append(group)
 
     @staticmethod
@@ -87,11 +86,10 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether it holds numbers (which are right-aligned)."""
-        values = ([row[i].value for row in self.rows] for i in range(len(self.columns)))
-        return [
-            any(isinstance(v, float | int) for v in column) or set(column) <= {None} for column in map(list, values)
-        ]
+        """For each column, whether it holds numbers, which are right-aligned; the first one holds row headers."""
+        columns = ([row[i].value for row in self.rows] for i in range(1, len(self.columns)))
+        known = ([value for value in column if value is not None] for column in columns)
+        return [False, *(not values or any(isinstance(v, float | int) for v in values) for values in known)]
 
     def grouped(self) -> list[tuple[str, list[Cell]]]:
         """Every row with the name of its group ("" if there are none)."""

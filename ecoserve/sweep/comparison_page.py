@@ -7,18 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.files import write_atomically
-from ecoserve.pages import (
-    Cell,
-    Column,
-    Page,
-    Section,
-    Statement,
-    Table,
-    Tone,
-    render_page,
-    write,
-    write_change,
-)
+from ecoserve.pages import Cell, Column, Page, Section, Statement, Table, Tone, render_page, write, write_change
 from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.comparing import MARGIN, Comparison, Difference
 from ecoserve.sweep.results import ResultFolder

@@ -42,10 +42,10 @@ def test_changes_for_people(relative, text):
 
 
 def test_a_column_of_numbers_is_known_by_its_values():
-    rows = [["a", None, 1, Cell("", "no number", tone="quiet")], ["b", None, None, 2.5]]
-    table = Table("t", "c", ["text", "empty", "count", Column("mixed", unit="share")], rows)
+    rows = [[0, None, 1, Cell("", "no number", tone="quiet")], [1, None, None, 2.5]]
+    table = Table("t", "c", ["row", "empty", "count", Column("mixed", unit="share")], rows)
     assert table.numeric == [False, True, True, True]
-    assert [cell.text for cell in table.rows[1]] == ["b", "–", "–", "250 %"]
+    assert [cell.text for cell in table.rows[1]] == ["1", "–", "–", "250 %"]
 
 
 def test_script_json_cannot_leave_its_element():

@@ -96,21 +96,11 @@ def _figure(
     rates = [f"{x.rate_rps:g}" for x in loads]
     for policy, rows, cells in maps:
         texts = [[_written(c) for c in row] for row in cells]
-        trace = {
-            "type": "heatmap",
-            "x": rates,
-            "y": [plain(row) for row in rows],
-            "z": [[_bounded(c) for c in row] for row in cells],
-            "zmin": -_MOST,
-            "zmax": _MOST,
-            "text": texts,
-            "texttemplate": "%{text}",
-            "hovertemplate": "%{y} at %{x} requests/s: %{text}<extra></extra>",
-            "showscale": False,
-            "xgap": 2,
-            "ygap": 2,
-            "meta": {"slot": 1, "diverging": 1},
-        }
+        bounded = [[_bounded(c) for c in row] for row in cells]
+        looks: plots.Trace = {"text": texts, "texttemplate": "%{text}", "zmin": -_MOST, "zmax": _MOST, "xgap": 2}
+        hover = "%{y} at %{x} requests/s: %{text}"
+        names, meta = [plain(row) for row in rows], {"diverging": 1}
+        trace = plots.heatmap(rates, names, bounded, 1, hover=hover, ygap=2, meta=meta, **looks)
         spoken = []
         for row, line, texts_of_row in zip(rows, cells, texts, strict=True):
             table.add([row, *(comparison_cell(c) for c in line)], policy)

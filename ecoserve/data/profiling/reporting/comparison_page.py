@@ -109,19 +109,20 @@ def distances_table(c: Comparison) -> Table:
     """Distances between the two distributions."""
     rows = [
         ("Kolmogorov–Smirnov distance", Cell(c.ks, percent(c.ks), write_range(c.ks_low, c.ks_high, _SHARE))),
-        ("… that equal traffic exceeds one time in 20", Cell(c.ks_by_chance, write(c.ks_by_chance, _SHARE))),
+        ("… that equal traffic exceeds one time in 20", _share(c.ks_by_chance)),
         ("Population stability index", c.psi),
         ("Wasserstein distance of log lengths", c.wasserstein_log),
         ("Rescaled: factor", c.scale),
         ("Rescaled: power", c.power),
-        ("Distance left after rescaling", Cell(c.aligned_ks, write(c.aligned_ks, _SHARE))),
-        (
-            "B’s prompts outside the middle 99 % of A’s lengths",
-            Cell(c.new_prompt_lengths, write(c.new_prompt_lengths, _SHARE)),
-        ),
-        ("B’s prompts in languages that A hardly has", Cell(c.new_languages, write(c.new_languages, _SHARE))),
+        ("Distance left after rescaling", _share(c.aligned_ks)),
+        ("B’s prompts outside the middle 99 % of A’s lengths", _share(c.new_prompt_lengths)),
+        ("B’s prompts in languages that A hardly has", _share(c.new_languages)),
     ]
     return Table("distances", "Distances between A and B.", ["", "Value"], rows)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell(value, write(value, _SHARE))
 
 
 def shared_table(c: Comparison) -> Table | None:
@@ -150,14 +151,12 @@ def groups_table(c: Comparison) -> Table | None:
     """Shares and medians by group."""
     if not c.groups:
         return None
-    return Table(
-        "groups",
-        "Groups of A and B.",
-        ["Group", Column("Share of A", unit=_SHARE), Column("Share of B", unit=_SHARE), "Median in A", "Median in B"],
-        [[g.name, g.share_a, g.share_b, g.p50_a, g.p50_b] for g in c.groups],
-        groups=[GROUPING_TITLES[g.by] for g in c.groups],
-        group_title="Grouped by",
-    )
+    shares = (Column(f"Share of {name}", unit=_SHARE) for name in "AB")
+    columns = ["Group", *shares, "Median in A", "Median in B"]
+    table = Table("groups", "Groups of A and B.", columns, group_title="Grouped by")
+    for g in c.groups:
+        table.add([g.name, g.share_a, g.share_b, g.p50_a, g.p50_b], GROUPING_TITLES[g.by])
+    return table
 
 
 def all_tables(c: Comparison) -> tuple[Table, ...]:

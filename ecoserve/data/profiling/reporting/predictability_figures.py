@@ -14,46 +14,22 @@ def errors(profile: Profile) -> Figure | None:
     curves = profile.curves.errors
     if not curves:
         return None
-    traces = [
-        plots.line(
-            curve.x,
-            percents(curve.y),
-            i,
-            curve.name,
-            dash=dash(i),
-            width=2.6,
-            hover=f"{plain(curve.name)}<br>%{{y:.0f}} % within %{{x:.0f}} tokens",
-        )
-        for i, curve in enumerate(curves)
-    ]
-    table = Table(
-        "errors",
-        "Share of answers predicted to within so many tokens.",
-        ["Tokens", *(Column(curve.name, unit="share") for curve in curves)],
-        [[int(x), *(curve.y[k] for curve in curves)] for k, x in enumerate(curves[0].x)],
-    )
+    traces = []
+    for i, curve in enumerate(curves):
+        hover = f"{plain(curve.name)}<br>%{{y:.0f}} % within %{{x:.0f}} tokens"
+        traces.append(plots.line(curve.x, percents(curve.y), i, curve.name, dash=dash(i), width=2.6, hover=hover))
+    columns = ["Tokens", *(Column(curve.name, unit="share") for curve in curves)]
+    rows = [[int(x), *(curve.y[k] for curve in curves)] for k, x in enumerate(curves[0].x)]
+    table = Table("errors", "Share of answers predicted to within so many tokens.", columns, rows)
+    at_50 = "; ".join(f"{c.name}: {write(_at(c.x, c.y, 50), 'share')} within 50 tokens" for c in curves)
+    x = plots.tokens_axis("error of at most so many tokens")
+    y = plots.axis("answers (%)", range=[0, 102], percent=True)
+    plot = plots.panel(traces, f"Errors of each way to predict. {at_50}.", x=x, y=y)
     text = "Left and up is better. "
     if profile.same_prompt is not None:
-        text += (
-            "Other answers to the same prompt show about what a predictor that reads the prompt can reach; the rest is "
-            "chance of sampling."
-        )
-    at_50 = "; ".join(f"{c.name}: {write(_at(c.x, c.y, 50), 'share')} within 50 tokens" for c in curves)
-    alt = f"Errors of each way to predict. {at_50}."
-    return Figure(
-        "errors",
-        "How near one can come",
-        text,
-        [
-            plots.panel(
-                traces,
-                alt,
-                x=plots.tokens_axis("error of at most so many tokens"),
-                y=plots.axis("answers (%)", range=[0, 102], percent=True),
-            )
-        ],
-        table,
-    )
+        text += "Other answers to the same prompt show about what a predictor that reads the prompt can reach; the "
+        text += "rest is chance of sampling."
+    return Figure("errors", "How near one can come", text, [plot], table)
 
 
 def spread(profile: Profile) -> Figure | None:
@@ -63,38 +39,19 @@ def spread(profile: Profile) -> Figure | None:
         return None
     total = sum(counts)
     bins = list(pairwise(profile.curves.spread_edges))
-    trace = plots.bars(
-        [(a + b) / 2 for a, b in bins],
-        [100 * n / total for n in counts],
-        1,
-        width=[b - a for a, b in bins],
-        hover="%{y:.1f} % of prompts at %{x:.2f}",
-    )
-    table = Table(
-        "spread",
-        "Prompts by how much their answers’ lengths differ.",
-        ["Coefficient of variation", "Prompts", Column("Share", unit="share")],
-        [[f"{a:.2f}–{b:.2f}", n, n / total] for (a, b), n in zip(bins, counts, strict=True)],
-    )
+    middles, widths = [(a + b) / 2 for a, b in bins], [b - a for a, b in bins]
+    hover = "%{y:.1f} % of prompts at %{x:.2f}"
+    trace = plots.bars(middles, [100 * n / total for n in counts], 1, width=widths, hover=hover)
+    columns = ["Coefficient of variation", "Prompts", Column("Share", unit="share")]
+    rows = [[f"{a:.2f}–{b:.2f}", n, n / total] for (a, b), n in zip(bins, counts, strict=True)]
+    table = Table("spread", "Prompts by how much their answers’ lengths differ.", columns, rows)
     text = (
         f"For half of the {same.prompts:,} prompts the answers’ lengths have a standard deviation of at most "
         f"{write(same.cv_median, 'share')} of their mean. The last bar holds everything beyond."
     )
-    return Figure(
-        "spread",
-        "The same prompt, asked again",
-        text,
-        [
-            plots.panel(
-                [trace],
-                text,
-                x=plots.axis("coefficient of variation of the answers to one prompt", zeroline=False),
-                y=plots.axis("prompts (%)", rangemode="tozero"),
-                bargap=0.04,
-            )
-        ],
-        table,
-    )
+    x = plots.axis("coefficient of variation of the answers to one prompt", zeroline=False)
+    plot = plots.panel([trace], text, x=x, y=plots.from_zero("prompts (%)"), bargap=0.04)
+    return Figure("spread", "The same prompt, asked again", text, [plot], table)
 
 
 def _at(x: list[float], y: list[float | None], where: float) -> float:

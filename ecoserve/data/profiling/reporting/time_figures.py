@@ -11,43 +11,25 @@ def drift(profile: Profile) -> Figure | None:
     found = profile.drift
     if found is None:
         return None
-    windows = found.windows
     x, title = _positions(found)
     traces = []
     for slot, name, key, dash, symbol in (
         (1, "median", "p50", "solid", "circle"),
         (2, "90th percentile", "p90", "dash", "diamond"),
     ):
-        middle, low, high = ([getattr(w, key + end) for w in windows] for end in ("", "_low", "_high"))
-        hover = f"{name} %{{y:,}} tokens"
-        traces += [
-            plots.band(x, low, high, slot),
-            plots.line(x, middle, slot, name, hover=hover, width=2.4, dash=dash, symbol=symbol, size=7),
-        ]
-    table = Table(
-        "drift",
-        "Windows of the trace, each with its 95 % intervals.",
-        ["Window", "From (s)", "To (s)", "Answers", "Median", "90 %"],
-    )
-    for i, w in enumerate(windows, start=1):
+        middle, low, high = ([getattr(w, key + end) for w in found.windows] for end in ("", "_low", "_high"))
+        looks: plots.Trace = {"width": 2.4, "dash": dash, "symbol": symbol, "size": 7}
+        traces.append(plots.band(x, low, high, slot))
+        traces.append(plots.line(x, middle, slot, name, hover=f"{name} %{{y:,}} tokens", **looks))
+    columns = ["Window", "From (s)", "To (s)", "Answers", "Median", "90 %"]
+    table = Table("drift", "Windows of the trace, each with its 95 % intervals.", columns)
+    for i, w in enumerate(found.windows, start=1):
         p50 = Cell(w.p50, beneath=f"{w.p50_low:,} to {w.p50_high:,}")
         p90 = Cell(w.p90, beneath=f"{w.p90_low:,} to {w.p90_high:,}")
         table.add([i, w.begin_s, w.end_s, w.n, p50, p90])
-    text = f"{found.verdict} Bands are 95 % intervals."
-    return Figure(
-        "drift",
-        "Do lengths change?",
-        text,
-        [
-            plots.panel(
-                traces,
-                found.verdict,
-                x=plots.axis(title, zeroline=False),
-                y=plots.axis("tokens of the answer", rangemode="tozero"),
-            )
-        ],
-        table,
-    )
+    y = plots.from_zero("tokens of the answer")
+    plot = plots.panel(traces, found.verdict, x=plots.axis(title, zeroline=False), y=y)
+    return Figure("drift", "Do lengths change?", f"{found.verdict} Bands are 95 % intervals.", [plot], table)
 
 
 def _positions(found: Drift) -> tuple[list[float], str]:
@@ -69,14 +51,9 @@ def rate(profile: Profile) -> Figure | None:
         return None
     width = times[1] - times[0]
     scale, unit = time_unit(found.duration_s)
-    trace = plots.line([t / scale for t in times], rates, 1, hover="%{y:.2f} requests/s", width=1.8)
-    trace["line"]["shape"] = "hv"
-    table = Table(
-        "rate",
-        f"Mean rate in intervals of {width:g} s.",
-        ["From (s)", "Requests/s"],
-        list(zip(times, rates, strict=True)),
-    )
+    trace = plots.line([t / scale for t in times], rates, 1, hover="%{y:.2f} requests/s", width=1.8, steps=True)
+    rows = list(zip(times, rates, strict=True))
+    table = Table("rate", f"Mean rate in intervals of {width:g} s.", ["From (s)", "Requests/s"], rows)
     text = f"{write(found.rate_rps, 'requests/s')} on average, in intervals of {width:g} s."
     if found.gap_cv is not None:
         kind = "burstier than" if found.gap_cv > 1.2 else "steadier than" if found.gap_cv < 0.8 else "like"
@@ -84,20 +61,9 @@ def rate(profile: Profile) -> Figure | None:
     if found.dispersion_60s is not None:
         text += f" From minute to minute the variance of the count is {write(found.dispersion_60s)} times its mean "
         text += "(Poisson: 1)."
-    return Figure(
-        "rate",
-        "When requests arrive",
-        text,
-        [
-            plots.panel(
-                [trace],
-                text,
-                x=plots.axis(f"{unit} since the first arrival", zeroline=False),
-                y=plots.axis("requests/s", rangemode="tozero"),
-            )
-        ],
-        table,
-    )
+    x = plots.axis(f"{unit} since the first arrival", zeroline=False)
+    plot = plots.panel([trace], text, x=x, y=plots.from_zero("requests/s"))
+    return Figure("rate", "When requests arrive", text, [plot], table)
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -8,8 +8,6 @@ from typing import Any, Final
 from ecoserve.data.profiling.model import Profile, Reservation
 from ecoserve.pages import Column, Figure, Table, plain, plots, write
 
-_SHARE: Final = "share"
-
 
 def reservations(profile: Profile) -> Figure:
     """Used and wasted KV cache, and concurrency against overflow."""
@@ -18,62 +16,46 @@ def reservations(profile: Profile) -> Figure:
     rows = list(range(len(ways)))
     used = [100 * (1 - way.waste_share) for way in ways]
     wasted = [100 * way.waste_share for way in ways]
-    more: dict[str, Any] = {"text": labels, "orientation": "h"}
+    looks: plots.Trace = {"text": labels, "orientation": "h"}
     parts = [
-        plots.bars(used, rows, 1, "used", hover="%{text}<br>%{x:.0f} % used", **more),
-        plots.bars(wasted, rows, 2, "wasted", hover="%{text}<br>%{x:.0f} % wasted", hatched=True, **more),
+        plots.bars(used, rows, 1, "used", hover="%{text}<br>%{x:.0f} % used", **looks),
+        plots.bars(wasted, rows, 2, "wasted", hover="%{text}<br>%{x:.0f} % wasted", hatched=True, **looks),
     ]
     height = 110 + 32 * len(ways)
+    waste = "; ".join(f"{w.policy}: {write(w.waste_share, 'share')} wasted" for w in ways)
+    x = plots.axis("reserved KV cache (%)", range=[0, 100], percent=True)
+    layout: plots.Trace = {"barmode": "stack", "bargap": 0.35, "height": height}
+    alt = f"Wasted KV cache. {waste}."
+    left = plots.panel(parts, alt, "Used and wasted", x=x, y=plots.names_axis(labels), **layout)
+    gain = "; ".join(
+        f"{w.policy}: {write(w.concurrency)} times, {write(w.overflow_share, 'share')} outgrow" for w in ways
+    )
+    x = plots.axis("answers that outgrow it (%)", percent=True, zeroline=False)
+    y = plots.from_zero("requests at once, max_tokens = 1")
+    alt = f"Requests at once. {gain}."
+    right = plots.panel(_trade(ways), alt, "What it brings and what it risks", x=x, y=y, height=height)
     table = Table(
         "reservations",
         "Ways to reserve KV cache for an answer.",
         [
             "Reserve",
             Column("Mean (tokens)", "Mean reservation for an answer."),
-            Column("Outgrown", "Share of answers longer than their reservation.", _SHARE),
-            Column("Wasted", "Share of the reserved token-time of the KV cache that is never written.", _SHARE),
-            Column("Wasted, answers only", "The same without the prompts.", _SHARE),
+            Column("Outgrown", "Share of answers longer than their reservation.", "share"),
+            Column("Wasted", "Share of the reserved token-time of the KV cache that is never written.", "share"),
+            Column("Wasted, answers only", "The same without the prompts.", "share"),
             Column("Requests at once", "Against reserving max_tokens, same memory, same records."),
             "Records",
         ],
-        [
-            [w.policy, w.mean_reserved_tokens, w.overflow_share, w.waste_share, w.answer_waste_share, w.concurrency,
-             w.rows]
-            for w in ways
-        ],
-    )  # fmt: skip
-    waste = "; ".join(f"{w.policy}: {write(w.waste_share, _SHARE)} wasted" for w in ways)
-    gain = "; ".join(
-        f"{w.policy}: {write(w.concurrency)} times, {write(w.overflow_share, _SHARE)} outgrow" for w in ways
     )
-    return Figure(
-        "reservations",
-        "KV cache: what is reserved, what is used",
+    for w in ways:
+        shares = (w.overflow_share, w.waste_share, w.answer_waste_share)
+        table.add([w.policy, w.mean_reserved_tokens, *shares, w.concurrency, w.rows])
+    text = (
         "A slot holds prompt and reservation for as many steps as the answer has tokens, and fills token by token: so "
         "even true lengths leave about half of the answer’s part empty. An answer that outgrows its reservation "
-        "continues token by token, and may have to be preempted. On demand wastes nothing and guarantees nothing.",
-        [
-            plots.panel(
-                parts,
-                f"Wasted KV cache. {waste}.",
-                "Used and wasted",
-                x=plots.axis("reserved KV cache (%)", range=[0, 100], percent=True),
-                y=plots.names_axis(labels),
-                barmode="stack",
-                bargap=0.35,
-                height=height,
-            ),
-            plots.panel(
-                _trade(ways),
-                f"Requests at once. {gain}.",
-                "What it brings and what it risks",
-                x=plots.axis("answers that outgrow it (%)", percent=True, zeroline=False),
-                y=plots.axis("requests at once, max_tokens = 1", rangemode="tozero"),
-                height=height,
-            ),
-        ],
-        table,
+        "continues token by token, and may have to be preempted. On demand wastes nothing and guarantees nothing."
     )
+    return Figure("reservations", "KV cache: what is reserved, what is used", text, [left, right], table)
 
 
 #: Ways to reserve that are one family at several levels: what their names contain, legend, slot, dash, symbol.
@@ -121,27 +103,15 @@ def orders(profile: Profile) -> Figure:
     saved = [100 * order.wait_saved for order in found]
     hover = "%{text}<br>%{x:.0f} % of the wait"
     trace = plots.bars(saved, list(range(len(found))), 3, hover=hover, text=names, orientation="h")
-    table = Table(
-        "orders",
-        "Share of the mean wait that is saved in a long queue, shortest first by each predicted length.",
-        ["Predicted by", Column("Wait saved", unit=_SHARE), "Records"],
-        [[order.by, order.wait_saved, order.rows] for order in found],
-    )
-    spoken = "; ".join(f"{order.by}: {write(order.wait_saved, _SHARE)}" for order in found)
-    return Figure(
-        "orders",
-        "Waiting: shortest first",
+    caption = "Share of the mean wait that is saved in a long queue, shortest first by each predicted length."
+    columns = ["Predicted by", Column("Wait saved", unit="share"), "Records"]
+    table = Table("orders", caption, columns, [[order.by, order.wait_saved, order.rows] for order in found])
+    spoken = "; ".join(f"{order.by}: {write(order.wait_saved, 'share')}" for order in found)
+    x = plots.axis("of the mean wait saved (%)", percent=True, zeroline=True)
+    layout: plots.Trace = {"height": 110 + 36 * len(found), "bargap": 0.4}
+    plot = plots.panel([trace], f"Wait saved. {spoken}.", x=x, y=plots.names_axis(names), **layout)
+    text = (
         "In a long queue served one after the other, against the order of arrival. True lengths save the most that any "
-        "order can.",
-        [
-            plots.panel(
-                [trace],
-                f"Wait saved. {spoken}.",
-                x=plots.axis("of the mean wait saved (%)", percent=True, zeroline=True),
-                y=plots.names_axis(names),
-                height=110 + 36 * len(found),
-                bargap=0.4,
-            )
-        ],
-        table,
+        "order can."
     )
+    return Figure("orders", "Waiting: shortest first", text, [plot], table)
