@@ -1,4 +1,4 @@
-"""The errors a user of ecoserve can meet.
+"""The errors that ecoserve raises on purpose.
 
 ::
 
@@ -22,7 +22,7 @@ class EcoServeError(Exception):
 
     Args:
         what: what is wrong, in a few words.
-        where: the file, row, flag or field it is about, if there is one.
+        where: the file, row, option or field, if there is one.
         fix: what the user can do about it, if anything.
     """
 

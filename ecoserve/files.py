@@ -1,8 +1,4 @@
-"""Writing files so that nobody ever sees half of one.
-
-Rule: whatever replaces a file is written whole to a hidden sibling first and then renamed; what goes wrong on the way
-leaves the old file, and no sibling, behind.
-"""
+"""Writing files atomically: a hidden sibling is written whole and then renamed; a failure leaves the old file."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        # mkstemp makes it private; a result is for everybody the umask allows.
+        # mkstemp makes it private; a result is readable as the umask allows.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

@@ -252,12 +252,12 @@ def test_what_a_predictor_tells_and_saves(checkpoint: Path, tmp_path: Path, caps
     assert main(["profile", str(checkpoint / "trace.jsonl"), *with_predictor, "-o", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     profile = Profile.model_validate_json(out)
-    told = profile.predicted
-    assert told is not None
+    predicted = profile.predicted
+    assert predicted is not None
     # Only what was kept apart in training; there it tells stories from names, and little more.
-    assert told.rows_are == "held out"
-    assert 20 < told.rows < 200
-    assert told.mae_tokens < 0.3 * told.mae_constant_tokens
+    assert predicted.rows_are == "held out"
+    assert 20 < predicted.rows < 200
+    assert predicted.mae_tokens < 0.3 * predicted.mae_constant_tokens
     assert profile.worth == "yes"
     assert {"predicted p50", "predicted p90", "predicted p95"} <= {r.policy for r in profile.waste.reservations}
     saved = {order.by: order.wait_saved for order in profile.orderings}

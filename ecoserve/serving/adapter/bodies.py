@@ -1,9 +1,8 @@
-"""What a request body asks, and how our values are put into it: bytes in, bytes out, no I/O.
+"""Request bodies: what they ask for, and how our values are put into them. Bytes in, bytes out, no I/O.
 
-Rules: a body that vLLM would not read as a JSON object is handed on byte for byte. vLLM's server does not look at
-``content-encoding``, it reads the bytes as they are, so do we: compressed bytes are no JSON and pass untouched.
-Where a body has no ``vllm_xargs`` yet, they are spliced in before its last brace: all other bytes stay as they were.
-Clients' own values under our keys go out, unless the operator allows them.
+A body that vLLM would not read as a JSON object is passed on byte for byte (vLLM ignores ``content-encoding``, so
+compressed bytes are not JSON). Where a body has no ``vllm_xargs`` yet, they are inserted before its last brace, and all
+other bytes stay as they were. Clients' own values under our keys are removed, unless the operator allows them.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from ecoserve.serving.core import keys
 XARGS: Final = "vllm_xargs"
 #: vLLM's own default where a completion does not say ``max_tokens``.
 COMPLETION_MAX_TOKENS: Final = 16
-#: Numbers that the predictions of one batch of prompts may take: each of its prompts carries all of them to the engine.
+#: Numbers in the predictions of one batch of prompts: each of its prompts carries all of them to the engine.
 BATCH_NUMBERS: Final = 8192
-#: A batch of more prompts than this is served without predictions.
+#: Larger batches of prompts are served without predictions.
 BATCH_PROMPTS: Final = 256
 
 
@@ -34,10 +33,10 @@ class Ask:
     """What a body asks for.
 
     Attributes:
-        chats: one context per response wanted, each a sequence of messages.
+        chats: one context per response, each a sequence of messages.
         batch: whether they are the prompts of one batch (predictions then travel as a list).
         limit: the body's own limit on generated tokens, if it has one.
-        parameters: what else it says about the answers' lengths.
+        parameters: other parameters that bear on the lengths.
     """
 
     chats: tuple[tuple[Message, ...], ...]
@@ -46,7 +45,7 @@ class Ask:
     parameters: RequestParameters = NOTHING_SAID
 
     def requests(self) -> list[ChatRequest]:
-        """What a predictor is asked: each context with the parameters."""
+        """The predictor's input: each context with the parameters."""
         limit = self.limit and min(self.limit, LARGEST_LIMIT)
         return [ChatRequest(chat, replace(self.parameters, max_tokens=limit)) for chat in self.chats]
 
@@ -61,7 +60,7 @@ def parse(body: bytes) -> dict[str, Any] | None:
 
 
 def ask_chat(body: Mapping[str, Any]) -> Ask | None:
-    """What ``/v1/chat/completions`` asks."""
+    """A request to ``/v1/chat/completions``."""
     chat = _messages(body.get("messages"))
     limit = body.get("max_completion_tokens")
     limit = _limit(body.get("max_tokens") if limit is None else limit)
@@ -69,7 +68,7 @@ def ask_chat(body: Mapping[str, Any]) -> Ask | None:
 
 
 def ask_completion(body: Mapping[str, Any]) -> Ask | None:
-    """What ``/v1/completions`` asks; None for prompts of token ids."""
+    """A request to ``/v1/completions``; None for prompts of token ids."""
     prompt = body.get("prompt")
     limit = body.get("max_tokens")
     limit = COMPLETION_MAX_TOKENS if limit is None else _limit(limit)
@@ -84,7 +83,7 @@ def ask_completion(body: Mapping[str, Any]) -> Ask | None:
 
 
 def ask_responses(body: Mapping[str, Any]) -> Ask | None:
-    """What ``/v1/responses`` asks; turns that the server stores are not seen."""
+    """A request to ``/v1/responses``; turns stored by the server are not seen."""
     asked = body.get("input")
     chat = _user(asked) if isinstance(asked, str) else _messages(asked)
     if not chat:
@@ -96,7 +95,7 @@ def ask_responses(body: Mapping[str, Any]) -> Ask | None:
 
 
 def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
-    """What ``/v1/messages`` asks."""
+    """A request to ``/v1/messages``."""
     chat = _messages(body.get("messages"))
     system = _text(body.get("system"))
     if chat and system:
@@ -114,12 +113,12 @@ ASKS: Final = {
 
 
 def may_carry_keys(body: bytes) -> bool:
-    """Whether ``body`` could name one of our keys, in any encoding and escaped or not: False is certain."""
+    """Whether ``body`` could name one of our keys, in any encoding, escaped or not; False is certain."""
     return b"ecoserve_" in body or b"\\u" in body or b"\0" in body
 
 
 def foreign_keys(body: Mapping[str, Any], allowed: Collection[str]) -> list[tuple[str, ...]]:
-    """Where ``body`` carries keys of ours that are not ``allowed``, as paths into it."""
+    """Paths to the keys of ours in ``body`` that are not ``allowed``."""
     found: list[tuple[str, ...]] = []
     for path in ((XARGS,), ("extra_args",), ("sampling_params", "extra_args")):
         holder: Any = body
@@ -156,7 +155,7 @@ def rewrite(
         del holder[path[-1]]
     if add:
         new[XARGS] = {**(new.get(XARGS) or {}), **add}
-    # Lone surrogates that came as escapes go out as escapes: the result is always valid UTF-8.
+    # ASCII only: lone surrogates stay escapes, so the result is valid UTF-8.
     return json.dumps(new, separators=(",", ":")).encode()
 
 
@@ -175,8 +174,10 @@ def wire_args(ask: Ask, lengths: Sequence[LengthDistribution]) -> dict[str, list
 
 
 def coarser(distribution: LengthDistribution, bins: int) -> LengthDistribution:
-    """The same distribution on at most ``bins`` (>= 1) bins: again and again, the two neighbours whose union moves the
-    mean least are joined, so that a long thin tail stays apart from the body."""
+    """The same distribution on at most ``bins`` (>= 1) bins.
+
+    The two neighbours whose union moves the mean least are joined repeatedly, so that a long thin tail stays apart.
+    """
     edges, probs = list(distribution.edges), list(distribution.probs)
     if len(probs) <= bins:
         return distribution
@@ -191,7 +192,7 @@ def coarser(distribution: LengthDistribution, bins: int) -> LengthDistribution:
     return LengthDistribution.from_weights(edges, probs, distribution.closed_by)
 
 
-# -- reading JSON that anybody may have written ------------------------------------------------------------
+# -- reading untrusted JSON -----------------------------------------------------------------------------------
 
 
 def _limit(value: Any) -> int | None:
@@ -203,14 +204,12 @@ def _user(text: str) -> tuple[Message, ...]:
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
-    """Chat messages in OpenAI's or Anthropic's form; what is neither is left out."""
-    if not isinstance(value, list):
-        return ()
-    out = []
-    for item in value:
-        if isinstance(item, Mapping) and isinstance(role := item.get("role"), str):
-            out.append(Message(role, _text(item.get("content"))))
-    return tuple(out)
+    """Chat messages in OpenAI's or Anthropic's form; other items are left out."""
+    return tuple(
+        Message(role, _text(item.get("content")))
+        for item in (value if isinstance(value, list) else ())
+        if isinstance(item, Mapping) and isinstance(role := item.get("role"), str)
+    )
 
 
 def _text(content: Any) -> str:

@@ -1,9 +1,9 @@
-"""Responses that are open when the server stops: they end, and say why.
+"""Ends the responses that are open when the server stops.
 
-vLLM's server, told to stop, lets its engine drain for ``--shutdown-timeout`` seconds, kills it, and then waits for
-every open connection, also those whose tokens can never come: it hangs for as long as a client of an unfinished
-stream does. Rule: once vLLM's engine is gone (its HTTP server is told to exit only then), what is still open after a
-moment is ended from here: a stream by an error event, anything else by 503.
+On SIGTERM vLLM's server lets its engine drain for ``--shutdown-timeout`` seconds, kills it, and then waits for every
+open connection, so that it hangs as long as the client of an unfinished stream does. Once the engine is gone (only then
+is the HTTP server asked to exit), what is still open after a moment is ended here: a stream by an error event, anything
+else by 503.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: How often the server is asked whether it stops, and how long last tokens have to get through once it does.
+#: Seconds between two looks at whether the server stops, and for the last tokens to get through once it does.
 _POLL_S: Final = 0.25
 _FLUSH_S: Final = 0.5
 _ERROR: Final = {"error": {"message": "the server is shutting down", "type": "ServiceUnavailableError", "code": 503}}
@@ -35,7 +35,7 @@ class _Open:
 
 
 class OpenResponses:
-    """Keeps account of open responses and ends them when the server stops."""
+    """The open responses; they are ended when the server stops."""
 
     def __init__(self) -> None:
         self._open: set[_Open] = set()
@@ -68,7 +68,7 @@ class OpenResponses:
             self._open.discard(entry)
 
     async def watch(self, server: Any) -> None:
-        """Wait until ``server`` (uvicorn's) is told to exit, then end what is open."""
+        """Wait until ``server`` (uvicorn's) is to exit, then end what is open."""
         while not server.should_exit:
             await asyncio.sleep(_POLL_S)
         await asyncio.sleep(_FLUSH_S)

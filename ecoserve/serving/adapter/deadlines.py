@@ -1,14 +1,12 @@
-"""Deadlines at the front door: what clients may ask for, and what holds for those who ask for nothing.
+"""SLOs in the API server: what clients may ask for, and the default for requests that state none.
 
-Rules:
-
-- A request says its SLO in the headers ``x-slo-ttft-ms`` and ``x-slo-tpot-ms``, or in the body's field ``slo`` as
-  ``{"ttft_ms": ..., "tpot_ms": ...}``. A header goes before the field: gateways set headers, and clients bodies.
-- Clients are not trusted. What is no duration is refused with 400. A duration below the operator's least one is raised
-  to it, so that nobody gets ahead by asking for the impossible. ``client_slos: off`` looks at nothing of it.
-- Who says nothing gets the operator's SLO, if there is one: ``slo_scale`` times what an idle engine needs, for the
-  first token and for each further one. That is EcoServe's rule, scale x (prompt time + token time x length):
-  :meth:`ecoserve.serving.core.tasks.Task.due_s` puts the two together.
+- A request states its SLO in the headers ``x-slo-ttft-ms`` and ``x-slo-tpot-ms``, or in the body's field ``slo`` as
+  ``{"ttft_ms": ..., "tpot_ms": ...}``. A header wins over the field: gateways set headers, clients set bodies.
+- Clients are not trusted. A value that is not a duration is refused with 400. A duration below the operator's minimum
+  is raised to it, so that an impossible SLO gains nothing. ``client_slos: off`` ignores all of it.
+- Other requests get the operator's SLO, if there is one: ``slo_scale`` times the times of an idle engine, for the first
+  token and for each further one. That is EcoServe's rule, scale x (prompt time + token time x length);
+  :meth:`ecoserve.serving.core.tasks.Task.due_s` combines the two.
 """
 
 from __future__ import annotations
@@ -32,17 +30,17 @@ _PLAIN_NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
 class BadDeadline(InputError):
-    """A client's SLO is none (HTTP 400). ``where`` is the header or the field."""
+    """A client's SLO is not valid (HTTP 400). ``where`` is the header or the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one request's SLO.
+    """The SLO of one request.
 
     Attributes:
         add: seconds under our keys, for the request's ``vllm_xargs``.
-        source: who said so; None if nobody did.
-        accepted, clamped: how many of the client's values were taken as they are, and how many raised.
+        source: who stated it; None: there is none.
+        accepted, clamped: numbers of the client's values that were accepted as they are, and that were raised.
     """
 
     add: dict[str, float]
@@ -63,15 +61,12 @@ class SloRule:
     def decide(
         self, headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any], client_keys: Iterable[str]
     ) -> Decision:
-        """The SLO of one request.
+        """The SLO of one request, from its ASGI headers and parsed body.
 
-        Args:
-            headers: of the request, as ASGI has them.
-            body: its parsed body.
-            client_keys: keys of ours that a trusted client has set itself; the default keeps out of the way.
+        A trusted client that sets our own keys (``client_keys``) gets no default.
 
         Raises:
-            BadDeadline: if the client asked for something that is no duration.
+            BadDeadline: if the client asked for something that is not a duration.
         """
         asked = asked_ms(headers, body) if self.listens else {}
         if asked:
@@ -87,15 +82,15 @@ def asked_ms(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any]) ->
     """What a client asks for, in milliseconds, under our keys.
 
     Raises:
-        BadDeadline: for what is no duration, given twice, or has a name that is not known.
+        BadDeadline: for a value that is not a duration, a header given twice, or an unknown name.
     """
     field = body.get(FIELD)
     if field is not None and not isinstance(field, Mapping):
-        raise BadDeadline("is no object", where=FIELD, fix=_FIX)
+        raise BadDeadline("is not an object", where=FIELD, fix=_FIX)
     given = {} if field is None else field
     for name in given:
         if name not in NAMES.values():
-            raise BadDeadline(f"there is no {str(name)[:40]!r} in it", where=FIELD, fix=_FIX)
+            raise BadDeadline(f"has no {str(name)[:40]!r}", where=FIELD, fix=_FIX)
     out = {}
     for key, name in NAMES.items():
         if given.get(name) is not None:
@@ -112,25 +107,25 @@ def asked_ms(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any]) ->
 
 
 def asks(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any] | None = None) -> bool:
-    """Whether a client says anything about an SLO."""
+    """Whether a client states an SLO, valid or not."""
     names = {header.encode() for header in HEADERS.values()}
     return (body is not None and body.get(FIELD) is not None) or any(n.lower() in names for n, _ in headers)
 
 
-_FIX: Final = 'it is written {"ttft_ms": 500, "tpot_ms": 50}'
+_FIX: Final = 'write {"ttft_ms": 500, "tpot_ms": 50}'
 
 
 def _header_number(value: bytes, header: str) -> float:
     text = value.decode("latin-1").strip()
     if not _PLAIN_NUMBER.fullmatch(text):
-        raise BadDeadline(f"{text[:40]!r} is no number of milliseconds", where=header)
+        raise BadDeadline(f"{text[:40]!r} is not a number of milliseconds", where=header)
     return _number(float(text), header)
 
 
 def _number(value: Any, where: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise BadDeadline(f"{str(value)[:40]!r} is no number of milliseconds", where=where)
-    # Whole numbers may be too long for a float, and comparisons with NaN are false.
+        raise BadDeadline(f"{str(value)[:40]!r} is not a number of milliseconds", where=where)
+    # Integers may be too long for a float, and comparisons with NaN are false.
     if not 0 < value <= LONGEST_MS:
         raise BadDeadline(f"{str(value)[:40]} ms is not above 0 and at most {LONGEST_MS:.0f} (a day)", where=where)
     return float(value)
@@ -138,11 +133,9 @@ def _number(value: Any, where: str) -> float:
 
 def refusal(error: BadDeadline, path: str) -> bytes:
     """The body of the 400, in the form of the API that was called."""
+    shape: dict[str, Any]
     if path == "/v1/messages":
-        shape: dict[str, Any] = {
-            "type": "error",
-            "error": {"type": "invalid_request_error", "message": str(error)},
-        }
+        shape = {"type": "error", "error": {"type": "invalid_request_error", "message": str(error)}}
     else:
         shape = {"error": {"message": str(error), "type": "BadRequestError", "param": error.where, "code": 400}}
     return json.dumps(shape).encode()

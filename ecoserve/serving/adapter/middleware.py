@@ -1,18 +1,16 @@
-"""PredictionMiddleware: every request to vLLM's server gets its length distribution on the way in.
+"""PredictionMiddleware: adds a length distribution, and the SLO, to the requests of vLLM's API server.
 
 Pure ASGI, given to vLLM by ``--middleware ecoserve.serving.adapter.middleware.PredictionMiddleware`` and configured
 by environment (:mod:`~ecoserve.serving.adapter.middleware_settings`). Rules:
 
-- vLLM puts it before its own key check, so it checks the key by the same rule first; who has none is handed on
-  untouched, and vLLM says 401.
-- It reads the body, then hands on one whole ``http.request`` message and after it the server's own ``receive``, so
-  that vLLM still learns of disconnects. Content-length is set right. Bodies that are too long, or no JSON object,
-  pass as they came.
-- A client's SLO (:mod:`~ecoserve.serving.adapter.deadlines`) goes the same way; one that is none is answered with 400.
-- What is not predicted (time-out, error, overload, prompts of token ids) is served all the same, by the scheduler's
-  history.
-- Responses pass as they are; those that are open when the server stops are ended
-  (:mod:`~ecoserve.serving.adapter.closing`).
+- It runs before vLLM's API-key check, so it checks the key by the same rule; requests without it are passed on
+  untouched, and vLLM answers 401.
+- It reads the body and passes on one whole ``http.request`` message with its content-length, then the server's own
+  ``receive``, so that vLLM still sees disconnects. Bodies that are too long or not a JSON object are passed on as is.
+- An SLO that is not valid (:mod:`~ecoserve.serving.adapter.deadlines`) is answered with 400.
+- Requests without a prediction (time-out, error, overload, prompts of token ids) are served all the same, scheduled by
+  the history of lengths.
+- Responses are not changed; those open when the server stops are ended (:mod:`~ecoserve.serving.adapter.closing`).
 """
 
 from __future__ import annotations
@@ -27,26 +25,20 @@ from typing import TYPE_CHECKING, Any
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.adapter import bodies, deadlines
 from ecoserve.serving.adapter.closing import App, Message, OpenResponses, Receive, Scope, Send
-from ecoserve.serving.adapter.metrics import middleware_metrics
+from ecoserve.serving.adapter.metrics import logger, middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
-from ecoserve.serving.adapter.prediction_service import PredictionService, logger, shared_predictor
+from ecoserve.serving.adapter.prediction_service import PredictionService, shared_predictor
 from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
     from ecoserve.predictor import Predicts
 
-#: Path prefixes that vLLM guards with its API key; ours are all among them.
+#: Path prefixes that vLLM guards with its API key.
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 
 
 class PredictionMiddleware:
-    """ASGI middleware that adds ``ecoserve_lengths`` to the ``vllm_xargs`` of generation requests.
-
-    Args:
-        app: the application behind it.
-        settings: instead of the environment's (tests).
-        predictor: instead of the checkpoint's (tests).
-    """
+    """ASGI middleware around ``app``; ``settings`` and ``predictor`` replace the environment's and the checkpoint's."""
 
     def __init__(self, app: App, settings: MiddlewareSettings | None = None, predictor: Predicts | None = None) -> None:
         self.app = app
@@ -54,7 +46,7 @@ class PredictionMiddleware:
         self._predictor = predictor
         self._ready: asyncio.Future[None] | None = None
         self._service: PredictionService | None = None
-        self._allowed: frozenset[str] = frozenset()
+        self._allowed: set[str] = set()
         self._slos: deadlines.SloRule | None = None
         self._keys: list[bytes] | None = None
         self._responses = OpenResponses()
@@ -88,7 +80,7 @@ class PredictionMiddleware:
         try:
             await self.app(scope, first, send)
         except _StartFailed as failed:
-            # Servers take an error raised before start-up is answered for "no lifespan here", and go on without us.
+            # Before start-up is answered, servers take an error for "no lifespan here", and serve without us.
             logger.error("ecoserve: %s", failed, exc_info=not isinstance(failed.__cause__, EcoServeError))
             await send({"type": "lifespan.startup.failed", "message": f"ecoserve: {failed}"})
         finally:
@@ -98,7 +90,7 @@ class PredictionMiddleware:
                 self._service.close()
 
     async def _start(self) -> None:
-        """Load the predictor, once, off the event loop; whoever comes meanwhile waits for the same."""
+        """Load the predictor once, off the event loop; concurrent requests wait for the same load."""
         if self._ready is None:
             self._ready = asyncio.ensure_future(self._load())
         await asyncio.shield(self._ready)
@@ -108,19 +100,12 @@ class PredictionMiddleware:
         predictor = self._predictor
         if predictor is None and settings.predictor is not None:
             predictor = await asyncio.to_thread(shared_predictor, settings.predictor)
-        allowed = set(keys.ALL) if settings.trust_client else set()
-        self._allowed = frozenset(allowed - {keys.REPLAY_TOKENS} | ({keys.REPLAY_TOKENS} if settings.replay else set()))
+        trusted = set(keys.ALL) - {keys.REPLAY_TOKENS} if settings.trust_client else set()
+        self._allowed = trusted | ({keys.REPLAY_TOKENS} if settings.replay else set())
         self._settings = settings
         self._slos = deadlines.SloRule(settings)
         if predictor is not None:
-            self._service = PredictionService(
-                predictor,
-                timeout_s=settings.predict_timeout_ms / 1e3,
-                window_s=settings.predict_window_ms / 1e3,
-                max_batch=settings.predict_batch,
-                max_waiting=settings.predict_waiting,
-                threads=settings.predict_threads,
-            )
+            self._service = PredictionService(predictor, settings)
             if self._predictor is None:
                 await self._service.warm_up()
 
@@ -180,7 +165,7 @@ class PredictionMiddleware:
                 return b"".join(m.get("body", b"") for m in seen), []
 
     async def _rewritten(self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        """The body with our values in it, or None to leave it as it is."""
+        """The body with our values in it, or None to pass it on unchanged."""
         read_ask = bodies.ASKS.get(path)
         if read_ask is None and not bodies.may_carry_keys(raw):
             return None
@@ -207,9 +192,7 @@ class PredictionMiddleware:
 
     def _slo(self, headers: Sequence[tuple[bytes, bytes]], body: dict[str, Any]) -> dict[str, Any]:
         assert self._slos is not None
-        given = body.get(bodies.XARGS)
-        client_keys = [k for k in given if k in self._allowed] if isinstance(given, dict) else []
-        decision = self._slos.decide(headers, body, client_keys)
+        decision = self._slos.decide(headers, body, self._client_keys(body))
         families = middleware_metrics()
         families.slo_values.labels("accepted").inc(decision.accepted)
         families.slo_values.labels("clamped").inc(decision.clamped)
@@ -235,11 +218,13 @@ class PredictionMiddleware:
             middleware_metrics().predictions.labels(outcome).inc()
 
     def _has_prediction(self, body: dict[str, Any]) -> bool:
-        """Whether the client was allowed to, and did, say the lengths itself."""
+        """Whether a trusted client sent the lengths itself."""
+        return bool({keys.LENGTHS, keys.LENGTHS_BATCH} & self._client_keys(body))
+
+    def _client_keys(self, body: dict[str, Any]) -> set[str]:
+        """The keys of ours that a trusted client has set."""
         given = body.get(bodies.XARGS)
-        return isinstance(given, dict) and any(
-            k in given and k in self._allowed for k in (keys.LENGTHS, keys.LENGTHS_BATCH)
-        )
+        return self._allowed & given.keys() if isinstance(given, dict) else set()
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -254,7 +239,7 @@ class PredictionMiddleware:
         return scheme.lower() == b"bearer" and any(matches)
 
     def _api_keys(self, scope: Scope) -> list[bytes]:
-        """vLLM's keys by vLLM's rule: ``--api-key``, else ``VLLM_API_KEY``; else our own setting."""
+        """vLLM's keys by vLLM's rule (``--api-key``, else ``VLLM_API_KEY``), else our own setting."""
         assert self._settings is not None
         args = getattr(getattr(scope.get("app"), "state", None), "args", None)
         given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY"), self._settings.api_key]
@@ -273,4 +258,4 @@ def _is_json(content_type: bytes) -> bool:
 
 
 class _StartFailed(Exception):
-    """The front door cannot be opened: said to the server in the words of its protocol."""
+    """The predictor or its settings cannot be used; becomes ``lifespan.startup.failed``."""

@@ -1,16 +1,14 @@
-"""Predictions for requests as they arrive: off the event loop, in small batches, never late.
+"""Predictions for requests as they arrive: off the event loop, in small batches, within a time limit.
 
-Rule: a request waits for its prediction until its deadline and no longer; without one it is served by the scheduler's
-history of lengths. One worker thread runs the predictor (it uses several cores by itself). The first request that
-finds the worker idle waits a moment for company; whoever comes while the worker is busy makes up the next
-batch. More waiting prompts than :attr:`PredictionService.max_waiting` are turned away at once, which bounds memory
-and work.
+A request waits at most its time-out; without a prediction it is scheduled by the history of lengths. One worker thread
+runs the predictor, which uses several cores by itself. The first request that finds the worker idle waits a moment for
+others; requests that arrive while it is busy make up the next batch. Prompts beyond ``predict_waiting`` are refused at
+once, which bounds memory and work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from collections import deque
@@ -22,12 +20,11 @@ from typing import TYPE_CHECKING
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.metrics import Outcome
+from ecoserve.serving.adapter.metrics import Outcome, logger
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 if TYPE_CHECKING:
     from ecoserve.predictor import Predicts
-
-logger = logging.getLogger("vllm.ecoserve")
 
 Chat = Sequence[Message]
 
@@ -55,26 +52,17 @@ class PredictionService:
     """A predictor behind a queue, for one event loop.
 
     Args:
-        predictor: called from one worker thread only, with at most ``max_batch`` contexts (more if one request has
-        more). timeout_s: the longest that one request may wait. window_s: how long the first request of a batch waits
-        for company. max_batch: contexts in one call. max_waiting: contexts that may wait at once.
+        predictor: called from one worker thread only, with at most ``predict_batch`` contexts (more if one request has
+            more).
+        settings: those called ``predict_*``.
     """
 
-    def __init__(
-        self,
-        predictor: Predicts,
-        *,
-        timeout_s: float = 0.25,
-        window_s: float = 0.001,
-        max_batch: int = 32,
-        max_waiting: int = 1024,
-        threads: int = 0,
-    ) -> None:
+    def __init__(self, predictor: Predicts, settings: MiddlewareSettings) -> None:
         self.predictor = predictor
-        self.timeout_s = timeout_s
-        self.window_s = window_s
-        self.max_batch = max_batch
-        self.max_waiting = max_waiting
+        self._timeout_s = settings.predict_timeout_ms / 1e3
+        self._window_s = settings.predict_window_ms / 1e3
+        self._max_batch = settings.predict_batch
+        self._max_waiting = settings.predict_waiting
         self._waiting: deque[_Job] = deque()
         self._count = 0
         self._collector: asyncio.Task[None] | None = None
@@ -82,29 +70,29 @@ class PredictionService:
             max_workers=1,
             thread_name_prefix="ecoserve-predict",
             initializer=_use_threads,
-            initargs=(threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4)),),
+            initargs=(settings.predict_threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4)),),
         )
         self._errors = 0
 
     async def predict(self, chats: Sequence[Chat]) -> tuple[list[LengthDistribution] | None, Outcome]:
-        """Distributions for ``chats``, in order, or None and why there are none. A predictor's errors end here."""
-        if self._count + len(chats) > self.max_waiting:
+        """Distributions for ``chats``, in order, or None and the reason. Errors of the predictor end here."""
+        if self._count + len(chats) > self._max_waiting:
             return None, "overload"
         loop = asyncio.get_running_loop()
-        job = _Job(chats, loop.create_future(), loop.time() + self.timeout_s)
+        job = _Job(chats, loop.create_future(), loop.time() + self._timeout_s)
         self._waiting.append(job)
         self._count += len(chats)
         if self._collector is None or self._collector.done():
             self._collector = loop.create_task(self._collect(loop))
         try:
-            return await asyncio.wait_for(job.result, self.timeout_s), "made"
+            return await asyncio.wait_for(job.result, self._timeout_s), "made"
         except TimeoutError:
             return None, "timeout"
         except _PredictorFailed:
             return None, "error"
 
     async def warm_up(self) -> None:
-        """Predict once, for nobody: the first call of a model is slow. Raises what the predictor raises."""
+        """Predict once: the first call of a model is slow. Raises what the predictor raises."""
         chat = (Message("user", "hello"),)
         await asyncio.get_running_loop().run_in_executor(self._worker, self.predictor.predict, [chat])
 
@@ -115,8 +103,8 @@ class PredictionService:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def _collect(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._count < self.max_batch:
-            await asyncio.sleep(self.window_s)
+        if self._count < self._max_batch:
+            await asyncio.sleep(self._window_s)
         while self._waiting:
             batch = self._take(loop.time())
             if not batch:
@@ -126,7 +114,7 @@ class PredictionService:
                 found = await loop.run_in_executor(self._worker, self.predictor.predict, chats)
                 if len(found) != len(chats):
                     raise ValueError(f"{len(found)} predictions for {len(chats)} prompts")
-            except Exception:  # noqa: BLE001 - whatever a predictor does wrong, requests are served
+            except Exception:  # noqa: BLE001 - requests are served without predictions, whatever the error
                 self._fail(batch)
                 continue
             at = 0
@@ -136,10 +124,10 @@ class PredictionService:
                 at += len(job.chats)
 
     def _take(self, now: float) -> list[_Job]:
-        """The jobs of the next batch; those that nobody waits for any more are left out."""
+        """The jobs of the next batch, without those that have timed out."""
         batch: list[_Job] = []
         size = 0
-        while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self.max_batch):
+        while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self._max_batch):
             job = self._waiting.popleft()
             self._count -= len(job.chats)
             if not job.result.done() and job.deadline > now:
@@ -149,7 +137,7 @@ class PredictionService:
 
     def _fail(self, batch: list[_Job]) -> None:
         self._errors += 1
-        if self._errors & (self._errors - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... time: seen, but no flood
+        if self._errors & (self._errors - 1) == 0:  # logged the 1st, 2nd, 4th, 8th, ... time
             logger.warning("ecoserve: the length predictor failed (%d times so far)", self._errors, exc_info=True)
         for job in batch:
             if not job.result.done():
@@ -157,10 +145,10 @@ class PredictionService:
 
 
 def _use_threads(count: int) -> None:
-    """In the worker: bound torch's threads, if the predictor uses torch."""
+    """In the worker: limit torch's threads, if the predictor uses torch."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
 
 
 class _PredictorFailed(Exception):
-    """The predictor raised; said to those that waited for it."""
+    """The predictor raised."""

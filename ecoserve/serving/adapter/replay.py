@@ -1,14 +1,13 @@
-"""ReplayLogitsProcessor: a response gets the length that a trace recorded, whatever the model would say.
+"""ReplayLogitsProcessor: gives responses the lengths that a trace recorded.
 
-Given to vLLM by ``--logits-processors ecoserve.serving.adapter.replay:ReplayLogitsProcessor``; off unless the
-operator does so. A request with ``ecoserve_replay_tokens: n`` in its ``extra_args`` generates exactly n tokens, the
-last of them EOS (response length counts it): EOS and stop tokens are impossible before, nothing else is possible then.
-``max_tokens`` stays what it was, so that a scheduler learns nothing from it. (vLLM's own ``--enable-trace-replay``,
-V2 model runner only, sets ``max_tokens`` to the recorded length, which tells any scheduler the truth; that is why it
-is not used.)
+Given to vLLM by ``--logits-processors ecoserve.serving.adapter.replay:ReplayLogitsProcessor``. A request with
+``ecoserve_replay_tokens: n`` in its ``extra_args`` generates exactly n tokens, the last of them EOS (it counts): EOS
+and stop tokens are impossible before, and nothing else is possible then. ``max_tokens`` is not changed, so a scheduler
+learns nothing from it. vLLM's own ``--enable-trace-replay`` (V2 model runner only) sets ``max_tokens`` to the recorded
+length, which gives the truth away; that is why it is not used.
 
-One class for both of vLLM's model runners, whose interfaces differ in how they call it: V1 tells of requests joining,
-leaving and moving within the batch, V2 keeps a slot per request and says which row belongs to which slot.
+One class for both of vLLM's model runners: V1 reports requests that join, leave and move within the batch, V2 keeps a
+slot per request and maps rows to slots.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ecoserve.serving.core import keys
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The length that a request is held to: ``tokens`` in all, the last of them ``end``; ``stops`` would end it too."""
+    """The length forced on a response: ``tokens`` in all, the last of them ``end``; ``stops`` would end it too."""
 
     tokens: int
     end: int
@@ -38,7 +37,7 @@ class Recorded:
 
     @classmethod
     def of(cls, params: SamplingParams) -> Recorded | None:
-        """What a request asks for, if it asks; None too where the model has no token that could end it."""
+        """The length that a request asks for; None if none, or if no token could end the response."""
         tokens = recorded_tokens(params.extra_args)
         if tokens is None:
             return None
@@ -49,21 +48,21 @@ class Recorded:
 
 
 def recorded_tokens(extra_args: Mapping[str, Any] | None) -> int | None:
-    """The recorded length that travels with a request, in tokens, or None.
+    """The recorded length in a request's arguments, in tokens, or None.
 
     Raises:
-        ValueError: if it is there and is no whole number of at least 1.
+        ValueError: if it is not an integer of at least 1.
     """
     value = (extra_args or {}).get(keys.REPLAY_TOKENS)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
-        raise ValueError(f"{keys.REPLAY_TOKENS} must be a whole number of tokens, at least 1, got {value!r}")
+        raise ValueError(f"{keys.REPLAY_TOKENS} must be an integer of at least 1, got {value!r}")
     return int(value)
 
 
 class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
-    """Holds responses to their recorded lengths, under the V1 and the V2 model runner.
+    """Forces recorded lengths on responses, under the V1 and the V2 model runner.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -82,10 +81,10 @@ class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse what could end a response early, or keep it from ending (vLLM answers HTTP 400).
+        """Refuse parameters that could end a response early or keep it from ending (vLLM answers HTTP 400).
 
         Raises:
-            ValueError: naming what does not go together with a recorded length.
+            ValueError: naming the parameter.
         """
         if recorded_tokens(sampling_params.extra_args) is None:
             return
@@ -100,7 +99,7 @@ class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
                 raise ValueError(f"{keys.REPLAY_TOKENS} does not go together with {name}")
 
     def is_argmax_invariant(self) -> bool:
-        """V1: no; it decides what greedy sampling finds."""
+        """V1: no; it changes what greedy sampling finds."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -130,7 +129,7 @@ class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
                 rows += [row] * len(recorded.stops)
                 tokens += recorded.stops
         if ends:
-            # Everything is forbidden in these rows, and below the one token that ends them is allowed again.
+            # Everything is forbidden in these rows; the one token that ends them is allowed again below.
             logits.index_fill_(0, self._tensor(ends), -torch.inf)
         if rows:
             ending = set(ends)
@@ -140,7 +139,7 @@ class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
         return logits
 
     def _due(self, ctx: LogitsContext | None) -> list[tuple[int, Recorded, int]]:
-        """(row of the logits, what it is held to, tokens generated before this step) for every row that is held."""
+        """(row of the logits, its recorded length, tokens generated before this step) of every row that has one."""
         if ctx is None:
             return [(row, recorded, len(output)) for row, (recorded, output) in self._rows.items()]
         if not self._held:

@@ -124,7 +124,7 @@ class Server:
         dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "VLLM_API_KEY")
         env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
         env |= {
-            "OMP_NUM_THREADS": "1",  # threads that wait for each other take the cores from everybody
+            "OMP_NUM_THREADS": "1",  # threads that wait for each other take the cores from other processes
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
@@ -175,7 +175,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -158,9 +158,9 @@ def test_a_limit_that_is_none_closes_nothing(limit: Any) -> None:
 def test_lengths_are_closed_at_the_limit() -> None:
     ask = bodies.Ask(((),), limit=10)
     wire = bodies.wire_args(ask, [LengthDistribution.lognormal(50, 0.5, 500)])[keys.LENGTHS]
-    told = LengthDistribution.from_wire(wire)
-    assert told.upper == 10
-    assert told.closed_by == "max_tokens"
+    sent = LengthDistribution.from_wire(wire)
+    assert sent.upper == 10
+    assert sent.closed_by == "max_tokens"
 
 
 @given(st.integers(1, bodies.BATCH_PROMPTS))
@@ -169,15 +169,15 @@ def test_a_batch_stays_small_and_every_prompt_finds_its_own(count: int) -> None:
     lengths = [LengthDistribution.lognormal(10 + i, 0.6, 4000) for i in range(count)]
     flat = bodies.wire_args(bodies.Ask(((),) * count, batch=True), lengths)[keys.LENGTHS_BATCH]
     assert len(flat) <= bodies.BATCH_NUMBERS + 1
-    told_all, at = [], 1
+    sent_all, at = [], 1
     while at < len(flat):
         size = int(flat[at])
-        told_all.append(LengthDistribution.from_wire(flat[at + 1 : at + 1 + size]))
+        sent_all.append(LengthDistribution.from_wire(flat[at + 1 : at + 1 + size]))
         at += 1 + size
-    assert len(told_all) == flat[0] == count
-    for i, told in enumerate(told_all):
-        assert told.upper == lengths[i].upper
-        assert abs(told.mean() - lengths[i].mean()) <= 0.1 * lengths[i].mean() + 1
+    assert len(sent_all) == flat[0] == count
+    for i, sent in enumerate(sent_all):
+        assert sent.upper == lengths[i].upper
+        assert abs(sent.mean() - lengths[i].mean()) <= 0.1 * lengths[i].mean() + 1
 
 
 @given(

@@ -1,4 +1,4 @@
-"""The scheduler must not know what it was not told: forced lengths leak nothing into its decisions."""
+"""Forced lengths leak nothing into the scheduler's decisions."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def decisions(model: Path, policy: str, lengths: list[int]) -> list[dict[str, in
         scheduler.schedule = noted
         rng = random.Random(0)
         for i, length in enumerate(lengths):
-            told = LengthDistribution.lognormal(rng.randrange(20, 200), 0.6, 300)
+            predicted = LengthDistribution.lognormal(rng.randrange(20, 200), 0.6, 300)
             params = SamplingParams(
                 temperature=0.0,
                 max_tokens=300,
                 detokenize=False,
-                extra_args={keys.REPLAY_TOKENS: length, keys.LENGTHS: told.to_wire()},
+                extra_args={keys.REPLAY_TOKENS: length, keys.LENGTHS: predicted.to_wire()},
             )
             prompt = [rng.randrange(10, 4000) for _ in range(rng.randrange(8, 60))]
             engine.add_request(f"q{i}", TokensPrompt(prompt_token_ids=prompt), params, arrival_time=float(i))

@@ -25,7 +25,7 @@ from ecoserve.serving.core import keys
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "one two three four"}]}
 
 
-def told(body: Any) -> LengthDistribution:
+def sent(body: Any) -> LengthDistribution:
     return LengthDistribution.from_wire(body["vllm_xargs"][keys.LENGTHS])
 
 
@@ -35,7 +35,7 @@ def test_a_chat_gets_its_distribution_and_a_right_content_length() -> None:
         assert answer.json() == app.last
 
     seen = with_client(use, ByWords())
-    assert told(seen.last) == LengthDistribution.point(4)
+    assert sent(seen.last) == LengthDistribution.point(4)
     assert {k: v for k, v in seen.last.items() if k != "vllm_xargs"} == CHAT
     assert int(seen.headers[-1]["content-length"]) == len(seen.bodies[-1])
 
@@ -128,7 +128,7 @@ def test_a_body_in_pieces_without_a_length_is_put_together() -> None:
         await client.post("/v1/chat/completions", content=_pieces(raw, 7), headers=head)
 
     seen = with_client(use, ByWords())
-    assert told(seen.last).mean() == 4
+    assert sent(seen.last).mean() == 4
     assert "content-length" not in seen.headers[0]
 
 
@@ -231,7 +231,7 @@ def test_the_key_of_the_environment_counts_too(monkeypatch: pytest.MonkeyPatch) 
 
     first, second = (json.loads(b) for b in with_client(use, ByWords()).bodies)
     assert first == CHAT
-    assert told(second).mean() == 4
+    assert sent(second).mean() == 4
 
 
 # -- disconnects ----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def _drive(messages: list[dict[str, Any]], settings: MiddlewareSettings | None =
         return queue.pop(0)
 
     async def send(message: Any) -> None:
-        raise AssertionError("nobody answers here")
+        raise AssertionError("no handler")
 
     scope = {
         "type": "http",

@@ -1,4 +1,4 @@
-"""The replay logits processor, driven as vLLM's two model runners drive it; whoever samples takes the largest logit."""
+"""The replay logits processor, driven as vLLM's two model runners drive it; sampling takes the largest logit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_v1_exact_lengths_while_requests_join_leave_and_move(replay: Any, seed: 
             row = free.pop(0) if free else len(keep)
             keep[row : row + 1] = [name]
             added.append((row, params(tokens), [1, 1], outputs[name]))
-        removed = free  # a row that is taken again at once is not told as removed
+        removed = free  # a row that is taken again at once is not reported as removed
         while None in keep:  # condense: the last one fills the first hole
             last = keep.pop()
             if last is not None:

@@ -149,7 +149,7 @@ def test_models_that_are_not_there(server: Any, tmp_path: Path, model_config_dir
         (str(tmp_path / "none"), "no such model folder"),
         (str(tmp_path), "no config.json"),
         ("./none", "no such model folder"),
-        ("nobody/has-this-model", "local cache"),
+        ("no-owner/no-such-model", "local cache"),
     ):
         with pytest.raises(ConfigError, match=said):
             server.check_model(model)

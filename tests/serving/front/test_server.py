@@ -186,7 +186,7 @@ def test_deadlines_reach_the_schedulers_tasks(client: openai.OpenAI, server: Ser
         model="tiny", prompt=[5, 6], max_tokens=4, extra_body={"slo": {"ttft_ms": 600_000}, "ignore_eos": True}
     )
     client.responses.create(model="tiny", input="Hello", max_output_tokens=4, extra_headers={"x-slo-ttft-ms": "600000"})
-    with pytest.raises(openai.BadRequestError, match="x-slo-ttft-ms: 'soon' is no number of milliseconds"):
+    with pytest.raises(openai.BadRequestError, match="x-slo-ttft-ms: 'soon' is not a number of milliseconds"):
         client.completions.create(model="tiny", prompt="hello", extra_headers={"x-slo-ttft-ms": "soon"})
     forged = {"vllm_xargs": {keys.SLO_TTFT: 600.0}}
     client.completions.create(model="tiny", prompt="hello", max_tokens=2, extra_body=forged)
