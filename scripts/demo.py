@@ -259,13 +259,13 @@ def run_engines(folder: Any, data: Data, checkpoint: Path, out: Path) -> list[An
     planned = []
     for seed in ENGINE_SEEDS:
         for policy, lengths in ENGINE_POLICIES:
-            told = f"predicted:{checkpoint}" if lengths == "predicted" else lengths
+            source = f"predicted:{checkpoint}" if lengths == "predicted" else lengths
             settings = ENGINE | {
                 "model": str(model),
                 "trace": data.source,
                 "length_field": data.length_field,
                 "policy": policy,
-                "lengths": told,
+                "lengths": source,
                 "seed": seed,
             }
             planned.append(PlannedRun.of(settings, {"engine": "in-process", "condition": "pressure"}))

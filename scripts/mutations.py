@@ -58,7 +58,7 @@ MUTATIONS = (
         "            self._free_rows += [task.row, task.row]\n            task.row = -1\n",
     ),
     Mutation(
-        "a paused request stays in the books when its client goes away",
+        "a paused request stays in the ledger when its client goes away",
         "adapter/scheduler.py",
         "        super()._free_blocks(request)\n        self.paused_at.pop(request.request_id, None)\n",
         "        super()._free_blocks(request)\n",
@@ -113,13 +113,13 @@ MUTATIONS = (
         "        self._stock()\n",
     ),
     Mutation(
-        "whoever is resumed stays in the list of the paused",
+        "a resumed request stays in the list of the paused",
         "adapter/prepass.py",
         "            del s.paused_at[name]\n            s.counters.resumes += 1\n",
         "            s.counters.resumes += 1\n",
     ),
     Mutation(
-        "the model runner V2 is not told of a pause",
+        "a pause is not passed on to model runner V2",
         "adapter/pausing.py",
         "        scheduler.reset_preempted_req_ids.add(request.request_id)\n",
         "        pass\n",

@@ -107,9 +107,9 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         capacity = run(policy="vllm", lengths="none", rate_rps=math.inf, seed=seed)["throughput_rps"]
         capacities[name].append(capacity)
         for policy, lengths in POLICIES:
-            told = f"predicted:{arguments.predictor}" if lengths == "predicted" else lengths
+            source = f"predicted:{arguments.predictor}" if lengths == "predicted" else lengths
             begun = time.monotonic()
-            row = run(policy=policy, lengths=told, rate_rps=TIMES_CAPACITY * capacity, seed=seed)
+            row = run(policy=policy, lengths=source, rate_rps=TIMES_CAPACITY * capacity, seed=seed)
             kept = {key: row[key] for key in KEPT}
             runs.setdefault(name, []).append({"policy": f"{policy}, {lengths}", "seed": seed, **kept})
             say(
@@ -162,7 +162,7 @@ def engine_steps(load: dict[str, Any], model: str) -> Steps:
 def fitted(steps: Steps) -> tuple[LinearCost, dict[str, float]]:
     """The linear cost of those steps, no coefficient negative, and how well it fits.
 
-    By a loss that grows only linearly far out: a step in which garbage was collected is nobody's usual step.
+    By a loss that grows only linearly far out: steps with a garbage collection are outliers.
     """
     seconds = np.array([s for _, s in steps])
     work = np.array([[1.0, w.prefill_tokens, w.decodes, w.context_tokens] for w, _ in steps])

@@ -57,24 +57,24 @@ def main() -> None:
         outcome = perform("ecoserve.serving.simulate.run:simulate", run.settings)
         assert outcome.result is not None, outcome.error
         results.append((run, outcome.result))
-    told: dict[str, Any] = {}
+    verdicts: dict[str, Any] = {}
     for seeds in SEEDS:
         for effect in (1.0, EFFECT):
             name = f"{seeds} seeds, {'noise alone' if effect == 1.0 else 'noise and 5 %'}"
-            told[name] = trials(results, seeds, effect)
-            print(name, dumps(told[name]["over all settings"]), file=sys.stderr)
+            verdicts[name] = trials(results, seeds, effect)
+            print(name, dumps(verdicts[name]["over all settings"]), file=sys.stderr)
     result = {
         "command": "python benchmarks/studies/compare_shown.py benchmarks/results/compare.json",
         "metric": METRIC,
         "noise": NOISE,
         "effect": EFFECT - 1,
         "trials": TRIALS,
-        "verdicts": told,
+        "verdicts": verdicts,
         "versions": versions(),
         "hardware": hardware(),
     }
     arguments.output.write_text(dumps(result) + "\n", encoding="utf-8")
-    print(dumps(told))
+    print(dumps(verdicts))
 
 
 def trials(results: list[tuple[PlannedRun, RunResult]], seeds: int, effect: float) -> dict[str, Any]:

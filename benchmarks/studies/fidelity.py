@@ -106,7 +106,7 @@ _STATISTICS: Final = {
 
 
 def _state(watcher: Watcher, at: float) -> tuple[int, int]:
-    """Requests running and waiting at a time, over all replicas; nobody once the last step has ended."""
+    """Requests running and waiting at a time, over all replicas; none once the last step has ended."""
     last: dict[int, tuple[float, int, int]] = {}
     for replica, began, end, _, running, waiting in watcher.steps:
         if began > at:

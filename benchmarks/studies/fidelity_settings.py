@@ -11,9 +11,9 @@ from typing import Any, Final, Literal
 
 from ecoserve.errors import ConfigError
 
-#: vLLM's defaults where an engine is made in a program and not told (``SchedulerConfig``).
+#: vLLM's defaults where a program makes an engine without options (``SchedulerConfig``).
 _SEQS, _BATCHED, _BLOCK, _MEMORY = 128, 2048, 16, 0.9
-#: vLLM schedules asynchronously since then, unless told otherwise.
+#: vLLM schedules asynchronously since then, unless set otherwise.
 _ASYNC_SINCE: Final = (0, 14)
 #: Arguments that, if set, make it a run of another kind.
 _OTHER_KINDS: Final = (

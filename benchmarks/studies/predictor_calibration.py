@@ -95,12 +95,12 @@ def isotonic(cdf: Array, edges: Array, lengths: Array) -> LevelMap:
 
 def _figures(cdf: Array, edges: Array, test: Examples) -> dict[str, float]:
     lengths = np.asarray(test.lengths, dtype=np.float64)
-    told = quantiles(cdf, edges, COVERED)
-    within = lengths[:, None] <= told
+    predicted = quantiles(cdf, edges, COVERED)
+    within = lengths[:, None] <= predicted
     figures = {f"coverage_{round(100 * q)}": float(within[:, i].mean()) for i, q in enumerate(COVERED)}
-    figures |= _at_90(within[:, 2], test) | {"mean_tokens_90": float(told[:, 2].mean())}
+    figures |= _at_90(within[:, 2], test) | {"mean_tokens_90": float(predicted[:, 2].mean())}
     figures["pinball_loss"] = float(pinball(cdf, edges, lengths).mean())
-    figures["mae_tokens"] = float(np.abs(lengths - told[:, 0]).mean())
+    figures["mae_tokens"] = float(np.abs(lengths - predicted[:, 0]).mean())
     return figures
 
 

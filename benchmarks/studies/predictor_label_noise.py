@@ -123,7 +123,7 @@ def duplicates_across(trace: Trace, seeds: Sequence[int]) -> dict[str, Any]:
     has = np.asarray([bool(places) for places in near])
     theirs = sorted({place for places in near for place in places})
     y = true_lengths(dev)
-    told = [np.mean([train[p].response_tokens or 0 for p in places]) for places in near if places]
+    means = [np.mean([train[p].response_tokens or 0 for p in places]) for places in near if places]
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
         random = np.random.default_rng(seed).choice(len(train), size=len(theirs), replace=False)
@@ -144,7 +144,7 @@ def duplicates_across(trace: Trace, seeds: Sequence[int]) -> dict[str, Any]:
             part: _r(score([constant] * int(here.sum()), y[here])["mae_tokens"])
             for part, here in (("with", has), ("other", ~has))
         },
-        "duplicates_mean_mae_tokens": _r(np.abs(np.asarray(told) - y[has]).mean()),
+        "duplicates_mean_mae_tokens": _r(np.abs(np.asarray(means) - y[has]).mean()),
         "found": {name: spread(values) for name, values in runs.items()},
     }
 

@@ -12,8 +12,8 @@ the work folder: the same command goes on with what is there, and only evaluates
 
 - ShareGPT: with what went before in the conversation, and (LightGBM) with the question alone; first and later turns
   apart.
-- AlpacaEval: nine models answer the same prompts. One predictor for all that does not know who answers; one that is
-  told the model's name (as the request's system message); with LightGBM one predictor per model too, and beside them
+- AlpacaEval: nine models answer the same prompts. One predictor for all that does not know the model; one that
+  knows the model's name (as the request's system message); with LightGBM one predictor per model too, and beside them
   the constant median of each model. Each is scored on all dev rows together and on each model's alone.
 
 ``found`` has the scores on dev, ``held_out`` those on the held-out part of train: choices are made by the latter.
@@ -94,8 +94,8 @@ class OfRecipe:
 
     recipe: Recipe
     work: Path
-    #: what each training has told about itself
-    told: list[dict[str, Any]] = field(default_factory=list)
+    #: what each training reports
+    trainings: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, trace: Trace, seed: int, name: str) -> LengthPredictor:
         plain = trace.with_records(replace(r, split=None) for r in trace.records)
@@ -115,8 +115,8 @@ class OfRecipe:
         )
         config = predictor.config
         about = {"name": name, "seed": seed, "rows_trained": config.rows_trained, "rows_held_out": config.rows_held_out}
-        self.told.append({**about, WEIGHT: config.model.get(WEIGHT)})
-        print(*self.told[-1].values(), file=sys.stderr, flush=True)
+        self.trainings.append({**about, WEIGHT: config.model.get(WEIGHT)})
+        print(*self.trainings[-1].values(), file=sys.stderr, flush=True)
         return predictor
 
 
@@ -164,7 +164,7 @@ def sharegpt(
 def alpaca_eval(
     trace: Trace, seeds: Sequence[int], learned: Learns = of_trees, ways: Sequence[str] = WHO_KNOWS
 ) -> dict[str, Any]:
-    """Who is told which model answers, as scores by name: of all dev rows and of each model's; and of held-out rows."""
+    """Who knows which model answers, as scores by name: of all dev rows and of each model's; and of held-out rows."""
     models = sorted({r.model or "" for r in trace.records})
     overall: dict[str, list[dict[str, float]]] = {}
     held: dict[str, list[dict[str, float]]] = {}
@@ -253,7 +253,7 @@ def measured(
         recipe, place = read_recipe(file), work / "stacked"
     train = OfRecipe(recipe, place)
     found = measure(trace, seeds, train, [w for w in WAYS[name] if not ways or w in ways])
-    return {"recipe": file.name, **found, "trainings": train.told}
+    return {"recipe": file.name, **found, "trainings": train.trainings}
 
 
 def shown_command(given: argparse.Namespace, name: str, backend: str) -> str:

@@ -136,7 +136,7 @@ def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: di
     from ecoserve.sweep.environment import hardware, versions
 
     config, _ = read(Path(options.checkpoint))
-    told = {
+    stated = {
         "length-field": options.length_field and shlex.quote(options.length_field),
         "lightgbm": options.lightgbm and "LIGHTGBM_CHECKPOINT",
         "device": options.device,
@@ -146,7 +146,7 @@ def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: di
     result = {
         "command": " ".join(
             ["python benchmarks/studies/predictor_speed.py CHECKPOINT", f"--trace {Path(options.trace).name}"]
-            + [f"--{name} {value}" for name, value in told.items() if value]
+            + [f"--{name} {value}" for name, value in stated.items() if value]
         ),
         "checkpoint": {"encoder": config.hyperparameters.get("encoder"), "run": config.run, "bins": len(config.prior)},
         "hardware": hardware(),

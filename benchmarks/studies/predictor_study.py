@@ -123,17 +123,17 @@ def _bands(x: Array) -> dict[str, Any]:
 
 
 def _kind(here: Any, y: Array, medians: Array, others: Array) -> dict[str, float]:
-    own, told, rest = y[here], medians[here], others[here]
-    error, noise = float(np.abs(own - told).mean()), float(np.abs(own - rest).mean())
-    varies = np.ptp(told) > 0 and np.ptp(own) > 0
+    own, predicted, rest = y[here], medians[here], others[here]
+    error, noise = float(np.abs(own - predicted).mean()), float(np.abs(own - rest).mean())
+    varies = np.ptp(predicted) > 0 and np.ptp(own) > 0
     return {
         "rows": int(here.sum()),
         "mean_tokens": round(float(own.mean()), 1),
         "mae_tokens": round(error, 2),
-        "bias_tokens": round(float((told - own).mean()), 2),
+        "bias_tokens": round(float((predicted - own).mean()), 2),
         "others_mean_mae_tokens": round(noise, 2),
         "avoidable_tokens": round(error - noise, 2),
-        "kendall_tau": round(float(kendalltau(told, own).statistic), 3) if varies else 0.0,
+        "kendall_tau": round(float(kendalltau(predicted, own).statistic), 3) if varies else 0.0,
     }
 
 
@@ -164,10 +164,10 @@ def main(arguments: list[str]) -> None:
     options = "".join(f" --checkpoint {name}={Path(folder).name}" for name, folder in folders.items())
     seeds = " ".join(map(str, given.seeds))
     content["trace_sha256"] = trace.sha256
-    told: dict[str, tuple[list[Record], list[LengthDistribution]]] = {}
+    predictions: dict[str, tuple[list[Record], list[LengthDistribution]]] = {}
     if {"noise", "errors"} & set(given.parts):
-        told["lightgbm"] = out_of_fold(trace, FOLDS, given.seeds[0])
-        told |= {name: held_out(trace, folder) for name, folder in folders.items()}
+        predictions["lightgbm"] = out_of_fold(trace, FOLDS, given.seeds[0])
+        predictions |= {name: held_out(trace, folder) for name, folder in folders.items()}
     for part in given.parts:
         command = "python benchmarks/studies/predictor_study.py ../shared/data"
         command += f" {given.out.name} --parts {part} --seeds {seeds}"
@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> None:
         else:
             content[part]["command"] += options
             study = label_noise if part == "noise" else error_by_kind
-            content[part] |= {name: study(*rows) for name, rows in told.items()}
+            content[part] |= {name: study(*rows) for name, rows in predictions.items()}
         write(given.out, content)
         print(part, "done", file=sys.stderr)
 

@@ -73,8 +73,8 @@ def of_predictors(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple
     lines = []
     for name, row in rows.items():
         seeds = len(row["seeds"]) if "seeds" in row else None
-        told = f"{name.replace('_', ' ')}" + (f" ({seeds} seeds)" if seeds and seeds > 1 else "")
-        lines.append([told, *(figure(row, key, shape) for _, key, shape in columns)])
+        label = f"{name.replace('_', ' ')}" + (f" ({seeds} seeds)" if seeds and seeds > 1 else "")
+        lines.append([label, *(figure(row, key, shape) for _, key, shape in columns)])
     return markdown(["", *(heading for heading, _, _ in columns)], lines)
 
 
@@ -104,7 +104,7 @@ def alpaca_eval() -> str:
     whole = markdown(["all nine models", *(c[0] for c in SHORT), "tau within a model"], lines)
     best = rows["model_named"]["models"]
     each = [[name, *(figure(v, key, s) for _, key, s in SHORT)] for name, v in best.items()]
-    single = markdown(["told the model's name", *(c[0] for c in SHORT)], each)
+    single = markdown(["knows the model's name", *(c[0] for c in SHORT)], each)
     return f"{whole}\n\n{single}\n\n{_commands([section])}"
 
 
@@ -169,7 +169,7 @@ def noise() -> str:
         "share": "cut off at the cap (share of rows)",
         "mae_tokens": "MAE of those",
         "mae_of_the_others_tokens": "MAE of all others",
-        "predicted_cut_off": "probability of the cap that was told for those",
+        "predicted_cut_off": "predicted probability of the cap for those",
     }
     rows += [[said, *(_said(found[n]["cut_off"][key]) for n in names)] for key, said in cut.items()]
     return f"{first}\n\n{markdown(['tokens', *names], rows)}\n\n{_commands([found])}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ecoserve.data import Trace, synthetic_trace
-from ecoserve.predictor import BoostingSettings, train_predictor
+from ecoserve.predictor import BoostingSettings, LengthPredictor, train_predictor
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,11 @@ def trace() -> Trace:
 
 
 @pytest.fixture(scope="session")
-def boosted_dir(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def boosted(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> LengthPredictor:
     folder = tmp_path_factory.mktemp("predictors") / "lightgbm"
-    train_predictor(trace, backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40))
-    return folder
+    return train_predictor(trace, backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40))
+
+
+@pytest.fixture(scope="session")
+def boosted_dir(boosted: LengthPredictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return boosted.save_pretrained(tmp_path_factory.mktemp("saved") / "lightgbm")

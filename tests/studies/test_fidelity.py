@@ -193,7 +193,7 @@ def test_bad_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--host", "{"], "--host"),
         (["--host", '{"gap": 1}'], "gap"),
         (["--gpu", "abacus"], "abacus"),
-        (["--model", "nobody/knows"], "nobody/knows"),
+        (["--model", "no-such/model"], "no-such/model"),
         ([str(tmp_path / "absent")], "absent"),
     ):
         assert fidelity.main([folder, *options]) == 2

@@ -49,8 +49,8 @@ def test_a_predictor_trained_on_the_spot_is_the_products(tmp_path: Path) -> None
     product = train_predictor(trace, backend="lightgbm", output_dir=tmp_path / "ckpt", seed=1)
     here = predictor_data.boosted(training_parts(trace, seed=1), 1)
     rows = trace.records[:40]
-    told = product.predict([request_of(r) for r in rows])
-    for mine, its in zip(predictor_data.asked(here, rows), told, strict=True):
+    predictions = product.predict([request_of(r) for r in rows])
+    for mine, its in zip(predictor_data.asked(here, rows), predictions, strict=True):
         assert mine.edges == its.edges
         assert mine.probs == pytest.approx(its.probs, abs=1e-9)
 
@@ -273,7 +273,7 @@ def test_the_product_and_the_trees_learn_from_the_same_rows(tmp_path: Path, monk
     monkeypatch.setattr(training, "_train", lambda *_, **__: pytest.fail("trained again"))
     again = predictor_other_data.OfRecipe(recipe, tmp_path)
     assert predictor_other_data.sharegpt(trace, [1], again, ["with_conversation"]) == found
-    assert [(t["name"], t["seed"]) for t in again.told] == [("sharegpt-with_conversation", 1)]
+    assert [(t["name"], t["seed"]) for t in again.trainings] == [("sharegpt-with_conversation", 1)]
 
 
 def test_parts_of_the_file_are_replaced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
