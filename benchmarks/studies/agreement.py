@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import kendalltau
@@ -67,7 +67,7 @@ Steps = list[tuple[StepWork, float]]
 
 def main() -> int:
     """Run the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("trace", help="a trace with prompts and recorded response lengths")
     parser.add_argument("out", type=Path, help="the JSON to write")
     parser.add_argument("--length-field")
@@ -77,7 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         found = compare(arguments, Path(folder))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    common.write(arguments.out, found)
     for figure, line in found["verdict"].items():
         print(f"{figure}: {line}")
     return 0

@@ -11,7 +11,6 @@ own count. It ends in one JSON line (and ``shown.json``); anything lost, doubled
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -28,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import common
+
 #: EOS of the tiny model is made likelier, so that answers end by themselves: about 30 tokens, one in ten cut off.
 SAMPLING = {"temperature": 1.0, "max_tokens": 64, "body": '{"logit_bias": {"2": 5}}'}
 LOG_VARIABLE = "COLLECT_SHOWN_LOG"
@@ -222,7 +222,7 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
         "server_start_s": round(ready - began, 1),
         **compare(plan, out, server.record),
     }
-    (folder / "shown.json").write_text(json.dumps(figures, indent=2) + "\n")
+    common.write(folder / "shown.json", figures)
     wrong = {k: v for k, v in figures.items() if k in ("doubled", "lost", "foreign", "different") and v}
     if wrong or figures["rows"] != plan.total or journal.exists():
         raise RuntimeError(f"not as it should be: {wrong or figures}")
@@ -305,7 +305,7 @@ def _in_journal(path: Path) -> int:
 def _environment() -> dict[str, str]:
     dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
     env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(common.ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
     return env | {
         # Threads that wait for each other take the cores from all processes.
         "OMP_NUM_THREADS": "1",
@@ -319,7 +319,7 @@ def _environment() -> dict[str, str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Kill a collection again and again, and count.")
+    parser = common.arguments_of(__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("results/collect_shown"), help="a folder, made anew")
     parser.add_argument("--prompts", type=int, default=Plan.prompts)
     parser.add_argument("--samples", type=int, default=Plan.samples)

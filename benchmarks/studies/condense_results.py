@@ -8,12 +8,13 @@ JSON: the command, versions and machine, predictor figures, and a row for every 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import common
 
 KEYS = ("engine", "condition", "rate_rps", "policy", "lengths")
 FIGURES = (
@@ -85,7 +86,7 @@ def written(condensed: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the folder, write the file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--command", required=True, help="the command that made the folder")

@@ -11,13 +11,12 @@ mean of all their distributions says: an ensemble, which takes as many times as 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 
@@ -85,7 +84,7 @@ def together(folders: list[Path], trace: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
@@ -110,7 +109,7 @@ def main() -> None:
     }
     if arguments.together:
         result["together"] = together(arguments.checkpoints, trace)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    common.write(arguments.output, result)
 
 
 if __name__ == "__main__":

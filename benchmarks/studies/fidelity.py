@@ -12,20 +12,18 @@ A model without a built-in shape: ``--model FOLDER`` with its config.json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import common
 import numpy as np
 from fidelity_logs import VllmLog, read_log
 from fidelity_runs import Other, Watcher, calibrate, engine_of, model_of, simulate
 from pydantic import ValidationError
-from short_json import dumps
 
 from ecoserve.errors import ConfigError, EcoServeError
-from ecoserve.files import write_atomically
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.gpu import GpuModel, HostTimes
 from ecoserve.serving.simulate.gpu.kernels import kernels_version
@@ -152,7 +150,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
     parser.add_argument("--model", help="folder with a config.json, or built-in name, instead of the log's model")
     parser.add_argument("--gpu", help="GPU instead of the log's")
@@ -181,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
                 "targets_percent": TARGETS,
                 "logs": results,
             }
-            write_atomically(args.json, dumps(report) + "\n")
+            common.write(args.json, report)
     except EcoServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

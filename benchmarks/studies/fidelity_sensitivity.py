@@ -9,7 +9,6 @@ that no log has to be judged by a constant that it gave.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import common
+from common import dumps
 from fidelity import TARGETS, compare
 from fidelity_logs import VllmLog, read_log
 from fidelity_runs import Other, calibrate, model_of, simulate
-from short_json import dumps
 
 from ecoserve.errors import EcoServeError
-from ecoserve.files import write_atomically
 from ecoserve.serving.simulate.gpu import HostTimes, Link, tables
 from ecoserve.serving.simulate.gpu.attention import BatchAttention
 
@@ -116,7 +115,7 @@ def errors(log: VllmLog, other: Other) -> dict[str, float]:
 
 def main() -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
@@ -146,7 +145,7 @@ def main() -> int:
     if args.json:
         command = "python benchmarks/studies/fidelity_sensitivity.py LOGS --json FILE"
         report = {"command": command, "targets_percent": TARGETS, "calibrated": crossed, "changes": rows}
-        write_atomically(args.json, dumps(report) + "\n")
+        common.write(args.json, report)
     return 0
 
 

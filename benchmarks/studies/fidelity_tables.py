@@ -7,31 +7,14 @@ A test holds the document against this script.
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.files import write_atomically
+import common
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-DOCUMENT: Final = ROOT / "docs" / "fidelity.md"
-RESULTS: Final = ROOT / "benchmarks" / "results"
-BEGIN: Final = "<!-- {}: made by benchmarks/studies/fidelity_tables.py -->"
-END: Final = "<!-- end of {} -->"
+DOCUMENT: Final = common.ROOT / "docs" / "fidelity.md"
 FIGURES: Final = ("tpot", "e2el", "ttft")
 #: The steps of gpu_bounds.json that the page shows.
 STEPS: Final = ("1 decode at 1,000", "64 decodes at 4,000", "prompt of 2,048", "1,900 new beside 128 decodes at 1,000")
-
-
-def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text("utf-8"))
-    return found
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _short(log: str) -> str:
@@ -45,7 +28,7 @@ def _signed(percent: float) -> str:
 def logs() -> str:
     """Measured and modelled figures of each log."""
     parts = []
-    for log in _read("fidelity.json")["logs"]:
+    for log in common.read("fidelity.json")["logs"]:
         rows = []
         for figure in FIGURES:
             cells = [f"{v['measured_ms']:,.1f} → {v['modelled_ms']:,.1f} ms" for v in log[figure].values()]
@@ -62,7 +45,7 @@ def logs() -> str:
             f"**{log['log']}** (vLLM {log['vllm']}{ranks}, {log['requests']} requests; the last ended after "
             f"{log['duration_s']['measured']:.1f} s measured, {log['duration_s']['modelled']:.1f} s modelled)"
         )
-        table = _table(["measured → modelled", "mean", "p50", "p90", "p99"], rows)
+        table = common.markdown(["measured → modelled", "mean", "p50", "p90", "p99"], rows)
         parts.append(f"{title}\n\n{table}\n\n{series[0].upper()}{series[1:]}.")
     return "\n\n".join(parts)
 
@@ -78,24 +61,24 @@ def _errors(row: dict[str, Any], names: list[str]) -> list[str]:
 
 def calibrated() -> str:
     """Each log's constant, shown on each log."""
-    rows = _read("fidelity_sensitivity.json")["calibrated"]
+    rows = common.read("fidelity_sensitivity.json")["calibrated"]
     names = [r["calibrated_on"] for r in rows]
     head = ["calibrated on", "gap a request", *(f"shown on {_short(n)}" for n in names)]
     lines = [[_short(r["calibrated_on"]), f"{r['gap_request_us']:.2f} µs", *_errors(r, names)] for r in rows]
-    return _table(head, lines)
+    return common.markdown(head, lines)
 
 
 def changes() -> str:
     """What happens to the errors when a constant or a rule is another."""
-    found = _read("fidelity_sensitivity.json")
+    found = common.read("fidelity_sensitivity.json")
     names = [r["calibrated_on"] for r in found["calibrated"]]
     lines = [[r["change"].replace("-", "−"), *_errors(r, names)] for r in found["changes"]]
-    return _table(["change", *map(_short, names)], lines)
+    return common.markdown(["change", *map(_short, names)], lines)
 
 
 def bounds() -> str:
     """KV and four steps of each machine, beside their bounds."""
-    found = _read("gpu_bounds.json")
+    found = common.read("gpu_bounds.json")
     summary, rows = found["summary"], []
     for machine in found["machines"]:
         kv = machine["kv"]
@@ -116,26 +99,10 @@ def bounds() -> str:
         f"nearest is {nearest['step']} on {nearest['machine']}, {nearest['times_bound']:.2f} times its bound; the "
         f"median is {summary['median_times_bound']:.2f} times."
     )
-    return f"{line}\n\n" + _table(["machine", "KV, GiB", *(f"{s}, ms" for s in STEPS)], rows)
+    return f"{line}\n\n" + common.markdown(["machine", "KV, GiB", *(f"{s}, ms" for s in STEPS)], rows)
 
 
-def filled(text: str) -> str:
-    """The document with its tables as the result files have them."""
-    for name, make in (("logs", logs), ("calibrated", calibrated), ("changes", changes), ("bounds", bounds)):
-        begin, end = BEGIN.format(name), END.format(name)
-        before, mark, rest = text.partition(begin)
-        _, closing, after = rest.partition(end)
-        if not mark or not closing:
-            raise ValueError(f"{DOCUMENT.name} has no place for {name}")
-        text = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
-    return text
-
-
-def main() -> int:
-    """Write the document anew."""
-    write_atomically(DOCUMENT, filled(DOCUMENT.read_text("utf-8")))
-    return 0
-
+TABLES: Final = {"logs": logs, "calibrated": calibrated, "changes": changes, "bounds": bounds}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.renew(DOCUMENT, "fidelity_tables", TABLES)

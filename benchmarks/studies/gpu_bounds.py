@@ -12,16 +12,14 @@ lifted to it (``gpu/floors.py``). Exit code 1 if a number beats physics. ``--onl
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
-from short_json import dumps
+import common
 
 from ecoserve.errors import EcoServeError
-from ecoserve.files import write_atomically
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, ModelShape, find_gpu, load_shape
 from ecoserve.serving.simulate.gpu.bounds import compute_s, least_step_s, memory_s
@@ -178,7 +176,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("--only", default="", help="machines whose text holds this")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args(argv)
@@ -203,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
             "summary": found,
             "machines": results,
         }
-        write_atomically(args.json, dumps(report) + "\n")
+        common.write(args.json, report)
     return 1 if found["beat_physics"] else 0
 
 

@@ -18,7 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from process_memory import Watched, watch
+import common
+from common import Watched, watch
 
 from ecoserve.data import Record, load_trace, synthetic_trace
 
@@ -170,7 +171,7 @@ def _figures(seen: Watched) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The figures, as Markdown."""
     heads = ("file", "text", "read by", "rows", "s", "CPU s", "rows/s", "MiB/s", "most memory, MiB")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for run in found["runs"]:
         # Until 0.1.0 the reader of a stream was a number of worker processes.
         old = f"a stream of 0.1.0, worker processes: {run['reader']}"
@@ -181,5 +182,5 @@ def table(found: dict[str, Any]) -> str:
         cells += [f"{run['seconds']:,.0f}", f"{run['cpu_seconds']:,.0f}" if "cpu_seconds" in run else "-"]
         cells += [f"{run['rows_per_s']:,}" if "rows_per_s" in run else "-"]
         cells += [f"{text / run['seconds']:.1f}", f"{run['peak_pss_mib']:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return common.markdown(heads, rows, numbers=False)

@@ -12,24 +12,22 @@ again. Both write their figures into the tables of docs/data.md; a test holds th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import common
 import load_big
-from process_memory import watch
+from common import watch
 
-from ecoserve.files import write_atomically
 from ecoserve.sweep.environment import hardware, versions
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-RESULTS: Final = ROOT / "benchmarks" / "results"
-DOCUMENT: Final = ROOT / "docs" / "data.md"
+DOCUMENT: Final = common.ROOT / "docs" / "data.md"
 JOBS: Final = Path(__file__).resolve().parent / "load_jobs.py"
 MIB: Final = 2**20
 
@@ -40,8 +38,6 @@ OPTIONS: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"length_field": "vicuna_7b_tokens[3]", "sample_field": "vicuna_7b_tokens", "model": "vicuna-7b"},
     ),
 }
-BEGIN: Final = "<!-- {}: made by benchmarks/studies/load_report.py -->"
-END: Final = "<!-- end of {} -->"
 
 
 def load_file(path: Path, options: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -110,7 +106,7 @@ def folder_table(report: dict[str, Any]) -> str:
         "MiB",
         "round trip",
     ]
-    lines = [_line(heads), "|" + "---|" * len(heads)]
+    rows = []
     for row in report["loaded"]:
         noted = {what: n for what, n in row["noted"].items() if what != "answers cut off"}
         options = "".join(f"<br>`{k}={v}`" for k, v in row["options"].items())
@@ -118,10 +114,10 @@ def folder_table(report: dict[str, Any]) -> str:
         cells += [_listed(row["dropped"]), _listed(noted), f"{row['censored']:,}" if row["censored"] else "-"]
         cells += [row["length_source"].partition(":")[0], _languages(row["languages"])]
         cells += [f"{row['cpu_seconds']:.2f}", str(row["peak_mib"])]
-        lines.append(_line([*cells, row["round_trip"]]))
-    lines += ["", "| file that is no trace | what `load_trace` says |", "|---|---|"]
-    lines += [_line([f"`{row['file']}`", _cell(row["refused"])]) for row in report["no_traces"]]
-    return "\n".join(lines)
+        rows.append([*cells, row["round_trip"]])
+    refused = [[f"`{row['file']}`", _cell(row["refused"])] for row in report["no_traces"]]
+    other = common.markdown(["file that is no trace", "what `load_trace` says"], refused, numbers=False)
+    return f"{common.markdown(heads, rows, numbers=False)}\n\n{other}"
 
 
 def _languages(counts: dict[str, int]) -> str:
@@ -141,33 +137,15 @@ def _cell(text: str) -> str:
     return text
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-#: What stands between the marks in docs/data.md: its result file, and how that becomes a table.
-TABLES: Final = {
-    "load report": (RESULTS / "load_report.json", folder_table),
-    "big files": (RESULTS / "load_big.json", load_big.table),
-}
-
-
-def tables_in(document: str) -> str:
-    """``document`` with every table made anew from its result file."""
-    for name, (file, table) in TABLES.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        if begin not in document or not file.exists():
-            continue
-        before, _, rest = document.partition(begin)
-        after = rest.partition(end)[2]
-        made = table(json.loads(file.read_text(encoding="utf-8")))
-        document = f"{before}{begin}\n\n{made}\n\n{end}{after}"
-    return document
+def tables() -> dict[str, Callable[[], str]]:
+    """The tables of docs/data.md whose result files are there."""
+    made = {"load report": ("load_report.json", folder_table), "big files": ("load_big.json", load_big.table)}
+    return {name: partial(table, found) for name, (file, table) in made.items() if (found := common.read(file))}
 
 
 def main() -> None:
     """Write a report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="load every file under it")
     what = "measure big files instead: a kind (lines, list, gzip), GiB of text, and 'stream' or 'profile'"
     parser.add_argument("--big", type=load_big.Job.parse, nargs="+", metavar="KIND:GIB:READER", help=what)
@@ -181,18 +159,18 @@ def main() -> None:
             parser.error("give a folder, --big GIB or --tables")
         about: dict[str, Any] = {"command": f"python benchmarks/studies/load_report.py {' '.join(sys.argv[1:])}"}
         about |= {"versions": versions(), "hardware": hardware()}
-        file = given.out or RESULTS / ("load_report.json" if given.big is None else "load_big.json")
+        file = given.out or common.RESULTS / ("load_report.json" if given.big is None else "load_big.json")
 
         def save(report: dict[str, Any]) -> None:
-            write_atomically(file, json.dumps({**about, **report}, indent=1) + "\n")
+            common.write(file, {**about, **report})
 
         if given.big is not None:
-            old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            old = common.read(file)
             load_big.report(given.big, given.rows, old, save)
         else:
             save(report_folder(given.folder, given.repeats))
     if DOCUMENT.exists():
-        write_atomically(DOCUMENT, tables_in(DOCUMENT.read_text(encoding="utf-8")))
+        common.renew(DOCUMENT, "load_report", tables())
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ AlpacaEval's and davinci's lengths are characters / 4. Rows are drawn anew for e
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -30,10 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import common
 import numpy as np
 
 from ecoserve.data import Record, Trace, load_trace, split_trace
-from ecoserve.files import write_atomically
 from ecoserve.predictor import LengthPredictor, load_predictor, train_predictor
 from ecoserve.predictor.adaptation_fitting import fit_adaptation
 from ecoserve.predictor.baselines import ConstantMedian
@@ -171,7 +169,7 @@ def summary(runs: Runs) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("alpaca", type=Path)
     parser.add_argument("alpaca_eval", type=Path)
     parser.add_argument("output", type=Path)
@@ -196,14 +194,13 @@ def main() -> None:
         "seeds": list(SEEDS),
         "alpaca_eval": {"sha256": trace.sha256, "lengths": trace.length_source},
     }
-    if arguments.output.exists():
-        done = json.loads(arguments.output.read_text())
-        result |= {name: done[name] for name in parts if name in done and arguments.keep}
+    done = common.read(arguments.output.resolve())
+    result |= {name: done[name] for name in parts if name in done and arguments.keep}
     for name, measure in parts.items():
         if name in result:
             continue
         result[name] = summary(measure())
-        write_atomically(arguments.output, json.dumps(result, indent=1) + "\n")
+        common.write(arguments.output, result)
         for row, figures in result[name].items():
             print(f"{name:32s} {row:35s}", " ".join(f"{k}={v:g}" for k, v in figures.items()), flush=True)
 

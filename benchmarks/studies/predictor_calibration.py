@@ -17,20 +17,15 @@ dev rows. Columns are the ways from one and the same logits to quantiles, fitted
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import common
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data import Trace, load_trace, split_trace
-from ecoserve.files import write_atomically
 from ecoserve.predictor import train_predictor
 from ecoserve.predictor.calibration import Calibration, LevelMap, cdf_of, likeliest_temperature, softmax
 from ecoserve.predictor.calibration_fitting import LEVELS, Answers, fit_calibration, pinball, quantiles
@@ -131,19 +126,9 @@ def inner_split(trace: Trace, train: Trace, seed: int) -> tuple[Trace, Examples]
     return named, Examples.of(inner["dev"].records)
 
 
-@contextmanager
-def kept(folder: Path | None) -> Iterator[Path]:
-    """``folder``, or a temporary one."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary)
-
-
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("trace", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--checkpoints", type=Path, help="keep the trained predictors here, and use those that are")
@@ -157,8 +142,8 @@ def main() -> None:
         "trace": {"name": Path(trace.source).name, "sha256": trace.sha256, "lengths": trace.length_source},
         "seeds": {"train_rows": list(TRAIN_SEEDS), "dev_rows": list(SEEDS)},
     }
-    done = json.loads(arguments.output.read_text()) if arguments.keep and arguments.output.exists() else {}
-    with kept(arguments.checkpoints) as folder:
+    done = common.read(arguments.output.resolve()) if arguments.keep else {}
+    with common.kept(arguments.checkpoints) as folder:
 
         def train_rows(seed: int) -> dict[str, dict[str, float]]:
             inner, test = inner_split(trace, parts["train"], seed)
@@ -169,7 +154,7 @@ def main() -> None:
 
         for name, run, seeds in (("train_rows", train_rows, TRAIN_SEEDS), ("dev_rows", dev_rows, SEEDS)):
             result[name] = done[name] if name in done else over_seeds([run(seed) for seed in seeds])
-            write_atomically(arguments.output, json.dumps(result, indent=1) + "\n")
+            common.write(arguments.output, result)
             print(name)
             for way, figures in result[name].items():
                 print(f"  {way:12s}", *(f"{k} {v['mean']:.4f}±{v['sd']:.4f}" for k, v in figures.items()))

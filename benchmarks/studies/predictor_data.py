@@ -5,7 +5,6 @@ Imported by ``predictor_table.py``, ``predictor_other_data.py`` and ``predictor_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 
 from ecoserve.data import Record, Trace, load_trace
-from ecoserve.files import write_atomically
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import Bins, BoostingSettings, Calibration, LengthPredictor, PredictorConfig, Predicts
 from ecoserve.predictor.baselines_nearest import FrozenEncoder, Vectors
@@ -113,8 +111,3 @@ class Remembered:
             if self._file is not None:
                 np.savez(self._file, keys=np.asarray(list(self._known)), vectors=np.stack(list(self._known.values())))
         return np.stack([self._known[key] for key in keys])
-
-
-def write(file: Path, content: Any) -> None:
-    """Write a result file."""
-    write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

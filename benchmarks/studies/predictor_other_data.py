@@ -23,7 +23,6 @@ Lengths are characters / 4, for neither trace names a tokenizer. LightGBM takes 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +30,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import common
 import numpy as np
-from predictor_data import asked, boosted, load, spread, write
+from predictor_data import asked, boosted, load, spread
 
 from ecoserve.data import Message, Record, Trace, split_trace
 from ecoserve.lengths import LengthDistribution
@@ -45,7 +45,7 @@ from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 #: From a trace's rows, the seed and a name for the checkpoint to a predictor.
 Learns: TypeAlias = Callable[[Trace, int, str], LengthPredictor]
-RECIPES: Final = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES: Final = common.ROOT / "recipes"
 #: What is shown of each seed, beside the mean.
 BY_SEED: Final = ("mae_tokens", "kendall_tau", "crps", "coverage_90")
 #: Ways to read AlpacaEval; see the top.
@@ -273,7 +273,7 @@ def shown_command(given: argparse.Namespace, name: str, backend: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Measure, write each part into the file as it is done, print the gist."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with the traces")
     parser.add_argument("out", type=Path)
     parser.add_argument("--traces", nargs="+", choices=["sharegpt", "alpaca_eval"], default=["sharegpt", "alpaca_eval"])
@@ -289,7 +289,7 @@ def main(arguments: list[str]) -> None:
         for backend in given.backends:
             part = measured(name, backend, trace, given.seeds, given.work, given.start_from, given.ways or ())
             part = {"command": shown_command(given, name, backend), **part}
-            content: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+            content: dict[str, Any] = common.read(given.out.resolve())
             section = content.setdefault(name, {})
             section |= {"sha256": trace.sha256, "length_source": trace.length_source}
             if backend == "lightgbm":
@@ -300,7 +300,7 @@ def main(arguments: list[str]) -> None:
             for way, values in part["found"].items():
                 gist = (f"{k} {values[k]:.3f}" for k in ("rows", "mae_tokens", "kendall_tau", "coverage_90"))
                 print(name, backend, way, *gist)
-            write(given.out, content)
+            common.write(given.out, content)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-from short_json import dumps
 
 from ecoserve.files import write_atomically
 
@@ -38,7 +38,7 @@ TOKENS = {"short": (15, 25), "medium": (128, 160), "long": (2000, 2400)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--trace", required=True)
     parser.add_argument("--length-field")
@@ -155,7 +155,7 @@ def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: di
         "rows": rows,
         "left_out": left_out,
     }
-    write_atomically(options.output, dumps(result) + "\n")
+    common.write(options.output, result)
 
 
 def _requests(options: argparse.Namespace) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _child(options: argparse.Namespace) -> None:
             row["largest_difference"] = round(float(np.abs(probabilities - np.load(reference)).max()), 6)
     figures = score(predicted, asked["lengths"])
     row |= {key: round(figures[key], 4) for key in ("kendall_tau", "mae_tokens")}
-    write_atomically(options.output, json.dumps(row) + "\n")
+    common.write(options.output, row)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ parts only and leaves the others in the file as they are. Seven minutes of CPU t
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import common
 import numpy as np
-from predictor_data import Remembered, asked, boosted, load, scored_on_dev, spread, write
+from predictor_data import Remembered, asked, boosted, load, scored_on_dev, spread
 from predictor_label_noise import Array, duplicates_across, label_noise, out_of_fold, samples_of
 from scipy.stats import kendalltau
 
@@ -149,7 +148,7 @@ def held_out(trace: Trace, folder: str) -> tuple[list[Record], list[LengthDistri
 
 def main(arguments: list[str]) -> None:
     """Make the parts asked for and write the file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with the traces")
     parser.add_argument("out", type=Path, help="result file, made or updated")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -159,7 +158,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     let_waiting_threads_sleep()
     trace = load(given.data, "alpaca")
-    content: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    content: dict[str, Any] = common.read(given.out.resolve())
     folders = dict(c.split("=", 1) for c in given.checkpoint)
     options = "".join(f" --checkpoint {name}={Path(folder).name}" for name, folder in folders.items())
     seeds = " ".join(map(str, given.seeds))
@@ -180,7 +179,7 @@ def main(arguments: list[str]) -> None:
             content[part]["command"] += options
             study = label_noise if part == "noise" else error_by_kind
             content[part] |= {name: study(*rows) for name, rows in predictions.items()}
-        write(given.out, content)
+        common.write(given.out, content)
         print(part, "done", file=sys.stderr)
 
 

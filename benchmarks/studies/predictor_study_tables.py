@@ -7,19 +7,13 @@ A test holds the document against this script.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.files import write_atomically
+import common
+from common import markdown
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-DOCUMENT: Final = ROOT / "docs" / "predictor-study.md"
-RESULTS: Final = ROOT / "benchmarks" / "results"
-BEGIN: Final = "<!-- {}: made by benchmarks/studies/predictor_study_tables.py -->"
-END: Final = "<!-- end of {} -->"
+DOCUMENT: Final = common.ROOT / "docs" / "predictor-study.md"
 
 #: Columns of a table of predictors: heading, key, and how its figures are written.
 COLUMNS: Final = (
@@ -62,12 +56,6 @@ def figure(row: Mapping[str, Any], key: str, shape: str) -> str:
     return f"{text} ± {spread}" if float(spread) > 0 else text
 
 
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown: words to the left, figures to the right."""
-    lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def of_predictors(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str, str]] = COLUMNS) -> str:
     """One line per predictor."""
     lines = []
@@ -80,13 +68,13 @@ def of_predictors(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple
 
 def table(trace: str) -> str:
     """The baselines and predictors on one trace."""
-    rows = _read("predictor_table.json")[trace]["table"]
+    rows = common.read("predictor_table.json")[trace]["table"]
     n = sorted({round(row["rows"]) for row in rows.values()})
     return of_predictors(rows) + f"\n\n{' or '.join(f'{x:,}' for x in n)} rows.\n\n" + _commands(rows.values())
 
 
 def sharegpt() -> str:
-    section = _read("predictor_other_data.json")["sharegpt"]
+    section = common.read("predictor_other_data.json")["sharegpt"]
     rows = section["found"]
     lines = [
         [k.replace("_", " "), f"{v['rows']:.0f}", *(figure(v, key, s) for _, key, s in SHORT)] for k, v in rows.items()
@@ -95,7 +83,7 @@ def sharegpt() -> str:
 
 
 def alpaca_eval() -> str:
-    section = _read("predictor_other_data.json")["alpaca_eval"]
+    section = common.read("predictor_other_data.json")["alpaca_eval"]
     rows = section["found"]
     lines = [
         [k.replace("_", " "), *(figure(v, key, s) for _, key, s in SHORT), f"{v['kendall_tau_within_models']:.3f}"]
@@ -110,7 +98,7 @@ def alpaca_eval() -> str:
 
 def of_backends(trace: str) -> str:
     """The default predictor beside LightGBM, on the same rows of each seed."""
-    section = _read("predictor_other_data.json")[trace]
+    section = common.read("predictor_other_data.json")[trace]
     parts = {
         said: section if key is None else section[key] for key, said in BACKENDS.items() if key in {None, *section}
     }
@@ -132,7 +120,7 @@ def of_backends(trace: str) -> str:
 
 
 def duplicates() -> str:
-    found = _read("predictor_study.json")["duplicates"]
+    found = common.read("predictor_study.json")["duplicates"]
     words = {"all_of_train": "all of train", "without_duplicates": "without the duplicates"}
     words["as_many_at_random"] = "without as many others"
     rows = [
@@ -148,7 +136,7 @@ def duplicates() -> str:
 
 
 def noise() -> str:
-    found = _read("predictor_study.json")["noise"]
+    found = common.read("predictor_study.json")["noise"]
     names = [k for k in found if k != "command"]
     temperatures = [[shape.format(t[key]) for key, shape in _TEMPERATURE] for t in found[names[0]]["temperatures"]]
     headings = ["temperature", "mean", "median", "p90", "cut off", "mean distance to the answer at 0.7", "tau with it"]
@@ -176,7 +164,7 @@ def noise() -> str:
 
 
 def curve() -> str:
-    found = _read("predictor_study.json")["curve"]
+    found = common.read("predictor_study.json")["curve"]
     kinds = [k for k in found if k != "command"]
     rows = [
         [
@@ -194,7 +182,7 @@ def curve() -> str:
 
 
 def errors() -> str:
-    found = _read("predictor_study.json")["errors"]
+    found = common.read("predictor_study.json")["errors"]
     name = next(k for k in found if k != "command")
     rest = [k for k in found if k not in ("command", name)]
     keys = ("mean_tokens", "mae_tokens", "bias_tokens", "others_mean_mae_tokens", "avoidable_tokens")
@@ -237,15 +225,6 @@ SECTIONS: Final = {
 }
 
 
-def filled(text: str) -> str:
-    """``text`` with what lies between each pair of marks made anew."""
-    for name in re.findall(re.escape(BEGIN).replace(r"\{\}", "(.+?)"), text):
-        begin, end = BEGIN.format(name), END.format(name)
-        head, rest = text.split(begin, 1)
-        text = f"{head}{begin}\n{SECTIONS[name]()}\n{end}{rest.split(end, 1)[1]}"
-    return text
-
-
 def _less(row: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """By how much the error is lower, for each seed that both have; seeds have rows of their own."""
     both = zip(row["by_seed"]["mae_tokens"], other["by_seed"]["mae_tokens"], strict=False)
@@ -262,10 +241,5 @@ def _commands(sections: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"`{c}`  " for c in dict.fromkeys(s["command"] for s in sections)).rstrip()
 
 
-def _read(file: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
-    return content
-
-
 if __name__ == "__main__":
-    write_atomically(DOCUMENT, filled(DOCUMENT.read_text(encoding="utf-8")))
+    common.renew(DOCUMENT, "predictor_study_tables", SECTIONS)

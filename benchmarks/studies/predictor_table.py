@@ -12,13 +12,12 @@ command that made it. Embedding the prompts is most of the work; ``--embeddings 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, Final
 
-from predictor_data import TRACES, Remembered, boosted, load, scored_on_dev, spread, write
+import common
+from predictor_data import TRACES, Remembered, boosted, load, scored_on_dev, spread
 
 from ecoserve.cli.evaluate_predictor import comparison_table
 from ecoserve.data import Trace
@@ -73,7 +72,7 @@ def predictor_row(trace: Trace, given: str, seeds: list[int]) -> tuple[str, dict
 
 def merged(file: Path, trace_name: str, trace: Trace, rows: dict[str, dict[str, Any]], command: str) -> dict[str, Any]:
     """The content of ``file`` with ``rows`` in the place of those of the same names."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    content: dict[str, Any] = common.read(file.resolve())
     section = content.setdefault(trace_name, {})
     section |= {"sha256": trace.sha256, "length_source": trace.length_source}
     table = section.setdefault("table", {})
@@ -95,7 +94,7 @@ def shown_command(arguments: list[str]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Make the rows asked for, write the file, print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with the traces")
     parser.add_argument("out", type=Path, help="result file, made or updated")
     parser.add_argument("--trace", choices=list(TRACES), required=True)
@@ -113,7 +112,7 @@ def main(arguments: list[str]) -> None:
         name, row = predictor_row(trace, predictor, given.seeds)
         rows[name] = row
     content = merged(given.out, given.trace, trace, rows, shown_command(arguments))
-    write(given.out, content)
+    common.write(given.out, content)
     from rich.console import Console
 
     Console(width=100).print(comparison_table(content[given.trace]["table"]))

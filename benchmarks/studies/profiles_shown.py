@@ -12,7 +12,6 @@ third ``profile_memory_rows.json``: what profiling a table of so many rows takes
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -22,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-RESULTS: Final = ROOT / "benchmarks" / "results"
+import common
+
 _VICUNA: Final = ["--sample-field", "vicuna_7b_tokens"]
 
 #: Name of the result -> the trace's file and how it is read.
@@ -92,11 +91,11 @@ def profile(name: str, data: Path, out: Path, options: list[str], predictor: Pat
         arguments = ["profile", *options]
         began = time.monotonic()
         command = [sys.executable, "-m", "ecoserve.cli.main", *arguments]
-        subprocess.run([*command, "-o", str(out / name), "--json", str(path), "--quiet"], check=True, cwd=ROOT)
+        subprocess.run([*command, "-o", str(out / name), "--json", str(path), "--quiet"], check=True, cwd=common.ROOT)
         took = time.monotonic() - began
         found = condense(json.loads(path.read_text()), places)
     result = {"commands": [shlex.join(["ecoserve", *condense(arguments, places)])], "seconds": round(took, 1), **found}
-    (RESULTS / f"profile_{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    common.write(common.RESULTS / f"profile_{name}.json", result)
     print(f"{name}: {took:.1f} s", flush=True)
 
 
@@ -131,28 +130,22 @@ def memory(files: list[Path]) -> int:
                 str(summary),
                 "--quiet",
             ]
-            began = time.monotonic()
-            process = subprocess.Popen(command, cwd=ROOT)
-            peak = 0
-            while process.poll() is None:
-                peak = max(peak, sum(_resident(pid) for pid in _family(process.pid)))
-                time.sleep(0.2)
-            took = time.monotonic() - began
-            if process.returncode:
-                return process.returncode
+            seen = common.watch(command, cwd=common.ROOT)
+            if seen.code:
+                return seen.code
             trace = json.loads(summary.read_text())["trace"]
         measured.append(
             {
                 "file_mb": round(file.stat().st_size / 1e6, 1),
                 "format": trace["format"],
                 "records": trace["records"],
-                "peak_mb": round(peak / 1e6, 1),
-                "seconds": round(took, 1),
+                "peak_mb": round(seen.peak_pss_bytes / 1e6, 1),
+                "seconds": round(seen.seconds, 1),
             }
         )
         print(json.dumps(measured[-1]), flush=True)
     result = {"commands": ["python benchmarks/studies/profiles_shown.py memory FILE ..."], "files": measured}
-    (RESULTS / "profile_memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    common.write(common.RESULTS / "profile_memory.json", result)
     return 0
 
 
@@ -190,35 +183,14 @@ def rows(n: int) -> int:
         "table_mb": round(table.nbytes / 1e6, 1),
         "peak_mb": round(peak / 1e6, 1),
     }
-    (RESULTS / "profile_memory_rows.json").write_text(json.dumps(result, indent=1) + "\n")
+    common.write(common.RESULTS / "profile_memory_rows.json", result)
     print(json.dumps(result), flush=True)
     return 0
 
 
-def _family(pid: int) -> list[int]:
-    """A process and its descendants."""
-    found = [pid]
-    for parent in found:
-        try:
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        except OSError:
-            continue
-        found += [int(child) for child in children]
-    return found
-
-
-def _resident(pid: int) -> int:
-    """Bytes that a process holds, what it shares with others in part."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Profile public traces; measure the memory of a profile.")
+    parser = common.arguments_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("profiles")
     made.add_argument("data", type=Path, help="the folder with the traces")

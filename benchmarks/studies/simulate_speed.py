@@ -11,7 +11,6 @@ Each load is run three times and the fastest is kept, since caches are shared wi
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import common
 
 from ecoserve.serving.simulate import run as runs
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
@@ -127,7 +128,7 @@ def measure(settings: SimulateSettings) -> dict[str, Any]:
 
 def main() -> int:
     """Measure everything and write it down; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = common.arguments_of(__doc__)
     parser.add_argument("out", type=Path, help="the JSON to write")
     out: Path = parser.parse_args().out
     rows = []
@@ -156,7 +157,7 @@ def main() -> int:
         "hardware": hardware(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    common.write(out, found)
     return 0
 
 

@@ -9,7 +9,6 @@ on one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from scipy import stats
 
@@ -179,7 +179,7 @@ def one(source: Source, data: Path, say: Callable[[str], None]) -> dict[str, Any
 
 def main() -> int:
     """Run for every trace that is there; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("data", type=Path, help="folder with the traces")
     parser.add_argument("output", type=Path, help="JSON file to write")
     asked = parser.parse_args()
@@ -194,7 +194,7 @@ def main() -> int:
         "traces": rows,
     }
     asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    common.write(asked.output, rounded(result))
     print(json.dumps({"traces": len(rows), "output": str(asked.output)}))
     return 0
 

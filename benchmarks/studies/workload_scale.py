@@ -8,7 +8,6 @@ four minutes on one core. Other processes on the machine make the seconds more; 
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import re
@@ -20,9 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.files import write_atomically
+import common
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 KINDS: Final = ("stream", "load")
 #: The ones without texts as streams; the one with texts, which take the most, loaded whole as well.
 MEASURED: Final = (("chat", "stream"), ("chat", "load"), ("chat_and_code", "stream"), ("bursts", "stream"))
@@ -47,7 +45,7 @@ def measure(kind: str, path: Path) -> dict[str, Any]:
 
 def measured_apart(kind: str, workload: str, requests: int, folder: Path) -> dict[str, Any]:
     """:func:`measure` of an example with so many requests, in a process of its own."""
-    text = (ROOT / "workloads" / f"{workload}.yaml").read_text(encoding="utf-8")
+    text = (common.ROOT / "workloads" / f"{workload}.yaml").read_text(encoding="utf-8")
     path = folder / f"{workload}.yaml"
     path.write_text(re.sub(r"(?m)^requests: .*", f"requests: {requests}", text), encoding="utf-8")
     command = [sys.executable, __file__, "--measure", kind, str(path)]
@@ -57,7 +55,7 @@ def measured_apart(kind: str, workload: str, requests: int, folder: Path) -> dic
 
 def main() -> int:
     """Measure all; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments_of(__doc__)
     parser.add_argument("output", type=Path, help="JSON file to write")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of each workload")
     parser.add_argument("--measure", choices=KINDS, help="in this process, the workload OUTPUT")
@@ -73,7 +71,7 @@ def main() -> int:
     command = f"python benchmarks/studies/workload_scale.py {asked.output}"
     command += f" --requests {asked.requests}" if asked.requests != 1_000_000 else ""
     content = {"command": command, "python": platform.python_version(), "rows": rows}
-    write_atomically(asked.output, json.dumps(content, indent=1) + "\n")
+    common.write(asked.output, content)
     print(json.dumps({"measured": len(rows), "output": str(asked.output)}))
     return 0
 

@@ -8,23 +8,18 @@ A test holds the document against this script.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any, Final
 
+import common
 from pydantic import BaseModel
 
 from ecoserve.data.laws import GIVEN_LAWS, LAWS
 from ecoserve.data.laws import law as law_module
 from ecoserve.data.workloads import parts, spec
-from ecoserve.files import write_atomically
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-DOCUMENT: Final = ROOT / "docs" / "workloads.md"
-FIGURES: Final = ROOT / "benchmarks" / "results" / "workload_fit.json"
-SCALE: Final = ROOT / "benchmarks" / "results" / "workload_scale.json"
-BEGIN: Final = "<!-- {}: made by benchmarks/studies/workload_tables.py -->"
-END: Final = "<!-- end of {} -->"
+DOCUMENT: Final = common.ROOT / "docs" / "workloads.md"
+FIGURES: Final = common.ROOT / "benchmarks" / "results" / "workload_fit.json"
+SCALE: Final = common.ROOT / "benchmarks" / "results" / "workload_scale.json"
 
 #: Heading, and the model whose keys stand below it.
 SECTIONS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
@@ -152,17 +147,6 @@ def cost_of_many() -> str:
 SECTIONS_MADE: Final = {"keys": fields, "laws": laws_of_traces, "figures": workloads_of_traces, "scale": cost_of_many}
 
 
-def document(text: str) -> str:
-    """``text`` of the document with the tables as they should be."""
-    for name, made in SECTIONS_MADE.items():
-        before, begins, rest = text.partition(BEGIN.format(name))
-        _, ends, after = rest.partition(END.format(name))
-        if not (begins and ends):
-            raise SystemExit(f"error: the marks of {name} are not both in the document")
-        text = f"{before}{BEGIN.format(name)}\n\n{made()}\n\n{END.format(name)}{after}"
-    return text
-
-
 def _figure(key: str, value: float | None) -> str:
     if value is None:
         return "-"
@@ -218,11 +202,5 @@ def _value(schema: dict[str, Any]) -> str:
     return f"{name} {limits}".strip()
 
 
-def main() -> int:
-    """Write the tables; returns the exit code."""
-    write_atomically(DOCUMENT, document(DOCUMENT.read_text(encoding="utf-8")))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    common.renew(DOCUMENT, "workload_tables", SECTIONS_MADE)

@@ -1,4 +1,4 @@
-"""The report of loading: its figures are those of loading, its tables those of its result files."""
+"""The report of loading: its figures are those of loading."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import common
 import load_big
 import load_report
 import pytest
 from load_big import Job
-from process_memory import watch
 
 from ecoserve.data import load_trace
 from ecoserve.data.formats import FORMATS
@@ -20,15 +20,8 @@ from ecoserve.data.formats import FORMATS
 DOCUMENT = load_report.DOCUMENT.read_text(encoding="utf-8")
 
 
-def test_the_document_has_the_figures_of_the_result_files() -> None:
-    assert load_report.tables_in(DOCUMENT) == DOCUMENT
-    for name, (file, _) in load_report.TABLES.items():
-        assert file.exists()
-        assert load_report.BEGIN.format(name) in DOCUMENT
-
-
 def test_big_files_stayed_within_the_bound() -> None:
-    found = json.loads((load_report.RESULTS / "load_big.json").read_text())
+    found = common.read("load_big.json")
     assert found["most_mib"] == max(run["peak_pss_mib"] for run in found["runs"])
     assert found["bound_mib"] == 2048
     assert max(run["text_bytes"] for run in found["runs"]) >= 5 * 2**30
@@ -38,7 +31,7 @@ def test_big_files_stayed_within_the_bound() -> None:
 
 
 def test_every_file_was_kept_whole_or_said_why_not() -> None:
-    found = json.loads((load_report.RESULTS / "load_report.json").read_text())
+    found = common.read("load_report.json")
     assert {row["round_trip"] for row in found["loaded"]} == {"equal"}
     for row in found["no_traces"]:
         assert row["refused"]
@@ -106,15 +99,3 @@ def test_big_files_are_read_alike_and_no_run_is_made_twice(tmp_path: Path) -> No
 def test_what_is_no_job_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         Job.parse(text)
-
-
-def test_memory_is_that_of_all_processes_together() -> None:
-    half = "x = bytearray(150 << 20); import time; time.sleep(2.5)"
-    code = (
-        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {half!r}]); {half}; p.wait(); sys.exit(3)"
-    )
-    seen = watch(["python", "-c", code])
-    assert seen.code == 3
-    assert seen.processes == 2
-    assert 300 << 20 <= seen.peak_pss_bytes <= seen.peak_rss_bytes < 400 << 20
-    assert 0 < seen.cpu_seconds < seen.seconds * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import common
 import profiles_shown
 import pytest
 
@@ -14,7 +15,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one of the traces (made up), and one for the results."""
     (tmp_path / "data" / "traces").mkdir(parents=True)
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(profiles_shown, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     lines = [f"2023-11-16 18:{i // 60:02d}:{i % 60:02d}.5,{i % 90 + 1},{i % 70 + 1}" for i in range(600)]
     text = "\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines])
     (tmp_path / "data" / "traces" / "azure_2023_code.csv").write_text(text)

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 import workload_tables as tables
 
 from ecoserve.data import load_trace
@@ -14,16 +13,6 @@ from ecoserve.data.workloads.spec import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "workloads.md").read_text(encoding="utf-8")
-
-
-def test_the_tables_are_those_of_the_script() -> None:
-    assert tables.document(TEXT) == TEXT, "run python benchmarks/studies/workload_tables.py"
-    assert all(tables.BEGIN.format(name) in TEXT and tables.END.format(name) in TEXT for name in tables.SECTIONS_MADE)
-
-
-def test_a_mark_that_is_missing_is_named() -> None:
-    with pytest.raises(SystemExit, match="figures"):
-        tables.document(TEXT.replace(tables.END.format("figures"), ""))
 
 
 def test_every_key_and_process_has_its_row() -> None:
