@@ -1,7 +1,6 @@
-"""How near a guess is to the true length: the evaluation's measures, for whatever makes the guess.
+"""Measures of a guess against the true length, for any source of the guess.
 
-The same definitions as :mod:`ecoserve.predictor.evaluation` (which this package may not import; a test holds them
-together).
+The same definitions as :mod:`ecoserve.predictor.evaluation` (which this package may not import; a test compares them).
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import numpy.typing as npt
 
 from ecoserve.data.profiling.model import NoiseFloor
 
-Floats = npt.NDArray[np.float64]
 #: Pairs that Kendall's tau is taken of, at most.
 MOST_PAIRS: Final = 200_000
 
 
 def measure(guess: npt.ArrayLike, true: npt.ArrayLike, seed: int) -> NoiseFloor:
     """The measures of ``guess`` against ``true`` (both shape ``[n]``, tokens, n >= 1)."""
-    told, length = np.asarray(guess, dtype=np.float64), np.asarray(true, dtype=np.float64)
-    error = np.abs(told - length)
+    guessed, length = np.asarray(guess, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    error = np.abs(guessed - length)
     return NoiseFloor(
         targets=len(error),
         mae_tokens=float(error.mean()),
         within_50=float((error <= 50).mean()),
         within_100=float((error <= 100).mean()),
-        kendall_tau=tau(told, length, seed),
+        kendall_tau=tau(guessed, length, seed),
     )
 
 

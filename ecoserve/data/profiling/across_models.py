@@ -1,8 +1,8 @@
-"""The same prompts answered by several models: do they find the same prompts long?
+"""The same prompts answered by several models: are the same prompts long?
 
-Rule: a model's length for a prompt is the geometric mean of its answers. Variance shares are those of the two-way
-layout prompt x model on log length (Searle, Casella and McCulloch 1992, method of moments), over the prompts that all
-the compared models have answered: what is the prompt's, what is the model's, and what is neither.
+A model's length for a prompt is the geometric mean of its answers. Variance shares (the prompt's, the model's, the
+rest) are those of the two-way layout prompt x model on log length (Searle, Casella and McCulloch 1992, method of
+moments), over the prompts that all compared models have answered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def prompt_means(table: TraceTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray
     order = rows[np.lexsort((table.model[rows], table.prompt_hash[rows]))]
     prompt, model = table.prompt_hash[order], table.model[order].astype(np.int64)
     new = np.ones(len(order), dtype=bool)
-    new[1:] = (prompt[1:] != prompt[:-1]) | (model[1:] != model[:-1])
+    new[1:] = (np.diff(prompt) != 0) | (np.diff(model) != 0)
     number = np.cumsum(new) - 1
     sums = np.bincount(number, weights=np.log(np.maximum(table.response[order], 1)))
     return prompt[new], model[new], sums / np.bincount(number)
@@ -59,17 +59,11 @@ def across_models(table: TraceTable, seed: int) -> AcrossModels | None:
     common = of[chosen[0]][0]
     for m in chosen[1:]:
         common = np.intersect1d(common, of[m][0], assume_unique=True)
-    shares: tuple[float | None, float | None, float | None] = (None, None, None)
+    shares = {}
     if len(common) >= FEWEST_PROMPTS:
-        shares = variance_shares(np.column_stack([of[m][1][np.searchsorted(of[m][0], common)] for m in chosen]))
-    return AcrossModels(
-        models=len(chosen),
-        prompts=len(common),
-        prompt_share=shares[0],
-        model_share=shares[1],
-        rest_share=shares[2],
-        pairs=pairs,
-    )
+        means = np.column_stack([of[m][1][np.searchsorted(of[m][0], common)] for m in chosen])
+        shares = dict(zip(("prompt_share", "model_share", "rest_share"), variance_shares(means), strict=True))
+    return AcrossModels(models=len(chosen), prompts=len(common), pairs=pairs, **shares)
 
 
 def compare_pair(

@@ -1,7 +1,7 @@
-"""When requests came: rate, burstiness, busiest times.
+"""Arrivals: rate, burstiness, busiest times.
 
-Rule: only recorded arrivals count. Index of dispersion: variance over mean of the counts in windows of equal length
-from the first arrival on; the last, incomplete window is left out.
+Only recorded arrivals count. Index of dispersion: variance over mean of the counts in windows of equal length from the
+first arrival on, without the last, incomplete one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from ecoserve.data.profiling.model import Arrivals
 from ecoserve.data.profiling.table import TraceTable
 
 _FEWEST: Final = 20
-#: Fewer windows say nothing about their variance.
+#: Windows that a variance needs.
 _FEWEST_WINDOWS: Final = 10
-#: Pieces of time that the plot of the rate shows, at most.
+#: Intervals in the plot of the rate, at most.
 _PIECES: Final = 240
 
-#: Arrivals looked at at once.
+#: Arrivals processed at once.
 _BLOCK: Final = 1 << 20
 
 Floats = npt.NDArray[np.float64]
 
 
 def arrivals(table: TraceTable) -> tuple[Arrivals | None, list[float], list[float]]:
-    """What arrivals are like (``None`` for fewer than 20, or all at once), and the rate over time: seconds, rates."""
+    """The arrivals (``None`` for fewer than 20, or all at once), and the rate over time: seconds, rates."""
     known = np.isfinite(table.arrival)
-    # A long trace has many: what is not needed is not copied.
     times = table.arrival[known]
     times.sort()
     if len(times) < _FEWEST or times[-1] <= times[0]:
@@ -89,6 +88,5 @@ def piece(duration: float) -> float:
 def _counts(times: Floats, width: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The windows of ``width`` seconds with arrivals (``times`` ascending), and their counts."""
     number = (times // width).astype(np.int64)
-    # Times ascend.
     begins = np.concatenate(([0], np.flatnonzero(number[1:] != number[:-1]) + 1))
     return number[begins], np.diff(begins, append=len(number))

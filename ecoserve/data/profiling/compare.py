@@ -1,16 +1,16 @@
 """Two traces side by side: would a predictor trained on A serve B?
 
-Rule: a predictor reads prompts, so that another mix of prompts alone does not harm it; what harms it is other lengths
-for the same prompts. The same prompts on both sides tell that best: if the same ones stay long (tau near that of two
-answers in A), the scale can be recalibrated. Without them, a change of scale and spread of log lengths counts as
-recalibration, a change of shape, prompts of lengths or in languages that A hardly has as reasons to retrain. What is
-said is what the lengths show; the proof is ``ecoserve evaluate-predictor`` on B.
+A predictor reads prompts, so another mix of prompts alone does not harm it; other lengths for the same prompts do. The
+same prompts on both sides are the best evidence: if the same ones stay long (tau near that of two answers in A), the
+scale can be recalibrated. Without them, a change of scale and spread of log lengths is a reason to recalibrate; a
+change of shape, or prompts of lengths or in languages that A hardly has, a reason to retrain. This is evidence from
+lengths alone; the proof is ``ecoserve evaluate-predictor`` on B.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ecoserve.data.laws import Histogram, KaplanMeier
 from ecoserve.data.profiling import distances
 from ecoserve.data.profiling.across_models import MOST_MODELS, compare_pair, prompt_means
-from ecoserve.data.profiling.comparison_model import Comparison, GroupChange, QuantileChange, SharedPrompts
+from ecoserve.data.profiling.comparison_model import Comparison, GroupChange, SharedPrompts
 from ecoserve.data.profiling.comparison_words import judge, say
 from ecoserve.data.profiling.curves import in_bins, log_edges, rounded
 from ecoserve.data.profiling.drift import mix_and_within
@@ -27,8 +27,9 @@ from ecoserve.data.profiling.model import Curve, Grouping
 from ecoserve.data.profiling.profile import describe_source
 from ecoserve.data.profiling.same_prompt import FEWEST_SETS, answer_sets, by_others
 from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
-from ecoserve.data.profiling.table import RecordStream, TraceTable, read_table
+from ecoserve.data.profiling.table import TraceTable, read_table
 from ecoserve.data.records import Trace
+from ecoserve.data.streaming import TraceStream
 
 Ints = npt.NDArray[np.int64]
 
@@ -40,13 +41,13 @@ _POINTS: Final = 120
 
 
 def compare_traces(
-    a: Trace | RecordStream | TraceTable, b: Trace | RecordStream | TraceTable, *, seed: int = 0
+    a: Trace | TraceStream | TraceTable, b: Trace | TraceStream | TraceTable, *, seed: int = 0
 ) -> Comparison:
     """Compare the response lengths of two traces.
 
     Args:
-        a: what a predictor would be trained on; a trace, a stream (read to its end), or a table.
-        b: what it would have to serve.
+        a: the training trace of a predictor; a trace, a stream (read to its end), or a table.
+        b: the trace it would serve.
         seed: of samples and bootstraps.
 
     Raises:
@@ -60,64 +61,55 @@ def compare_traces(
     by_chance, p = distances.ks_chance(pair, distance)
     one, two = (t.thinned(MOST_ROWS) for t in tables)
     logs = [np.log(np.maximum(t.response, 1)) for t in (one, two)]
-    mix, within = mix_and_within(*_cells(one, two, logs))
+    mix, within = mix_and_within(_kinds(one), logs[0], _kinds(two), logs[1])
     scale, power, left = distances.stretch(pair)
     shared, points = _shared(one, two, seed)
     longest = max(int(pair.lengths[-1]), 2)
     edges = log_edges(int(pair.lengths[0]), longest, _BINS)
-    found: dict[str, Any] = {
-        "a": describe_source(tables[0], conversations[0], effects[0]),
-        "b": describe_source(tables[1], conversations[1], effects[1]),
-        "response_a": summarise(counts[0], effects[0]),
-        "response_b": summarise(counts[1], effects[1]),
-        "ks": distance,
-        "ks_low": low,
-        "ks_high": high,
-        "ks_by_chance": by_chance,
-        "ks_p": p,
-        "psi": distances.psi(pair),
-        "wasserstein_log": distances.wasserstein_log(pair),
-        "quantiles": [
-            QuantileChange(q=q, a=x, b=y, difference=y - x, low=lo, high=hi, ratio=y / x)
-            for q, x, y, lo, hi in distances.quantile_changes(pair, seed)
-        ],
-        "shift_log": float(logs[1].mean() - logs[0].mean()),
-        "mix_log": mix,
-        "within_log": within,
-        "scale": scale,
-        "power": power,
-        "aligned_ks": left,
-        "new_prompt_lengths": _new_prompt_lengths(one, two),
-        "new_languages": _new_languages(*tables),
-        "shared_prompts": shared,
-        "groups": _groups(joint_groupings((one, two), (effects[0], effects[1]))),
-    }
-    curves: dict[str, Any] = {
-        "histogram_edges": edges.tolist(),
-        "histogram_a": in_bins(pair.lengths, pair.a, edges),
-        "histogram_b": in_bins(pair.lengths, pair.b, edges),
-        "survival": [
-            Curve(name=name, x=rounded(_seen(side)), y=rounded(KaplanMeier.of(side).survival_at(_seen(side))))
-            for name, side in zip(("A", "B"), counts, strict=True)
-        ],
-        "shared_points": points,
-    }
-    draft = Comparison(answer=[], verdict="same", reasons=[], seed=seed, notes=[], **found, **curves)
+    draft = Comparison(
+        answer=[],
+        verdict="same",
+        reasons=[],
+        a=describe_source(tables[0], conversations[0], effects[0]),
+        b=describe_source(tables[1], conversations[1], effects[1]),
+        response_a=summarise(counts[0], effects[0]),
+        response_b=summarise(counts[1], effects[1]),
+        ks=distance,
+        ks_low=low,
+        ks_high=high,
+        ks_by_chance=by_chance,
+        ks_p=p,
+        psi=distances.psi(pair),
+        wasserstein_log=distances.wasserstein_log(pair),
+        quantiles=distances.quantile_changes(pair, seed),
+        shift_log=float(logs[1].mean() - logs[0].mean()),
+        mix_log=mix,
+        within_log=within,
+        scale=scale,
+        power=power,
+        aligned_ks=left,
+        new_prompt_lengths=_new_prompt_lengths(one, two),
+        new_languages=_new_languages(*tables),
+        shared_prompts=shared,
+        groups=_groups(joint_groupings((one, two), (effects[0], effects[1]))),
+        histogram_edges=edges.tolist(),
+        histogram_a=in_bins(pair.lengths, pair.a, edges),
+        histogram_b=in_bins(pair.lengths, pair.b, edges),
+        survival=[_survival(name, side) for name, side in zip(("A", "B"), counts, strict=True)],
+        shared_points=points,
+        seed=seed,
+        notes=[],
+    )
     verdict, reasons = judge(draft)
     judged = draft.model_copy(update={"verdict": verdict, "reasons": reasons})
     answer, notes = say(judged)
     return judged.model_copy(update={"answer": answer, "notes": notes})
 
 
-def _cells(
-    one: TraceTable, two: TraceTable, logs: list[npt.NDArray[np.float64]]
-) -> tuple[Ints, npt.NDArray[np.float64], Ints, npt.NDArray[np.float64]]:
-    """The kind of each record (octave of its prompt's length x first or later turn) and its log length, of both."""
-    kinds = []
-    for table in (one, two):
-        octave = np.ceil(np.log2(np.maximum(table.prompt, 1))).astype(np.int64) + 1
-        kinds.append(np.where(table.prompt >= 0, octave, 0) * 2 + (table.turn > 0))
-    return kinds[0], logs[0], kinds[1], logs[1]
+def _kinds(table: TraceTable) -> Ints:
+    """The kind of each record: octave of its prompt's length x first or later turn."""
+    octave = np.ceil(np.log2(np.maximum(table.prompt, 1))).astype(np.int64) + 1
+    return np.where(table.prompt >= 0, octave, 0) * 2 + (table.turn > 0)
 
 
 def _shared(one: TraceTable, two: TraceTable, seed: int) -> tuple[list[SharedPrompts], list[list[float]]]:
@@ -145,14 +137,9 @@ def _shared(one: TraceTable, two: TraceTable, seed: int) -> tuple[list[SharedPro
         shared = SharedPrompts(
             model_a=names[0],
             model_b=names[1],
-            prompts=pair.prompts,
-            ratio=pair.ratio,
-            ratio_low=pair.ratio_low,
-            ratio_high=pair.ratio_high,
-            sd_log_ratio=pair.sd_log_ratio,
-            kendall_tau=pair.kendall_tau,
             tau_within_a=within,
             mae_tokens=float(np.abs(x - y).mean()),
+            **pair.model_dump(exclude={"a", "b"}),
         )
         chosen = np.random.default_rng(seed).permutation(len(x))[:_MOST_POINTS]
         found.append((shared, [[a, b] for a, b in zip(rounded(x[chosen]), rounded(y[chosen]), strict=True)]))
@@ -186,21 +173,20 @@ def _groups(joint: list[tuple[Sequence[str], Grouping, Grouping]]) -> list[Group
         sides = [{g.name: g for g in side.groups} for side in (a, b)]
         for name in names:
             here, there = (side.get(name) for side in sides)
-            if here is None and there is None:
-                continue
-            found.append(
-                GroupChange(
-                    by=a.by,
-                    name=name,
-                    share_a=here.share if here else 0.0,
-                    share_b=there.share if there else 0.0,
-                    p50_a=here.lengths.p50 if here else None,
-                    p50_b=there.lengths.p50 if there else None,
+            if here is not None or there is not None:
+                found.append(
+                    GroupChange(
+                        by=a.by,
+                        name=name,
+                        share_a=here.share if here else 0.0,
+                        share_b=there.share if there else 0.0,
+                        p50_a=here.lengths.p50 if here else None,
+                        p50_b=there.lengths.p50 if there else None,
+                    )
                 )
-            )
     return found
 
 
-def _seen(counts: Histogram) -> Ints:
-    """Lengths at which a survival curve is drawn."""
-    return log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _POINTS)[1:]
+def _survival(name: str, counts: Histogram) -> Curve:
+    at = log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _POINTS)[1:]
+    return Curve(name=name, x=rounded(at), y=rounded(KaplanMeier.of(counts).survival_at(at)))

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ecoserve.data.profiling.keys import Keys, key, maybe, share, tokens
 from ecoserve.data.profiling.model import SCHEMA_VERSION, Curve, Lengths, Source
+from ecoserve.schema import Keys, key, maybe, share, tokens
 
 
 class QuantileChange(Keys):
@@ -34,7 +34,7 @@ class SharedPrompts(Keys):
     sd_log_ratio: float = key("Standard deviation of log(length in B / length in A).")
     kendall_tau: float = key("Are the same prompts long in both? Kendall's tau-b.")
     tau_within_a: float | None = maybe(
-        "The same between two answers in A, where prompts repeat there: what chance leaves."
+        "The same between two answers in A, where prompts repeat there: the effect of chance."
     )
     mae_tokens: float = tokens("Mean distance between the length in A and in B.")
 
@@ -69,9 +69,7 @@ class Comparison(Keys):
     ks_high: float = key("Upper end.", "share 0..1")
     ks_by_chance: float = key("Distance that equal traffic of this size exceeds one time in 20.", "share 0..1")
     ks_p: float = key("How often equal traffic gives such a distance, at most.", "share 0..1")
-    psi: float = key(
-        "Population stability index over the ten tenths of A; by custom above 0.1 some shift, above 0.25 much."
-    )
+    psi: float = key("Population stability index over A's deciles; by custom above 0.1 some shift, above 0.25 much.")
     wasserstein_log: float = key(
         "Mean distance between log lengths of equal rank; its exponential is a typical factor."
     )
@@ -92,4 +90,4 @@ class Comparison(Keys):
     survival: list[Curve] = key("Share of answers longer than x, in A and in B.")
     shared_points: list[list[float]] = key("Pairs of lengths (A, B) of shared prompts, at most 2,000.", "tokens")
     seed: int = key("Seed of every sample and bootstrap.")
-    notes: list[str] = key("What to know before believing the figures.")
+    notes: list[str] = key("Limits of the figures.")

@@ -1,6 +1,6 @@
-"""What a comparison says: the verdict with its reasons, and the sentences of its first screen.
+"""A comparison in words: the verdict with its reasons, and the sentences of its first screen.
 
-Rule: thresholds are stated here; a difference is only called one where chance is ruled out.
+The thresholds are stated here; a difference is only called one where chance is ruled out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VERDICTS: Final[dict[Verdict, str]] = {
 
 
 def judge(c: Comparison) -> tuple[Verdict, list[str]]:
-    """The verdict on ``c``, and what it rests on."""
+    """The verdict on ``c``, and its reasons."""
     shared = c.shared_prompts[0] if c.shared_prompts else None
     against = _against(c, shared)
     if against and not _alike(c, shared):
@@ -58,7 +58,7 @@ def judge(c: Comparison) -> tuple[Verdict, list[str]]:
 
 
 def _against(c: Comparison, shared: SharedPrompts | None) -> list[str]:
-    """Reasons to train anew."""
+    """Reasons to retrain."""
     found = []
     if shared is not None and not _agree(shared):
         found.append(f"of the {shared.prompts:,} prompts in both, {_agreement(shared)}")
@@ -71,7 +71,7 @@ def _against(c: Comparison, shared: SharedPrompts | None) -> list[str]:
 
 
 def say(c: Comparison) -> tuple[list[str], list[str]]:
-    """The sentences of the first screen, and what to know before believing them."""
+    """The sentences of the first screen, and the limits of the figures."""
     a, b = c.response_a, c.response_b
     shown = "" if c.ks_p < 0.05 else ", which chance alone may give"
     change, interval = write_change(_median_ratio(c) - 1), f"{percent(c.ks_low)} to {percent(c.ks_high)}"
@@ -106,8 +106,8 @@ def _notes(c: Comparison) -> list[str]:
         found.append(f"Lengths are counted differently ({sources}): part of the difference may be the counting.")
     if not c.shared_prompts and c.verdict != "retrain":
         found.append(
-            "No prompts are shared, so whether B’s model answers the same prompts alike cannot be seen here; ecoserve "
-            "evaluate-predictor on B tells."
+            "No prompts are shared, so whether B’s model answers the same prompts alike cannot be seen here; test "
+            "it with ecoserve evaluate-predictor on B."
         )
     if min(c.a.records, c.b.records) < 1000:
         found.append("Fewer than 1,000 answers on one side: small differences cannot be shown.")

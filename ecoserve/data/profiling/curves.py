@@ -1,4 +1,4 @@
-"""What the plots of a profile show, thinned to what an eye can tell apart."""
+"""Curves of a profile's plots, thinned to the resolution of a plot."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy.typing as npt
 
 from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier
 from ecoserve.data.profiling.accuracy import error_curve
+from ecoserve.data.profiling.guesses import Predictions
 from ecoserve.data.profiling.model import Curve, Curves
-from ecoserve.data.profiling.predicted import Predictions
 from ecoserve.data.profiling.same_prompt import AnswerSets, ByOthers, variation
 from ecoserve.data.profiling.table import TraceTable
 
 _BINS: Final = 48
 _POINTS: Final = 120
 _DENSITY_BINS: Final = 32
-#: Laws drawn beside what was seen.
+#: Laws drawn beside the observed lengths.
 _LAWS: Final = 4
 #: Upper ends (tokens) at which errors are counted.
 _ERRORS: Final = np.unique(np.round(np.geomspace(1, 2000, 60)).astype(int))
@@ -40,7 +40,7 @@ def curves(
     edges = log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _BINS)
     at = log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _POINTS)[1:]
     seen = KaplanMeier.of(counts)
-    # Beyond its reach the estimate hangs on a handful of answers.
+    # Beyond its reach the estimate rests on a handful of answers.
     known = at[at <= seen.reach]
     survival = [Curve(name=SEEN, x=rounded(known), y=rounded(seen.survival_at(known)))]
     survival += [Curve(name=fit.law.name, x=rounded(at), y=rounded(fit.law.survival_at(at))) for fit in laws[:_LAWS]]
@@ -86,23 +86,24 @@ def _density(table: TraceTable) -> tuple[list[int], list[int], list[list[int]]]:
 
 
 def _errors(table: TraceTable, others: ByOthers | None, predictions: Predictions | None) -> list[Curve]:
-    """Curves of errors on the answers that were told by others, else on those that were predicted."""
-    told: list[tuple[str, npt.NDArray[Any]]] = []
+    """Curves of errors: of other answers and their targets if there are any, and of the predictor."""
+    found: list[tuple[str, npt.NDArray[Any]]] = []
     true: npt.NDArray[Any] | None = None
     if others is not None:
         true = others.true
-        told.append(("one other answer to the prompt", np.abs(others.one - true)))
+        found.append(("one other answer to the prompt", np.abs(others.one - true)))
         if others.several.any():
-            told.append(("mean of the other answers", np.abs(others.mean - true)[others.several]))
+            found.append(("mean of the other answers", np.abs(others.mean - true)[others.several]))
     if predictions is not None:
-        told.append(("predictor", np.abs(predictions.quantiles[0.5] - table.response[predictions.rows])))
-        true = table.response[predictions.rows] if true is None else true
+        response = table.response[predictions.rows]
+        found.append(("predictor", np.abs(predictions.quantiles[0.5] - response)))
+        true = response if true is None else true
     if true is None:
         return []
-    told.insert(0, ("always the median", np.abs(true - np.median(true))))
-    return [Curve(name=name, x=rounded(_ERRORS), y=error_curve(errors, _ERRORS)) for name, errors in told]
+    found.insert(0, ("always the median", np.abs(true - np.median(true))))
+    return [Curve(name=name, x=rounded(_ERRORS), y=error_curve(errors, _ERRORS)) for name, errors in found]
 
 
 def rounded(values: npt.ArrayLike) -> list[float]:
-    """Plain numbers, to six significant digits: no eye sees more, and a file of results stays small."""
+    """Plain numbers to six significant digits, so that a result file stays small."""
     return [float(f"{v:.6g}") for v in np.asarray(values, dtype=np.float64).tolist()]

@@ -1,20 +1,20 @@
-"""How far two sets of lengths are apart, with intervals.
+"""Distances between two sets of lengths, with intervals.
 
-Rule: everything comes from counts of distinct lengths. Bootstrap: counts are drawn anew (multinomial), as many
-answers as would be independent (design effect). Past a few thousand distinct lengths they are rounded to three digits
-for that.
+Everything is computed from counts of distinct lengths. The bootstrap draws counts (multinomial) of as many answers as
+would be independent (design effect); with more than a few thousand distinct lengths, they are rounded to three digits.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.laws import Histogram
+from ecoserve.data.profiling.comparison_model import QuantileChange
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -78,15 +78,13 @@ def ks(pair: Pair, seed: int) -> tuple[float, float, float]:
     _, a, b = pair.drawn(seed)
     found = float(_ks(pair.a[None, :], pair.b[None, :])[0])
     high = float(np.quantile(_ks(a, b), 0.975))
-    # What is drawn lies above the distance itself, which cannot be below 0; the upper end is left on the safe side.
+    # Drawn distances are biased upwards; that is taken off the lower end, and left on the upper one to be safe.
     return found, max(0.0, 2.0 * found - high), max(found, high)
 
 
 def _ks(a: Ints, b: Ints) -> Floats:
-    difference = np.cumsum(a, axis=1) / a.sum(axis=1, keepdims=True) - np.cumsum(b, axis=1) / b.sum(
-        axis=1, keepdims=True
-    )
-    return np.asarray(np.abs(difference).max(axis=1))
+    upto_a, upto_b = (np.cumsum(side, axis=1) / side.sum(axis=1, keepdims=True) for side in (a, b))
+    return np.asarray(np.abs(upto_a - upto_b).max(axis=1))
 
 
 def ks_chance(pair: Pair, distance: float) -> tuple[float, float]:
@@ -98,19 +96,20 @@ def ks_chance(pair: Pair, distance: float) -> tuple[float, float]:
     return float(kstwobign.isf(0.05)) / root, float(kstwobign.sf(distance * root))
 
 
-def quantile_changes(pair: Pair, seed: int) -> list[tuple[float, int, int, float, float]]:
-    """For each of :data:`QUANTILES`: q, a, b, and the 95 % interval of b - a."""
+def quantile_changes(pair: Pair, seed: int) -> list[QuantileChange]:
+    """Each of :data:`QUANTILES` on both sides, with the 95 % interval of b - a."""
     lengths, drawn_a, drawn_b = pair.drawn(seed)
     found = []
     for q in QUANTILES:
         a, b = (int(_quantile(pair.lengths, side[None, :], q)[0]) for side in (pair.a, pair.b))
         difference = _quantile(lengths, drawn_b, q) - _quantile(lengths, drawn_a, q)
-        low, high = np.quantile(difference, (0.025, 0.975))
-        found.append((q, a, b, float(low), float(high)))
+        low, high = np.quantile(difference, (0.025, 0.975)).tolist()
+        found.append(QuantileChange(q=q, a=a, b=b, difference=b - a, low=low, high=high, ratio=b / a))
     return found
 
 
-def _quantile(lengths: Ints, counts: Ints, q: float) -> Ints:
+def _quantile(lengths: npt.NDArray[Any], counts: Ints, q: float) -> npt.NDArray[Any]:
+    """Quantile ``q`` of each row of ``counts``, shape ``[draws, k]``, of ``lengths``, ``[k]``."""
     upto = np.cumsum(counts, axis=1)
     reached = upto >= np.ceil(q * upto[:, -1:] - 1e-9)
     return np.asarray(lengths[reached.argmax(axis=1)])
@@ -136,23 +135,18 @@ def wasserstein_log(pair: Pair) -> float:
 
 
 def stretch(pair: Pair) -> tuple[float, float, float]:
-    """How A is stretched to B: scale and power, by median and interquartile range of log lengths; and the KS left."""
+    """Scale and power that stretch A to B, by median and interquartile range of log lengths; and the KS left."""
     logs = np.log(pair.lengths)
     middle, width = [], []
     for side in (pair.a, pair.b):
-        low, at, high = (float(logs[_index(side, q)]) for q in (0.25, 0.5, 0.75))
+        low, at, high = (float(_quantile(logs, side[None, :], q)[0]) for q in (0.25, 0.5, 0.75))
         middle.append(at)
         width.append(high - low)
     power = width[1] / width[0] if width[0] > 0 and width[1] > 0 else 1.0
     shift = middle[1] - power * middle[0]
     moved = power * logs + shift
-    # Compared at B's lengths, half a token up, because what is stretched is no longer whole.
+    # Compared at B's lengths, half a token up, because stretched lengths are not whole.
     at = np.log(pair.lengths + 0.5)
     above_a = np.concatenate(([0], np.cumsum(pair.a)))[np.searchsorted(moved, at, side="right")] / pair.a.sum()
     left = np.abs(above_a - np.cumsum(pair.b) / pair.b.sum())
     return math.exp(shift), power, float(left[pair.b > 0].max())
-
-
-def _index(counts: Ints, q: float) -> int:
-    upto = np.cumsum(counts)
-    return int(np.searchsorted(upto, math.ceil(q * upto[-1] - 1e-9), side="left"))

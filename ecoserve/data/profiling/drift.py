@@ -1,10 +1,10 @@
-"""Whether lengths change over the trace, and whether because other requests came or the same ones got other answers.
+"""Changes of lengths over the trace, and whether the requests or the answers to them changed.
 
-Rule: the trace in windows of equally many records, by arrival where it was recorded, else in the order of the file
+The trace is cut into windows of equally many records, by arrival where it was recorded, else in the order of the file
 (which need not be an order in time). Records of one conversation resemble each other, so intervals and tests count as
 many records as would be independent (design effect). Trend: Mann-Kendall on the windows' medians. Differences between
-windows: Kruskal-Wallis. The change from the first half to the second is taken apart into mix and within (Kitagawa
-1955) over prompt band x first or later turn x model.
+windows: Kruskal-Wallis. The change from the first half to the second is split into mix and within (Kitagawa 1955) over
+prompt band x first or later turn x model.
 """
 
 from __future__ import annotations
@@ -39,22 +39,19 @@ def drift(table: TraceTable, conversations: Ints) -> Drift | None:
         return None
     order, by = in_order(table)
     response = table.response[order]
-    clusters = conversations[order]
-    effect = design_effect(response, clusters)
-    count_of_windows = min(WINDOWS, n // _PER_WINDOW)
-    bounds = np.linspace(0, n, count_of_windows + 1).astype(int)
-    windows = []
-    for a, b in itertools.pairwise(bounds.tolist()):
-        times = table.arrival[order[a:b]] if by == "arrival" else None
-        windows.append(_window(response[a:b], times, effect))
-    number = np.repeat(np.arange(count_of_windows), np.diff(bounds))
+    times = table.arrival[order] if by == "arrival" else np.full(n, np.nan)
+    effect = design_effect(response, conversations[order])
+    bounds = np.linspace(0, n, min(WINDOWS, n // _PER_WINDOW) + 1).astype(int)
+    windows = [_window(response[a:b], times[a:b], effect) for a, b in itertools.pairwise(bounds.tolist())]
+    number = np.repeat(np.arange(len(windows)), np.diff(bounds))
     tau, p = _mann_kendall([w.p50 for w in windows])
     between_p = _kruskal(response, number, effect)
     half = n // 2
     first, second = response[:half], response[half:]
     change = float(second.mean() - first.mean())
     error = Z95 * (effect * (first.var() / len(first) + second.var() / len(second))) ** 0.5
-    mix, within = mix_and_within(cells(table)[order[:half]], first, cells(table)[order[half:]], second)
+    kinds = cells(table)[order]
+    mix, within = mix_and_within(kinds[:half], first, kinds[half:], second)
     medians = [w.p50 for w in windows]
     relative = change / max(1.0, float(first.mean()))
     spread = (float(np.quantile(medians, 0.9)) - float(np.quantile(medians, 0.1))) / max(1.0, float(np.median(medians)))
@@ -81,11 +78,11 @@ def drift(table: TraceTable, conversations: Ints) -> Drift | None:
 
 
 def in_order(table: TraceTable) -> tuple[Ints, Literal["arrival", "file"]]:
-    """The rows in the order in which they came, and what that order is: arrivals where all but few have one."""
+    """The rows in order, and which order that is: of arrivals if at least 95 % of the records have one."""
     known = np.isfinite(table.arrival)
     if known.mean() < 0.95:
         return np.arange(len(table)), "file"
-    # Records without an arrival stay behind those that the file has before them.
+    # A record without an arrival follows the ones before it in the file.
     filled = np.maximum.accumulate(np.where(known, table.arrival, -np.inf)) if not known.all() else table.arrival
     return np.argsort(np.where(known, table.arrival, filled), kind="stable"), "arrival"
 
@@ -102,9 +99,9 @@ def cells(table: TraceTable) -> Ints:
 def mix_and_within(
     cells_a: Ints, values_a: npt.NDArray[Any], cells_b: Ints, values_b: npt.NDArray[Any]
 ) -> tuple[float | None, float | None]:
-    """How much of mean(b) - mean(a) is another mix of cells, and how much a change within them (they add up).
+    """The parts of mean(b) - mean(a): another mix of cells, and change within them (they add up).
 
-    Cells that only one side has count as mix. ``None`` where the sides have no cell in common.
+    Cells of one side only count as mix. ``None`` if the sides have no cell in common.
     """
     k = int(max(cells_a.max(initial=0), cells_b.max(initial=0))) + 1
     n_a, n_b = np.bincount(cells_a, minlength=k), np.bincount(cells_b, minlength=k)
@@ -118,11 +115,11 @@ def mix_and_within(
     return float(values_b.mean() - values_a.mean()) - within, within
 
 
-def _window(response: npt.NDArray[Any], times: npt.NDArray[np.float64] | None, effect: float) -> Window:
+def _window(response: npt.NDArray[Any], times: npt.NDArray[np.float64], effect: float) -> Window:
     counts = count(response)
     low50, high50 = interval(counts, 0.5, effect)
     low90, high90 = interval(counts, 0.9, effect)
-    known = times[np.isfinite(times)] if times is not None else np.zeros(0)
+    known = times[np.isfinite(times)]
     return Window(
         n=len(response),
         begin_s=float(known[0]) if len(known) else None,
@@ -159,22 +156,19 @@ def _verdict(
     kind: str, by: str, relative: float, change: float, shown: bool, mix: float | None, medians: list[int]
 ) -> str:
     order = "over time" if by == "arrival" else "over the file (no arrivals were recorded, so this need not be time)"
-    lie = f"medians of {len(medians)} windows lie between {min(medians):,} and {max(medians):,}"
+    span = f"medians of {len(medians)} windows lie between {min(medians):,} and {max(medians):,}"
     if kind == "none":
-        return f"No drift {order} beyond chance: {lie}."
-    text = f"{'Marked' if kind == 'marked' else 'Small'} drift {order}: "
+        return f"No drift {order} beyond chance: {span}."
+    text = "no trend, but windows differ by more than chance"
     if shown:
         more = "longer" if change > 0 else "shorter"
-        text += (
-            f"the second half’s mean is {abs(change):,.0f} tokens ({write_change(relative)}) {more} than the first’s"
-        )
-        if mix is not None and change:
-            part = mix / change
-            text += ", " + (
-                "by other kinds of requests" if part > 0.7 else
-                "with the same kinds of requests answered differently" if part < 0.3 else
-                f"{write_change(min(1.0, part), sign=False)} of it by other kinds of requests"
-            )  # fmt: skip
-    else:
-        text += "no trend, but windows differ by more than chance"
-    return f"{text}; {lie}."
+        text = f"the second half’s mean is {abs(change):,.0f} tokens ({write_change(relative)}) {more} than the first’s"
+    if shown and mix is not None and change:
+        part = mix / change
+        reasons = f"{write_change(min(1.0, part), sign=False)} of it by other kinds of requests"
+        if part > 0.7:
+            reasons = "by other kinds of requests"
+        elif part < 0.3:
+            reasons = "with the same kinds of requests answered differently"
+        text += f", {reasons}"
+    return f"{'Marked' if kind == 'marked' else 'Small'} drift {order}: {text}; {span}."

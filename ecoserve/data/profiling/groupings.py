@@ -1,9 +1,9 @@
 """Lengths by group: turn, prompt-length band, served model, language, split.
 
-Rule: at most twelve groups are shown, the rarest together as ``other``; so are languages of fewer than 30 prompts.
-Prompt bands are octaves (17 to 32, 33 to 64, ... tokens), the same for every trace, so that two can be compared; thin
-ones at either end join their neighbour. How much a grouping explains is the adjusted R squared of log length, which
-does not grow by cutting finer.
+At most twelve groups are shown, the rarest together as ``other``; so are languages of fewer than 30 prompts. Prompt
+bands are octaves (17 to 32, 33 to 64, ... tokens), the same for every trace, so that two can be compared; thin ones at
+either end join their neighbour. A grouping explains the adjusted R squared of log length, which does not grow with the
+number of groups.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ By = Literal["turn", "prompt_band", "model", "language", "split"]
 
 MOST_GROUPS: Final = 12
 OTHER: Final = "other"
-#: Fewer records than this are no band of their own.
+#: Records that a band of its own needs.
 _THIN: Final = 30
-#: Groupings of which rare groups are put together -> fewer records than this are no group of their own.
+#: Groupings whose rare groups are merged -> records that a group of its own needs.
 _FEW: Final[dict[str, int]] = {"model": 1, "language": _THIN, "split": 1}
 #: Upper ends of the turn groups, 1-based.
 _TURNS: Final = (1, 2, 3, 4, 8, 16)
@@ -36,11 +36,9 @@ def all_groupings(part: TraceTable, design_effect: float, whole: TraceTable) -> 
     found = []
     for by, make in _MAKERS:
         table = whole if by == "language" else part
-        made = make(table)
-        if made is not None:
+        if (made := make(table)) is not None:
             rows, codes, names = made
-            if by in _FEW:
-                codes, names = _few(codes, names, _FEW[by])
+            codes, names = _few(by, codes, names)
             found.append(grouping(table, by, rows, codes, names, design_effect))
     return [g for g in found if len(g.groups) > 1]
 
@@ -51,14 +49,12 @@ def joint_groupings(
     """Two tables in the same groups: their names in order, and each table's grouping; where there are two or more."""
     found = []
     for by, make in _MAKERS:
-        made = [make(table) for table in tables] if by != "prompt_band" else _joint_bands(*tables)
-        a, b = made
+        a, b = _joint_bands(*tables) if by == "prompt_band" else [make(table) for table in tables]
         if a is None or b is None:
             continue
         names: Sequence[str] = list(dict.fromkeys([*a[2], *b[2]]))
         codes = np.concatenate([np.asarray([names.index(n) for n in side[2]])[side[1]] for side in (a, b)])
-        if by in _FEW:
-            codes, names = _few(codes, names, _FEW[by])
+        codes, names = _few(by, codes, names)
         ends = len(a[1])
         one = grouping(tables[0], by, a[0], codes[:ends], names, design_effects[0])
         two = grouping(tables[1], by, b[0], codes[ends:], names, design_effects[1])
@@ -74,11 +70,11 @@ def grouping(
 
     Args:
         table: the records.
-        by: what ``codes`` stand for.
+        by: the grouping.
         rows: shape ``[k]``, the rows that ``codes`` belong to; ``None`` for all.
         codes: shape ``[k]``, index into ``names``.
-        names: of the groups, in the order in which they are to be shown.
-        design_effect: how much wider intervals are than those of independent records.
+        names: of the groups, in their order.
+        design_effect: factor by which variances exceed those of independent records.
     """
     response = table.response if rows is None else table.response[rows]
     censored = table.censored if rows is None else table.censored[rows]
@@ -98,7 +94,7 @@ def explained(values: npt.NDArray[Any], codes: Codes) -> float | None:
     n = len(values)
     sizes = np.bincount(codes)
     k = int(np.count_nonzero(sizes))
-    # Of equal values a variance would be left by rounding.
+    # Rounding would leave a variance of equal values.
     if k < 2 or n <= k + 1 or np.ptp(values) == 0:
         return None
     from_mean = values - values.mean()
@@ -124,7 +120,7 @@ def prompt_bands(prompts: npt.NDArray[Any], thin: int = _THIN) -> tuple[Codes, l
 
 
 def _ends(sizes: npt.NDArray[np.int64], thin: int) -> tuple[int, int]:
-    """First and last octave to be shown, so that what is joined at each end is not thin if it can be avoided."""
+    """First and last octave shown, such that the joined ends are not thin if possible."""
     filled = np.flatnonzero(sizes)
     low, high = int(filled[0]), int(filled[-1])
     while low < high and sizes[: low + 1].sum() < thin:
@@ -134,11 +130,13 @@ def _ends(sizes: npt.NDArray[np.int64], thin: int) -> tuple[int, int]:
     return low, high
 
 
-def _few(codes: Codes, names: Sequence[str], fewest: int) -> tuple[Codes, list[str]]:
-    """At most :data:`MOST_GROUPS` groups, most frequent first; those beyond, or with too few records, are one."""
+def _few(by: By, codes: Codes, names: Sequence[str]) -> tuple[Codes, Sequence[str]]:
+    """At most :data:`MOST_GROUPS` groups, most frequent first; those beyond, or with too few records, are merged."""
+    if by not in _FEW:
+        return codes, names
     sizes = np.bincount(codes, minlength=len(names))
     ranked = np.argsort(-sizes, kind="stable")
-    kept = [int(c) for c in ranked if sizes[c] >= fewest]
+    kept = [int(c) for c in ranked if sizes[c] >= _FEW[by]]
     if len(kept) > MOST_GROUPS:
         kept = kept[: MOST_GROUPS - 1]
     place = np.full(len(names), len(kept), dtype=np.int64)
@@ -158,21 +156,18 @@ def _turns(table: TraceTable) -> Made:
 
 
 def _bands(table: TraceTable) -> Made:
-    known = np.flatnonzero(table.prompt >= 0)
-    if not len(known):
-        return None
-    codes, names = prompt_bands(table.prompt[known], max(_THIN, len(known) // 500))
-    return (None if len(known) == len(table) else known), codes, names
+    return _joint_bands(table)[0]
 
 
-def _joint_bands(one: TraceTable, two: TraceTable) -> tuple[Made, Made]:
-    """The bands of both tables' prompts together, so that thin ends are joined on both sides or on none."""
-    known = [np.flatnonzero(table.prompt >= 0) for table in (one, two)]
-    if not len(known[0]) or not len(known[1]):
-        return None, None
-    prompts = np.concatenate((one.prompt[known[0]], two.prompt[known[1]]))
+def _joint_bands(*tables: TraceTable) -> list[Made]:
+    """The bands of all tables' prompts together, so that thin ends are joined everywhere or nowhere."""
+    known = [np.flatnonzero(table.prompt >= 0) for table in tables]
+    if not all(len(rows) for rows in known):
+        return [None for _ in tables]
+    prompts = np.concatenate([table.prompt[rows] for table, rows in zip(tables, known, strict=True)])
     codes, names = prompt_bands(prompts, max(_THIN, len(prompts) // 500))
-    return (known[0], codes[: len(known[0])], names), (known[1], codes[len(known[0]) :], names)
+    parts = np.split(codes, np.cumsum([len(rows) for rows in known])[:-1])
+    return [(rows, part, names) for rows, part in zip(known, parts, strict=True)]
 
 
 def _models(table: TraceTable) -> Made:

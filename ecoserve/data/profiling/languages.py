@@ -1,8 +1,8 @@
-"""Which languages prompts are in, on a sample of them.
+"""Languages of a sample of prompts.
 
-Rule: py3langid, whose model comes with the package. Code, addresses and markup are taken out first; what is then
-shorter than 20 letters (5 in scripts that write a word in one or two characters) or recognised with a confidence
-below 0.7 is ``unclear``: two words are no evidence, and "continue" is English and French.
+Recognised by py3langid, whose model comes with the package, after code, addresses and markup have been removed. A text
+of fewer than 20 letters (5 in scripts that write a word in one or two characters) or a confidence below 0.7 is
+``unclear``: two words are no evidence, and "continue" is English and French.
 """
 
 from __future__ import annotations

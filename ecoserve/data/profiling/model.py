@@ -1,6 +1,6 @@
-"""The shape of ``profile.json``: one definition of every key, its unit and its meaning.
+"""The shape of ``profile.json``: the one definition of every key, its unit and its meaning.
 
-``Profile.model_json_schema()`` gives the JSON Schema. A key is never renamed or given another meaning without a new
+``Profile.model_json_schema()`` is the JSON Schema. A key is never renamed or given another meaning without a new
 :data:`SCHEMA_VERSION`; new keys may appear within a version.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from ecoserve.data.profiling.keys import Keys, key, maybe, share, tokens
+from ecoserve.schema import Keys, key, maybe, share, tokens
 
 SCHEMA_VERSION: Final = 1
 
@@ -58,11 +58,7 @@ class Grouping(Keys):
     by: Literal["turn", "prompt_band", "model", "language", "split"] = key("What they are grouped by.")
     rows: int = key("Records counted: all, or the sample whose language was recognised.", "count", ge=0)
     explains: float | None = maybe(
-        "Share of the variance of log length that lies between the groups, corrected for their number "
-        "(adjusted R squared); 0: knowing the group does not help.",
-        "share 0..1",
-        ge=0,
-        le=1,
+        "Adjusted R squared of log length by group; 0: knowing the group does not help.", "share 0..1", ge=0, le=1
     )
     groups: list[Group] = key("The groups; beyond twelve, the rarest are one called `other`.")
 
@@ -106,9 +102,8 @@ class Tail(Keys):
     ends_at: int | None = tokens("Where answers are cut off, if they are; what lies beyond is not known.", None)
     indices: list[TailIndex] = key("Tail index above several thresholds; none with fewer than 50 answers above.")
     kind: Literal["ends", "light", "heavy", "mixed", "open", "unknown"] = key(
-        "By the index above the 90th percentile (else the 80th): `ends` (shown to be below 0), `light` (shown to be "
-        "below 0.1), `heavy` (shown to be above 0.1), `open` (not told by so many answers); `mixed`: a higher "
-        "threshold contradicts it; `unknown`: no index."
+        "By the index above the 90th percentile (else the 80th): shown to be below 0 (`ends`), below 0.1 (`light`) or "
+        "above 0.1 (`heavy`), or neither (`open`); `mixed`: higher thresholds contradict it; `unknown`: no index."
     )
     verdict: str = key("The same in words.")
 
@@ -134,9 +129,7 @@ class SamePrompt(Keys):
     cv_p10: float = key("10th percentile of it.")
     cv_p90: float = key("90th percentile of it.")
     sd_log_within: float = key("Standard deviation of log length within a prompt.")
-    icc: float = share(
-        "Share of the variance of lengths that the prompt explains (one-way ICC): a bound for R squared."
-    )
+    icc: float = share("One-way ICC: share of the variance that the prompt explains, a bound for R squared.")
     icc_low: float = share("Lower end of its 95 % interval (bootstrap over prompts).")
     icc_high: float = share("Upper end.")
     icc_log: float = share("The same of log lengths.")
@@ -146,8 +139,7 @@ class SamePrompt(Keys):
     one_other: NoiseFloor = key("One other answer to the prompt, taken by chance.")
     mean_of_others: NoiseFloor | None = maybe("Mean of all other answers to the prompt; null with two answers each.")
     floor_mae_low_tokens: float = tokens(
-        "No predictor's expected error is below this if the answers to a prompt are alike: each prompt's answers "
-        "against their own median."
+        "Below any predictor's expected error, if a prompt's answers are alike: error of their own median."
     )
     floor_mae_high_tokens: float = tokens("A predictor can reach this: the best of the rows above, or the median.")
 
@@ -171,7 +163,7 @@ class AcrossModels(Keys):
     models: int = key("Models compared (those with most shared prompts, at most ten).", "count")
     prompts: int = key("Prompts that all of them have answered.", "count")
     prompt_share: float | None = share(
-        "Share of the variance of log length that is the prompt's, whoever answers.", None
+        "Share of the variance of log length that is the prompt's, whichever model answers.", None
     )
     model_share: float | None = share("Share that is the model's habit, whatever the prompt.", None)
     rest_share: float | None = share("Share that is neither: this model with this prompt, and chance.", None)
@@ -196,7 +188,7 @@ class Predicted(Keys):
     predictor: str = key("The checkpoint.")
     rows: int = key("Records predicted: a seeded sample.", "count")
     rows_are: Literal["held out", "all"] = key(
-        "`held out`: kept apart by the trace, or by the training on it; `all`: it was trained on something else."
+        "`held out`: by the trace, or by the training on it; `all`: trained on something else."
     )
     mae_tokens: float = tokens("Mean error of the predicted median.")
     mae_constant_tokens: float = tokens("Mean error of always saying the median of these records.")
@@ -255,9 +247,7 @@ class Arrivals(Keys):
     dispersion_60s: float | None = maybe("The same of a minute.")
     busiest_second_rps: float = key("Most in any whole second of the trace's clock.", "requests/s")
     busiest_minute_rps: float | None = maybe("Mean rate of the busiest minute.", "requests/s")
-    busiest_hour_rps: float | None = maybe(
-        "Mean rate of the busiest hour; null for traces of less than two.", "requests/s"
-    )
+    busiest_hour_rps: float | None = maybe("The same of the busiest hour; null below two hours.", "requests/s")
     output_tokens_per_s: float = key("Answers' tokens over the duration.", "tokens/s")
 
 
@@ -265,16 +255,14 @@ class Reservation(Keys):
     """One way to reserve KV for an answer before it is known."""
 
     policy: str = key(
-        "`max_tokens`, `on demand`, `p90`, `p90 per prompt band`, `predicted p90`, `longest other answer`, "
-        "`true length`."
+        "`max_tokens`, `on demand`, `true length`, `p90` (`per prompt band`), `predicted p90`, `longest other answer`."
     )
-    rows: int = key("Records this was reckoned on.", "count")
+    rows: int = key("Records this is computed on.", "count")
     mean_reserved_tokens: float = tokens("Mean reservation for an answer.")
     overflow_share: float = share("Share of answers that outgrow their reservation.")
     waste_share: float = share(
-        "1 - used / reserved token-time of the KV, prompts included. A slot holds prompt + reservation for as many "
-        "steps as the answer has tokens, and uses prompt + what is written by then; an answer that overflows goes on "
-        "token by token."
+        "1 - used / reserved token-time of the KV, prompts included. A slot holds prompt + reservation for one step a "
+        "token of the answer, and uses prompt + tokens written; an overflowing answer continues token by token."
     )
     answer_waste_share: float = share("The same, prompts left out.")
     concurrency: float = key(
@@ -288,22 +276,18 @@ class Waste(Keys):
     max_tokens: int = tokens("Reserved by `max_tokens`: the median of the records' own, the given one, or the cap.")
     max_tokens_from: Literal["trace", "given", "cap", "longest"] = key("Where that comes from.")
     prompts_known: bool = key("Whether prompts' lengths are known; if not they count as nothing.")
-    reservations: list[Reservation] = key(
-        "The ways to reserve, on all records or the sample that they can be told for."
-    )
+    reservations: list[Reservation] = key("The ways to reserve, on all records or the sample that has what they need.")
 
 
 class Ordering(Keys):
     """One way to order a queue."""
 
     by: str = key(
-        "`true length`, `one other answer`, `mean of the other answers`, `predictor`, `prompt length` (its band's "
-        "median)."
+        "`true length`, `one other answer`, `mean of the other answers`, `predictor`, `prompt length` (band's median)."
     )
-    rows: int = key("Records this was reckoned on.", "count")
+    rows: int = key("Records this is computed on.", "count")
     wait_saved: float = key(
-        "Share of the mean wait that disappears when a long queue is served shortest first by this guess, against the "
-        "order of arrival; below 0: it grows."
+        "Share of the mean wait saved by serving a long queue shortest first by this guess, not in order of arrival."
     )
 
 
@@ -326,7 +310,7 @@ class Curves(Keys):
     density_response_edges: list[int] = key("Bins of response length.", "tokens")
     density: list[list[int]] = key("Records per prompt bin (rows) and response bin.", "count")
     errors: list[Curve] = key(
-        "Share of answers told to within x tokens: by a constant, by other answers, by a predictor."
+        "Share of answers predicted to within x tokens: by a constant, by other answers, by a predictor."
     )
     spread_edges: list[float] = key("Bins of the coefficient of variation within a prompt.")
     spread: list[int] = key("Prompts per bin.", "count")
@@ -349,7 +333,7 @@ class Source(Keys):
     noted: dict[str, int] = key("Peculiarity -> how often.")
     models: int = key("Served models named.", "count")
     design_effect: float = key(
-        "How many times wider variances are because records of one conversation resemble each other; 1: not at all."
+        "Factor by which variances grow because a conversation's records resemble each other; 1: none."
     )
 
 
@@ -375,4 +359,4 @@ class Profile(Keys):
     orderings: list[Ordering] = key("What serving the shortest first would save.")
     curves: Curves = key("What the plots show.")
     seed: int = key("Seed of every sample and bootstrap.")
-    notes: list[str] = key("What to know before believing the figures.")
+    notes: list[str] = key("Limits of the figures.")

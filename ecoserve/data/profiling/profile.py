@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from ecoserve.data.profiling import statements
 from ecoserve.data.profiling.across_models import across_models
 from ecoserve.data.profiling.arriving import arrivals
 from ecoserve.data.profiling.curves import curves
 from ecoserve.data.profiling.drift import drift
 from ecoserve.data.profiling.groupings import all_groupings
-from ecoserve.data.profiling.model import Lengths, Profile, SamePrompt, Source
-from ecoserve.data.profiling.ordering import orderings
-from ecoserve.data.profiling.predicted import Predictions, predicted
-from ecoserve.data.profiling.prompt_length import guess_by_band, prompt_length
+from ecoserve.data.profiling.guesses import Predictions, guess_by_band, orderings, predicted, prompt_length
+from ecoserve.data.profiling.model import Profile, SamePrompt, Source
 from ecoserve.data.profiling.reservation import waste
 from ecoserve.data.profiling.same_prompt import FEWEST_SETS, AnswerSets, answer_sets, by_others, same_prompt
+from ecoserve.data.profiling.statements import notes, say
 from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
-from ecoserve.data.profiling.table import RecordStream, TraceTable, cap_of, read_table
+from ecoserve.data.profiling.table import TraceTable, cap_of, read_table
 from ecoserve.data.profiling.tails import tail
 from ecoserve.data.records import Trace
+from ecoserve.data.streaming import TraceStream
 from ecoserve.errors import TraceError
 
 
 def profile_trace(
-    source: Trace | RecordStream | TraceTable,
+    source: Trace | TraceStream | TraceTable,
     *,
     predictions: Predictions | None = None,
     max_tokens: int | None = None,
@@ -34,8 +33,8 @@ def profile_trace(
 
     Args:
         source: a trace, a stream of one (read once, to its end), or the table that :func:`read_table` made of it.
-        predictions: what a predictor says about some of the table's rows.
-        max_tokens: the most tokens a request allows, where the trace does not say it; it replaces the trace's own.
+        predictions: a predictor's predictions for some of the table's rows.
+        max_tokens: the most tokens a request allows; it replaces the trace's own.
         seed: of samples and bootstraps; the same seed gives the same profile.
 
     Raises:
@@ -46,56 +45,40 @@ def profile_trace(
     table = source if isinstance(source, TraceTable) else read_table(source, seed=seed)
     conversations, effect = conversations_of(table)
     counts = count(table.response, table.censored)
-    response = summarise(counts, effect)
     found_tail, laws = tail(counts, cap_of(table))
-    # Predictions are of rows of the whole table, which is in memory anyway.
+    # Predictions are for rows of the whole table, which is in memory anyway.
     part = table.thinned(MOST_ROWS) if predictions is None else table
     answers = answer_sets(part, seed)
     if answers is not None and len(answers.model) < FEWEST_SETS:
         answers = None
     others = by_others(answers, seed) if answers is not None else None
-    same = same_prompt(answers, None, others, seed) if answers is not None and others is not None else None
     bands = guess_by_band(part)
-    by_length = prompt_length(part, bands, seed) if bands is not None else None
-    told = predicted(part, predictions, seed) if predictions is not None else None
-    wasted = waste(part, answers, predictions, max_tokens)
     arrived, *rate = arrivals(table)
-    trace = describe_source(table, conversations, effect)
-    across = across_models(part, seed)
-    orders = orderings(part, others, predictions, bands)
-    worth, reason = statements.is_it_worth_it(response, same, across, by_length, told, wasted, orders)
-    return Profile(
-        answer=[
-            statements.how_long(response),
-            statements.how_heavy(found_tail),
-            statements.how_predictable(same, across, by_length, told),
-            statements.what_is_wasted(wasted),
-            reason,
-        ],
-        worth=worth,
-        trace=trace,
-        response=response,
-        prompt=_prompts(table, effect),
+    known_prompts = table.prompt[table.prompt >= 0]
+    draft = Profile(
+        answer=[],
+        worth="unknown",
+        trace=describe_source(table, conversations, effect),
+        response=summarise(counts, effect),
+        prompt=summarise(count(known_prompts), effect) if len(known_prompts) else None,
         groupings=all_groupings(part, effect, table),
         tail=found_tail,
-        same_prompt=same,
+        same_prompt=same_prompt(answers, None, others, seed) if answers is not None and others is not None else None,
         same_prompt_by_model=_by_model(part, answers, seed),
-        across_models=across,
-        prompt_length=by_length,
-        predicted=told,
+        across_models=across_models(part, seed),
+        prompt_length=prompt_length(part, bands, seed) if bands is not None else None,
+        predicted=predicted(part, predictions, seed) if predictions is not None else None,
         drift=drift(part, np.unique(part.conversation, return_inverse=True)[1]),
         arrivals=arrived,
-        waste=wasted,
-        orderings=orders,
+        waste=waste(part, answers, predictions, max_tokens),
+        orderings=orderings(part, others, predictions, bands),
         curves=curves(part, counts, laws, answers, others, predictions, (rate[0], rate[1])),
         seed=seed,
-        notes=statements.notes(trace, response, found_tail, same, wasted, len(table.languages.rows), len(part)),
+        notes=[],
     )
-
-
-def _prompts(table: TraceTable, effect: float) -> Lengths | None:
-    known = table.prompt[table.prompt >= 0]
-    return summarise(count(known), effect) if len(known) else None
+    answer, worth = say(draft)
+    limits = notes(draft, language_rows=len(table.languages.rows), rows=len(part))
+    return draft.model_copy(update={"answer": answer, "worth": worth, "notes": limits})
 
 
 def _by_model(table: TraceTable, answers: AnswerSets | None, seed: int) -> list[SamePrompt]:
@@ -105,15 +88,15 @@ def _by_model(table: TraceTable, answers: AnswerSets | None, seed: int) -> list[
     several = [int(m) for m in np.argsort(-sets, kind="stable") if sets[m] >= FEWEST_SETS]
     if len(several) < 2:
         return []
-    found = []
-    for model in several[:12]:
-        mine = answers.of_model(model)
-        found.append(same_prompt(mine, table.models[model] or "not named", by_others(mine, seed), seed))
-    return found
+    by_model = {model: answers.of_model(model) for model in several[:12]}
+    return [
+        same_prompt(mine, table.models[model] or "not named", by_others(mine, seed), seed)
+        for model, mine in by_model.items()
+    ]
 
 
 def describe_source(table: TraceTable, conversations: int, effect: float) -> Source:
-    """Where a table's records come from; ``conversations``: how many."""
+    """Where a table's records come from; ``conversations``: how many. ``effect``: the design effect."""
     origin = table.origin
     return Source(
         source=origin.source,

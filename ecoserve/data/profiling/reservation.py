@@ -1,13 +1,13 @@
-"""What reserving KV for an answer wastes, by the way in which its length is guessed.
+"""KV wasted by reserving for an answer, by the source of its reserved length.
 
-Rule: a request with a prompt of p tokens and an answer of r holds a slot of p + R tokens (R the reservation) for r
-steps and has written p + t tokens after step t. Used token-time is the sum of p + t over t = 1 .. r, that is r p + r
-(r + 1) / 2; reserved is r (p + R) while r <= R. An answer that outgrows R (overflow) goes on token by token, as vLLM
-gives out blocks: R (p + R) + the sum of p + t over t = R + 1 .. r. Waste is 1 - used / reserved, over all requests. A
-memory of C tokens runs C / (mean reserved tokens at a moment) requests at once, and that mean is reserved token-time
-over all steps: so the gain in concurrency is the quotient of two reserved token-times. On demand reserves nothing, as
-vLLM does: nothing is wasted, and when the memory is full somebody loses what was computed. Reserving the true length
-still wastes nearly half of the answer's part: a slot fills only gradually.
+A request with a prompt of p tokens and an answer of r holds a slot of p + R tokens (R the reservation) for r steps and
+has written p + t tokens after step t. Used token-time is the sum of p + t over t = 1 .. r, that is r p + r (r + 1) / 2;
+reserved is r (p + R) while r <= R. An answer that outgrows R (overflow) continues token by token, as vLLM gives out
+blocks: R (p + R) + the sum of p + t over t = R + 1 .. r. Waste is 1 - used / reserved, over all requests. A memory of C
+tokens runs C / (mean reserved tokens at a moment) requests at once; that mean is reserved token-time over all steps,
+so the gain in concurrency is the quotient of two reserved token-times. *On demand* reserves nothing, as vLLM does, and
+wastes nothing, but preempts when the memory is full. Reserving the true length still wastes nearly half of the answer's
+part: a slot fills only gradually.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.profiling.groupings import prompt_bands
+from ecoserve.data.profiling.guesses import Predictions
 from ecoserve.data.profiling.model import Reservation, Waste
-from ecoserve.data.profiling.predicted import Predictions
 from ecoserve.data.profiling.same_prompt import AnswerSets
 from ecoserve.data.profiling.table import TraceTable, cap_of
 
@@ -35,44 +35,49 @@ _BAND_LEVELS: Final = (0.9, 0.95)
 def waste(
     table: TraceTable, answers: AnswerSets | None, predictions: Predictions | None, max_tokens: int | None
 ) -> Waste:
-    """Every way to reserve that can be told for this table.
+    """Every way to reserve that this table has the data for.
 
     Args:
         table: the records.
         answers: sets of answers to the same prompt, if there are any.
         predictions: a predictor's quantiles, if there is one.
-        max_tokens: what ``max_tokens`` would reserve; ``None`` for the trace's own, else the cap, else the longest.
+        max_tokens: tokens that ``max_tokens`` reserves; ``None``: the trace's own, else the cap, else the longest.
     """
     limit, origin = _limit(table, max_tokens)
     prompt, response = np.maximum(table.prompt, 0).astype(np.float64), table.response.astype(np.float64)
-    ways = _Ways(prompt, response, limit)
-    ways.add("max_tokens", limit)
-    ways.add("on demand", np.zeros(len(response)))
+    found: list[Reservation] = []
+
+    def add(policy: str, reserved: npt.NDArray[Any], rows: Ints | None = None) -> None:
+        here: Any = slice(None) if rows is None else rows
+        found.append(reserve(policy, prompt[here], response[here], reserved.astype(np.float64), limit[here]))
+
+    add("max_tokens", limit)
+    add("on demand", np.zeros(len(response)))
     for level in _LEVELS:
-        ways.add(f"p{100 * level:g}", np.full(len(response), _quantile(table.response, level)))
+        add(f"p{100 * level:g}", np.full(len(response), _quantile(table.response, level)))
     known = np.flatnonzero(table.prompt >= 0)
     if len(known) >= 2 * _PER_BAND:
         bands = prompt_bands(table.prompt[known], _PER_BAND)[0]
         for level in _BAND_LEVELS:
-            ways.add(f"p{100 * level:g} per prompt band", _by_band(table.response[known], bands, level), known)
+            add(f"p{100 * level:g} per prompt band", _by_band(table.response[known], bands, level), known)
     if predictions is not None:
-        for level, told in predictions.quantiles.items():
-            ways.add(f"predicted p{100 * level:g}", told, predictions.rows)
+        for level, lengths in predictions.quantiles.items():
+            add(f"predicted p{100 * level:g}", lengths, predictions.rows)
     if answers is not None and (others := _longest_other(answers)) is not None:
-        ways.add("longest other answer", others[1], others[0])
-    ways.add("true length", response)
+        add("longest other answer", others[1], others[0])
+    add("true length", response)
     return Waste(
         max_tokens=int(np.median(limit)),
         max_tokens_from=origin,
         prompts_known=bool((table.prompt >= 0).mean() > 0.5),
-        reservations=ways.found,
+        reservations=found,
     )
 
 
 def reserve(
     policy: str, prompt: Floats, response: Floats, reserved: npt.NDArray[Any], limit: npt.NDArray[Any]
 ) -> Reservation:
-    """Reckon one way to reserve (``reserved``) against reserving ``limit``; arrays of shape ``[n]``, tokens."""
+    """One way to reserve (``reserved``) against reserving ``limit``; arrays of shape ``[n]``, tokens."""
     reserved = np.minimum(reserved, limit)
     used = used_time(prompt, response)
     held, most = reserved_time(prompt, response, reserved), reserved_time(prompt, response, limit)
@@ -95,29 +100,15 @@ def used_time(prompt: Floats, response: Floats) -> Floats:
 
 
 def reserved_time(prompt: Floats, response: Floats, reserved: npt.NDArray[Any]) -> Floats:
-    """Token-time reserved for each request, what comes after an overflow token by token."""
+    """Token-time reserved for each request; after an overflow, token by token."""
     inside = np.minimum(response, reserved)
     beyond = np.maximum(response - reserved, 0.0)
     after = beyond * prompt + beyond * (2.0 * reserved + beyond + 1.0) / 2.0
     return np.asarray(inside * (prompt + reserved) + after)
 
 
-class _Ways:
-    """Collects reservations on the records of one table."""
-
-    def __init__(self, prompt: Floats, response: Floats, limit: Floats) -> None:
-        self.found: list[Reservation] = []
-        self._prompt, self._response, self._limit = prompt, response, limit
-
-    def add(self, policy: str, reserved: npt.NDArray[Any], rows: Ints | None = None) -> None:
-        here: Any = slice(None) if rows is None else rows
-        self.found.append(
-            reserve(policy, self._prompt[here], self._response[here], reserved.astype(np.float64), self._limit[here])
-        )
-
-
 def _limit(table: TraceTable, given: int | None) -> tuple[Floats, Literal["trace", "given", "cap", "longest"]]:
-    """What max_tokens is for each record."""
+    """The ``max_tokens`` of each record, and its source."""
     if given is not None:
         return np.full(len(table), float(given)), "given"
     known = table.max_tokens > 0
@@ -157,7 +148,7 @@ def _longest_other(answers: AnswerSets) -> tuple[Ints, Floats] | None:
 
 
 def find(waste: Waste, policy: str) -> Reservation | None:
-    """The way to reserve that is called ``policy``, if it is there."""
+    """The way to reserve of this name, if it is there."""
     return next((way for way in waste.reservations if way.policy == policy), None)
 
 

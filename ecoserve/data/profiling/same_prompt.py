@@ -1,16 +1,14 @@
-"""Several answers to one prompt: how much of the length the prompt decides, and so what any predictor can reach.
+"""Several answers to one prompt: how much of the length the prompt decides, which bounds any predictor.
 
-Rule: a set is what one model answered to one prompt (its whole context): rows with equal prompt and model; where
-there is only one such row, it and the other samples that it brings along, and then only the row's own length is a
-target. Of a set, at most :data:`MOST` answers are looked at.
+A set is one model's answers to one prompt (its whole context): rows with equal prompt and model; a single such row with
+its own further samples, of which only the row's length is a target. At most :data:`MOST` answers of a set count.
 
 * Share that the prompt explains: the intraclass correlation of one-way random effects, ICC(1), from the mean squares
   between and within sets of unequal size (Donner 1986). A predictor that sees the prompt only cannot have a higher R
   squared. Interval: bootstrap over prompts.
-* Noise floor: a target predicted by one other answer of its set (each in turn; tau: one taken by chance), and by the
-  mean of all others. Bracket of the smallest expected error, if the answers of a set are exchangeable: a set's
-  deviation from its own median is too small on average, what the others' mean or median reaches is not below the
-  floor.
+* Noise floor: a target predicted by one other answer of its set (each in turn; tau: a random one), and by the mean of
+  all others. The smallest expected error, if a set's answers are exchangeable, lies between a set's deviation from its
+  own median (too small on average) and the error of the others' mean or median.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from ecoserve.data.profiling.table import TraceTable
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-#: Fewer sets say nothing.
+#: Fewer sets are no evidence.
 FEWEST_SETS: Final = 10
-#: Answers of a set that are looked at.
+#: Answers of a set that count.
 MOST: Final = 16
 _DRAWS: Final = 400
-#: Sets are put together to this many blocks, by chance, before the bootstrap draws them.
+#: Sets are put into this many random blocks, which the bootstrap draws.
 _BLOCKS: Final = 2000
 
 
@@ -44,8 +42,7 @@ class AnswerSets:
     Attributes:
         sets: shape ``[m]``, number of the set, ascending, 0 to k - 1.
         lengths: shape ``[m]``, tokens.
-        rows: shape ``[m]``, the answer's row in the table; -1 for samples that a row brought along, which are not
-            predicted.
+        rows: shape ``[m]``, the answer's row in the table; -1 for a row's further samples, which are no targets.
         model: shape ``[k]``, the set's model, as in the table.
         prompt_hash: shape ``[k]``.
         censored_share: of the answers that are rows of the trace.
@@ -60,7 +57,7 @@ class AnswerSets:
 
     @property
     def targets(self) -> npt.NDArray[np.bool_]:
-        """Shape ``[m]``: the answers that are to be predicted."""
+        """Shape ``[m]``: whether an answer is to be predicted."""
         return self.rows >= 0
 
     @property
@@ -105,7 +102,7 @@ def answer_sets(table: TraceTable, seed: int) -> AnswerSets | None:
     sets = np.concatenate((number_of_own, sampled_by))
     lengths = np.concatenate((table.response[own], samples)).astype(np.float64)
     of_row = np.concatenate((own, np.full(len(samples), -1)))
-    chosen = _first_by_chance(sets, of_row < 0, seed)
+    chosen = _sampled(sets, of_row < 0, seed)
     sets, lengths, of_row = sets[chosen], lengths[chosen], of_row[chosen]
     numbers, sets = np.unique(sets, return_inverse=True)
     place = np.zeros(len(count), dtype=np.int64)
@@ -117,15 +114,15 @@ def answer_sets(table: TraceTable, seed: int) -> AnswerSets | None:
 
 
 def _samples(table: TraceTable, rows: Ints, numbers: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
-    """The samples that ``rows`` bring along, and the set of each."""
+    """The further samples of ``rows``, and the set of each."""
     counts = table.sample_count[rows].astype(np.int64)
     first = (np.cumsum(table.sample_count, dtype=np.int64) - table.sample_count)[rows]
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     return table.samples[np.repeat(first, counts) + within], np.repeat(numbers, counts)
 
 
-def _first_by_chance(sets: Ints, last: npt.NDArray[np.bool_], seed: int) -> Ints:
-    """Indices sorted by set, those in ``last`` behind the others and else by chance, at most :data:`MOST` of a set."""
+def _sampled(sets: Ints, last: npt.NDArray[np.bool_], seed: int) -> Ints:
+    """Indices sorted by set, ``last`` ones last and else at random, at most :data:`MOST` of a set."""
     order = np.lexsort((np.random.default_rng(seed).random(len(sets)), last, sets))
     begins = np.flatnonzero(np.diff(sets[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
@@ -133,11 +130,9 @@ def _first_by_chance(sets: Ints, last: npt.NDArray[np.bool_], seed: int) -> Ints
 
 
 def same_prompt(answers: AnswerSets, model: str | None, others: ByOthers, seed: int) -> SamePrompt:
-    """What the sets of ``answers`` say; ``others`` is :func:`by_others` of them."""
+    """The figures of ``answers``; ``others`` is :func:`by_others` of them."""
     sizes = answers.sizes
-    means = np.bincount(answers.sets, weights=answers.lengths) / sizes
-    squares = np.bincount(answers.sets, weights=(answers.lengths - means[answers.sets]) ** 2)
-    cv = np.sqrt(squares / (sizes - 1)) / means
+    cv = variation(answers)
     logs = np.log(answers.lengths)
     log_means = np.bincount(answers.sets, weights=logs) / sizes
     within_log = float(((logs - log_means[answers.sets]) ** 2).sum() / (sizes - 1).sum())
@@ -184,7 +179,7 @@ def icc(values: Floats, sets: Ints, seed: int) -> tuple[float, float, float]:
     values = values - values.mean()
     sizes = np.bincount(sets).astype(np.float64)
     sums = np.bincount(sets, weights=values)
-    # What the mean squares are made of, per set: 1, n, n^2, sum, sum^2 / n, sum of squares.
+    # The terms of the mean squares, per set: 1, n, n^2, sum, sum^2 / n, sum of squares.
     parts = np.column_stack(
         (np.ones_like(sizes), sizes, sizes**2, sums, sums**2 / sizes, np.bincount(sets, weights=values**2))
     )
@@ -214,9 +209,9 @@ class ByOthers:
     Attributes:
         by_one: by one other answer.
         by_mean: by the mean of all others; ``None`` where there is never more than one.
-        by_median: mean error (tokens) by their median.
-        own_median: mean error (tokens) of a set's answers against the set's median, which they have made themselves.
-        true, one, mean: shape ``[t]``, each target's length, what one other answer says of it, and the mean of all.
+        by_median: mean error (tokens) of their median.
+        own_median: mean error (tokens) of the set's median, the target included.
+        true, one, mean: shape ``[t]``, each target's length, one other answer's, and the mean of all others.
         several: shape ``[t]``, whether that mean is of more than one.
     """
 
@@ -235,8 +230,7 @@ def by_others(answers: AnswerSets, seed: int) -> ByOthers:
     rng = np.random.default_rng(seed)
     sizes = answers.sizes
     begins = np.cumsum(sizes) - sizes
-    pairs: list[tuple[Floats, Floats, Floats]] = []
-    told: dict[str, list[Any]] = {"true": [], "one": [], "mean": [], "several": [], "median": [], "own": []}
+    pieces: list[tuple[npt.NDArray[Any], ...]] = []
     for size in np.unique(sizes):
         which = begins[sizes == size][:, None] + np.arange(size)
         values, targets = answers.lengths[which], answers.targets[which]
@@ -247,27 +241,30 @@ def by_others(answers: AnswerSets, seed: int) -> ByOthers:
                 continue
             mine, rest = values[here, i], np.delete(values[here], i, axis=1)
             error = np.abs(rest - mine[:, None])
-            pairs.append((error.mean(axis=1), (error <= 50).mean(axis=1), (error <= 100).mean(axis=1)))
-            told["true"].append(mine)
-            told["one"].append(rest[np.arange(len(rest)), rng.integers(0, size - 1, len(rest))])
-            told["mean"].append((total[here] - mine) / (size - 1))
-            told["several"].append(np.full(len(mine), size > 2))
-            told["median"].append(np.abs(np.median(rest, axis=1) - mine))
-            told["own"].append(np.abs(values[here] - np.median(values[here], axis=1)[:, None]).mean(axis=1))
-    true, one, mean = (np.concatenate(told[name]) for name in ("true", "one", "mean"))
-    by_pairs = [np.concatenate(column) for column in zip(*pairs, strict=True)]
-    several = np.concatenate(told["several"])
+            pieces.append(
+                (
+                    mine,
+                    rest[np.arange(len(rest)), rng.integers(0, size - 1, len(rest))],
+                    (total[here] - mine) / (size - 1),
+                    np.full(len(mine), size > 2),
+                    error.mean(axis=1),
+                    (error <= 50).mean(axis=1),
+                    (error <= 100).mean(axis=1),
+                    np.abs(np.median(rest, axis=1) - mine),
+                    np.abs(values[here] - np.median(values[here], axis=1)[:, None]).mean(axis=1),
+                )
+            )
+    columns = [np.concatenate(column) for column in zip(*pieces, strict=True)]
+    true, one, mean, several = columns[:4]
+    mae, within_50, within_100, by_median, own_median = (float(column.mean()) for column in columns[4:])
+    order = tau(one, true, seed)
     return ByOthers(
         by_one=NoiseFloor(
-            targets=len(true),
-            mae_tokens=float(by_pairs[0].mean()),
-            within_50=float(by_pairs[1].mean()),
-            within_100=float(by_pairs[2].mean()),
-            kendall_tau=tau(one, true, seed),
+            targets=len(true), mae_tokens=mae, within_50=within_50, within_100=within_100, kendall_tau=order
         ),
         by_mean=measure(mean[several], true[several], seed) if several.any() else None,
-        by_median=float(np.concatenate(told["median"]).mean()),
-        own_median=float(np.concatenate(told["own"]).mean()),
+        by_median=by_median,
+        own_median=own_median,
         true=true,
         one=one,
         mean=mean,

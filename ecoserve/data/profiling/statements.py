@@ -1,46 +1,42 @@
-"""A profile in a few plain sentences for people who have never seen the project, and what to know before believing it.
+"""A profile in a few plain sentences, for readers who do not know the project, and the limits of its figures.
 
-Rule: a sentence says no more than the figures show; whether predicting lengths pays is only said where something
-tells how predictable they are.
+A sentence says no more than the figures show. Whether predicting lengths pays is only said where there is evidence of
+how predictable they are.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from ecoserve.data.profiling.model import (
-    AcrossModels,
-    Lengths,
-    Ordering,
-    Predicted,
-    PromptLength,
-    Reservation,
-    SamePrompt,
-    Source,
-    Tail,
-    Waste,
-)
+from ecoserve.data.profiling.model import Lengths, Profile, Reservation, Tail, Waste
 from ecoserve.data.profiling.reservation import find
 from ecoserve.pages.numbers import write, write_change
 
 Worth = Literal["yes", "no", "perhaps", "unknown"]
 
-#: What knowing every length must save of the wait, or fit beyond a fixed 90th percentile, to be worth anything.
+#: Below both of these, knowing every length is worth nothing: share of the wait saved, requests that fit over p90's.
 LITTLE_WAIT: Final = 0.12
 LITTLE_ROOM: Final = 1.15
-#: Fewer answers than this say nothing about whether predicting them pays.
+#: Fewer answers than this are no evidence.
 FEWEST: Final = 100
-#: Share of the error of always saying the median that must go for a prediction to be worth it, and to be thought about.
+#: Share of the constant median's error that a prediction must remove to be worth it, and to be worth considering.
 SKILL: Final = 0.2
 SOME_SKILL: Final = 0.08
 
-
-#: What the verdict is called in a sentence.
+#: The verdict at the beginning of a sentence.
 VERDICTS: Final[dict[Worth, str]] = {
     "yes": "Predicting lengths is worth it here",
     "perhaps": "Predicting lengths is perhaps worth it here",
     "no": "Predicting lengths is hardly worth it here",
     "unknown": "Whether predicting lengths is worth it here is open",
+}
+_TAILS: Final = {
+    "ends": "the tail is thin and comes to an end",
+    "light": "the tail is no heavier than an exponential one",
+    "heavy": "the tail is heavy: a few answers decide totals and worst cases",
+    "mixed": "the tail is of several kinds, as in mixed traffic",
+    "open": "there are too few answers to say how heavy the tail is",
+    "unknown": "how heavy the tail is remains open: too few answers, or cut off before",
 }
 
 
@@ -49,8 +45,19 @@ def percent(part: float) -> str:
     return write_change(part, sign=False)
 
 
-def how_long(response: Lengths) -> str:
-    """Middle and extremes of the answers."""
+def say(profile: Profile) -> tuple[list[str], Worth]:
+    """The sentences of the first screen, and whether predicting lengths pays."""
+    worth, reason = _is_it_worth_it(profile)
+    return [
+        _how_long(profile.response),
+        _how_heavy(profile.tail),
+        _how_predictable(profile),
+        _what_is_wasted(profile.waste),
+        reason,
+    ], worth
+
+
+def _how_long(response: Lengths) -> str:
     text = (
         f"Half of the answers have between {response.p25:,} and {response.p75:,} tokens (median {response.p50:,}, mean "
         f"{response.mean:,.0f}); one in ten has more than {response.p90:,}, one in a hundred more than {response.p99:,}"
@@ -60,49 +67,38 @@ def how_long(response: Lengths) -> str:
     return text + "."
 
 
-def how_heavy(tail: Tail) -> str:
-    """The tail in one sentence."""
-    kinds = {
-        "ends": "the tail is thin and comes to an end",
-        "light": "the tail is no heavier than an exponential one",
-        "heavy": "the tail is heavy: a few answers decide totals and worst cases",
-        "mixed": "the tail is of several kinds, as in mixed traffic",
-        "open": "how heavy the tail is cannot be told from so many answers",
-        "unknown": "how heavy the tail is cannot be told: too few answers, or cut off before",
-    }
+def _how_heavy(tail: Tail) -> str:
     text = f"The longest tenth of the answers has {percent(tail.top10_token_share)} of all answer tokens; "
-    text += kinds[tail.kind]
+    text += _TAILS[tail.kind]
     return f"{text} (answers are cut off at {tail.ends_at:,})." if tail.ends_at is not None else f"{text}."
 
 
-def how_predictable(
-    same: SamePrompt | None, across: AcrossModels | None, by_length: PromptLength | None, told: Predicted | None
-) -> str:
-    """What is known about predictability."""
+def _how_predictable(p: Profile) -> str:
     parts = []
+    same, across = p.same_prompt, p.across_models
     if same is not None:
         parts.append(
             f"over {same.prompts:,} prompts with several answers, the prompt explains {percent(same.icc)} of "
             f"the variance of lengths: another answer to the same prompt is off by "
-            f"{write(same.one_other.mae_tokens, 'tokens')} on average, always saying the median by "
-            f"{write(same.constant.mae_tokens, 'tokens')}, and what other answers tell at best, "
+            f"{write(same.one_other.mae_tokens, 'tokens')} on average, the constant median by "
+            f"{write(same.constant.mae_tokens, 'tokens')}, and the best guess from other answers, off by "
             f"{write(same.floor_mae_high_tokens, 'tokens')}, is about what a predictor can reach"
         )
     elif across is not None and across.prompt_share is not None:
         parts.append(
             f"no model answered a prompt twice, but {across.models} models answered the same ones: the prompt explains "
-            f"{percent(across.prompt_share)} of the variance of log length, whoever answers, and the model’s "
+            f"{percent(across.prompt_share)} of the variance of log length, whichever model answers, and the model’s "
             f"habit {percent(across.model_share or 0.0)}"
         )
-    if told is not None:
+    if p.predicted is not None:
         parts.append(
-            f"the predictor is off by {write(told.mae_tokens, 'tokens')}, always saying the median by "
-            f"{write(told.mae_constant_tokens, 'tokens')}"
+            f"the predictor is off by {write(p.predicted.mae_tokens, 'tokens')}, the constant median by "
+            f"{write(p.predicted.mae_constant_tokens, 'tokens')}"
         )
-    if not parts and by_length is not None:
+    if not parts and p.prompt_length is not None:
         parts.append(
             "no prompt was answered twice, so how far a prompt decides the length is not known; its length alone "
-            f"explains {percent(by_length.r2_log_bands)} of the variance of log length"
+            f"explains {percent(p.prompt_length.r2_log_bands)} of the variance of log length"
         )
     if not parts:
         return "How predictable lengths are is not known: no prompt was answered twice, and prompts have no lengths."
@@ -110,8 +106,7 @@ def how_predictable(
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def what_is_wasted(waste: Waste) -> str:
-    """Reserving max_tokens, and what other ways would bring."""
+def _what_is_wasted(waste: Waste) -> str:
     most, known, p90 = _way(waste, "max_tokens"), _way(waste, "true length"), _way(waste, "p90")
     origin = {"trace": "the requests’ own", "given": "as given", "cap": "where answers are cut off"}
     named = origin.get(waste.max_tokens_from, "the longest answer")
@@ -122,23 +117,13 @@ def what_is_wasted(waste: Waste) -> str:
     )
 
 
-def is_it_worth_it(
-    response: Lengths,
-    same: SamePrompt | None,
-    across: AcrossModels | None,
-    by_length: PromptLength | None,
-    told: Predicted | None,
-    waste: Waste,
-    orders: list[Ordering],
-) -> tuple[Worth, str]:
-    """Whether predicting lengths pays on this traffic, and why."""
-    room = _way(waste, "true length").concurrency / _way(waste, "p90").concurrency
-    wait = {order.by: order.wait_saved for order in orders}
-    best = wait["true length"]
-    if response.n < FEWEST:
-        return "unknown", f"{VERDICTS['unknown']}: {_answers(response.n)} too few to tell."
-    if response.censored_share > 0.5:
-        what = f"{percent(response.censored_share)} of the answers were cut off, so that most lengths are not known"
+def _is_it_worth_it(p: Profile) -> tuple[Worth, str]:
+    room = _way(p.waste, "true length").concurrency / _way(p.waste, "p90").concurrency
+    best = next(order.wait_saved for order in p.orderings if order.by == "true length")
+    if p.response.n < FEWEST:
+        return "unknown", f"{VERDICTS['unknown']}: {_answers(p.response.n)} too few to tell."
+    if p.response.censored_share > 0.5:
+        what = f"{percent(p.response.censored_share)} of the answers were cut off, so that most lengths are not known"
         return "unknown", f"{VERDICTS['unknown']}: {what}."
     if best < LITTLE_WAIT and room < LITTLE_ROOM:
         return "no", (
@@ -148,7 +133,7 @@ def is_it_worth_it(
     gain = f"knowing every length would save {percent(best)} of the wait in a long queue, shortest first"
     if room >= LITTLE_ROOM:
         gain += f", and fit {write(room)} times as many requests as a fixed 90th percentile"
-    skill, evidence = _skill(same, across, by_length, told, wait)
+    skill, evidence = _skill(p)
     if skill is None:
         return "unknown", (
             f"{VERDICTS['unknown']}: {gain}, but nothing here says how predictable lengths are. Collect several "
@@ -158,24 +143,20 @@ def is_it_worth_it(
     return worth, f"{VERDICTS[worth]}: {gain}; {evidence}."
 
 
-def _skill(
-    same: SamePrompt | None,
-    across: AcrossModels | None,
-    by_length: PromptLength | None,
-    told: Predicted | None,
-    wait: dict[str, float],
-) -> tuple[float | None, str]:
-    """How much of the lengths can be foreseen (0 to 1), by the predictor at hand, else by what other answers tell."""
-    if told is not None and told.mae_constant_tokens > 0:
-        skill = 1.0 - told.mae_tokens / told.mae_constant_tokens
-        taken = f"this predictor takes {percent(max(0.0, skill))} off the error of always saying the median"
+def _skill(p: Profile) -> tuple[float | None, str]:
+    """How far lengths can be predicted (0 to 1), by the predictor at hand, else by other evidence."""
+    wait = {order.by: order.wait_saved for order in p.orderings}
+    same, across, by_length = p.same_prompt, p.across_models, p.prompt_length
+    if p.predicted is not None and p.predicted.mae_constant_tokens > 0:
+        skill = 1.0 - p.predicted.mae_tokens / p.predicted.mae_constant_tokens
+        taken = f"this predictor takes {percent(max(0.0, skill))} off the error of the constant median"
         return skill, f"{taken}, and saves {percent(wait['predictor'])} of that wait"
     if same is not None and same.constant.mae_tokens > 0:
         skill = 1.0 - same.floor_mae_high_tokens / same.constant.mae_tokens
-        told_by = wait.get("mean of the other answers", wait["one other answer"])
+        by_others = wait.get("mean of the other answers", wait["one other answer"])
         return skill, (
-            f"other answers to the same prompt take {percent(max(0.0, skill))} off the error of always saying "
-            f"the median, and would save {percent(told_by)} of the wait"
+            f"other answers to the same prompt take {percent(max(0.0, skill))} off the error of the constant "
+            f"median, and would save {percent(by_others)} of the wait"
         )
     if across is not None and across.prompt_share is not None:
         # A share of variance of 1 - s**2 goes with an error smaller by s.
@@ -185,8 +166,7 @@ def _skill(
     if by_length is not None and by_length.mae_tokens < (1.0 - SKILL) * by_length.mae_constant_tokens:
         # Little skill would prove nothing: a predictor reads more than the length.
         skill = 1.0 - by_length.mae_tokens / by_length.mae_constant_tokens
-        taken = f"even the prompt’s length alone takes {percent(skill)} off the error of always saying the median"
-        return skill, taken
+        return skill, f"even the prompt’s length alone takes {percent(skill)} off the error of the constant median"
     return None, ""
 
 
@@ -200,40 +180,31 @@ def _way(waste: Waste, policy: str) -> Reservation:
     return found
 
 
-def notes(
-    trace: Source, response: Lengths, tail: Tail, same: SamePrompt | None, waste: Waste, language_rows: int, rows: int
-) -> list[str]:
-    """What to know before believing the figures."""
-    found = []
-    if trace.length_source.startswith("characters"):
-        found.append(
-            f"Response lengths are estimated from characters ({trace.length_source.partition('/')[2]} a token), not "
-            "counted: give --tokenizer, or --length-field."
-        )
-    if trace.prompt_length_source.startswith("characters"):
-        found.append("Prompt lengths are estimated from characters, not counted: give --tokenizer.")
-    if response.n < 1000:
-        found.append(f"{_answers(response.n)} few: percentiles above the 99th rest on a handful.")
-    if response.censored_share:
-        found.append(
-            f"{percent(response.censored_share)} of the answers were cut off. Percentiles count them as they "
-            "are, the km_ ones and the laws count them as longer."
-        )
-    if trace.design_effect > 1.5:
-        found.append(
-            f"Answers within a conversation resemble each other: intervals are {write(trace.design_effect**0.5)} times "
-            "wider than if every record stood for itself."
-        )
-    if same is not None and same.censored_share > 0.05:
-        found.append("Many answers to repeated prompts were cut off, which makes prompts look more predictable.")
-    if waste.max_tokens_from == "longest":
-        found.append("No max_tokens is known: reservations are compared with the longest answer; give --max-tokens.")
-    if not waste.prompts_known:
-        found.append("Prompt lengths are not known: reservations are reckoned without prompts.")
-    if rows < trace.records:
-        found.append(
-            f"Percentiles, laws and arrivals are of all records; the rest is of {rows:,}: all answers to some prompts."
-        )
-    if language_rows and language_rows < trace.records:
-        found.append(f"Languages were recognised on a sample of {language_rows:,} prompts.")
-    return found
+def notes(p: Profile, *, language_rows: int, rows: int) -> list[str]:
+    """Limits of the figures; ``language_rows``, ``rows``: sizes of the samples that they come from."""
+    characters = p.trace.length_source.partition("/")[2]
+    same, design_effect = p.same_prompt, p.trace.design_effect
+    found = {
+        f"Response lengths are estimated from characters ({characters} a token), not counted: give --tokenizer, or "
+        "--length-field.": p.trace.length_source.startswith("characters"),
+        "Prompt lengths are estimated from characters, not counted: give --tokenizer.": (
+            p.trace.prompt_length_source.startswith("characters")
+        ),
+        f"{_answers(p.response.n)} few: percentiles above the 99th rest on a handful.": p.response.n < 1000,
+        f"{percent(p.response.censored_share)} of the answers were cut off. Percentiles count them as they are, the "
+        "km_ ones and the laws count them as longer.": p.response.censored_share > 0,
+        f"Answers within a conversation resemble each other: intervals are {write(design_effect**0.5)} times wider "
+        "than if every record stood for itself.": design_effect > 1.5,
+        "Many answers to repeated prompts were cut off, which makes prompts look more predictable.": (
+            same is not None and same.censored_share > 0.05
+        ),
+        "No max_tokens is known: reservations are compared with the longest answer; give --max-tokens.": (
+            p.waste.max_tokens_from == "longest"
+        ),
+        "Prompt lengths are not known: reservations are counted without prompts.": not p.waste.prompts_known,
+        f"Percentiles, laws and arrivals are of all records; the rest is of {rows:,}: all answers to some prompts.": (
+            rows < p.trace.records
+        ),
+        f"Languages were recognised on a sample of {language_rows:,} prompts.": 0 < language_rows < p.trace.records,
+    }
+    return [text for text, applies in found.items() if applies]

@@ -1,8 +1,8 @@
-"""How long a set of answers is: moments, quantiles with their intervals, and quantiles corrected for cut-off answers.
+"""Moments of a set of lengths, quantiles with their intervals, and quantiles corrected for answers cut off.
 
-Rule: everything comes from the counts of distinct lengths. Quantile q is the least length that at least a share q
-does not exceed. Intervals of quantiles are between order statistics (binomial, no law assumed); where records of one
-conversation resemble each other, they are widened by the design effect (Kish).
+Everything is computed from the counts of distinct lengths. Quantile q is the least length that at least a share q does
+not exceed. Intervals of quantiles are between order statistics (binomial, no law assumed), widened by the design effect
+(Kish) where records of one conversation resemble each other.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PERCENTILES: Final = {
     "p99_9": 0.999,
 }  # fmt: skip
 _CORRECTED: Final = {"km_p50": 0.5, "km_p90": 0.9, "km_p95": 0.95, "km_p99": 0.99}
-#: Up to here lengths are counted by an array as long as the longest.
+#: Lengths up to this are counted in an array as long as the longest.
 _LARGE: Final = 1 << 21
-#: Of a longer trace, what needs more than counts is worked out on about so many records (a few hundred bytes each).
+#: Records, about, of a longer trace that figures are computed on which need more than counts (some 300 bytes each).
 MOST_ROWS: Final = 1_000_000
 #: Standard deviations that leave 2.5 % on each side.
 Z95: Final = 1.959964
@@ -38,7 +38,7 @@ def count(lengths: Whole, censored: npt.NDArray[np.bool_] | None = None) -> Hist
         nothing = np.zeros(0, dtype=np.int64)
         return Histogram(nothing, nothing, nothing)
     if lengths.max() > _LARGE:
-        # A single absurd prompt length must not cost gigabytes.
+        # A single absurd prompt length must not take gigabytes.
         seen, number = np.unique(lengths, return_inverse=True)
         everything = np.bincount(number)
         cut = np.zeros_like(everything) if censored is None else np.bincount(number[censored], minlength=len(seen))
@@ -113,7 +113,7 @@ def conversations_of(table: TraceTable) -> tuple[int, float]:
 
 
 def design_effect(lengths: Whole, clusters: Whole) -> float:
-    """How many times the variance of a share grows because records of one cluster resemble each other; at least 1.
+    """Factor by which the variance of a share grows because records of one cluster resemble each other; at least 1.
 
     Measured on the share of answers above the median: squared sums over clusters against the sum of squares.
 

@@ -1,16 +1,16 @@
-"""A trace as a compact table: what a profile needs of each record, in NumPy columns, read in one pass.
+"""A trace as a compact table of NumPy columns, read in one pass.
 
-Rule: records are looked at once and forgotten. A record costs :data:`BYTES_PER_RECORD` bytes (and four for each other
-sample of its prompt), so that ten million records are half a gigabyte. Texts are not kept: a prompt becomes a hash of
-its whole context, and the beginnings of a seeded sample of prompts are kept for recognising their languages.
+A record costs :data:`BYTES_PER_RECORD` bytes (and four for each other sample of its prompt), so ten million records are
+half a gigabyte. Texts are not kept: a prompt becomes a hash of its whole context, and the beginnings of a seeded sample
+of prompts are kept to recognise their languages.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,12 @@ from ecoserve.data.laws import LONGEST
 from ecoserve.data.loading import Reservoir
 from ecoserve.data.profiling.languages import LANGUAGE_SAMPLE, LanguageSample, recognise
 from ecoserve.data.records import LoadReport, Record, Trace
-from ecoserve.data.streaming import CUT_OFF
+from ecoserve.data.streaming import CUT_OFF, TraceStream
 from ecoserve.errors import TraceError
 
-#: Of a record in the finished table; the sum of the columns' widths.
+#: Size of a record in the finished table: the sum of the columns' widths.
 BYTES_PER_RECORD: Final = 45
-#: Where a number is not known.
+#: A number that is not known.
 UNKNOWN: Final = -1
 _BATCH: Final = 4096
 #: Characters of a prompt by which its language is recognised.
@@ -32,32 +32,6 @@ _CHARACTERS: Final = 1000
 _LARGEST: Final = 2**31 - 1
 
 Ints = npt.NDArray[np.int64]
-
-
-class RecordStream(Protocol):
-    """Records in batches; what is known of the whole is known once they have all been seen."""
-
-    @property
-    def length_source(self) -> str:
-        """Where response lengths come from; as of a :class:`~ecoserve.data.Trace`, like what follows."""
-
-    @property
-    def prompt_length_source(self) -> str:
-        """Where prompt lengths come from."""
-
-    @property
-    def sha256(self) -> str:
-        """Fingerprint of the records."""
-
-    source: str
-    format: str
-    report: LoadReport
-
-    def batches(self) -> Iterator[list[Record]]:
-        """The records, in the order of the file; not yet marked as cut off where only the whole tells that."""
-
-    def cap(self) -> int | None:
-        """Behind the last batch: the length from which on answers count as cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +61,10 @@ class TraceTable:
         max_tokens: most tokens the request allowed.
         prompt_hash: of the whole context; 0 where there is no text.
         conversation: hash of the conversation's name.
-        sample_count: how many other samples of the same prompt the record brings along.
-        samples: shape ``[sample_count.sum()]``: those samples' RLs, in the order of the records.
+        sample_count: how many other samples of the same prompt the record has.
+        samples: shape ``[sample_count.sum()]``: those samples' lengths, in the order of the records.
         models, splits: the names; ``None`` for records without one.
-        origin: where all this comes from.
+        origin: the trace.
         languages: languages of a sample of prompts.
     """
 
@@ -115,10 +89,10 @@ class TraceTable:
         return len(self.response)
 
     def thinned(self, most: int) -> TraceTable:
-        """About ``most`` of the rows, where there are more: all answers to some of the prompts, the same each time.
+        """About ``most`` of the rows, if there are more: all answers to some of the prompts.
 
         Rows are chosen by the hash of their prompt (of their conversation where there is no text), so that answers to
-        one prompt stay together, and two tables thinned so have their prompts in common.
+        one prompt stay together, and two thinned tables have their prompts in common.
         """
         if len(self) <= most:
             return self
@@ -157,7 +131,7 @@ _COLUMNS: Final[dict[str, Any]] = {
 
 
 def read_table(
-    source: Trace | RecordStream,
+    source: Trace | TraceStream,
     *,
     seed: int = 0,
     language_sample: int = LANGUAGE_SAMPLE,
@@ -180,7 +154,7 @@ def read_table(
     return builder.finish(source)
 
 
-def _batches(source: Trace | RecordStream) -> Iterable[Sequence[Record]]:
+def _batches(source: Trace | TraceStream) -> Iterable[Sequence[Record]]:
     if isinstance(source, Trace):
         return (source.records[i : i + _BATCH] for i in range(0, len(source.records), _BATCH))
     return source.batches()
@@ -206,7 +180,7 @@ class _Builder:
         self._prompts = Reservoir[tuple[int, str]](language_sample, seed) if language_sample else None
 
     def add(self, batch: Sequence[Record]) -> None:
-        """Take over the records of ``batch`` that have a length which one can have."""
+        """Take the records of ``batch`` that have a valid length."""
         batch = [r for r in batch if _possible(r.response_tokens)]
         n = len(batch)
         values: dict[str, Iterable[Any]] = {
@@ -231,25 +205,18 @@ class _Builder:
             self._prompts.add([(i, text[:_CHARACTERS]) for i, text in texts if text is not None])
         self.rows += n
 
-    def finish(self, source: Trace | RecordStream) -> TraceTable:
+    def finish(self, source: Trace | TraceStream) -> TraceTable:
         """The table; the blocks are gone afterwards."""
         columns: dict[str, Any] = {}
         for name in list(self._blocks):
-            # Column by column, so that nothing but one column is ever there twice.
+            # Column by column, so that only one column is in memory twice.
             blocks = self._blocks.pop(name)
             columns[name] = np.concatenate(blocks)
             blocks.clear()
         if not isinstance(source, Trace) and (cap := source.cap()) is not None:
             columns["censored"] |= columns["response"] >= cap
             source.report.noted[CUT_OFF] = int(columns["censored"].sum())
-        origin = Origin(
-            source.source,
-            source.format,
-            source.sha256,
-            source.length_source,
-            source.prompt_length_source,
-            source.report,
-        )
+        origin = Origin(*(getattr(source, f.name) for f in fields(Origin)))
         prompts = self._prompts.items() if self._prompts is not None else []
         return TraceTable(
             **columns,
@@ -265,7 +232,7 @@ def _rows(items: Sequence[tuple[int, Any]]) -> Ints:
 
 
 def _possible(tokens: int | None) -> bool:
-    """Whether an answer can be so long: files have such lengths only, records made in a program may have any."""
+    """Whether an answer can have this length; records made in a program may have any."""
     return tokens is not None and 1 <= tokens <= LONGEST
 
 

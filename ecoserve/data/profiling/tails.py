@@ -1,8 +1,8 @@
-"""What the longest answers are like: which law describes the lengths, and how heavy the tail is.
+"""The longest answers: which law describes the lengths, and how heavy the tail is.
 
-Rule: laws and tail indices are fitted by :mod:`ecoserve.data.laws`, answers cut off as such. Of a law it is said how
-far it is off, not whether it is right: with enough answers every law is rejected. Of the tail index only what its
-interval shows, and nothing where a higher threshold contradicts it.
+Laws and tail indices are fitted by :mod:`ecoserve.data.laws`, answers cut off as such. A law is reported with its
+distance, not with a test: with enough answers every law is rejected. A tail index is reported as far as its interval
+shows it and no higher threshold contradicts it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def tail(counts: Histogram, cap: int | None) -> tuple[Tail, list[FittedLaw]]:
     try:
         laws = sorted((fit_counts(name, counts) for name in LAWS), key=lambda fit: fit.aic)
     except TraceError:
-        # Too few lengths, or all alike: there is no law, and that is all there is to say.
+        # Too few lengths, or all alike: there is no law.
         laws = []
     indices = [_index(f) for f in fit_tail_counts(counts)]
     kind = _kind(indices)
@@ -142,20 +142,20 @@ def _verdict(kind: str, indices: list[TailIndex], laws: list[FittedLaw], cap: in
         interval = "" if main.low is None or main.high is None else (
             f", 95 % interval {_two(main.low)} to {_two(main.high)}"
         )  # fmt: skip
-        told = f"tail index {_two(main.index)}{interval}, above {main.threshold:,} tokens"
+        index = f"tail index {_two(main.index)}{interval}, above {main.threshold:,} tokens"
         parts.append(
             {
-                "ends": f"the tail is thinner than exponential and comes to an end ({told})",
-                "light": f"the tail is about as light as an exponential one ({told})",
-                "heavy": f"the tail is heavy, like a power law ({told}): means and totals hang on few answers",
-                "mixed": f"the tail is not of one kind: {told}, but "
+                "ends": f"the tail is thinner than exponential and comes to an end ({index})",
+                "light": f"the tail is about as light as an exponential one ({index})",
+                "heavy": f"the tail is heavy, like a power law ({index}): means and totals hang on few answers",
+                "mixed": f"the tail is not of one kind: {index}, but "
                 + ", ".join(f"{_two(i.index)} above {i.threshold:,}" for i in indices if i.threshold > main.threshold),
-                "open": f"so many answers do not tell how heavy the tail is ({told})",
+                "open": f"there are too few answers to say how heavy the tail is ({index})",
             }[kind]
         )
     else:
-        parts.append("too few long answers to tell how heavy the tail is")
+        parts.append("there are too few long answers to say how heavy the tail is")
     if cap is not None:
-        parts.append(f"answers are cut off at {cap:,} tokens, and what they would have been beyond is not known")
+        parts.append(f"answers are cut off at {cap:,} tokens, and their lengths beyond are not known")
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}."
