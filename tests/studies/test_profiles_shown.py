@@ -1,4 +1,4 @@
-"""The figures that docs/profiling.md cites: made by the command line, small, and without a path of this machine."""
+"""The figures that docs/profiles.md cites: made by the command line, small, and without a path of this machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run functions for tests: a real, tiny model of serving (a queue before a few slots), and ways to fail.
 
-``vllm`` serves first come, first served; ``ecoserve`` serves the shortest told length first. Better lengths therefore
-give lower normalized latency under load, and nothing without load: the shape that the report has to tell.
+``vllm`` serves first come, first served; ``ecoserve`` serves the shortest predicted length first. Better lengths therefore
+give lower normalized latency under load, and nothing without load: the shape that the report has to show.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def queue(settings: QueueSettings) -> RunResult:
     rng = np.random.default_rng(settings.seed)
     arrivals = np.cumsum(rng.exponential(1 / (settings.rate_rps or 1.0), settings.requests))
     true = np.clip(rng.lognormal(4.5, 0.9, settings.requests).round(), 1, 2000)
-    told = _told(settings.lengths, true, rng)
+    predicted = _predictions(settings.lengths, true, rng)
     slots = [0.0] * settings.blocks
     heapq.heapify(slots)
     waiting: list[tuple[float, int]] = []
@@ -59,7 +59,7 @@ def queue(settings: QueueSettings) -> RunResult:
     while upcoming < settings.requests or waiting:
         now = max(heapq.heappop(slots), arrivals[upcoming] if not waiting else 0.0)
         while upcoming < settings.requests and arrivals[upcoming] <= now:
-            length = told[upcoming] if settings.policy == "ecoserve" and told is not None else float(upcoming)
+            length = predicted[upcoming] if settings.policy == "ecoserve" and predicted is not None else float(upcoming)
             heapq.heappush(waiting, (float(length), upcoming))
             upcoming += 1
         _, i = heapq.heappop(waiting)
@@ -72,8 +72,8 @@ def queue(settings: QueueSettings) -> RunResult:
             output_tokens=int(true[i]),
             first_token_s=now + TOKEN_S,
             finish_s=end,
-            predicted_tokens=None if told is None else float(told[i]),
-            pit=None if told is None else float(true[i] / (true[i] + told[i])),
+            predicted_tokens=None if predicted is None else float(predicted[i]),
+            pit=None if predicted is None else float(true[i] / (true[i] + predicted[i])),
             deadline_s=None
             if settings.slo_scale is None
             else float(arrivals[i]) + settings.slo_scale * float(true[i]) * TOKEN_S,
@@ -85,7 +85,7 @@ def queue(settings: QueueSettings) -> RunResult:
         recomputed_tokens=40 * waited if settings.policy == "vllm" else 0,
         pauses=waited // 3 if settings.policy == "ecoserve" else 0,
         steps=int(true.sum()),
-        mispredictions=_mispredictions(settings.policy, told, true),
+        mispredictions=_mispredictions(settings.policy, predicted, true),
         kv_used_mean=0.5,
         schedule_s=[time.perf_counter() % 1 for _ in range(3)],
     )
@@ -104,8 +104,8 @@ def _busy(rows: list[RequestRow], blocks: int) -> list[KVPoint]:
     return series.points()
 
 
-def _mispredictions(policy: str, told: np.ndarray | None, true: np.ndarray) -> dict[str, int]:
-    under = 0 if policy == "vllm" or told is None else int((told < true).sum())
+def _mispredictions(policy: str, predicted: np.ndarray | None, true: np.ndarray) -> dict[str, int]:
+    under = 0 if policy == "vllm" or predicted is None else int((predicted < true).sum())
     return {
         "under_predictions": under,
         "underprediction_own_space": under // 2,
@@ -113,7 +113,7 @@ def _mispredictions(policy: str, told: np.ndarray | None, true: np.ndarray) -> d
     }
 
 
-def _told(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+def _predictions(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     kind, _, detail = lengths.partition(":")
     if kind == "true":
         return true

@@ -33,7 +33,7 @@ from ecoserve.sweep.summary import Meta
 
 BASE = {"policy": "ecoserve", "rate_rps": 5.0, "requests": 30, "mark": MARK}
 RUNS = [PlannedRun.of({**BASE, "lengths": k, "seed": s}) for k in ("true", "none", "noise:0.5") for s in range(3)]
-# Somebody whose settings, on the cluster, would make another run than planned; and one that always dies.
+# A run whose key differs on the cluster, and one that always dies.
 OTHER = PlannedRun("0" * 16, {**BASE, "lengths": "true", "seed": 7})
 DIES = PlannedRun.of({**BASE, "lengths": "true", "seed": 8, "die": True})
 
@@ -89,7 +89,7 @@ def test_two_nodes_give_the_same_tables_though_a_worker_is_killed(tmp_path):
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:PORT", "127.0.0.1:99999999", "ray://127.0.0.1:PORT"])
 def test_an_address_where_nobody_answers_is_one_line(tmp_path, address):
-    with socket.socket() as held:  # bound and not listening: refused, and nobody else's
+    with socket.socket() as held:  # bound and not listening: refused, and free of others
         held.bind(("127.0.0.1", 0))
         address = address.replace("PORT", str(held.getsockname()[1]))
         folder = ResultFolder.create(tmp_path / "out", Meta())

@@ -9,9 +9,7 @@ from profiled import skewed, table_of, trace_of
 from ecoserve.data.profiling import Predictions, profile_trace
 from ecoserve.data.profiling.accuracy import error_curve, measure, tau
 from ecoserve.data.profiling.arriving import arrivals, busiest, dispersion, piece
-from ecoserve.data.profiling.ordering import concentration
-from ecoserve.data.profiling.predicted import predicted
-from ecoserve.data.profiling.prompt_length import guess_by_band, prompt_length
+from ecoserve.data.profiling.guesses import concentration, guess_by_band, predicted, prompt_length
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.evaluation import score
@@ -106,9 +104,9 @@ def test_prompt_length_that_decides_and_one_that_does_not() -> None:
 def test_measures_are_those_of_the_evaluation() -> None:
     rng = np.random.default_rng(0)
     true = skewed(500)
-    told = [LengthDistribution.lognormal(float(m), 0.5, 4096) for m in true * rng.lognormal(0, 0.4, 500)]
-    quantiles = {q: np.asarray([d.quantile(q) for d in told]) for q in (0.5, 0.9, 0.95)}
-    found, scored = predicted(table_of(true), Predictions("p", np.arange(500), quantiles), 0), score(told, true)
+    distributions = [LengthDistribution.lognormal(float(m), 0.5, 4096) for m in true * rng.lognormal(0, 0.4, 500)]
+    quantiles = {q: np.asarray([d.quantile(q) for d in distributions]) for q in (0.5, 0.9, 0.95)}
+    found, scored = predicted(table_of(true), Predictions("p", np.arange(500), quantiles), 0), score(measured, true)
     for key in (
         "rows",
         "mae_tokens",
@@ -133,8 +131,14 @@ def test_a_predictors_figures() -> None:
     lengths = skewed(1000)
     table = table_of(lengths)
     rows = np.arange(1000)
-    told = predicted(table, Predictions("p", rows, {0.5: lengths, 0.9: lengths, 0.95: lengths + 1}, True), 0)
-    assert (told.mae_tokens, told.within_50, told.r2_log, told.coverage_50, told.rows_are) == (0, 1, 1, 1, "held out")
+    measured = predicted(table, Predictions("p", rows, {0.5: lengths, 0.9: lengths, 0.95: lengths + 1}, True), 0)
+    assert (measured.mae_tokens, measured.within_50, measured.r2_log, measured.coverage_50, measured.rows_are) == (
+        0,
+        1,
+        1,
+        1,
+        "held out",
+    )
     constant = np.full(1000, int(np.median(lengths)))
     p90 = np.full(1000, int(np.quantile(lengths, 0.9)))
     none = predicted(table, Predictions("p", rows, {0.5: constant, 0.9: p90, 0.95: p90 * 2}), 0)

@@ -59,12 +59,12 @@ def test_a_predictor_reserves_what_it_says() -> None:
     rows = np.arange(0, 400, 4)
     exact = Predictions("p", rows, dict.fromkeys((0.5, 0.9, 0.95), lengths[rows]))
     found = waste(table_of(lengths, prompt_tokens=[100] * 400), None, exact, None)
-    told, most = way(found, "predicted p90"), way(found, "max_tokens")
-    assert told["rows"] == 100
-    assert told["overflow_share"] == 0.0
+    predicted, most = way(found, "predicted p90"), way(found, "max_tokens")
+    assert predicted["rows"] == 100
+    assert predicted["overflow_share"] == 0.0
     # Against max_tokens on the same hundred records, and less wasted than by any constant that holds nine in ten.
-    assert told["concurrency"] > way(found, "p90")["concurrency"] > 1.0
-    assert told["waste_share"] < way(found, "p90")["waste_share"] < most["waste_share"]
+    assert predicted["concurrency"] > way(found, "p90")["concurrency"] > 1.0
+    assert predicted["waste_share"] < way(found, "p90")["waste_share"] < most["waste_share"]
 
 
 def test_percentiles_overflow_as_they_promise() -> None:

@@ -153,7 +153,7 @@ def test_a_conversations_context_is_part_of_the_prompt() -> None:
     assert answers.sizes.tolist() == [4, 4]
 
 
-def test_every_target_is_told_by_each_other_answer() -> None:
+def test_every_target_is_predicted_by_each_other_answer() -> None:
     table = table_of([10, 20, 60], prompt=["q"] * 3)
     answers = answer_sets(table, 0)
     assert answers is not None

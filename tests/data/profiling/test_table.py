@@ -94,7 +94,7 @@ def test_a_stream_gives_the_table_of_the_loaded_trace(tmp_path: Path) -> None:
     assert profiles[0] == profiles[1]
 
 
-def test_prompts_are_told_apart_by_all_that_was_said() -> None:
+def test_prompts_differ_by_their_whole_context() -> None:
     def asked(*said: str) -> int:
         return prompt_hash(Record("c", prompt=said[-1], messages=tuple(Message("user", s) for s in said)))
 

@@ -85,7 +85,7 @@ def test_shares_of_the_longest_by_hand() -> None:
     assert found.p99_over_p50 == 2.0
 
 
-def test_where_no_law_fits_one_is_told_to_draw_from_the_record() -> None:
+def test_where_no_law_fits_the_advice_is_to_draw_from_the_record() -> None:
     rng = np.random.default_rng(2)
     found = tail_of(np.concatenate((rng.normal(50, 3, N), rng.normal(900, 20, N))))
     assert "no simple law fits" in found.verdict
