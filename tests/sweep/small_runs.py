@@ -1,7 +1,7 @@
 """Run functions for tests: a real, tiny model of serving (a queue before a few slots), and ways to fail.
 
-``vllm`` serves first come, first served; ``ecoserve`` serves the shortest predicted length first. Better lengths therefore
-give lower normalized latency under load, and nothing without load: the shape that the report has to show.
+``vllm`` serves first come, first served; ``ecoserve`` serves the shortest predicted length first. Better lengths give
+lower normalized latency under load, and no gain without load: the shape that the report has to show.
 """
 
 from __future__ import annotations

@@ -106,7 +106,10 @@ def test_measures_are_those_of_the_evaluation() -> None:
     true = skewed(500)
     distributions = [LengthDistribution.lognormal(float(m), 0.5, 4096) for m in true * rng.lognormal(0, 0.4, 500)]
     quantiles = {q: np.asarray([d.quantile(q) for d in distributions]) for q in (0.5, 0.9, 0.95)}
-    found, scored = predicted(table_of(true), Predictions("p", np.arange(500), quantiles), 0), score(measured, true)
+    found, scored = (
+        predicted(table_of(true), Predictions("p", np.arange(500), quantiles), 0),
+        score(distributions, true),
+    )
     for key in (
         "rows",
         "mae_tokens",
