@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+from fidelity_expert_parallel import ExpertParallel
 from fidelity_logs import VllmLog
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.runs import RequestRow
-from ecoserve.serving.simulate.cost import ModelledCost, StepWork
+from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler, quiet_vllm
 from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, gpu_model, load_shape
-from ecoserve.serving.simulate.gpu.expert_parallel import ExpertParallel
 from ecoserve.serving.simulate.loop import Arrival, run_replicas
 from ecoserve.serving.simulate.replica import Replica, Step
 
@@ -115,8 +115,8 @@ def simulate(log: VllmLog, model: GpuModel) -> tuple[list[RequestRow], Watcher]:
         )
         for i, r in enumerate(log.requests)
     ]
-    cost, depth, ranks = ModelledCost(model), log.settings.depth, log.settings.expert_ranks
-    replicas = [Replica(make_scheduler(CountingScheduler, shape), cost, depth, index=i) for i in range(ranks)]
+    depth, ranks = log.settings.depth, log.settings.expert_ranks
+    replicas = [Replica(make_scheduler(CountingScheduler, shape), model, depth, index=i) for i in range(ranks)]
     watcher = Watcher()
     if ranks > 1:
         return ExpertParallel(replicas, model, depth, watcher).run(arrivals), watcher

@@ -4,10 +4,9 @@
 
 For each of the machines below (model x GPU x tensor parallelism): KV beside the memory that the weights leave, and
 steps (decodes of several batch sizes and contexts, pieces of prompts, both together) beside the time in which memory
-and matrix units could do them at their published peaks (``ecoserve/serving/simulate/gpu/bounds.py``). ``lifted`` is the
-share of kernel times that were measured below that bound, from a cache that a model would not find them in, and are
-lifted to it (``gpu/floors.py``). Exit code 1 if a number beats physics. ``--only NAME`` takes machines whose text
-(``llama-3.1-8b h100_sxm tp1``) holds NAME.
+and matrix units could do them at their published peaks. ``lifted`` is the share of kernel times that were measured
+below that bound, from a cache that a model would not find them in, and are lifted to it (``gpu/floors.py``). Exit code
+1 if a number beats physics. ``--only NAME`` takes machines whose text (``llama-3.1-8b h100_sxm tp1``) holds NAME.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import common
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, ModelShape, find_gpu, load_shape
-from ecoserve.serving.simulate.gpu.bounds import compute_s, least_step_s, memory_s
 from ecoserve.serving.simulate.gpu.floors import Floors
 from ecoserve.serving.simulate.gpu.hardware import Gpu
 from ecoserve.serving.simulate.gpu.kernels import kernels_version
@@ -64,6 +62,37 @@ MACHINES: Final = [
 #: How vLLM is set up where KV is counted.
 BLOCK_SIZE, MAX_SEQS, MAX_BATCHED, MEMORY_SHARE = 16, 256, 2048, 0.9
 _GIB: Final = 1 << 30
+
+
+def memory_s(shape: ModelShape, gpu: Gpu, tp: int, work: StepWork) -> float:
+    """Seconds to read weights and KV at the peak bandwidth of ``tp`` GPUs.
+
+    All weights but the embedding table; of experts only as many as one token needs, since all tokens might need the
+    same.
+    """
+    feed_forward = shape.expert_parameters * (shape.experts_per_token or 1)
+    layer = (shape.attention_parameters + feed_forward) * (1.0 if shape.weights == "fp8" else 2.0)
+    weights = shape.layers * (layer + 2 * shape.experts * shape.hidden) + 2 * shape.embedding_parameters
+    kv = work.decode_context_tokens + sum(new + context for new, context in work.chunks)
+    return (weights + kv * shape.kv_token_bytes) / (tp * gpu.bandwidth)
+
+
+def compute_s(shape: ModelShape, gpu: Gpu, tp: int, work: StepWork) -> float:
+    """Seconds to do the matrix work at the peak of ``tp`` GPUs; attention in 16 bits, the rest as the weights."""
+    feed_forward = shape.expert_parameters * (shape.experts_per_token or 1)
+    token = 2 * shape.layers * (shape.attention_parameters + feed_forward + shape.experts * shape.hidden)
+    dense = (work.prefill_tokens + work.decodes) * token
+    wide = 2.0 * (work.decodes + len(work.chunks)) * shape.embedding_parameters
+    # Attention to the tokens before, and of new tokens to each other (causal); a multiply-add is two operations.
+    pairs = work.decode_context_tokens + sum(new * (context + (new + 1) / 2) for new, context in work.chunks)
+    wide += 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
+    peak = gpu.flops_fp8 if shape.weights == "fp8" else gpu.flops
+    return (dense / peak + wide / gpu.flops) / tp
+
+
+def least_step_s(shape: ModelShape, gpu: Gpu, tp: int, work: StepWork) -> float:
+    """Seconds that a step takes at the very least, whatever the kernels are."""
+    return max(memory_s(shape, gpu, tp, work), compute_s(shape, gpu, tp, work))
 
 
 def decodes(requests: int, context: int) -> StepWork:
@@ -135,7 +164,7 @@ def _kv(shape: ModelShape, gpu: Gpu, tp: int, model: GpuModel) -> dict[str, Any]
 
 
 def _step(shape: ModelShape, gpu: Gpu, tp: int, model: GpuModel, work: StepWork) -> dict[str, float]:
-    modelled, least = model.step_s(work), least_step_s(shape, gpu, tp, work)
+    modelled, least = model.seconds(work), least_step_s(shape, gpu, tp, work)
     return {
         "modelled_ms": round(modelled * 1e3, 3),
         "memory_ms": round(memory_s(shape, gpu, tp, work) * 1e3, 3),

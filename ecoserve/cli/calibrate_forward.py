@@ -73,11 +73,11 @@ def _measured(settings: ForwardRunSettings, quiet: bool) -> ForwardRun:
 
 
 def _modelled(settings: ForwardRunSettings, replica: SimulateSettings, gpu: str) -> ForwardRun:
-    from ecoserve.serving.simulate.cost import ModelledCost, alone_s
-    from ecoserve.serving.simulate.forward_size import LARGEST, forward_times
+    from ecoserve.serving.simulate.cost import alone_s
     from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+    from ecoserve.serving.simulate.machine import LARGEST, forward_times
 
-    cost = ModelledCost(gpu_model(gpu, load_shape(settings.model), replica.tp))
+    cost = gpu_model(gpu, load_shape(settings.model), replica.tp)
     prompt_tokens, depth = settings.prompt_tokens, replica.depth
     largest = settings.largest if "largest" in settings.model_fields_set else LARGEST
     first = alone_s(cost, prompt_tokens, 1, depth, largest)

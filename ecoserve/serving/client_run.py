@@ -1,28 +1,28 @@
-"""One run against a server with an OpenAI-compatible API: the same loads as in this process, over HTTP.
+"""One run against a server with an OpenAI-compatible API: the load of :mod:`~ecoserve.serving.workload` over HTTP.
 
-Rule: an open loop. A request's latency counts from the moment the load says, whether or not a connection was free
-then, so that a slow server cannot make its own load lighter. Responses are streamed; the first token is the first
-event with a choice, lengths are the server's own count. What fails is a row of its own, never an end of the run.
+The loop is open: a request's latency counts from its arrival in the load, whether or not a connection was free then.
+Responses are streamed; the first token is the first event with a choice, and lengths are the server's own count. A
+request that fails is a row with an error, and the run goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import httpx
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.length_source import LengthSource
-from ecoserve.serving.runs import MISPREDICTIONS, EngineTotals, RequestRow, RunResult
-from ecoserve.serving.workload import LoadRequest, make_load, trace_for
+from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+from ecoserve.serving.workload import LoadRequest, LoadSettings
 
 Progress = Callable[[int, int], None]
 
@@ -30,30 +30,20 @@ Progress = Callable[[int, int], None]
 SERVER: Final = "server"
 #: Token ids that every vocabulary has and that mean nothing special, for prompts of which only the length is known.
 _PLAIN_IDS: Final = (300, 1000)
+#: Counters of the server that have a label, and the beginning of the field of ``Counters`` that the label completes.
+_LABELLED: Final = {"ecoserve_underprediction_actions_total": ("action", "underprediction_")}
 
 
-class ClientRunSettings(BaseModel):
+class ClientRunSettings(LoadSettings):
     """What to run against a URL."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(description="base URL of the server, without /v1")
     model: str | None = Field(None, description="served model's name; by default the first that the server lists")
-    trace: str = Field(description="file, data set on the hub, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
-    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
-    split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str | None = Field(None, description="name of the server's policy; by default from its metrics")
     lengths: str = Field(
         SERVER, description="server: as the server predicts; else a source of lengths that clients send"
     )
     replay: bool = Field(True, description="force the recorded lengths on the responses; the server must allow it")
-    rate_rps: float | None = Field(
-        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
-    )
-    seed: int = Field(0, ge=0, description="seed of everything random")
-    requests: int = Field(200, ge=1, description="requests of a run")
-    max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
     max_prompt_tokens: int = Field(2**20, ge=1, description="rows with longer prompts are skipped")
     concurrency: int = Field(512, ge=1, description="connections at most")
     timeout_s: float = Field(600.0, gt=0, description="seconds to wait for one response")
@@ -68,20 +58,11 @@ def run_client(settings: ClientRunSettings, progress: Progress | None = None) ->
         InputError: for a trace or setting that cannot be used, a server that is not there, or one that does not let
             clients do what the settings ask for.
     """
-    told = LengthSource("none") if settings.lengths == SERVER else LengthSource.parse(settings.lengths)
     if not settings.url.startswith(("http://", "https://")):
         raise ConfigError("a URL starts with http:// or https://", where=settings.url)
-    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
-    load = make_load(
-        trace,
-        requests=settings.requests,
-        rate_rps=settings.rate_rps,
-        seed=settings.seed,
-        lengths=told,
-        max_tokens=settings.max_tokens,
-        max_prompt_tokens=settings.max_prompt_tokens,
-    )
-    return asyncio.run(_Client(settings, load, progress).run(trace.length_source))
+    by_server = LengthSource("none") if settings.lengths == SERVER else None
+    load = settings.load(settings.max_prompt_tokens, by_server)
+    return asyncio.run(_Client(settings, load, progress).run())
 
 
 class _Client:
@@ -93,7 +74,7 @@ class _Client:
         self.begin = 0.0
         self.model = settings.model or ""
 
-    async def run(self, length_source: str) -> RunResult:
+    async def run(self) -> RunResult:
         s = self.settings
         limits = httpx.Limits(max_connections=s.concurrency, max_keepalive_connections=s.concurrency)
         # Waiting for a free connection is not bounded: the load is open, and such a wait is part of the latency.
@@ -101,7 +82,7 @@ class _Client:
         headers = {"authorization": f"Bearer {s.api_key}"} if s.api_key else {}
         base = s.url.rstrip("/").removesuffix("/v1")
         async with httpx.AsyncClient(base_url=base, limits=limits, timeout=timeout, headers=headers) as client:
-            await self._meet(client)
+            await self._check(client)
             before = await _metrics(client)
             bodies = [self._body(r) for r in self.load]
             self.begin = time.monotonic()
@@ -118,23 +99,15 @@ class _Client:
             after = await _metrics(client)
         forced = {r.name: r.response_tokens for r in self.load}
         other = sum(row.status == "completed" and row.output_tokens != forced[row.request_id] for row in rows)
-        return RunResult(
-            policy=s.policy or ("ecoserve" if "ecoserve_steps_total" in after else "vllm"),
-            lengths=s.lengths,
-            rate_rps=s.rate_rps if s.rate_rps is None or math.isfinite(s.rate_rps) else None,
-            seed=s.seed,
-            rows=list(rows),
-            totals=_totals(before, after),
-            labels={
-                "engine": "url",
-                "arrivals": "recorded" if s.rate_rps is None else "at once" if math.isinf(s.rate_rps) else "poisson",
-                "length_source": length_source,
-                **({"other_length": other} if s.replay else {}),
-            },
+        return s.result(
+            list(rows),
+            _totals(before, after),
+            {"engine": "url", "arrivals": s.arrivals, **({"other_length": other} if s.replay else {})},
+            policy="ecoserve" if "steps" in after else "vllm",
         )
 
-    async def _meet(self, client: httpx.AsyncClient) -> None:
-        """See that the server is there, lets us in, and does what is asked for.
+    async def _check(self, client: httpx.AsyncClient) -> None:
+        """Check that the server is there, accepts the key, and does what the settings ask for.
 
         Raises:
             ConfigError: if not.
@@ -177,29 +150,18 @@ class _Client:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        chat = request.record.chat()
-        if chat:
-            body["messages"] = [{"role": m.role, "content": m.content} for m in chat]
+        if request.messages:
+            body["messages"] = request.messages
         else:
             low, high = _PLAIN_IDS
             body["prompt"] = [int(i) for i in self.rng.integers(low, high, request.prompt_tokens)]
-        extra: dict[str, Any] = {}
-        if s.replay:
-            extra[keys.REPLAY_TOKENS] = request.response_tokens
-        if request.lengths is not None:
-            extra[keys.LENGTHS] = request.lengths.to_wire()
+        extra = request.extra_args(replay=s.replay)
         if extra:
             body["vllm_xargs"] = extra
         return body
 
     async def _one(self, client: httpx.AsyncClient, request: LoadRequest, body: dict[str, Any]) -> RequestRow:
-        row = RequestRow(
-            request_id=request.name,
-            arrival_s=request.arrival_s,
-            prompt_tokens=request.prompt_tokens,
-            predicted_tokens=request.lengths.quantile(0.5) if request.lengths else None,
-            pit=request.pit,
-        )
+        row = request.row()
         await asyncio.sleep(max(0.0, self.begin + request.arrival_s - time.monotonic()))
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         try:
@@ -217,7 +179,7 @@ class _Client:
         return row
 
     async def _follow(self, answer: httpx.Response, row: RequestRow) -> None:
-        """Write down one streamed response."""
+        """Fill the row from one streamed response."""
         ended = False
         async for event in _events(answer):
             now = time.monotonic() - self.begin
@@ -252,7 +214,7 @@ async def _events(answer: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
 
 
 async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """The server's counters, summed over engines, actions apart by their names; empty if it shows none."""
+    """The server's counters by the names of :class:`Counters`, other labels summed; empty if it shows none."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -262,32 +224,31 @@ async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
         out: dict[str, float] = {}
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
-                if sample.name.startswith(("ecoserve_", "vllm:num_preemptions")) and sample.name.endswith("_total"):
-                    action = sample.labels.get("action")
-                    name = f"ecoserve_underprediction_{action}_total" if action else sample.name
-                    out[name] = out.get(name, 0.0) + sample.value
+                name = sample.name
+                if name in _LABELLED:
+                    label, beginning = _LABELLED[name]
+                    name = beginning + sample.labels.get(label, "")
+                elif name.endswith("_total") and name.startswith(("ecoserve_", "vllm:num_preemptions")):
+                    name = name.removeprefix("ecoserve_").removesuffix("_total")
+                else:
+                    continue
+                out[name] = out.get(name, 0.0) + sample.value
     except (httpx.HTTPError, ValueError):
         return {}
     return out
 
 
 def _totals(before: Mapping[str, float], after: Mapping[str, float]) -> EngineTotals:
-    def grown(name: str) -> int:
-        return int(after.get(name, 0.0) - before.get(name, 0.0))
-
-    counted = any(name.startswith("ecoserve_") for name in after)
-    return EngineTotals(
-        preemptions=grown("vllm:num_preemptions_total"),
-        recomputed_tokens=grown("ecoserve_recomputed_tokens_total"),
-        pauses=grown("ecoserve_pauses_total"),
-        re_reservations=grown("ecoserve_re_reservations_total"),
-        steps=grown("ecoserve_steps_total"),
-        mispredictions={name: grown(f"ecoserve_{name}_total") for name in MISPREDICTIONS} if counted else {},
-    )
+    grown = {name: int(value - before.get(name, 0.0)) for name, value in after.items()}
+    totals = EngineTotals.of([Counters(**{n: grown.get(n, 0) for n in Counters.__dataclass_fields__})])
+    totals.preemptions = grown.get("vllm:num_preemptions", 0)
+    if "steps" not in grown:
+        totals.mispredictions = {}
+    return totals
 
 
 def _message(text: str) -> str:
-    """The server's own words in an error body, as one line."""
+    """The message of an error body, as one line."""
     try:
         body = json.loads(text)
         text = body["error"]["message"]

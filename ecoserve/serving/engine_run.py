@@ -1,55 +1,39 @@
-"""One run on a real vLLM engine in this process: a load, a policy, a clock.
+"""One run on a vLLM engine in this process.
 
-Rule: every policy gets the same requests at the same times, with the same ``max_tokens``; responses have their recorded
-lengths (:mod:`~ecoserve.serving.adapter.replay`), which the scheduler is not told unless ``lengths`` says so.
-Latencies count from the arrival that the load says, so that a request which had to wait to be handed over has waited.
+Every policy gets the same requests at the same times, with the same ``max_tokens``; responses have their recorded
+lengths (:mod:`~ecoserve.serving.adapter.replay`), which the scheduler does not see unless ``lengths`` is ``true``.
+Latencies count from a request's arrival in the load, so that time before it was handed over counts as waiting.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import os
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.clocks import CpuClock, WallClock
-from ecoserve.serving.core import keys
-from ecoserve.serving.length_source import LengthSource
+from ecoserve.serving.adapter.settings import policy_arguments
 from ecoserve.serving.prompts import Prompts
-from ecoserve.serving.runs import RequestRow, RunResult
-from ecoserve.serving.workload import LoadRequest, make_load, trace_for
+from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+from ecoserve.serving.workload import LoadRequest, LoadSettings
 
 Progress = Callable[[int, int], None]
 
 REPLAY = "ecoserve.serving.adapter.replay:ReplayLogitsProcessor"
-COUNTING = "ecoserve.serving.adapter.counting.CountingScheduler"
-OURS = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 
 
-class EngineRunSettings(BaseModel):
+class EngineRunSettings(LoadSettings):
     """What to run on an engine in this process."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: str = Field(description="model served by an engine in this process: a folder or hub id")
-    trace: str = Field(description="file, data set on the hub, or synthetic[:N]")
-    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
-    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
-    split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = Field("ecoserve", description="scheduling policy")
-    lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
-    rate_rps: float | None = Field(
-        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
-    )
-    seed: int = Field(0, ge=0, description="seed of everything random")
-    requests: int = Field(200, ge=1, description="requests of a run")
     blocks: int | None = Field(
         None,
         ge=2,
@@ -60,7 +44,6 @@ class EngineRunSettings(BaseModel):
     max_num_seqs: int = Field(64, ge=1, description="requests in a batch")
     max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and response")
-    max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
     prefix_caching: bool = Field(True, description="share the KV of equal prefixes")
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature")
     enforce_eager: bool = Field(True, description="no compiled kernels: slower steps, a start in seconds")
@@ -75,7 +58,7 @@ class EngineRunSettings(BaseModel):
 
 
 def run_engine(settings: EngineRunSettings, progress: Progress | None = None) -> RunResult:
-    """Start an engine, run one load through it, and shut it down. A process can do so again and again.
+    """Start an engine, run one load through it, and shut it down; a process can do so repeatedly.
 
     Args:
         settings: what to run.
@@ -88,42 +71,15 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
     if settings.clock == "cpu" and settings.threads != 1:
         raise ConfigError("clock cpu needs threads 1", fix="several threads' CPU time adds up to more than time passes")
     arguments = engine_arguments(settings)
-    told = LengthSource.parse(settings.lengths)
-    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     longest = settings.max_model_len - settings.max_tokens if settings.max_model_len else None
-    load = make_load(
-        trace,
-        requests=settings.requests,
-        rate_rps=settings.rate_rps,
-        seed=settings.seed,
-        lengths=told,
-        max_tokens=settings.max_tokens,
-        max_prompt_tokens=longest or 2**31,
-    )
+    load = settings.load(longest or 2**31)
     engine = start_engine(arguments, settings.threads)
     try:
         rows, totals = _Drive(engine, settings, load, progress).run()
     finally:
         stop_engine(engine)
-    return RunResult(
-        policy=settings.policy,
-        lengths=settings.lengths,
-        rate_rps=settings.rate_rps if settings.rate_rps is None or math.isfinite(settings.rate_rps) else None,
-        seed=settings.seed,
-        rows=rows,
-        totals=totals,
-        labels={
-            "engine": "in-process",
-            "blocks": settings.blocks,
-            "arrivals": _arrivals(settings.rate_rps),
-            "clock": settings.clock,
-            "length_source": trace.length_source,
-        },
-    )
-
-
-def _arrivals(rate: float | None) -> str:
-    return "recorded" if rate is None else "at once" if math.isinf(rate) else "poisson"
+    labels = {"engine": "in-process", "blocks": settings.blocks, "arrivals": settings.arrivals, "clock": settings.clock}
+    return settings.result(rows, totals, labels)
 
 
 def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
@@ -149,34 +105,11 @@ def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
     return out | settings.engine
 
 
-def policy_arguments(policy: str, knobs: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's engine arguments that make it run ``policy``, counting.
-
-    Raises:
-        ConfigError: for a policy or knob that is not known.
-    """
-    from ecoserve.serving.adapter.settings import CONFIG_KEY, POLICIES, STOCK_POLICIES, SchedulerSettings
-
-    if policy in POLICIES:
-        own = {"policy": policy, **knobs}
-        SchedulerSettings.parse(own)
-        return {"scheduler_cls": OURS, "additional_config": {CONFIG_KEY: own}}
-    if policy not in STOCK_POLICIES:
-        known = ", ".join((*POLICIES, *STOCK_POLICIES))
-        raise ConfigError(f"policy {policy!r} is not known", fix=f"one of {known}")
-    out: dict[str, Any] = {"scheduler_cls": COUNTING}
-    if policy == "vllm-watermark":
-        out["watermark"] = 0.05
-    if policy == "vllm-priority":
-        out["scheduling_policy"] = "priority"
-    return out
-
-
 def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
     """vLLM's ``LLMEngine`` in this process, its model on ``threads`` CPU threads.
 
     Raises:
-        ConfigError: in vLLM's words.
+        ConfigError: with vLLM's message.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -200,7 +133,7 @@ def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
 
 
 def stop_engine(engine: Any) -> None:
-    """Shut an engine of :func:`start_engine` down; the process can start another."""
+    """Shut down an engine of :func:`start_engine`; the process can start another."""
     engine.engine_core.shutdown()
     del engine
     gc.collect()
@@ -212,8 +145,31 @@ class _Pending:
     prompt: list[int]
 
 
+class _WallClock:
+    """Seconds that pass."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wait_until(self, when: float) -> None:
+        time.sleep(max(0.0, when - self.now()))
+
+
+class _CpuClock:
+    """Seconds that this process works, so that a shared machine's other work does not count; waiting jumps ahead."""
+
+    def __init__(self) -> None:
+        self._jumped = 0.0
+
+    def now(self) -> float:
+        return time.process_time() + self._jumped
+
+    def wait_until(self, when: float) -> None:
+        self._jumped += max(0.0, when - self.now())
+
+
 class _Drive:
-    """Feeds one engine one load by the wall clock and writes down what happens to each request."""
+    """Feeds one load to one engine and fills the rows of its requests."""
 
     def __init__(
         self, engine: Any, settings: EngineRunSettings, load: Sequence[LoadRequest], progress: Progress | None
@@ -224,24 +180,15 @@ class _Drive:
         self.settings = settings
         self.progress = progress or (lambda done, total: None)
         self.limit = int(engine.model_config.max_model_len)
-        self.clock = CpuClock() if settings.clock == "cpu" else WallClock()
+        self.clock = _CpuClock() if settings.clock == "cpu" else _WallClock()
         self.watch = SchedulerWatch(engine.engine_core.engine_core.scheduler, self.clock.now)
         prompts = Prompts(engine.get_tokenizer(), self.limit - settings.max_tokens, settings.seed)
         self.pending = deque(_Pending(r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s))
-        self.rows = {
-            p.load.name: RequestRow(
-                request_id=p.load.name,
-                arrival_s=p.load.arrival_s,
-                prompt_tokens=len(p.prompt),
-                predicted_tokens=p.load.lengths.quantile(0.5) if p.load.lengths else None,
-                pit=p.load.pit,
-            )
-            for p in self.pending
-        }
+        self.rows = {p.load.name: p.load.row(len(p.prompt)) for p in self.pending}
         self.internal: dict[str, str] = {}
         self.begin = self.clock.now()
 
-    def run(self) -> tuple[list[RequestRow], Any]:
+    def run(self) -> tuple[list[RequestRow], EngineTotals]:
         self._warm_up()
         total, done = len(self.rows), 0
         self.begin = begin = self.clock.now()
@@ -263,7 +210,7 @@ class _Drive:
         return list(self.rows.values()), totals
 
     def _warm_up(self) -> None:
-        """The first steps of an engine are slow; they are nobody's latency."""
+        """The first steps of an engine are slow and belong to no request of the load."""
         prompt = self.pending[0].prompt[:8] if self.pending else [1]
         self._add("warm-up", prompt, None, 2)
         while self.engine.has_unfinished_requests():
@@ -285,20 +232,14 @@ class _Drive:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        extra: dict[str, Any] = {}
-        priority = 0
-        if load is not None:
-            extra[keys.REPLAY_TOKENS] = load.response_tokens
-            if load.lengths is not None:
-                extra[keys.LENGTHS] = load.lengths.to_wire()
-                if self.settings.policy == "vllm-priority":
-                    priority = load.lengths.quantile(0.5)
+        extra = load.extra_args(replay=True) if load else None
+        priority = load.priority(self.settings.policy) if load else 0
         params = SamplingParams(
             temperature=self.settings.temperature,
             max_tokens=max_tokens,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args=extra or None,
+            extra_args=extra,
         )
         internal: str = self.engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params, priority=priority)
         return internal

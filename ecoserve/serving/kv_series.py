@@ -1,11 +1,10 @@
-"""KV over time, thinned while a run goes on: exact averages over equal intervals, never more than a few hundred.
+"""KV over time, thinned while a run goes on: exact averages over equal intervals, at most a few hundred.
 
-Rule: intervals begin short; whenever the run outgrows :data:`MOST` of them, neighbours are merged and the width
-doubles. So a run of a second and one of a day take the same room, and what is kept is the average over each interval,
-not a sample. Time in which nothing is said counts as an empty cache.
+Intervals begin short; whenever the run outgrows :data:`MOST` of them, neighbours are merged and the width doubles. Time
+for which no state is given counts as an empty cache.
 
-*Wasted* is what helps nobody: KV promised beyond what the answer will turn out to need and not lent, and KV held by
-generations that are paused. Only a simulation knows the former.
+*Wasted* blocks are those reserved beyond what the response will need and not lent, and those held by paused requests.
+Only a simulation knows the former.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class KVPoint:
 
     Attributes:
         replica: its number.
-        at_s: when the interval begins, on the run's clock. seconds: how long it is.
-        held: blocks taken. reserved: promised beyond what is written. lent: of these, lent to guests.
-        wasted: see the module; None where nobody knows.
+        at_s: when the interval begins, on the run's clock. seconds: its length.
+        held: blocks taken. reserved: reserved beyond what is written. lent: of these, lent to guests.
+        wasted: see the module; None where it is not known.
     """
 
     replica: int
@@ -41,34 +40,39 @@ class KVPoint:
 
 
 class KVSeries:
-    """Takes what was true for how long, in order of time, and gives averages over equal intervals.
+    """Averages states of one replica's KV, given in order of time, over equal intervals.
 
     Args:
-        usable_blocks: C, what shares are of.
+        usable_blocks: blocks that shares are of.
         replica: its number.
         start_s: when the run begins, on its clock.
     """
 
     def __init__(self, usable_blocks: int, replica: int = 0, start_s: float = 0.0) -> None:
+        self.usable_blocks = max(1, usable_blocks)
         self.replica = replica
         self.width_s = FIRST_WIDTH_S
-        self._usable = max(1, usable_blocks)
-        self._start_s = start_s
+        #: over the whole run: block-seconds held, reserved and lent, and the seconds
+        self.block_seconds = [0.0, 0.0, 0.0]
+        self.seconds = 0.0
+        self._start_s = self._end_s = start_s
         #: block-seconds of each interval: held, reserved, lent, wasted
         self._area: list[list[float]] = []
-        self._end_s = start_s
-        self._knows_waste = True
+        self._waste_known = True
 
     @property
     def interval(self) -> int:
-        """The interval that the last state reached: whoever samples need not do so more often."""
+        """Number of intervals that the states so far reach into."""
         return len(self._area)
 
     def add(self, at_s: float, seconds: float, held: float, reserved: float, lent: float, wasted: float | None) -> None:
-        """The state from ``at_s`` on, for so many seconds, in blocks."""
+        """The state for ``seconds`` from ``at_s`` on, in blocks."""
         if wasted is None:
-            self._knows_waste = False
+            self._waste_known = False
         state = (held, reserved, lent, wasted or 0.0)
+        self.seconds += seconds
+        for k in range(3):
+            self.block_seconds[k] += state[k] * seconds
         begin = max(0.0, at_s - self._start_s)
         end = begin + seconds
         while end > MOST * self.width_s:
@@ -92,13 +96,13 @@ class KVSeries:
             seconds = min(self.width_s, self._end_s - self._start_s - at)
             if seconds <= 0:
                 break
-            held, reserved, lent, wasted = (a / seconds / self._usable for a in area)
-            known = wasted if self._knows_waste else None
+            held, reserved, lent, wasted = (a / seconds / self.usable_blocks for a in area)
+            known = wasted if self._waste_known else None
             found.append(KVPoint(self.replica, self._start_s + at, seconds, held, reserved, lent, known))
         return found
 
     def _merge(self) -> None:
-        """Neighbours become one."""
+        """Double the width of the intervals."""
         self.width_s *= 2
         area = self._area
         if len(area) % 2:
@@ -107,16 +111,16 @@ class KVSeries:
 
 
 def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
-    """Blocks that help nobody now (see the module); 0 for a scheduler that promises nothing and pauses nobody.
+    """Blocks wasted now (see the module); 0 for a scheduler that neither reserves nor pauses.
 
     Args:
-        scheduler: any of ours.
-        response_tokens: how long the answers will be, by request id; those that are not named are taken to need all.
+        scheduler: a ``CountingScheduler`` or a subclass.
+        response_tokens: true lengths by request id; a request that is not named is taken to need all it reserved.
     """
     ledger = getattr(scheduler, "ledger", None)
     if ledger is None:
         return 0.0
-    over = asleep = 0
+    over = paused = 0
     for task in ledger.holders():
         written = ledger.blocks(task.written)
         true = response_tokens.get(task.request_id)
@@ -124,5 +128,5 @@ def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
             needed = max(written, ledger.blocks(task.prompt_tokens + true))
             over += max(0, ledger.promised_blocks(task) - needed)
         if task.state.value == "paused":
-            asleep += written
-    return float(max(0, over - scheduler.kv_policy.lent_blocks()) + asleep)
+            paused += written
+    return float(max(0, over - scheduler.kv_policy.lent_blocks()) + paused)

@@ -1,7 +1,6 @@
-"""Token ids of a load's prompts, as the served model's tokenizer makes them.
+"""Token ids of a load's prompts: its chats by the served model's chat template, as an API server would make them.
 
-Rule: what a chat client would send: the record's messages by the model's chat template. Of length-only traces, where
-there is no text, random words of the right number, the same for the same seed.
+Of traces with lengths only, random words of the right number, the same for the same seed.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ class Prompts:
 
     def of(self, request: LoadRequest) -> list[int]:
         """The prompt of one request: its chat by the model's template, its text, or random words of its length."""
-        record = request.record
-        chat = [{"role": m.role, "content": m.content} for m in record.chat()]
+        chat = request.messages
         if not chat:
             count = min(request.prompt_tokens, self._longest)
             return [int(i) for i in self._rng.choice(self._words, count)]

@@ -1,33 +1,24 @@
 """One run (one policy, one rate, one seed) and its metrics: the only place where they are defined.
 
-Times are seconds on the clock of the run (virtual or wall), lengths are tokens. The summary's keys are those of
-``docs/results-schema.md``: flat and stable. Used by the virtual loop, by replay at an engine or a URL, and by sweeps.
+Times are seconds on the clock of the run (virtual or wall), lengths are tokens. The keys of a summary are those of
+docs/results-schema.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.kv_series import KVPoint
+from ecoserve.serving.kv_series import KVPoint, KVSeries
 
 Status = Literal["completed", "rejected", "failed"]
 
-#: Counters of wrong predictions that a run reports: how many, then the rungs of the ladder, cheapest first.
-MISPREDICTIONS: Final = (
-    "under_predictions",
-    "over_predictions",
-    "underprediction_own_space",
-    "underprediction_re_reserved",
-    "underprediction_global_reserve",
-    "underprediction_paused",
-    "underprediction_guest_moved",
-    "underprediction_recomputed",
-)
+#: Counters of wrong predictions: how many, then the actions taken after an under-prediction, cheapest first.
+MISPREDICTIONS: Final = tuple(f.name for f in fields(Counters) if f.name.startswith(("under", "over")))
 
 
 @dataclass(slots=True)
@@ -44,7 +35,7 @@ class RequestRow:
     predicted_tokens: float | None = None
     preemptions: int = 0
     pauses: int = 0
-    #: probability that was told for answers as short as this one or shorter, half of its own share left out
+    #: probability integral transform of the response length under its prediction (``LoadRequest.pit``)
     pit: float | None = None
     #: the deadline for the last token on the run's clock, if the request has one
     deadline_s: float | None = None
@@ -62,7 +53,7 @@ class RequestRow:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None for answers of one token."""
+        """Time per output token after the first; None for responses of one token."""
         if self.first_token_s is None or self.finish_s is None or self.output_tokens < 2:
             return None
         return (self.finish_s - self.first_token_s) / (self.output_tokens - 1)
@@ -94,26 +85,41 @@ class EngineTotals:
     kv_used_mean: float | None = None
     kv_reserved_mean: float | None = None
     kv_lent_mean: float | None = None
-    #: what became of wrong predictions, by counter (:data:`MISPREDICTIONS`); empty where nobody counts
+    #: :data:`MISPREDICTIONS` by name; empty where the engine does not count them
     mispredictions: Mapping[str, int] = field(default_factory=dict)
     schedule_s: Sequence[float] = ()
     update_s: Sequence[float] = ()
 
+    @classmethod
+    def of(cls, counters: Sequence[Counters], kv: Sequence[KVSeries] = (), **more: Any) -> EngineTotals:
+        """Sums over schedulers; KV shares are means over their busy time."""
+        seconds = sum(series.seconds for series in kv)
+        if seconds > 0:
+            usable = kv[0].usable_blocks
+            shares = (sum(series.block_seconds[i] for series in kv) / seconds / usable for i in range(3))
+            more |= dict(zip(("kv_used_mean", "kv_reserved_mean", "kv_lent_mean"), shares, strict=True))
+        counted = ("preemptions", "recomputed_tokens", "pauses", "re_reservations", "steps")
+        return cls(
+            **{name: sum(getattr(c, name) for c in counters) for name in counted},
+            mispredictions={name: sum(getattr(c, name) for c in counters) for name in MISPREDICTIONS},
+            **more,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Bounds that hold for every request of a run, in seconds; what is None is not asked for."""
+    """Bounds for every request of a run, in seconds; None: no bound."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
 
     def met_by(self, row: RequestRow) -> bool | None:
-        """Whether a request met all that is asked of it, its own deadline included; None if nothing is."""
+        """Whether a request met its bounds and its own deadline; None if it has none of them."""
         verdicts = [row.met_deadline]
         if self.ttft_s is not None:
             verdicts.append(row.finish_s is not None and row.ttft_s is not None and row.ttft_s <= self.ttft_s)
         if self.tpot_s is not None:
-            # An answer of one token has no time per token after the first, and cannot miss it.
+            # A response of one token has no time per token after the first, and cannot miss it.
             verdicts.append(row.finish_s is not None and (row.tpot_s or 0.0) <= self.tpot_s)
         known = [v for v in verdicts if v is not None]
         return all(known) if known else None
@@ -136,12 +142,10 @@ class RunResult:
     kv: list[KVPoint] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """The run's flat summary; figures that cannot be given are None, never NaN."""
+        """The run's flat summary; a figure that cannot be given is None, never NaN."""
         done = [r for r in self.rows if r.status == "completed"]
         start = min((r.arrival_s for r in self.rows), default=0.0)
-        end = max((r.finish_s for r in done if r.finish_s is not None), default=start)
-        duration = end - start
-        tokens = sum(r.output_tokens for r in done)
+        duration = max((r.finish_s for r in done if r.finish_s is not None), default=start) - start
         met = [self.slo.met_by(r) for r in self.rows if r.status != "rejected"]
         verdicts = [m for m in met if m is not None]
         out: dict[str, Any] = {
@@ -156,23 +160,17 @@ class RunResult:
             "failed": sum(r.status == "failed" for r in self.rows),
             "duration_s": duration,
             "throughput_rps": _ratio(len(done), duration),
-            "output_tokens_per_s": _ratio(tokens, duration),
+            "output_tokens_per_s": _ratio(sum(r.output_tokens for r in done), duration),
             "goodput_rps": _ratio(sum(v is True for v in verdicts), duration) if verdicts else None,
             "slo_attainment": _ratio(sum(v is True for v in verdicts), len(verdicts)),
         }
-        series: Mapping[str, list[float | None]] = {
-            "ttft": [r.ttft_s for r in done],
-            "tpot": [r.tpot_s for r in done],
-            "e2el": [r.e2el_s for r in done],
-            "normalized_latency": [r.normalized_latency_s for r in done],
-        }
-        for name, values in series.items():
-            known = [v for v in values if v is not None]
+        for name in ("ttft", "tpot", "e2el", "normalized_latency"):
+            known = [v for r in done if (v := getattr(r, f"{name}_s")) is not None]
             out[f"{name}_mean_ms"] = float(np.mean(known)) * 1e3 if known else None
             for q in (50, 90, 99):
-                out[f"{name}_p{q}_ms"] = float(np.percentile(known, q)) * 1e3 if known else None
+                out[f"{name}_p{q}_ms"] = _percentile_ms(known, q)
         t = self.totals
-        out |= {
+        return out | {
             "preemptions": t.preemptions,
             "recomputed_tokens": t.recomputed_tokens,
             "pauses": t.pauses,
@@ -186,12 +184,6 @@ class RunResult:
             "update_p50_ms": _percentile_ms(t.update_s, 50),
             "steps": t.steps,
         }
-        return out
-
-
-def mispredictions(counters: Sequence[Counters]) -> dict[str, int]:
-    """The :data:`MISPREDICTIONS` of some schedulers, summed."""
-    return {name: sum(getattr(c, name) for c in counters) for name in MISPREDICTIONS}
 
 
 def _ratio(a: float, b: float) -> float | None:

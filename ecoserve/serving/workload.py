@@ -1,8 +1,6 @@
-"""A load: which requests come when, how long their answers are, and what the scheduler is told about that.
+"""The load of a run: which requests arrive when, how long their responses are, and what is predicted of that.
 
-The same for the virtual loop, the in-process engine and a URL, so that their runs can be compared. What is told is
-never the recorded length unless ``true`` is asked for (the oracle); :mod:`ecoserve.serving.length_source` has the
-kinds.
+The same for virtual time, the in-process engine and a URL, so that their runs can be compared.
 """
 
 from __future__ import annotations
@@ -10,16 +8,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core import keys
 from ecoserve.serving.length_source import LengthSource
+from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 
 #: Characters a token, where a trace gives text but no token counts and no tokenizer is named.
-CHARACTERS_PER_TOKEN = 4.0
+CHARACTERS_PER_TOKEN: Final = 4.0
+#: The policy of vLLM's own scheduler that goes by request priorities.
+_BY_PRIORITY: Final = "vllm-priority"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class LoadRequest:
         arrival_s: seconds from the start.
         record: the trace's row (prompt text, messages).
         prompt_tokens, response_tokens: recorded or estimated lengths, tokens; the response's is cut at ``max_tokens``.
-        lengths: what the scheduler is told, or None.
+        lengths: the predicted distribution of the response length, or None.
     """
 
     name: str
@@ -42,22 +46,110 @@ class LoadRequest:
     lengths: LengthDistribution | None
 
     @property
-    def pit(self) -> float | None:
-        """Where the true length lies in what was told: the probability of shorter answers and half that of its own.
+    def predicted_tokens(self) -> int | None:
+        """Median of the predicted length."""
+        return self.lengths.quantile(0.5) if self.lengths else None
 
-        Uniform over 0..1 where what was told is calibrated (the mid-distribution probability integral transform).
+    @property
+    def pit(self) -> float | None:
+        """Probability integral transform (PIT) of the response length under its prediction.
+
+        The mid-distribution form: probability of a shorter response plus half that of an equal one. Uniform over 0..1
+        where predictions are calibrated.
         """
         if self.lengths is None:
             return None
         n = self.response_tokens
         return 1.0 - (self.lengths.survival(n) + self.lengths.survival(n - 1)) / 2.0
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The request as chat messages; empty where the trace has lengths only."""
+        return [{"role": m.role, "content": m.content} for m in self.record.chat()]
+
+    def row(self, prompt_tokens: int | None = None) -> RequestRow:
+        """The request's row before it is sent."""
+        tokens = self.prompt_tokens if prompt_tokens is None else prompt_tokens
+        return RequestRow(self.name, self.arrival_s, tokens, predicted_tokens=self.predicted_tokens, pit=self.pit)
+
+    def extra_args(self, *, replay: bool) -> dict[str, Any]:
+        """What goes into ``vllm_xargs``: the prediction, and with ``replay`` the length to force."""
+        out: dict[str, Any] = {keys.REPLAY_TOKENS: self.response_tokens} if replay else {}
+        if self.lengths is not None:
+            out[keys.LENGTHS] = self.lengths.to_wire()
+        return out
+
+    def priority(self, policy: str) -> int:
+        """vLLM's request priority: the predicted length under ``vllm-priority``, else 0."""
+        return (self.predicted_tokens or 0) if policy == _BY_PRIORITY else 0
+
+
+class LoadSettings(BaseModel):
+    """The load of a run and the policy that serves it, wherever it runs."""
+
+    # JSON has no word for a rate of infinity.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    trace: str = Field(description="file, data set on the hub, or synthetic[:N]", json_schema_extra={"metavar": "FILE"})
+    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
+    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
+    split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
+    policy: str | None = Field("ecoserve", description="scheduling policy")
+    lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
+    rate_rps: float | None = Field(
+        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    requests: int = Field(200, ge=1, description="requests of a run")
+    max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
+
+    def read_trace(self) -> Trace:
+        """The trace that the load is drawn from."""
+        return trace_for(self.trace, self.length_field, self.tokenizer, self.split)
+
+    def load(self, max_prompt_tokens: int, lengths: LengthSource | None = None) -> list[LoadRequest]:
+        """The requests. ``lengths``: a source of predictions in place of the settings' own."""
+        return make_load(
+            self.read_trace(),
+            requests=self.requests,
+            rate_rps=self.rate_rps,
+            seed=self.seed,
+            lengths=lengths or LengthSource.parse(self.lengths),
+            max_tokens=self.max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+
+    @property
+    def arrivals(self) -> str:
+        """How requests arrive, as a label of the run."""
+        return "recorded" if self.rate_rps is None else "at once" if math.isinf(self.rate_rps) else "poisson"
+
+    def result(
+        self,
+        rows: list[RequestRow],
+        totals: EngineTotals,
+        labels: dict[str, Any],
+        policy: str | None = None,
+        **more: Any,
+    ) -> RunResult:
+        """The run's result, labelled with what was asked. ``policy``: where the settings name none."""
+        return RunResult(
+            policy=self.policy or policy or "",
+            lengths=self.lengths,
+            rate_rps=self.rate_rps if self.arrivals == "poisson" else None,
+            seed=self.seed,
+            rows=rows,
+            totals=totals,
+            labels={**labels, "length_source": self.read_trace().length_source},
+            **more,
+        )
+
 
 @lru_cache(maxsize=8)
 def trace_for(
     source: str, length_field: str | None, tokenizer: str | None, split: str | None, synthetic_seed: int = 0
 ) -> Trace:
-    """The trace a load is drawn from; ``synthetic`` or ``synthetic:N`` makes one. Kept for the next run of a sweep.
+    """The trace a load is drawn from, kept for the next run; ``synthetic`` or ``synthetic:N`` makes one.
 
     With ``split`` (``train`` or ``dev``) only rows of that part are taken, by the trace's own split or by the one that
     training makes: a predictor must not be judged on the rows it was trained on. Traces without prompts are taken
@@ -103,8 +195,8 @@ def make_load(
         rate_rps: Poisson arrivals at this rate; ``inf``: all at once; None: the first ``requests`` rows with their
             recorded arrivals.
         seed: of the draw, the arrivals and the noise.
-        max_tokens: the same for all requests; longer recorded answers are cut there, as the engine would.
-        max_prompt_tokens: rows with longer prompts are passed over: the server would refuse them.
+        max_tokens: the same for all requests; longer recorded responses are cut there, as the engine would.
+        max_prompt_tokens: rows with longer prompts are skipped: the server would refuse them.
 
     Raises:
         TraceError: if no row can be used.
@@ -117,19 +209,17 @@ def make_load(
             fix="name a length field or a tokenizer",
         )
     if rate_rps is None:
-        timed = sorted((r for r in rows if r.arrival_s is not None), key=lambda r: r.arrival_s or 0.0)[:requests]
-        if not timed:
+        drawn = sorted((r for r in rows if r.arrival_s is not None), key=lambda r: r.arrival_s or 0.0)[:requests]
+        if not drawn:
             raise TraceError("the trace has no recorded arrivals", where=trace.source, fix="give --rate")
-        start = timed[0].arrival_s or 0.0
-        drawn, times = timed, [(r.arrival_s or 0.0) - start for r in timed]
+        times = [(r.arrival_s or 0.0) - (drawn[0].arrival_s or 0.0) for r in drawn]
     else:
-        rng = np.random.default_rng(seed)
-        picks = rng.choice(len(rows), size=requests, replace=len(rows) < requests)
+        picks = np.random.default_rng(seed).choice(len(rows), size=requests, replace=len(rows) < requests)
         drawn = [rows[i] for i in picks]
         times = [0.0] * requests if math.isinf(rate_rps) else poisson_arrivals(requests, rate_rps, seed).tolist()
     true = [min(max_tokens, int(r.response_tokens or 1)) for r in drawn]
-    known = lengths.distributions(drawn, true, max_tokens, seed)
+    predicted = lengths.distributions(drawn, true, max_tokens, seed)
     return [
         LoadRequest(f"r{i:05d}", at, record, prompt_length(record), n, prediction)
-        for i, (at, record, n, prediction) in enumerate(zip(times, drawn, true, known, strict=True))
+        for i, (at, record, n, prediction) in enumerate(zip(times, drawn, true, predicted, strict=True))
     ]

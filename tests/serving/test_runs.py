@@ -64,7 +64,7 @@ def test_the_failed_and_the_rejected_count_as_such() -> None:
     assert s["slo_attainment"] == pytest.approx(2 / 4), (
         "a failed request has missed its deadline, a rejected one had none"
     )
-    assert s["output_tokens_per_s"] == pytest.approx(15 / 14), "tokens of answers that nobody got are not output"
+    assert s["output_tokens_per_s"] == pytest.approx(15 / 14), "tokens of failed requests are not output"
 
 
 def test_totals_are_taken_over() -> None:

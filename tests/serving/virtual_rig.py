@@ -22,7 +22,8 @@ from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.kv import Pipelined, Pooled
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
-from ecoserve.serving.simulate.loop import Arrival, LoopResult, VirtualLoop
+from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
+from ecoserve.serving.simulate.replica import Replica
 from ecoserve.serving.simulate.worker import WorkerError, WorkerModel
 
 OURS = tuple(POLICIES)
@@ -225,10 +226,24 @@ class Played:
     outputs: list[Any] = field(default_factory=list)
 
 
+def drive(
+    scheduler: Any,
+    arrivals: list[Arrival],
+    depth: int = 1,
+    worker: WorkerModel | None = None,
+    *,
+    cost: Any = None,
+    on_step: Callable[[Any], None] | None = None,
+) -> LoopResult:
+    """Run a load on one replica; ``on_step`` gets the output of every scheduled step."""
+    replica = Replica(scheduler, cost or LinearCost(), depth, worker)
+    replica.on_step = on_step
+    return run_replicas([replica], arrivals)
+
+
 def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_outputs: bool = False) -> Played:
     """Run a case and check everything that must hold of any run."""
     scheduler = scheduler_for(case)
-    loop = VirtualLoop(scheduler, LinearCost(), case.depth, StrictWorker(case))
     outputs: list[Any] = []
     total = sum(s.prompt + expected_tokens(case, s) for s in case.specs)
     most_steps = 200 + 30 * total
@@ -257,8 +272,7 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         if step in case.resets:
             assert scheduler.reset_prefix_cache(reset_running_requests=True)
 
-    loop.on_step = stepped
-    result = loop.run(arrivals_of(case))
+    result = drive(scheduler, arrivals_of(case), case.depth, StrictWorker(case), on_step=stepped)
     check_end(case, scheduler, result)
     return Played(result, scheduler, outputs)
 

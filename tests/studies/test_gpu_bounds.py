@@ -43,3 +43,15 @@ def test_a_number_that_beats_physics_fails(monkeypatch: pytest.MonkeyPatch, caps
 def test_no_such_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_bounds.main(["--only", "tpu"]) == 2
     assert "holds 'tpu'" in capsys.readouterr().err
+
+
+def test_bounds_by_hand() -> None:
+    shape, gpu = load_shape("llama-3.1-8b"), find_gpu("h100_sxm")
+    work = gpu_bounds.decodes(16, 1000)
+    weights = 2 * (shape.parameters - shape.embedding_parameters)
+    assert gpu_bounds.memory_s(shape, gpu, 1, work) == pytest.approx((weights + 16000 * 131072) / 3.35e12, rel=1e-3)
+    assert gpu_bounds.compute_s(shape, gpu, 1, gpu_bounds.prompt(2048)) == pytest.approx(30.0e-3, rel=0.01)
+    assert (
+        gpu_bounds.compute_s(shape, gpu, 2, gpu_bounds.prompt(2048))
+        == gpu_bounds.compute_s(shape, gpu, 1, gpu_bounds.prompt(2048)) / 2
+    )

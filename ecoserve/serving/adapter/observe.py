@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.runs import EngineTotals, mispredictions
+from ecoserve.serving.kv_series import KVSeries
+from ecoserve.serving.runs import EngineTotals
 
 
 class SchedulerWatch:
@@ -26,15 +27,11 @@ class SchedulerWatch:
     def __init__(self, scheduler: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._scheduler = scheduler
         self._clock = clock
-        self._before = asdict(scheduler.counters)
         self.schedule_s: list[float] = []
         self.update_s: list[float] = []
         #: internal request id -> preemptions, of requests that have left the scheduler
         self.preemptions_of: dict[str, int] = {}
-        self._area = [0.0, 0.0, 0.0]
-        self._last = (clock(), (0.0, 0.0, 0.0))
-        self._begin = self._last[0]
-        self._end = self._begin
+        self.restart()
         scheduler.schedule = self._timed(scheduler.schedule, self.schedule_s)
         scheduler.update_from_output = self._timed(scheduler.update_from_output, self.update_s, self._sample)
         scheduler._free_blocks = self._noting(scheduler._free_blocks)
@@ -45,39 +42,22 @@ class SchedulerWatch:
         self.schedule_s.clear()
         self.update_s.clear()
         self.preemptions_of.clear()
-        self._area = [0.0, 0.0, 0.0]
-        self._last = (self._clock(), (0.0, 0.0, 0.0))
-        self._begin = self._end = self._last[0]
+        begin = self._clock()
+        self._kv = KVSeries(self._scheduler.usable_blocks, start_s=begin)
+        self._last = (begin, (0, 0, 0))
 
     def totals(self) -> EngineTotals:
         """What was counted, up to the last step."""
         now = asdict(self._scheduler.counters)
         new = Counters(**{name: value - self._before[name] for name, value in now.items()})
-        span = self._end - self._begin
-        used, reserved, lent = (a / span if span > 0 else None for a in self._area)
-        return EngineTotals(
-            preemptions=new.preemptions,
-            recomputed_tokens=new.recomputed_tokens,
-            pauses=new.pauses,
-            re_reservations=new.re_reservations,
-            steps=new.steps,
-            mispredictions=mispredictions([new]),
-            kv_used_mean=used,
-            kv_reserved_mean=reserved,
-            kv_lent_mean=lent,
-            schedule_s=tuple(self.schedule_s),
-            update_s=tuple(self.update_s),
-        )
+        return EngineTotals.of([new], [self._kv], schedule_s=tuple(self.schedule_s), update_s=tuple(self.update_s))
 
     def _sample(self) -> None:
         now = self._clock()
-        then, shares = self._last
-        for i, share in enumerate(shares):
-            self._area[i] += share * (now - then)
+        then, (held, reserved, lent) = self._last
+        self._kv.add(then, now - then, held, reserved, lent, None)
         g = self._scheduler.gauges()
-        usable = max(1, g.usable_blocks)
-        self._last = (now, (g.held_blocks / usable, g.reserved_blocks / usable, g.lent_blocks / usable))
-        self._end = now
+        self._last = (now, (g.held_blocks, g.reserved_blocks, g.lent_blocks))
 
     def _timed(
         self, call: Callable[..., Any], into: list[float], after: Callable[[], None] | None = None

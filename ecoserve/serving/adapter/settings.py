@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ecoserve.errors import ConfigError
 from ecoserve.options import checked
 from ecoserve.serving.core.kv.base import ForecastName, KVKnobs, KVPolicyName
 from ecoserve.serving.core.orderings import OrderingKnobs, OrderingName
@@ -186,3 +187,29 @@ class SchedulerSettings(BaseModel):
     def corrected(self) -> bool:
         """Whether predictions are corrected."""
         return POLICIES[self.policy].correction if self.correction is None else self.correction
+
+
+def policy_arguments(policy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's engine arguments that make it run ``policy``, counting.
+
+    Args:
+        policy: a policy of ours, with ``settings`` of the scheduler, or one of vLLM's own.
+
+    Raises:
+        ConfigError: for a policy or setting that is not known.
+    """
+    if policy in POLICIES:
+        own = {"policy": policy, **settings}
+        SchedulerSettings.parse(own)
+        return {
+            "scheduler_cls": "ecoserve.serving.adapter.scheduler.EcoServeScheduler",
+            "additional_config": {CONFIG_KEY: own},
+        }
+    if policy not in STOCK_POLICIES:
+        raise ConfigError(f"policy {policy!r} is not known", fix=f"one of {', '.join((*POLICIES, *STOCK_POLICIES))}")
+    out: dict[str, Any] = {"scheduler_cls": "ecoserve.serving.adapter.counting.CountingScheduler"}
+    if policy == "vllm-watermark":
+        out["watermark"] = 0.05
+    if policy == "vllm-priority":
+        out["scheduling_policy"] = "priority"
+    return out

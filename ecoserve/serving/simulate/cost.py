@@ -1,7 +1,7 @@
 """How long one step takes, in virtual seconds: on the GPU, and on the host that feeds it.
 
-Rule: a cost is a function of the step's work alone, so that a run repeats exactly. What of the host's time is hidden
-behind the GPU is not said here: that is the loop's business (:mod:`~ecoserve.serving.simulate.replica`).
+A cost is a function of the step's work alone, so that a run repeats exactly. How much of the host's time is hidden
+behind the GPU is the loop's business (:mod:`~ecoserve.serving.simulate.replica`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StepCost(Protocol):
     """A model of the machine: the work of one step to seconds."""
 
     def seconds(self, work: StepWork) -> float:
-        """Seconds the GPU needs, with all that keeps it from the next step even if the host is ahead."""
+        """Seconds of the GPU, with the gap to the next step that remains even if the host is ahead."""
         ...
 
     def host_s(self, work: StepWork) -> float:
@@ -79,38 +79,12 @@ class LinearCost(BaseModel):
         )
 
     def host_s(self, work: StepWork) -> float:
-        """None of its own: it is a part of the step."""
+        """0: the host's time is a part of the step."""
         return 0.0
 
     def launch_s(self, work: StepWork) -> float:
-        """None of its own."""
+        """0, as ``host_s``."""
         return 0.0
-
-
-class MachineModel(Protocol):
-    """What a :class:`~ecoserve.serving.simulate.gpu.GpuModel` answers."""
-
-    def step_s(self, work: StepWork) -> float:
-        """Seconds of the GPU."""
-        ...
-
-    def host_s(self, work: StepWork) -> float:
-        """Seconds of the host."""
-        ...
-
-    def launch_s(self, work: StepWork) -> float:
-        """The part of ``host_s`` that is not the scheduler's."""
-        ...
-
-
-class ModelledCost:
-    """A modelled GPU as a step cost."""
-
-    def __init__(self, model: MachineModel) -> None:
-        self.model = model
-        self.seconds = model.step_s
-        self.host_s = model.host_s
-        self.launch_s = model.launch_s
 
 
 def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:

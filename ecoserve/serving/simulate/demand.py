@@ -1,8 +1,8 @@
-"""How much KV a load would hold at its peak if nobody had to wait: what *pressure* is measured against.
+"""How much KV a load would hold at its peak if no request had to wait: what *pressure* is measured against.
 
-Rule: vLLM's own scheduler (chunked prefill, first come first served, one token a step for each running request) on an
-engine with room for everybody. With that much room the scheduler has nothing to decide, so its steps are counted here
-without it, some hundred times faster; a test holds the two together. Prompts are taken to share nothing.
+The reference is vLLM's own scheduler (chunked prefill, first come first served, one token a step for each running
+request) on an engine with room for all requests. There it has nothing to decide, so its steps are counted here without
+it, some hundred times faster; a test compares the two. Prompts are taken to share nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def demand_peak(
     """Peak KV demand of a load on one engine, in blocks.
 
     Args:
-        load: what comes when, with the true lengths.
+        load: the requests, with their true lengths.
         cost: seconds of a step.
         depth: 1: a step's period is host + GPU; 2: the longer of the two.
         block_size: tokens a block.

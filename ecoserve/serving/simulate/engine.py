@@ -1,7 +1,7 @@
-"""vLLM's scheduler without a model: the classes that serve, built from a config.json alone.
+"""vLLM's scheduler classes without a model, made from a config.json alone.
 
-No worker, no weights, no GPU: a folder with a config.json is enough for vLLM's own ModelConfig, and the KV cache
-manager is told how many blocks there are. What runs here is the very class that serves.
+A folder with a config.json is enough for vLLM's ``ModelConfig``, and the KV cache manager is given a number of blocks.
+There is no worker, no weights and no GPU; the scheduler is the very class that serves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecoserve.errors import ConfigError
 
-#: A small Llama: the scheduler looks at nothing but its length limit.
+#: A small Llama; the scheduler reads only its length limit.
 _CONFIG: Final = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -44,21 +44,26 @@ EOS: Final = 2
 WORD: Final = 7
 
 
-class EngineShape(BaseModel):
-    """What the scheduler knows of its engine."""
+class EngineLimits(BaseModel):
+    """An engine's settings that a run can state."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    block_size: int = Field(16, ge=1, description="tokens per KV block")
+    max_num_seqs: int = Field(256, ge=1, description="requests in a batch")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
+    max_model_len: int = Field(4096, ge=2, description="tokens of prompt and response")
+    prefix_caching: bool = Field(False, description="share the KV of equal prefixes")
+
+
+class EngineShape(EngineLimits):
+    """What the scheduler knows of its engine."""
+
     kv_blocks: int = Field(1800, ge=2, description="usable KV blocks")
-    block_size: int = Field(16, ge=1, description="tokens a block")
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(2048, ge=1)
-    max_model_len: int = Field(4096, ge=2)
-    prefix_caching: bool = False
     chunked_prefill: bool = True
     watermark: float = Field(0.0, ge=0, lt=1)
     scheduling_policy: str = Field("fcfs", pattern="fcfs|priority")
-    runner: int = Field(1, ge=1, le=2, description="whose rules hold: vLLM's model runner V1 or V2")
+    runner: int = Field(1, ge=1, le=2, description="vLLM's model runner, V1 or V2")
 
 
 @lru_cache(maxsize=1)
@@ -71,16 +76,13 @@ def _model_folder() -> str:
 
 @lru_cache(maxsize=1)
 def quiet_vllm() -> None:
-    """Settings that vLLM must see before it is imported: no hub, no chatter, no usage report.
+    """Settings that vLLM must see before it is imported: no hub, errors only, no usage report.
 
     Once: setting a logger's level empties the caches of all loggers, which costs half a millisecond.
     """
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
@@ -88,8 +90,7 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
     """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
 
     Raises:
-        ConfigError: if the longest allowed sequence does not fit the KV cache (vLLM itself refuses that at start), or
-            vLLM refuses the shape.
+        ConfigError: if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
     """
     quiet_vllm()
     import torch
@@ -155,7 +156,7 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
 
 @dataclass(frozen=True, slots=True)
 class LazyRequest:
-    """A request that is made when it arrives: a long load would not fit memory as vLLM requests."""
+    """A request that is made when it arrives: a long load of vLLM requests would not fit memory."""
 
     request_id: str
     num_prompt_tokens: int

@@ -1,17 +1,25 @@
-"""The simulated machine: what a step costs and how much KV there is, from a GPU's and a model's name.
-
-Rule: what the settings state is taken (``blocks``), what they do not state follows from the GPU and the model. Without
-a GPU the linear cost stands in, with a number of blocks that is nobody's.
-"""
+"""The simulated machine: what a step costs and how much KV there is, from a GPU's and a model's name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.simulate.cost import ModelledCost, StepCost
+from ecoserve.serving.core.forward_size import profile_sizes, target_forward_size
+from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.settings import LINEAR, LINEAR_BLOCKS, SimulateSettings
+
+if TYPE_CHECKING:
+    from ecoserve.serving.simulate.gpu import GpuModel
+
+#: Tokens of one prompt of a profile of forwards: long enough to be one, short enough that attention does not count.
+PROMPT_TOKENS: Final = 512
+#: The largest forward of a profile.
+LARGEST: Final = 8192
+#: The scheduler setting that may be ``auto`` in simulations.
+_FORWARD_SIZE: Final = "target_forward_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +29,7 @@ class Machine:
     Attributes:
         cost: seconds of a step.
         blocks: usable KV blocks.
-        max_model_len: the most tokens the model can have in one sequence; None: nobody asks.
+        max_model_len: the model's longest sequence, tokens; None: no limit.
     """
 
     cost: StepCost
@@ -30,50 +38,62 @@ class Machine:
 
 
 def machine_of(settings: SimulateSettings) -> Machine:
-    """The machine that the settings describe.
+    """The machine that the settings describe; ``blocks`` that are not stated follow from GPU and model.
 
     Raises:
         ConfigError: for a GPU or model that is not known, or that do not go together.
     """
-    if not settings.on_gpu:
-        if settings.model is not None or settings.tp != 1:
+    s = settings
+    if not s.on_gpu:
+        if s.model is not None or s.tp != 1:
             raise ConfigError(
                 "a model and tp need a GPU to run on", where="simulate", fix="name one by gpu, or leave them out"
             )
-        return Machine(settings.cost, LINEAR_BLOCKS if settings.blocks is None else settings.blocks)
-    if settings.model is None:
+        return Machine(s.cost, LINEAR_BLOCKS if s.blocks is None else s.blocks)
+    if s.model is None:
         raise ConfigError(
-            f"gpu {settings.gpu} needs a model to serve",
-            where="simulate",
-            fix=f"name one by model, or take gpu {LINEAR}",
+            f"gpu {s.gpu} needs a model to serve", where="simulate", fix=f"name one by model, or take gpu {LINEAR}"
         )
-    return _on_gpu(
-        settings.gpu,
-        settings.model,
-        settings.tp,
-        settings.blocks,
-        settings.block_size,
-        settings.max_num_seqs,
-        settings.max_num_batched_tokens,
-        settings.gpu_memory_utilization,
-    )
+    gpu = _gpu_model(s.gpu, s.model, s.tp)
+    blocks = s.blocks
+    if blocks is None:
+        blocks = gpu.kv_blocks(s.block_size, s.max_num_seqs, s.max_num_batched_tokens, s.gpu_memory_utilization)
+    return Machine(gpu, blocks, gpu.shape.max_model_len)
 
 
 @lru_cache(maxsize=8)
-def _on_gpu(
-    gpu: str,
-    model: str,
-    tp: int,
-    blocks: int | None,
-    block_size: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    gpu_memory_utilization: float,
-) -> Machine:
+def _gpu_model(gpu: str, model: str, tp: int) -> GpuModel:
     from ecoserve.serving.simulate.gpu import gpu_model, load_shape
 
-    shape = load_shape(model)
-    made = gpu_model(gpu, shape, tp)
-    if blocks is None:
-        blocks = made.kv_blocks(block_size, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
-    return Machine(ModelledCost(made), blocks, shape.max_model_len)
+    return gpu_model(gpu, load_shape(model), tp)
+
+
+def forward_times(
+    cost: StepCost, *, depth: int = 1, largest: int = LARGEST, prompt_tokens: int = PROMPT_TOKENS
+) -> list[tuple[int, float]]:
+    """(tokens, seconds) of forwards of prompts alone, as :mod:`~ecoserve.serving.forward_run` measures on an engine."""
+    out = []
+    for size in profile_sizes(largest):
+        chunks = [(min(prompt_tokens, size - at), 0) for at in range(0, size, prompt_tokens)]
+        work = StepWork(size, 0, size, chunks)
+        gpu, host = cost.seconds(work), cost.host_s(work)
+        out.append((size, gpu + host if depth == 1 else max(gpu, host)))
+    return out
+
+
+def scheduler_settings(settings: SimulateSettings, cost: StepCost) -> dict[str, Any]:
+    """The scheduler's settings, with ``target_forward_tokens: auto`` replaced by this machine's.
+
+    Raises:
+        ConfigError: for ``auto`` where no GPU is modelled: a linear cost never saturates.
+    """
+    if settings.scheduler.get(_FORWARD_SIZE) != "auto":
+        return settings.scheduler
+    if not settings.on_gpu:
+        raise ConfigError(
+            "auto needs a modelled GPU",
+            where=f"scheduler setting {_FORWARD_SIZE}",
+            fix="name a GPU and a model, or a number",
+        )
+    times = forward_times(cost, depth=settings.depth)
+    return {**settings.scheduler, _FORWARD_SIZE: target_forward_size(times).tokens}

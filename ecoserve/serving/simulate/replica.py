@@ -1,12 +1,12 @@
 """One simulated engine: a vLLM scheduler, a step cost, and its own clock, driven one event at a time.
 
-Mirrors vLLM's engine core, which does two things in turn: *start* a step (take what has arrived, schedule, launch)
-while fewer than ``depth`` are in flight and there is something to schedule, else *take* the output of the oldest one.
-At depth 2 (asynchronous scheduling) step N + 1 is started before N's output is there.
+Mirrors vLLM's engine core, which either *starts* a step (take new requests, schedule, launch) while fewer than
+``depth`` are in flight and there is something to schedule, or *takes* the output of the oldest one. At depth 2
+(asynchronous scheduling) step N + 1 starts before N's output is there.
 
 Time: the host is busy for the host's part of a start; the GPU begins a step when the host has launched it and the step
-before is done. So at depth 1 a step's period is host + GPU, and at depth 2 the longer of the two. Whether a request
-ends is known to the simulation only: the scheduler sees an end-of-sequence token when it comes.
+before is done. So at depth 1 a step's period is host + GPU, and at depth 2 the longer of the two. Only the simulation
+knows when a response ends: the scheduler sees an end-of-sequence token when it comes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.engine import EOS, WORD
 from ecoserve.serving.simulate.worker import WorkerModel
 
-#: Whose time scheduling is charged as: the cost's own figure, this machine's measured CPU time, or nobody's.
+#: What scheduling costs the host: the cost model's figure, this machine's measured CPU time, or nothing.
 Charge = Literal["model", "measured", "none"]
 
 #: Events at one time happen in this order: outputs, then arrivals, then steps.
@@ -36,7 +36,7 @@ START: Final = 2
 
 @dataclass(slots=True)
 class Live:
-    """A request that was handed to a replica, and what only the simulation knows of it."""
+    """A request on a replica, and what only the simulation knows of it."""
 
     request: Any
     response_tokens: int
@@ -49,7 +49,7 @@ class Step:
 
     work: StepWork
     output: Any
-    #: the host began with it, and took so long; the GPU began; the GPU was done
+    #: when the host began and how long it took; when the GPU began and ended
     began_s: float
     host_s: float
     start_s: float
@@ -58,7 +58,7 @@ class Step:
 
 
 class Recorder(Protocol):
-    """Told of everything that happens on a replica, in order of its time."""
+    """Gets every event of a replica, in order of its time."""
 
     def arrived(self, replica: int, row: RequestRow) -> None:
         """A request was handed to a replica."""
@@ -71,7 +71,9 @@ class Recorder(Protocol):
 
 
 @dataclass(slots=True)
-class _Flight:
+class Flight:
+    """A step whose output is still to come: vLLM's scheduler output, and the requests that it samples a token for."""
+
     output: Any
     end_s: float
     samples: set[str]
@@ -127,11 +129,10 @@ class Replica:
         depth: 1 or 2 steps in flight.
         worker: if given, checks every output as a model runner would.
         charge: what scheduling costs; ``measured``, this thread's CPU time, makes results differ from run to run.
-        keep_series: keep the KV's state after every step.
         index: its number among the replicas.
     """
 
-    #: so many steps without a token, with work waiting, is a hang
+    #: this many steps in a row without a token, with requests waiting, are a hang
     MAX_IDLE_STEPS: Final = 64
 
     def __init__(
@@ -142,7 +143,6 @@ class Replica:
         worker: WorkerModel | None = None,
         *,
         charge: Charge = "model",
-        keep_series: bool = False,
         index: int = 0,
     ) -> None:
         if depth not in (1, 2):
@@ -152,7 +152,6 @@ class Replica:
         self.depth = depth
         self.worker = worker
         self.charge = charge
-        self.keep_series = keep_series
         self.index = index
         self.on_step: Callable[[Any], None] | None = None
         self.on_end: Callable[[Replica, RequestRow], None] | None = None
@@ -161,19 +160,18 @@ class Replica:
         self.live: dict[str, Live] = {}
         self.schedule_s: list[float] = []
         self.update_s: list[float] = []
-        #: block-seconds held, reserved, lent; and the seconds
-        self.kv_means = [0.0, 0.0, 0.0]
-        self.kv_time = 0.0
-        self.series: list[tuple[float, int, int, int]] = []
-        self._inbox: deque[Live] = deque()
+        self.kv = KVSeries(scheduler.usable_blocks, index)
+        #: the most blocks that were held at once
+        self.peak_blocks = 0
+        #: handed over and not yet given to the scheduler
+        self.inbox: deque[Live] = deque()
         self._aborts: list[tuple[float, str]] = []
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._gpu_free_s = 0.0
         self._next: int | None = None
         self._idle = 0
         scheduler.clock = _ReplicaClock(self)
         scheduler.on_pause = self._paused
-        self.kv_series = KVSeries(scheduler.usable_blocks, index)
         self._wasted, self._wasted_at = 0.0, -1
 
     # -- events ----------------------------------------------------------------------------------------------
@@ -185,8 +183,8 @@ class Replica:
         return (max(self.now, self._flights[0].end_s) if self._next == TAKE else self.now, self._next)
 
     def hand(self, live: Live, abort_at_s: float | None = None) -> None:
-        """A request for this replica; the scheduler is given it when it starts its next step."""
-        self._inbox.append(live)
+        """Give a request to this replica; its scheduler gets it when the next step starts."""
+        self.inbox.append(live)
         if abort_at_s is not None:
             heappush(self._aborts, (abort_at_s, live.row.request_id))
         if self._next is None:
@@ -198,24 +196,25 @@ class Replica:
     def act(self) -> None:
         """Do what :meth:`next_event` says."""
         if self._next == TAKE:
-            self._take(self._flights.popleft())
+            self.take(self._flights.popleft())
             self._next = START
         else:
             self._start()
 
     @property
     def stuck(self) -> bool:
-        """It has work and does nothing, whatever it is asked."""
+        """Whether it has requests and no step makes progress."""
         return self._next is None and bool(self.scheduler.has_unfinished_requests())
 
     # -- starting a step -----------------------------------------------------------------------------------
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
+        """Give the scheduler what has arrived, and abort what is due."""
         from vllm.v1.request import RequestStatus
 
         s = self.scheduler
-        while self._inbox:
-            live = self._inbox.popleft()
+        while self.inbox:
+            live = self.inbox.popleft()
             self.live[live.row.request_id] = live
             s.add_request(live.request)
         while self._aborts and self._aborts[0][0] <= self.now:
@@ -226,7 +225,7 @@ class Replica:
                 self._end(row)
 
     def _start(self) -> None:
-        self._deliver()
+        self.deliver()
         s = self.scheduler
         if not s.has_requests():
             self._next = TAKE if self._flights else None
@@ -241,7 +240,7 @@ class Replica:
         if self.on_step is not None:
             self.on_step(output)
         work, samples = step_work(output, s.requests)
-        # When the GPU could have begun, had the host not been needed: what is between counts as this step's time.
+        # When the GPU could have begun without the host: what is between counts as this step's time.
         could_s = start_s = end_s = max(self.now, self._gpu_free_s)
         host_s = 0.0
         if output.total_num_scheduled_tokens:
@@ -253,10 +252,10 @@ class Replica:
             start_s = max(self.now, self._gpu_free_s)
             end_s = start_s + self.cost.seconds(work)
         gauges = s.gauges()
-        self._integrate(gauges, could_s, end_s, began_s)
+        self._integrate(gauges, could_s, end_s)
         if self.recorder is not None:
             self.recorder.stepped(self.index, s, Step(work, output, began_s, host_s, start_s, end_s, gauges))
-        flight = _Flight(output, end_s, samples)
+        flight = Flight(output, end_s, samples)
         if output.total_num_scheduled_tokens:
             self._idle = 0
             self._gpu_free_s = end_s
@@ -269,30 +268,26 @@ class Replica:
             self._flights.append(flight)
             self._next = TAKE
         else:
-            self._take(flight)
+            self.take(flight)
             hangs = self._idle > self.MAX_IDLE_STEPS and s.has_unfinished_requests()
-            self._next = None if hangs and not self._inbox else START
+            self._next = None if hangs and not self.inbox else START
 
-    def _integrate(self, gauges: Gauges, could_s: float, end_s: float, began_s: float) -> None:
-        seconds = end_s - could_s
-        for i, blocks in enumerate((gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks)):
-            self.kv_means[i] += blocks * seconds
-        self.kv_time += seconds
-        if self.keep_series:
-            self.series.append((began_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks))
-        series = self.kv_series
-        if self._wasted_at != series.interval:
-            # Looking at every request costs, so once an interval is enough.
+    def _integrate(self, gauges: Gauges, could_s: float, end_s: float) -> None:
+        kv = self.kv
+        self.peak_blocks = max(self.peak_blocks, gauges.held_blocks)
+        if self._wasted_at != kv.interval:
+            # Looking at every request is expensive, so it is done once an interval.
             self._wasted = wasted_blocks(self.scheduler, {n: own.response_tokens for n, own in self.live.items()})
-            self._wasted_at = series.interval
-        series.add(could_s, seconds, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks, self._wasted)
+            self._wasted_at = kv.interval
+        kv.add(could_s, end_s - could_s, gauges.held_blocks, gauges.reserved_blocks, gauges.lent_blocks, self._wasted)
 
     def _paused(self, name: str) -> None:
         self.live[name].row.pauses += 1
 
     # -- taking its output -------------------------------------------------------------------------------------
 
-    def _take(self, flight: _Flight) -> None:
+    def take(self, flight: Flight) -> None:
+        """Give the scheduler the output of a step."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         s = self.scheduler

@@ -1,15 +1,8 @@
-"""Who gets a request: routers in front of several replicas.
+"""Routers in front of several replicas.
 
-Rule: a router decides when a request arrives, by what a real one would know then: the request's prompt, its predicted
-length if there is one, and its own books of what it has handed out and seen come back. The recorded length is not among
-that; it learns the length of an answer when the answer has ended.
-
-- ``round-robin``: one after the other.
-- ``least-requests``: who has the fewest requests in hand. The usual reference.
-- ``least-tokens``: who has the fewest tokens in hand, prompts and predicted answers together. Without a prediction an
-  answer counts as the mean of those that have ended.
-
-Ties go to who was not chosen for longest.
+A router decides when a request arrives, by what a real one would know then: the prompt's length, the predicted length
+if there is one, and the requests it has handed out that have not ended. It never sees a recorded length; it learns a
+response's length when the response ends. Ties go to the replica that was not chosen for longest.
 """
 
 from __future__ import annotations
@@ -34,7 +27,7 @@ class Router(Protocol):
     """Chooses a replica for each request."""
 
     def choose(self, offer: Offer) -> int:
-        """The index of the replica that gets it."""
+        """The index of the replica that serves it."""
         ...
 
     def ended(self, replica: int, name: str, output_tokens: int) -> None:
@@ -43,7 +36,7 @@ class Router(Protocol):
 
 
 class RoundRobin:
-    """One after the other."""
+    """One replica after the other."""
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
@@ -59,7 +52,7 @@ class RoundRobin:
 
 
 class _LeastLoad:
-    """The replica with the least outstanding weight, whatever a request weighs."""
+    """The replica with the least outstanding weight."""
 
     def __init__(self, replicas: int) -> None:
         self._load = [0.0] * replicas
@@ -68,7 +61,7 @@ class _LeastLoad:
         self._weights: dict[str, float] = {}
 
     def weight(self, offer: Offer) -> float:
-        """What the request adds to its replica's load."""
+        """The request's share of its replica's load."""
         raise NotImplementedError
 
     def choose(self, offer: Offer) -> int:
@@ -81,20 +74,23 @@ class _LeastLoad:
         return index
 
     def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """Its weight is off the books."""
+        """Its weight comes off its replica."""
         self._load[replica] -= self._weights.pop(name)
 
 
 class LeastRequests(_LeastLoad):
-    """The fewest requests in hand."""
+    """The fewest outstanding requests: the usual reference."""
 
     def weight(self, offer: Offer) -> float:
-        """Each one is one."""
+        """1 for each request."""
         return 1.0
 
 
 class LeastTokens(_LeastLoad):
-    """The fewest tokens in hand: prompts, and answers as long as they are predicted to be."""
+    """The fewest outstanding tokens: prompts and predicted responses.
+
+    Without a prediction a response counts as the mean of those that have ended.
+    """
 
     def __init__(self, replicas: int) -> None:
         super().__init__(replicas)
@@ -102,14 +98,14 @@ class LeastTokens(_LeastLoad):
         self._tokens = 0
 
     def weight(self, offer: Offer) -> float:
-        """Prompt and predicted answer."""
+        """Prompt and predicted response, in tokens."""
         expected = offer.expected_tokens
         if expected is None:
             expected = self._tokens / self._ended if self._ended else 0.0
         return offer.prompt_tokens + expected
 
     def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """Its weight is off the books, and its length is known now."""
+        """Its weight comes off its replica, and its length enters the mean."""
         super().ended(replica, name, output_tokens)
         self._ended += 1
         self._tokens += output_tokens

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from ecoserve.errors import ConfigError
+from ecoserve.serving.adapter.settings import POLICIES, policy_arguments
 from ecoserve.serving.core import keys
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import RunResult, Slo
-from ecoserve.serving.simulate.cost import alone_s
+from ecoserve.serving.simulate.cost import StepCost, alone_s
 from ecoserve.serving.simulate.demand import demand_peak
-from ecoserve.serving.simulate.engine import EngineShape, LazyRequest, make_request, make_scheduler, quiet_vllm
-from ecoserve.serving.simulate.forward_size import resolved_knobs
+from ecoserve.serving.simulate.engine import (
+    EngineLimits,
+    EngineShape,
+    LazyRequest,
+    make_request,
+    make_scheduler,
+    quiet_vllm,
+)
 from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
-from ecoserve.serving.simulate.machine import Machine, machine_of
+from ecoserve.serving.simulate.machine import Machine, machine_of, scheduler_settings
 from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.router import ROUTERS
 from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.serving.simulate.worker import WorkerModel
-from ecoserve.serving.workload import LoadRequest, make_load, trace_for
+from ecoserve.serving.workload import LoadRequest
 
-__all__ = ["SimulateSettings", "check", "demand_peak_blocks", "simulate", "slo_told"]
+__all__ = ["SimulateSettings", "check", "demand_peak_blocks", "request_slo", "simulate"]
 
 #: Tokens over which the time of a further token is taken.
-_FURTHER = 100
+_FURTHER: Final = 100
 
 
 def simulate(
@@ -37,44 +43,28 @@ def simulate(
     Args:
         settings: what to run.
         progress: called with (requests ended, virtual seconds) whenever a request ends.
-        recorder: told of everything that happens.
+        recorder: gets every event.
 
     Raises:
         InputError: for a trace, policy or setting that cannot be used.
     """
     quiet_vllm()
     machine = machine_of(settings)
-    settings = _resolved(settings, machine)
+    cost = machine.cost
+    settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, cost)})
     replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
-    trace = trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split)
     load = _load(settings)
     prompts = PromptIds(load)
+    arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
     router = ROUTERS[settings.router](settings.replicas)
-    arrivals = [_arrival(settings, prompts, r, slo_told(settings, machine, r.prompt_tokens)) for r in load]
     result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
     for row, request in zip(result.rows, load, strict=True):
         row.pit = request.pit
         if settings.slo_scale is not None:
-            alone = alone_s(
-                machine.cost,
-                request.prompt_tokens,
-                request.response_tokens,
-                settings.depth,
-                settings.max_num_batched_tokens,
-            )
+            alone = _alone_s(settings, cost, request.prompt_tokens, request.response_tokens)
             row.deadline_s = row.arrival_s + settings.slo_scale * alone
-    rate = settings.rate_rps
-    return RunResult(
-        policy=settings.policy,
-        lengths=settings.lengths,
-        rate_rps=None if rate is None or math.isinf(rate) else rate,
-        seed=settings.seed,
-        rows=result.rows,
-        totals=result.totals,
-        slo=Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms)),
-        labels=_labels(settings, machine, trace.length_source),
-        kv=result.kv,
-    )
+    slo = Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms))
+    return settings.result(result.rows, result.totals, _labels(settings, machine), slo=slo, kv=result.kv)
 
 
 def check(settings: SimulateSettings) -> Machine:
@@ -91,14 +81,14 @@ def check(settings: SimulateSettings) -> Machine:
             where="simulate",
         )
     LengthSource.parse(settings.lengths)
+    settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, machine.cost)})
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
-    _scheduler(_resolved(settings, machine), min(machine.blocks, -(-settings.max_model_len // settings.block_size)))
+    _scheduler(settings, min(machine.blocks, -(-settings.max_model_len // settings.block_size)))
     return machine
 
 
 def demand_peak_blocks(settings: SimulateSettings) -> int:
-    """Peak KV demand of the load if nobody waited, in blocks, over all replicas."""
-    # What does not change it is set to one value, so that all runs of one load share one answer.
+    """Peak KV demand of the load if no request had to wait, in blocks, over all replicas."""
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
     same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
     same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None, "tell_slo": True}
@@ -121,23 +111,22 @@ def _demand_peak(roomy: str) -> int:
     peak = 0
     for share in shares:
         prompts = PromptIds(load)
-        replica = Replica(_scheduler(settings, room), cost, settings.depth, keep_series=True)
-        result = run_replicas([replica], [_arrival(settings, prompts, r) for r in share])
-        peak += max((held for _, held, _, _ in result.series), default=0)
+        replica = Replica(_scheduler(settings, room), cost, settings.depth)
+        run_replicas([replica], [_arrival(settings, prompts, r) for r in share])
+        peak += replica.peak_blocks
     return peak
 
 
-def _labels(settings: SimulateSettings, machine: Machine, length_source: str) -> dict[str, Any]:
+def _labels(settings: SimulateSettings, machine: Machine) -> dict[str, Any]:
     labels: dict[str, Any] = {
         "depth": settings.depth,
         "blocks": machine.blocks,
-        "length_source": length_source,
         "kv_demand_peak": demand_peak_blocks(settings) / (machine.blocks * settings.replicas),
     }
     if settings.on_gpu:
         labels |= {"gpu": settings.gpu, "model": settings.model, "tp": settings.tp}
-    if settings.rate_rps is not None and math.isinf(settings.rate_rps):
-        labels["arrivals"] = "at once"
+    if settings.arrivals == "at once":
+        labels["arrivals"] = settings.arrivals
     if settings.replicas > 1:
         labels |= {"replicas": settings.replicas, "router": settings.router}
     if settings.charge_scheduler != "model":
@@ -148,21 +137,7 @@ def _labels(settings: SimulateSettings, machine: Machine, length_source: str) ->
 
 
 def _load(settings: SimulateSettings) -> list[LoadRequest]:
-    return make_load(
-        trace_for(settings.trace, settings.length_field, settings.tokenizer, settings.split),
-        requests=settings.requests,
-        rate_rps=settings.rate_rps,
-        seed=settings.seed,
-        lengths=LengthSource.parse(settings.lengths),
-        max_tokens=settings.max_tokens,
-        max_prompt_tokens=settings.max_model_len - settings.max_tokens,
-    )
-
-
-def _resolved(settings: SimulateSettings, machine: Machine) -> SimulateSettings:
-    """The settings with what the machine decides."""
-    knobs = resolved_knobs(settings.scheduler, machine.cost, settings.depth, settings.on_gpu)
-    return settings if knobs is settings.scheduler else settings.model_copy(update={"scheduler": knobs})
+    return settings.load(settings.max_model_len - settings.max_tokens)
 
 
 def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
@@ -172,63 +147,50 @@ def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replic
 
 
 def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
-    from ecoserve.serving.adapter.counting import CountingScheduler
-    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
-    from ecoserve.serving.adapter.settings import CONFIG_KEY, POLICIES, STOCK_POLICIES
-
     if settings.max_tokens >= settings.max_model_len:
         raise ConfigError(
             f"max_tokens {settings.max_tokens} leaves no room for a prompt in max_model_len {settings.max_model_len}",
             where="simulate",
         )
-    ours = settings.policy in POLICIES
-    if not ours and settings.policy not in STOCK_POLICIES:
-        known = ", ".join((*POLICIES, *STOCK_POLICIES))
-        raise ConfigError(f"policy {settings.policy!r} is not known", where="simulate", fix=f"one of {known}")
+    arguments = policy_arguments(settings.policy, settings.scheduler)
     shape = EngineShape(
+        **settings.model_dump(include=set(EngineLimits.model_fields)),
         kv_blocks=blocks,
-        block_size=settings.block_size,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_model_len=settings.max_model_len,
-        prefix_caching=settings.prefix_caching,
-        watermark=0.05 if settings.policy == "vllm-watermark" else 0.0,
-        scheduling_policy="priority" if settings.policy == "vllm-priority" else "fcfs",
+        watermark=arguments.get("watermark", 0.0),
+        scheduling_policy=arguments.get("scheduling_policy", "fcfs"),
         runner=settings.runner or settings.depth,
     )
-    config = {CONFIG_KEY: {"policy": settings.policy, **settings.scheduler}} if ours else None
-    return make_scheduler(EcoServeScheduler if ours else CountingScheduler, shape, config)
+    from ecoserve.serving.adapter.counting import CountingScheduler
+    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+
+    cls = EcoServeScheduler if settings.policy in POLICIES else CountingScheduler
+    return make_scheduler(cls, shape, arguments.get("additional_config"))
 
 
-def slo_told(settings: SimulateSettings, machine: Machine, prompt_tokens: int) -> dict[str, float]:
-    """What a request says of its SLO: seconds to the first token, and for each further one.
+def _alone_s(settings: SimulateSettings, cost: StepCost, prompt_tokens: int, response_tokens: int) -> float:
+    return alone_s(cost, prompt_tokens, response_tokens, settings.depth, settings.max_num_batched_tokens)
 
-    ``slo_scale`` asks for the last token only, so no first token is asked for: what is told is the scale times the time
-    that one more token takes on an idle engine. A deadline in seconds would give the true length away.
+
+def request_slo(settings: SimulateSettings, cost: StepCost, prompt_tokens: int) -> dict[str, float]:
+    """The SLO that a request carries, by its keys: seconds to the first token, and for each further one.
+
+    ``slo_scale`` bounds the last token only, so no bound of the first token follows from it. The request carries the
+    scale times the time of one more token on an idle engine: its deadline in seconds would reveal the true length.
     """
     if not settings.tell_slo:
         return {}
-    told = {keys.SLO_TTFT: _seconds(settings.slo_ttft_ms), keys.SLO_TPOT: _seconds(settings.slo_tpot_ms)}
+    ttft_s, tpot_s = _seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms)
     if settings.slo_scale is not None:
-        first, further = (
-            alone_s(machine.cost, prompt_tokens, n, settings.depth, settings.max_num_batched_tokens)
-            for n in (1, 1 + _FURTHER)
-        )
-        told[keys.SLO_TPOT] = _least(told[keys.SLO_TPOT], settings.slo_scale * (further - first) / _FURTHER)
-    return {key: value for key, value in told.items() if value is not None}
-
-
-def _least(stated: float | None, scaled: float) -> float:
-    return scaled if stated is None else min(stated, scaled)
+        first, further = (_alone_s(settings, cost, prompt_tokens, n) for n in (1, 1 + _FURTHER))
+        scaled = settings.slo_scale * (further - first) / _FURTHER
+        tpot_s = scaled if tpot_s is None else min(tpot_s, scaled)
+    return {key: s for key, s in ((keys.SLO_TTFT, ttft_s), (keys.SLO_TPOT, tpot_s)) if s is not None}
 
 
 def _arrival(
     settings: SimulateSettings, prompts: PromptIds, request: LoadRequest, slo: dict[str, float] | None = None
 ) -> Arrival:
-    told: dict[str, Any] = dict(slo or {})
-    if request.lengths:
-        told[keys.LENGTHS] = request.lengths.to_wire()
-    predicted = request.lengths.quantile(0.5) if request.lengths else None
+    extra_args = {**(slo or {}), **request.extra_args(replay=False)}
 
     def make() -> Any:
         return make_request(
@@ -236,8 +198,8 @@ def _arrival(
             prompts.of(request),
             settings.max_tokens,
             request.arrival_s,
-            told or None,
-            priority=(predicted or 0) if settings.policy == "vllm-priority" else 0,
+            extra_args or None,
+            priority=request.priority(settings.policy),
             block_size=settings.block_size if settings.prefix_caching else None,
         )
 
@@ -245,7 +207,7 @@ def _arrival(
         at_s=request.arrival_s,
         request=LazyRequest(request.name, request.prompt_tokens, make),
         response_tokens=request.response_tokens,
-        predicted_tokens=predicted,
+        predicted_tokens=request.predicted_tokens,
         expected_tokens=request.lengths.mean() if request.lengths else None,
     )
 

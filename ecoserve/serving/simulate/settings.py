@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ecoserve.serving.simulate.cost import LinearCost
+from ecoserve.serving.simulate.engine import EngineLimits
 from ecoserve.serving.simulate.replica import Charge
 from ecoserve.serving.simulate.router import RouterName
+from ecoserve.serving.workload import LoadSettings
 
 #: The GPU that is none: :class:`~ecoserve.serving.simulate.cost.LinearCost`, with this many usable KV blocks.
 LINEAR: Final = "linear"
 LINEAR_BLOCKS: Final = 1800
 
 
-class SimulateSettings(BaseModel):
+class SimulateSettings(LoadSettings, EngineLimits):
     """What to run in virtual time."""
 
-    # JSON has no word for a rate of infinity.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-    trace: str = Field(description="file, data set on the hub, or synthetic[:N]", json_schema_extra={"metavar": "FILE"})
-    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
-    tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
-    split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str = Field("ecoserve", description="scheduling policy")
-    lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
-    rate_rps: float | None = Field(
-        None, gt=0, description="requests per second, Poisson; inf: all at once; None: as recorded"
-    )
-    seed: int = Field(0, description="seed of everything random")
     requests: int = Field(400, ge=1, description="requests of a run")
     depth: int = Field(1, ge=1, le=2, description="steps in flight; 2 is vLLM's asynchronous scheduling")
     gpu: str = Field(LINEAR, description="a GPU, as h100_sxm; or linear: a step cost that is linear in its work")
@@ -47,12 +37,7 @@ class SimulateSettings(BaseModel):
         description="usable KV blocks; by default as many as the GPU holds",
         json_schema_extra={"flag": "kv-blocks"},
     )
-    block_size: int = Field(16, ge=1, description="tokens per KV block")
-    max_num_seqs: int = Field(256, ge=1, description="requests in a batch")
-    max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
-    max_model_len: int = Field(4096, ge=2, description="tokens of prompt and response")
     max_tokens: int = Field(2000, ge=1, description="max_tokens of every request")
-    prefix_caching: bool = Field(False, description="share the KV of equal prefixes")
     runner: int | None = Field(None, ge=1, le=2, description="model runner whose rules hold; by default V2 at depth 2")
     charge_scheduler: Charge = Field(
         "model", description="time of scheduling: by the GPU's model, measured on this machine, or none"

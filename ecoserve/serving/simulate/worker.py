@@ -1,8 +1,8 @@
-"""What a model runner makes of a scheduler's output: the worker's books, without a model.
+"""A model runner's state without a model: checks a scheduler's output as a runner would execute it.
 
 vLLM's runners keep state per request (block table, tokens computed, batch slot) and trust the scheduler to update it. A
-scheduler that pauses and resumes by itself can break that trust without any error until tokens come out wrong. This
-model keeps the same books by the rules of runner V1 and V2 and raises where a real runner would compute garbage.
+scheduler that pauses and resumes requests can violate that without any error until tokens come out wrong. This class
+keeps the same state by the rules of runner V1 and V2 and raises where a real runner would compute garbage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Seen:
 
 
 class WorkerModel:
-    """The books of one model runner.
+    """The state of one model runner.
 
     Args:
         runner: 1 or 2, whose rules hold.
@@ -41,7 +41,7 @@ class WorkerModel:
         self._previous: set[str] = set()
 
     def execute(self, output: Any) -> None:
-        """Check one SchedulerOutput and update the books.
+        """Check one SchedulerOutput and update the state.
 
         Raises:
             WorkerError: naming the request and the rule that was broken.
@@ -63,8 +63,8 @@ class WorkerModel:
             resumed = name in cached.resumed_req_ids
             sent = name in cached.all_token_ids
             if resumed and not sent:
-                # Who was in the batch a step ago is taken to be there still, unless vLLM made everybody leave and said
-                # so (reset_prefix_cache).
+                # A request of the last batch is taken to be there still, unless vLLM removed all requests and sent
+                # their tokens again (reset_prefix_cache).
                 raise WorkerError(f"request {name} left and came back in one step")
             if self.runner == 1 and name not in self._previous and not sent:
                 raise WorkerError(f"request {name} was away for a step and its tokens are not sent")
@@ -92,7 +92,7 @@ class WorkerModel:
 
     @staticmethod
     def _checked(name: str, seen: _Seen) -> _Seen:
-        """A table that has just changed; looking at all of them in every step would be most of what this costs."""
+        """Check a table that has just changed; checking all tables in every step would be most of the cost."""
         if len(set(seen.blocks)) != len(seen.blocks):
             raise WorkerError(f"request {name} has a block twice in its table")
         return seen

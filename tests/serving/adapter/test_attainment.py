@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from virtual_rig import Case, StrictWorker, scheduler_for
+from virtual_rig import Case, StrictWorker, drive, scheduler_for
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
-from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import make_request
-from ecoserve.serving.simulate.loop import Arrival, VirtualLoop
+from ecoserve.serving.simulate.loop import Arrival
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -31,7 +30,7 @@ def test_attainment_is_that_of_the_rows(policy: str, depth: int) -> None:
         }
         arrivals.append(Arrival(at, make_request(name, [100 + i] * rng.randrange(4, 60), 100, at, extra), answer))
     arrivals.sort(key=lambda a: a.at_s)
-    rows = VirtualLoop(scheduler, LinearCost(), depth, StrictWorker(case)).run(arrivals).rows
+    rows = drive(scheduler, arrivals, depth, StrictWorker(case)).rows
     ttft = [(r.ttft_s or 0.0) <= asked[r.request_id][0] for r in rows]
     tpot = [(r.tpot_s or 0.0) <= asked[r.request_id][1] for r in rows]
     counters = scheduler.counters

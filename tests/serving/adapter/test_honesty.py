@@ -11,12 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from virtual_rig import OURS, STOCK, Case, Spec, arrivals_of, play, random_case, same, scheduler_for
+from virtual_rig import OURS, STOCK, Case, Spec, arrivals_of, drive, play, random_case, same, scheduler_for
 
 from ecoserve.serving.adapter import predictions
 from ecoserve.serving.core import keys
-from ecoserve.serving.simulate.cost import LinearCost
-from ecoserve.serving.simulate.loop import VirtualLoop
 
 
 def decisions(output: Any) -> dict[str, Any]:
@@ -99,9 +97,7 @@ def test_the_length_that_replay_forces_is_not_read(policy: str) -> None:
             if forced is not None:
                 arrival.request.sampling_params.extra_args[keys.REPLAY_TOKENS] = forced + i
         steps: list[dict[str, Any]] = []
-        VirtualLoop(scheduler_for(case), LinearCost(), case.depth, on_step=lambda o: steps.append(decisions(o))).run(
-            arrivals
-        )
+        drive(scheduler_for(case), arrivals, case.depth, on_step=lambda o: steps.append(decisions(o)))
         return steps
 
     assert run(None) == run(1) == run(10_000)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from virtual_rig import ByHand, Case, StrictWorker, check_end, play, scheduler_for
+from virtual_rig import ByHand, Case, StrictWorker, check_end, drive, play, scheduler_for
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.metrics.stats import PrefixCacheStats
@@ -18,9 +18,8 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter import pausing
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.tasks import TaskState
-from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, make_request
-from ecoserve.serving.simulate.loop import Arrival, VirtualLoop
+from ecoserve.serving.simulate.loop import Arrival
 
 
 def a_request(name: str, prompt: int, max_tokens: int = 50, at: float = 0.0, **fields: Any) -> Request:
@@ -59,7 +58,7 @@ def test_siblings_share_a_prompt_and_a_dict_that_nobody_writes_to(policy: str, d
         for i, n in enumerate(answers)
     ]
     s = scheduler_for(case)
-    result = VirtualLoop(s, LinearCost(), depth, StrictWorker(case)).run(siblings)
+    result = drive(s, siblings, depth, StrictWorker(case))
     assert told == before
     assert [r.output_tokens for r in result.rows] == answers
     assert s.counters.predictions_used == 6

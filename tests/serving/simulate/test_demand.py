@@ -1,4 +1,4 @@
-"""The peak demand of a load, counted without a scheduler, is what vLLM's scheduler has with room for everybody."""
+"""The peak demand of a load, counted without a scheduler, is vLLM's own with room for all requests."""
 
 from __future__ import annotations
 
@@ -48,16 +48,15 @@ class Split:
     "changes",
     [{}, {"rate_rps": 200.0}, {"max_num_batched_tokens": 96}, {"block_size": 32, "seed": 3}, {"rate_rps": 0.5}],
 )
-def test_it_is_vllms_own_peak_in_a_room_for_everybody(changes: dict[str, Any], cost: Any) -> None:
+def test_it_is_vllms_own_peak_with_room_for_all(changes: dict[str, Any], cost: Any) -> None:
     chosen = settings(**changes)
     load = _load(chosen)
     room = chosen.requests * -(-chosen.max_model_len // chosen.block_size)
-    replica = Replica(_scheduler(chosen, room), cost, keep_series=True)
+    replica = Replica(_scheduler(chosen, room), cost)
     prompts = PromptIds(load)
-    result = run_replicas([replica], [_arrival(chosen, prompts, r) for r in load])
-    held = max(blocks for _, blocks, _, _ in result.series)
-    assert demand_peak(load, cost, 1, chosen.block_size, chosen.max_num_batched_tokens) == held
-    assert held > 0
+    run_replicas([replica], [_arrival(chosen, prompts, r) for r in load])
+    assert demand_peak(load, cost, 1, chosen.block_size, chosen.max_num_batched_tokens) == replica.peak_blocks
+    assert replica.peak_blocks > 0
 
 
 def request(at: float, prompt: int, answer: int) -> LoadRequest:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from virtual_rig import STOCK, Case, Spec, StrictWorker, arrivals_of, play, scheduler_for
+from virtual_rig import STOCK, Case, Spec, StrictWorker, arrivals_of, drive, play, scheduler_for
 
 from ecoserve.errors import RunError
 from ecoserve.serving.simulate.cost import LinearCost, StepWork
-from ecoserve.serving.simulate.loop import VirtualLoop
+from ecoserve.serving.simulate.loop import run_replicas
+from ecoserve.serving.simulate.replica import Replica
 
 COST = LinearCost(step_s=0.01, prefill_token_s=0.001, decode_s=0.0001, context_token_s=0.0)
 
 
-def run(case: Case, cost: LinearCost = COST, **options: Any) -> Any:
-    loop = VirtualLoop(scheduler_for(case), cost, case.depth, StrictWorker(case), **options)
-    return loop.run(arrivals_of(case))
+def run(case: Case) -> Any:
+    return drive(scheduler_for(case), arrivals_of(case), case.depth, StrictWorker(case), cost=COST)
 
 
 def test_a_step_costs_what_its_work_costs() -> None:
@@ -76,7 +76,7 @@ def test_the_last_step_at_depth_two_is_for_nothing_and_is_not_counted_as_output(
 @pytest.mark.parametrize("depth", [0, 3])
 def test_no_other_depths(depth: int) -> None:
     with pytest.raises(ValueError, match="depth must be 1 or 2"):
-        VirtualLoop(scheduler_for(Case(())), COST, depth)
+        Replica(scheduler_for(Case(())), COST, depth)
 
 
 # -- aborts --------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_scheduler_that_schedules_nothing_is_an_error() -> None:
     s = scheduler_for(case)
     s.waiting._gate = lambda request: False
     with pytest.raises(RunError, match=r"no progress: \(0, 2\) running and waiting"):
-        VirtualLoop(s, COST).run(arrivals_of(case))
+        drive(s, arrivals_of(case))
 
 
 # -- what it reports ------------------------------------------------------------------------------------------
@@ -129,17 +129,10 @@ def test_a_load_of_nothing() -> None:
 def test_kv_is_averaged_over_time() -> None:
     case = Case((Spec(prompt=32, answer=1),), blocks=10, max_model_len=160)
     assert run(case).totals.kv_used_mean == pytest.approx(0.2), "two of ten blocks, all of the time"
-    longer = run(Case((Spec(prompt=30, answer=4),), blocks=10, max_model_len=160), keep_series=True)
-    assert {held for _, held, _, _ in longer.series} == {0, 2, 3}
-    assert 0.2 < longer.totals.kv_used_mean < 0.3
-
-
-def test_the_series_has_a_point_a_step_in_order() -> None:
-    result = run(Case((Spec(prompt=20, answer=9), Spec(gap_s=0.05, prompt=20, answer=9))), keep_series=True)
-    times = [t for t, *_ in result.series]
-    assert times == sorted(times)
-    assert len(times) == result.totals.steps
-    assert run(Case((Spec(),))).series == []
+    longer = Case((Spec(prompt=30, answer=4),), blocks=10, max_model_len=160)
+    replica = Replica(scheduler_for(longer), COST)
+    assert 0.2 < (run_replicas([replica], arrivals_of(longer)).totals.kv_used_mean or 0) < 0.3
+    assert replica.peak_blocks == 3
 
 
 def test_every_step_is_timed() -> None:
@@ -154,7 +147,7 @@ def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
     arrivals = arrivals_of(case)
     for i, arrival in enumerate(arrivals):
         arrival.predicted_tokens = 10.0 + i
-    rows = VirtualLoop(scheduler_for(case), COST).run(arrivals[::-1]).rows
+    rows = drive(scheduler_for(case), arrivals[::-1]).rows
     assert [r.request_id for r in rows] == [f"r{i}" for i in range(5)]
     assert [r.prompt_tokens for r in rows] == [8 + i for i in range(5)]
     assert [r.predicted_tokens for r in rows] == [10.0 + i for i in range(5)]
@@ -164,11 +157,12 @@ def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
 @pytest.mark.parametrize("policy", ["ecoserve-paper", "ecoserve", STOCK])
 def test_kv_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -> None:
     specs = tuple(Spec(gap_s=0.01, prompt=20, answer=30 + 5 * (i % 7), told="inverted") for i in range(24))
-    loop = VirtualLoop(scheduler_for(case := Case(specs, policy=policy, depth=depth)), COST, depth, StrictWorker(case))
-    result = loop.run(arrivals_of(case))
+    case = Case(specs, policy=policy, depth=depth)
+    replica = Replica(scheduler_for(case), COST, depth, StrictWorker(case))
+    result = run_replicas([replica], arrivals_of(case))
     totals = result.totals
     assert sum(row.pauses for row in result.rows) == totals.pauses
-    busy = loop.replica.kv_time
+    busy = replica.kv.seconds
     for name in ("used", "reserved", "lent"):
         column = "held" if name == "used" else name
         area = sum(getattr(point, column) * point.seconds for point in result.kv)
@@ -176,7 +170,7 @@ def test_kv_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -
     assert all(point.wasted is not None and 0 <= point.wasted <= 1.01 for point in result.kv)
     if policy == "ecoserve-paper":
         assert totals.pauses > 0
-        assert any(point.wasted for point in result.kv), "told upside down, some are promised too much"
+        assert any(point.wasted for point in result.kv), "inverted predictions reserve too much for some"
     if policy == STOCK:
         assert not any(point.wasted for point in result.kv)
         assert set(totals.mispredictions.values()) == {0}

@@ -13,7 +13,7 @@ import pytest
 from virtual_rig import STOCK, Case, Spec, arrivals_of, scheduler_for
 
 from ecoserve.errors import RunError
-from ecoserve.serving.simulate.cost import LinearCost, ModelledCost, StepWork
+from ecoserve.serving.simulate.cost import LinearCost, StepWork
 from ecoserve.serving.simulate.loop import LoopResult, run_replicas
 from ecoserve.serving.simulate.perfetto import SPANS, trace_file
 from ecoserve.serving.simulate.replica import Replica
@@ -31,7 +31,7 @@ PRESSED = Case(
 class Machine:
     """Two milliseconds of the host, ten of the GPU."""
 
-    def step_s(self, work: StepWork) -> float:
+    def seconds(self, work: StepWork) -> float:
         return 0.010
 
     def host_s(self, work: StepWork) -> float:
@@ -142,7 +142,7 @@ def test_counters_add_up_to_the_cache(tmp_path: Path) -> None:
 
 
 def test_host_and_gpu_have_tracks_of_their_own(tmp_path: Path) -> None:
-    draw(tmp_path / "t.json", cost=ModelledCost(Machine()))
+    draw(tmp_path / "t.json", cost=Machine())
     events = events_of(tmp_path / "t.json")
     check_format(events)
     host, gpu = ([e for e in events if e["ph"] == "X" and e["name"] == n] for n in ("host", "step"))

@@ -1,4 +1,4 @@
-"""Time on the host and on the GPU, several replicas on one clock, and who gets a request."""
+"""Time on the host and on the GPU, several replicas on one clock, and which replica gets a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from virtual_rig import STOCK, Case, Spec, arrivals_of, scheduler_for
 
 from ecoserve.errors import RunError
-from ecoserve.serving.simulate.cost import LinearCost, ModelledCost, StepWork, alone_s
+from ecoserve.serving.simulate.cost import LinearCost, StepWork, alone_s
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
 from ecoserve.serving.simulate.replica import Charge, Replica
 from ecoserve.serving.simulate.router import ROUTERS, LeastTokens, Offer, Router
@@ -23,7 +23,7 @@ class Machine:
     def __init__(self, host: float) -> None:
         self.host = host
 
-    def step_s(self, work: StepWork) -> float:
+    def seconds(self, work: StepWork) -> float:
         return 0.010
 
     def host_s(self, work: StepWork) -> float:
@@ -36,7 +36,7 @@ class Machine:
 def period(depth: int, host: float, charge: Charge = "model") -> float:
     """Seconds a token of one request that has the machine for itself."""
     case = Case((Spec(prompt=20, answer=40),), policy=STOCK, depth=depth)
-    replica = Replica(scheduler_for(case), ModelledCost(Machine(host)), depth, charge=charge)
+    replica = Replica(scheduler_for(case), Machine(host), depth, charge=charge)
     row = run_replicas([replica], arrivals_of(case)).rows[0]
     assert row.finish_s is not None
     assert row.first_token_s is not None
@@ -69,12 +69,12 @@ def test_what_other_processes_take_is_not_charged(monkeypatch: pytest.MonkeyPatc
 
 def test_a_first_token_waits_for_the_host() -> None:
     case = Case((Spec(prompt=20, answer=1),), policy=STOCK)
-    replica = Replica(scheduler_for(case), ModelledCost(Machine(0.004)))
+    replica = Replica(scheduler_for(case), Machine(0.004))
     assert run_replicas([replica], arrivals_of(case)).rows[0].first_token_s == pytest.approx(0.014)
 
 
 def test_alone_is_what_an_idle_engine_takes() -> None:
-    cost = ModelledCost(Machine(0.004))
+    cost = Machine(0.004)
     for depth in (1, 2):
         case = Case((Spec(prompt=150, answer=30),), policy=STOCK, depth=depth, max_num_batched_tokens=64)
         row = run_replicas([Replica(scheduler_for(case), cost, depth)], arrivals_of(case)).rows[0]
@@ -105,13 +105,13 @@ def test_a_step_says_what_kernels_need() -> None:
 
 
 def serve(
-    specs: tuple[Spec, ...], replicas: int, router: str, told: bool = True, depth: int = 1, **engine: Any
+    specs: tuple[Spec, ...], replicas: int, router: str, predicted: bool = True, depth: int = 1, **engine: Any
 ) -> LoopResult:
     case = Case(specs, policy=STOCK, depth=depth, **engine)
     engines = [Replica(scheduler_for(case), LinearCost(), depth, index=i) for i in range(replicas)]
     arrivals = arrivals_of(case)
     for arrival, spec in zip(arrivals, specs, strict=True):
-        arrival.expected_tokens = float(spec.told_answer or spec.answer) if told else None
+        arrival.expected_tokens = float(spec.told_answer or spec.answer) if predicted else None
     return run_replicas(engines, arrivals, ROUTERS[router](replicas))  # type: ignore[index]
 
 
@@ -158,18 +158,18 @@ def test_long_answers_that_come_in_step_with_the_turns_do_not_pile_up() -> None:
     assert tokens.end_s < 0.7 * turns.end_s
 
 
-def test_a_router_is_told_what_is_predicted_and_never_what_is_true() -> None:
-    """Permuting the true lengths of answers that have not ended changes no choice; permuting what is told does."""
+def test_a_router_sees_predictions_and_never_true_lengths() -> None:
+    """Permuting the true lengths of answers that have not ended changes no choice; permuting predictions does."""
     specs = tuple(Spec(gap_s=0.001, prompt=8, answer=60 + i, told_answer=30 + 7 * i % 50) for i in range(12))
     other = tuple(replace(s, answer=71 - i) for i, s in enumerate(specs))
-    told = tuple(replace(s, told_answer=80 - 5 * i) for i, s in enumerate(specs))
-    first, permuted, lied = (serve(x, 3, "least-tokens", blocks=100).replica_of for x in (specs, other, told))
+    wrong = tuple(replace(s, told_answer=80 - 5 * i) for i, s in enumerate(specs))
+    first, permuted, lied = (serve(x, 3, "least-tokens", blocks=100).replica_of for x in (specs, other, wrong))
     assert first == permuted
     assert first != lied
 
 
 def test_a_router_sees_what_has_ended_and_no_more() -> None:
-    """Between two arrivals a request ends: only then does its replica have room in the router's books."""
+    """Between two arrivals a request ends: only then does the router see its replica as free."""
     short = Spec(prompt=8, answer=5)
     long = Spec(prompt=8, answer=100, gap_s=0.001)
     late = Spec(prompt=8, answer=5, gap_s=0.3)
@@ -200,7 +200,7 @@ def test_ties_take_turns(name: str) -> None:
     assert chosen == [0, 1, 2, 0, 1, 2]
 
 
-def test_a_replica_that_hangs_is_an_error_whoever_else_is_done() -> None:
+def test_a_replica_that_hangs_is_an_error_even_if_others_are_done() -> None:
     case = Case((Spec(), Spec(), Spec()))
     engines = [Replica(scheduler_for(case), LinearCost(), index=i) for i in range(2)]
     engines[1].scheduler.waiting._gate = lambda request: False
@@ -208,7 +208,7 @@ def test_a_replica_that_hangs_is_an_error_whoever_else_is_done() -> None:
         run_replicas(engines, arrivals_of(case))
 
 
-def test_a_client_that_goes_away_is_off_the_routers_books() -> None:
+def test_a_client_that_goes_away_comes_off_the_routers_load() -> None:
     case = Case((Spec(prompt=8, answer=100, max_tokens=150, abort_after_s=0.1), Spec(prompt=8, answer=4)), policy=STOCK)
     router = ROUTERS["least-tokens"](2)
     engines = [Replica(scheduler_for(case), LinearCost(), index=i) for i in range(2)]

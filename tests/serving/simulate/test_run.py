@@ -13,7 +13,14 @@ from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.simulate.cost import alone_s
 from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.prompts import PromptIds
-from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler, demand_peak_blocks, simulate, slo_told
+from ecoserve.serving.simulate.run import (
+    SimulateSettings,
+    _arrival,
+    _scheduler,
+    demand_peak_blocks,
+    request_slo,
+    simulate,
+)
 from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {
@@ -47,7 +54,7 @@ def test_every_policy_serves_the_load(policy: str, depth: int) -> None:
     assert all(r.predicted_tokens and r.predicted_tokens >= 1 for r in result.rows)
 
 
-def test_the_load_does_not_depend_on_the_policy_or_on_what_is_told() -> None:
+def test_the_load_does_not_depend_on_policy_or_predictions() -> None:
     def load(**changes: Any) -> list[tuple[Any, ...]]:
         rows = simulate(settings(**changes)).rows
         return [(r.request_id, r.arrival_s, r.prompt_tokens, r.output_tokens) for r in rows]
@@ -59,7 +66,7 @@ def test_the_load_does_not_depend_on_the_policy_or_on_what_is_told() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "predicted"), [("true", True), ("noise:1", True), ("none", False)])
-def test_what_is_told_is_written_down(lengths: str, predicted: bool) -> None:
+def test_predictions_are_in_the_rows(lengths: str, predicted: bool) -> None:
     rows = simulate(settings(lengths=lengths)).rows
     assert all((r.predicted_tokens is not None) is predicted for r in rows)
     if lengths == "true":
@@ -114,25 +121,25 @@ def test_deadlines_are_multiples_of_an_idle_engines_time() -> None:
     assert simulate(settings()).summary()["slo_attainment"] is None
 
 
-def test_requests_say_what_slo_they_have_and_nothing_of_their_length() -> None:
-    def told(prompt_tokens: int = 50, **slo: Any) -> dict[str, float]:
+def test_requests_carry_their_slo_and_nothing_of_their_length() -> None:
+    def carried(prompt_tokens: int = 50, **slo: Any) -> dict[str, float]:
         stated = settings(**slo)
-        return slo_told(stated, machine_of(stated), prompt_tokens)
+        return request_slo(stated, machine_of(stated).cost, prompt_tokens)
 
-    assert told() == {}
-    assert told(slo_ttft_ms=500.0) == {keys.SLO_TTFT: 0.5}
-    assert told(slo_ttft_ms=500.0, slo_tpot_ms=40.0, tell_slo=False) == {}
-    scaled = told(slo_scale=2.0)
+    assert carried() == {}
+    assert carried(slo_ttft_ms=500.0) == {keys.SLO_TTFT: 0.5}
+    assert carried(slo_ttft_ms=500.0, slo_tpot_ms=40.0, tell_slo=False) == {}
+    scaled = carried(slo_scale=2.0)
     assert scaled.keys() == {keys.SLO_TPOT}, "the last token has a deadline, not the first"
     cost = machine_of(settings()).cost
     whole = 2.0 * alone_s(cost, 50, 200, 1, 512)
     assert 200 * scaled[keys.SLO_TPOT] == pytest.approx(whole, rel=0.05)
-    assert told(slo_scale=2.0, slo_tpot_ms=1e-3)[keys.SLO_TPOT] == 1e-6, "the stricter of the two"
-    assert told(500, slo_scale=2.0)[keys.SLO_TPOT] > scaled[keys.SLO_TPOT]
+    assert carried(slo_scale=2.0, slo_tpot_ms=1e-3)[keys.SLO_TPOT] == 1e-6, "the stricter of the two"
+    assert carried(500, slo_scale=2.0)[keys.SLO_TPOT] > scaled[keys.SLO_TPOT]
 
 
 @pytest.mark.parametrize("ordering", ["slo", "paper"])
-def test_an_order_by_deadlines_is_another_one_only_if_they_are_told(ordering: str) -> None:
+def test_an_order_by_deadlines_differs_only_if_requests_carry_them(ordering: str) -> None:
     def order(**slo: Any) -> list[float]:
         knobs = {"ordering": ordering}
         rows = simulate(settings(policy="ecoserve", lengths="noise:0.4", scheduler=knobs, blocks=66, **slo)).rows
@@ -150,8 +157,12 @@ def test_an_idle_engine_meets_its_own_deadlines() -> None:
 
 def test_the_demand_is_of_the_load_not_of_the_policy() -> None:
     peaks = {
-        demand_peak_blocks(settings(policy=p, depth=d, blocks=b, lengths=told))
-        for p, d, b, told in (("vllm", 1, 120, "none"), ("ecoserve", 2, 600, "true"), ("ecoserve-d", 1, 64, "noise:2"))
+        demand_peak_blocks(settings(policy=p, depth=d, blocks=b, lengths=lengths))
+        for p, d, b, lengths in (
+            ("vllm", 1, 120, "none"),
+            ("ecoserve", 2, 600, "true"),
+            ("ecoserve-d", 1, 64, "noise:2"),
+        )
     }
     assert len(peaks) == 1
     assert demand_peak_blocks(settings(rate_rps=0.1)) < peaks.pop() / 3

@@ -1,22 +1,19 @@
-"""No kernel time may beat the GPU's peaks.
+"""Lower bounds of kernel times: no kernel can beat the GPU's published peaks.
 
-Rule: every table is lifted to what memory and matrix units need at their published peaks. Kernels were measured again
-and again on the same weights; where these fit the GPU's cache (few tokens, small experts, the large cache of an L40S or
-an RTX PRO 6000), the measurement never went to memory. In a model, with all other layers in between, it does.
+Every table is lifted to what memory and matrix units need at their peaks. Kernels were measured repeatedly on the same
+weights; where these fit the GPU's cache (few tokens, small experts, the large cache of an L40S or an RTX PRO 6000), the
+measurement never went to memory. In a model, with all other layers in between, it does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecoserve.serving.simulate.gpu.hardware import Gpu
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +25,7 @@ class Floors:
         shape: the model.
         gpu: the GPU.
         tp: GPUs of the replica.
-        expert_ranks: replicas that share out the experts.
+        expert_ranks: replicas that share the experts.
     """
 
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> None:
@@ -51,7 +48,7 @@ class Floors:
         return self._matrices(tokens, s.layers * parameters, wide=self._wide)
 
     def experts(self, tokens: Sequence[int]) -> Floats:
-        """Experts of ``tokens`` of each replica; all tokens may go to the same, but not to fewer than one goes to."""
+        """Experts of ``tokens`` of each replica; at least the experts of one token are read."""
         s = self._shape
         used = float(s.layers * s.expert_parameters * s.experts_per_token)
         return self._matrices(tokens, used, wide=self._wide, read=used / self._ranks)

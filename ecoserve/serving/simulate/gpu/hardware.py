@@ -1,26 +1,54 @@
-"""What a GPU is made of: the peaks no kernel can beat, and the facts that decide how attention runs on it.
+"""GPUs and links: the peaks no kernel can beat, and the facts that decide how attention runs.
 
-Bandwidth, FLOP/s, memory and links are read from aiconfigurator-core's system files, so that they belong to the
-measured kernels; multiprocessors, cache and shared memory, which are not in those files, are NVIDIA's published ones.
-So is one bandwidth: the file of the RTX PRO 6000 Server Edition states 1,792 GB/s, which is the Workstation Edition's.
+A GPU is one row of :data:`GPUS`, under the name of its system file in aiconfigurator-core. Bandwidth, FLOP/s, memory
+and links are read from that file, so that they belong to the measured kernels; what the file lacks is in the row, from
+NVIDIA's published figures.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from ecoserve.errors import ConfigError
 
 #: Which kernels vLLM takes for attention: by the GPU's architecture.
 AttentionKernels = Literal["flash2", "flash3", "split"]
 
-_MIB: Final = 1 << 20
-_KIB: Final = 1 << 10
+
+class GpuRow(NamedTuple):
+    """What is stated of a GPU here.
+
+    Attributes:
+        names: pattern of its usual names, in lower case without blanks, hyphens and underscores: the drivers', with and
+            without the memory's size.
+        multiprocessors: SMs. cache_mib: L2. shared_kib: shared memory of one SM.
+        attention: see :class:`Gpu`.
+        bandwidth: bytes a second, in place of the system file's.
+    """
+
+    names: str
+    multiprocessors: int
+    cache_mib: int
+    shared_kib: int
+    attention: AttentionKernels
+    bandwidth: float | None = None
+
+
+GPUS: Final[dict[str, GpuRow]] = {
+    "a100_sxm": GpuRow(r"a100(sxm4?)?(80gb)?", 108, 40, 164, "flash2"),
+    "h100_sxm": GpuRow(r"h100(sxm5?)?(80gb)?(hbm3)?", 132, 50, 228, "flash3"),
+    "h200_sxm": GpuRow(r"h200(sxm5?)?(141gb)?(hbm3e)?", 132, 50, 228, "flash3"),
+    "l40s": GpuRow(r"l40s(48gb)?", 142, 96, 100, "flash2"),
+    # The system file states 1,792 GB/s, which is the Workstation Edition's.
+    "rtx_pro_6000_server": GpuRow(
+        r"rtx(pro6000|6000pro)(blackwell)?(server(edition)?)?(96gb)?", 188, 128, 100, "flash2", bandwidth=1.597e12
+    ),
+    "b200_sxm": GpuRow(r"b200(sxm6?)?(180gb|192gb)?", 148, 126, 228, "split"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +56,7 @@ class Gpu:
     """One GPU. Bytes, seconds, and their quotients.
 
     Attributes:
-        name: aiconfigurator's.
+        name: a key of :data:`GPUS`.
         memory_bytes: as the driver reports it.
         bandwidth: peak of its memory.
         flops: peak of dense 16-bit matrix work; ``flops_fp8`` is 0 where it has none.
@@ -52,72 +80,38 @@ class Gpu:
     pcie: bool
 
 
-#: SMs, L2 (MiB), shared memory of an SM (KiB), and vLLM's attention kernels.
-_FACTS: Final[dict[str, tuple[int, int, int, AttentionKernels]]] = {
-    "a100_sxm": (108, 40, 164, "flash2"),
-    "h100_sxm": (132, 50, 228, "flash3"),
-    "h200_sxm": (132, 50, 228, "flash3"),
-    "l40s": (142, 96, 100, "flash2"),
-    "rtx_pro_6000_server": (188, 128, 100, "flash2"),
-    "b200_sxm": (148, 126, 228, "split"),
-}
-
-#: Published peaks that stand instead of the system file's, bytes a second.
-_BANDWIDTH: Final = {"rtx_pro_6000_server": 1.597e12}
-
-#: Usual names, in lower case without blanks, hyphens and underscores: the drivers', with and without the memory's size.
-_USUAL: Final = {
-    "a100_sxm": r"a100(sxm4?)?(80gb)?",
-    "h100_sxm": r"h100(sxm5?)?(80gb)?(hbm3)?",
-    "h200_sxm": r"h200(sxm5?)?(141gb)?(hbm3e)?",
-    "l40s": r"l40s(48gb)?",
-    "rtx_pro_6000_server": r"rtx(pro6000|6000pro)(blackwell)?(server(edition)?)?(96gb)?",
-    "b200_sxm": r"b200(sxm6?)?(180gb|192gb)?",
-}
-
-
 def gpu_names() -> tuple[str, ...]:
-    """The GPUs that can be modelled, by aiconfigurator's names."""
-    return tuple(_FACTS)
-
-
-def _plain(name: str) -> str:
-    return name.lower().removeprefix("nvidia").replace("-", "").replace("_", "").replace(" ", "")
+    """The GPUs that can be modelled."""
+    return tuple(GPUS)
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by aiconfigurator's name or a usual one (``H100``, ``RTX PRO 6000``).
+    """A GPU by a key of :data:`GPUS` or a usual name (``H100``, ``RTX PRO 6000``).
 
     Raises:
         ConfigError: if there is none of that name, or aiconfigurator-core is not installed.
     """
-    plain = _plain(name)
-    for known, usual in _USUAL.items():
-        if re.fullmatch(usual, plain):
-            return _load(known)
-    short = {n.partition("_")[0]: n for n in _FACTS} | {n: n for n in _FACTS}
-    near = [short[n] for n in difflib.get_close_matches(plain, list(short), n=3, cutoff=0.5)]
-    options = list(dict.fromkeys(near)) or list(_FACTS)
-    raise ConfigError(
-        f"no GPU is called {name!r}", where="gpu", fix=f"{'near it' if near else 'known'}: {', '.join(options)}"
-    )
+    plain = re.sub(r"[-_ ]", "", name.lower().removeprefix("nvidia"))
+    for known, row in GPUS.items():
+        if re.fullmatch(row.names, plain):
+            return _load(known, row)
+    raise ConfigError(f"no GPU is called {name!r}", where="gpu", fix=f"one of {', '.join(GPUS)}")
 
 
-@lru_cache(maxsize=len(_FACTS))
-def _load(name: str) -> Gpu:
+@lru_cache(maxsize=len(GPUS))
+def _load(name: str, row: GpuRow) -> Gpu:
     system = _system_file(name)
-    multiprocessors, cache, shared, attention = _FACTS[name]
     gpu, node = system["gpu"], system["node"]
     return Gpu(
         name=name,
         memory_bytes=int(gpu["mem_capacity"]),
-        bandwidth=_BANDWIDTH.get(name, float(gpu["mem_bw"])),
+        bandwidth=row.bandwidth or float(gpu["mem_bw"]),
         flops=float(gpu["bfloat16_tc_flops"]),
         flops_fp8=float(gpu.get("fp8_tc_flops", 0)),
-        multiprocessors=multiprocessors,
-        cache_bytes=cache * _MIB,
-        shared_bytes=shared * _KIB,
-        attention=attention,
+        multiprocessors=row.multiprocessors,
+        cache_bytes=row.cache_mib << 20,
+        shared_bytes=row.shared_kib << 10,
+        attention=row.attention,
         pcie=node["intra_node_bw"] <= node["pcie_bw"],
     )
 
@@ -129,9 +123,39 @@ def _system_file(name: str) -> dict[str, Any]:
         text = resources.files("aiconfigurator_core").joinpath("systems", f"{name}.yaml").read_text("utf-8")
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise ConfigError(
-            f"kernel times of {name} are not there ({error})",
+            f"there are no kernel times of {name} ({error})",
             where="gpu",
             fix="install aiconfigurator-core as pyproject.toml names it",
         ) from None
     system: dict[str, Any] = yaml.safe_load(text)
     return system
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way between any two GPUs of a machine, where it is not that of the measured collectives.
+
+    Those were measured on servers whose GPUs reach each other directly. Two cards in a workstation may have to go
+    through the host's memory, at a quarter of the bandwidth and with several times the latency.
+
+    Attributes:
+        latency_s: seconds from the beginning of a collective to its first byte.
+        bandwidth: bytes a second in each direction, when both are busy. One direction alone gets up to twice that: both
+            share the host's memory.
+    """
+
+    latency_s: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if self.latency_s < 0 or self.bandwidth <= 0:
+            raise ConfigError("a link needs a bandwidth above 0 and a latency of at least 0", where="link")
+
+    def all_reduce_s(self, message: float, gpus: int) -> float:
+        """Sum of ``message`` bytes, the same on all GPUs."""
+        return self.latency_s * (gpus - 1) + 2 * (gpus - 1) / gpus * message / self.bandwidth
+
+    def gather_s(self, pieces: list[float]) -> float:
+        """All-gather of ``pieces`` (bytes, one a GPU), or a reduce-scatter of sums of that size."""
+        gpus = len(pieces)
+        return self.latency_s * (gpus - 1) + sum(pieces) * (gpus - 1) / gpus / self.bandwidth

@@ -1,14 +1,7 @@
-"""Measured kernel times, asked from aiconfigurator-core: the only module that imports it.
+"""Measured kernel times from aiconfigurator-core: the only module that imports it.
 
-A step is cut into what scales with different things, each a function of its own:
-
-- tokens: all projections, norms and activations of all layers (``tokens_ms``), and the experts (``experts_ms``);
-- requests that sample: the output layer (``logits_ms``);
-- attention: of a piece of a prompt (``prefill_attention_ms``), of decoding requests (``decode_attention_ms``);
-- GPUs that must agree: all-reduces of tensor parallelism, the gathering of logits, dispatch and combine of experts.
-
-The model is handed over as a configuration of a kind that aiconfigurator knows with the same sizes, so that what counts
-is the shape and not the name. Times are milliseconds of one GPU, all layers.
+The model is given to it as a configuration with the same sizes of a kind that it knows: the shape counts, not the name.
+Times are milliseconds of one GPU, all layers.
 """
 
 from __future__ import annotations
@@ -57,8 +50,8 @@ class KernelTimes:
         shape: the model.
         gpu: the GPU.
         tp: GPUs of one replica (tensor parallel); experts are cut the same way.
-        expert_ranks: replicas that share out the experts among them (data parallel attention, expert parallel
-            feed-forward); 1 where every replica has all experts.
+        expert_ranks: replicas that share the experts (data parallel attention, expert parallel feed-forward); 1 where
+            every replica has all experts.
 
     Raises:
         ConfigError: if there are no measurements for this combination, or it makes no sense.
@@ -108,7 +101,7 @@ class KernelTimes:
         return names
 
     def asking(self) -> AbstractContextManager[None]:
-        """A block in which a missing measurement is one of our errors, in one line."""
+        """A block in which a missing measurement is a ConfigError of one line."""
         return _quietly(self.shape, self.gpu)
 
     def _generation_ms(self, names: Sequence[str], batch: int, context: int = 16) -> float:
@@ -119,7 +112,7 @@ class KernelTimes:
         return float(sum(a[1] for a in answers))
 
     def tokens_ms(self, tokens: int) -> float:
-        """Everything that scales with the step's tokens, but attention, experts and communication."""
+        """Projections, norms and activations, and the feed-forward of a dense model."""
         return self._generation_ms(self._tokens, tokens)
 
     def experts_ms(self, tokens: int) -> float:
@@ -150,11 +143,11 @@ class KernelTimes:
         return self._generation_ms(self._reduce, tokens) + extra
 
     def dispatch_ms(self, tokens: int) -> float:
-        """Sending tokens to the replicas that have their experts and back, for ``tokens`` of each replica."""
+        """Dispatch and combine of experts, for ``tokens`` of each replica."""
         return self._generation_ms(list(_DISPATCH), tokens) if self.expert_ranks > 1 else 0.0
 
     def gather_logits_ms(self, samples: int) -> float:
-        """Bringing together the output layer's parts of all GPUs of a replica, which vLLM does before it samples."""
+        """All-gather of the output layer's parts of all GPUs of a replica, before sampling."""
         if self.tp == 1:
             return 0.0
         from aiconfigurator_core.sdk.common import CommQuantMode
@@ -206,7 +199,7 @@ def _as_config(shape: ModelShape) -> dict[str, Any]:
 
 @contextmanager
 def _quietly(shape: ModelShape, gpu: Gpu) -> Iterator[None]:
-    """Its warnings are about its own tables; its failures become one line."""
+    """A block without its warnings, which are about its own tables, in which its failures become one line."""
     kernels_version()
     log = logging.getLogger("aiconfigurator_core")
     level = log.level

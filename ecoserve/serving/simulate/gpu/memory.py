@@ -1,8 +1,8 @@
-"""How much KV fits: the GPU's memory, less weights, less what a step needs while it runs.
+"""KV capacity: the GPU's memory, less weights, less what a step needs while it runs.
 
 Mirrors how vLLM sizes its cache: it runs the largest batch that the settings allow, looks at the peak, adds what CUDA
 and the collectives hold, captures its graphs, and gives the rest of ``gpu_memory_utilization`` to KV blocks. The
-constants are estimates, good to about one GiB a GPU; vLLM states the real number when it starts.
+constants are estimates, good to about one GiB a GPU; vLLM logs the real number when it starts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def gpu_weight_bytes(shape: ModelShape, tp: int, expert_ranks: int = 1) -> float
 
 
 def activation_bytes(shape: ModelShape, tp: int, max_num_seqs: int, max_num_batched_tokens: int) -> float:
-    """Peak of what the largest step holds beside weights and KV."""
+    """Peak memory of the largest step on one GPU, beside weights and KV."""
     width = shape.intermediate * (shape.experts_per_token or 1) / tp
     qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / tp
     # Residual and normed stream, then either heads or the feed-forward's gate, up and their product; 16 bits each.
@@ -37,24 +37,6 @@ def activation_bytes(shape: ModelShape, tp: int, max_num_seqs: int, max_num_batc
     # vLLM samples from logits in 32 bits, and keeps those of 16 bits and a sorted copy beside them.
     logits = max_num_seqs * shape.vocab * (2 + 4 + 4 + 4)
     return max(layer, logits) + 2 * max_num_batched_tokens * shape.hidden
-
-
-def kv_bytes(
-    shape: ModelShape,
-    gpu: Gpu,
-    tp: int,
-    *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    gpu_memory_utilization: float,
-    expert_ranks: int = 1,
-) -> float:
-    """Bytes of one GPU that are left for KV; negative if the model does not fit."""
-    room = gpu.memory_bytes * _VISIBLE * gpu_memory_utilization
-    room -= gpu_weight_bytes(shape, tp, expert_ranks)
-    room -= activation_bytes(shape, tp, max_num_seqs, max_num_batched_tokens)
-    room -= _CONTEXT_BYTES + (_COLLECTIVE_BYTES if tp * expert_ranks > 1 else 0)
-    return room - _GRAPH_BYTES - _GRAPH_REQUEST_BYTES * min(max_num_seqs, 512)
 
 
 def kv_blocks(
@@ -73,23 +55,17 @@ def kv_blocks(
     Raises:
         ConfigError: if the weights leave no room for even one request of 1,024 tokens.
     """
-    room = kv_bytes(
-        shape,
-        gpu,
-        tp,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        gpu_memory_utilization=gpu_memory_utilization,
-        expert_ranks=expert_ranks,
-    )
+    weights = gpu_weight_bytes(shape, tp, expert_ranks)
+    room = gpu.memory_bytes * _VISIBLE * gpu_memory_utilization - weights
+    room -= activation_bytes(shape, tp, max_num_seqs, max_num_batched_tokens)
+    room -= _CONTEXT_BYTES + (_COLLECTIVE_BYTES if tp * expert_ranks > 1 else 0)
+    room -= _GRAPH_BYTES + _GRAPH_REQUEST_BYTES * min(max_num_seqs, 512)
     # KV heads that cannot be divided among the GPUs are kept on several of them.
-    heads = -(-shape.kv_heads // tp)
-    token = shape.kv_token_bytes / shape.kv_heads * heads
+    token = shape.kv_token_bytes / shape.kv_heads * -(-shape.kv_heads // tp)
     blocks = int(room // (token * block_size)) - 1  # one is vLLM's null block
     if blocks * block_size < 1024:
-        need = gpu_weight_bytes(shape, tp, expert_ranks) / _GIB
         raise ConfigError(
-            f"{shape.name} does not fit: {need:.0f} GiB of weights on each of {tp} x {gpu.name} with "
+            f"{shape.name} does not fit: {weights / _GIB:.0f} GiB of weights on each of {tp} x {gpu.name} with "
             f"{gpu.memory_bytes / _GIB:.0f} GiB",
             where="tp",
             fix="raise tp, or take a smaller model or a larger GPU",

@@ -1,8 +1,8 @@
 """A modelled GPU, or several that serve one model together: how long a step takes and how much KV there is.
 
 A step is the sum of its parts, because one stream of the GPU runs them one after the other: what scales with tokens,
-what scales with sampled requests, attention, what the GPUs of a replica send each other, and the gap to the next step.
-A batch of decodes alone is run by a captured graph of the next size there is, so it costs what that size costs.
+what scales with sampled requests, attention, communication within a replica, and the gap to the next step. A batch of
+decodes alone is run by a captured graph of the next size, so it costs what that size costs.
 """
 
 from __future__ import annotations
@@ -11,17 +11,41 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu.attention import BatchAttention
-from ecoserve.serving.simulate.gpu.hardware import Gpu, find_gpu
-from ecoserve.serving.simulate.gpu.host import HostTimes, sampling_s
-from ecoserve.serving.simulate.gpu.links import Link
+from ecoserve.serving.simulate.gpu.hardware import Gpu, Link, find_gpu
 from ecoserve.serving.simulate.gpu.memory import kv_blocks
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
-from ecoserve.serving.simulate.gpu.tables import SAMPLES, TOKENS, Line, Progress, Tables, load_tables
+from ecoserve.serving.simulate.gpu.tables import SAMPLES, TOKENS, Line, Tables, load_tables
 
+#: Bytes that sampling moves for one logit: read in 16 bits, written and read again in 32.
+_LOGIT_BYTES: Final = 10
+#: Share of the memory's peak bandwidth that such simple kernels reach.
+_SIMPLE_KERNELS: Final = 0.8
 #: Batch sizes for which vLLM captures graphs of decodes.
 _GRAPHS: Final[list[int]] = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+
+
+class HostTimes(BaseModel):
+    """Seconds around the model's kernels.
+
+    What lies between two steps on the GPU itself (block tables and tokens copied into the next step's inputs, small
+    kernels before and after the model) cannot be hidden: that is the *gap*, a part of the step's time. It does not grow
+    with the model's layers, since a captured graph is one launch. The gap a request is the one calibrated constant, on
+    the log of Llama-3.1-8B on an RTX PRO 6000 (vLLM 0.19; docs/fidelity.md). The host's own times never show in that
+    log and are estimates: of the scheduler, about half of what vLLM 0.32's takes on two slow cores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gap_s: float = Field(5e-5, ge=0, description="between any two steps on the GPU: a dozen small kernels")
+    gap_request_s: float = Field(2.3e-6, ge=0, description="more of it for each request; calibrated")
+    schedule_s: float = Field(0.3e-3, ge=0, description="scheduling a step and taking its output")
+    schedule_request_s: float = Field(25e-6, ge=0, description="more of it for each request")
+    launch_s: float = Field(1.0e-3, ge=0, description="preparing inputs and launching")
+    launch_request_s: float = Field(5e-6, ge=0, description="more of it for each request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +57,7 @@ class StepParts:
         experts: feed-forward of a mixture of experts.
         sampling: output layer and sampling.
         attention: prompts and decodes.
-        links: what GPUs send each other.
+        links: communication between GPUs.
         gap: from its end to the next step's beginning, if the host is ahead.
     """
 
@@ -51,18 +75,17 @@ class StepParts:
 
 
 class GpuModel:
-    """One replica: ``tp`` GPUs of one kind with one model.
+    """One replica, ``tp`` GPUs of one kind with one model: a :class:`~ecoserve.serving.simulate.cost.StepCost`.
 
     Args:
         shape: the model.
         gpu: the GPU.
         tp: GPUs that share every layer.
         tables: kernel times of exactly this combination.
-        host: what happens around the kernels.
-        link: how GPUs reach each other, if it is not as where the kernels were measured.
-        expert_ranks: replicas that share out the experts (see
-            :class:`~ecoserve.serving.simulate.gpu.expert_parallel.ExpertParallel`); what this class answers is then
-            one replica's part, with as many tokens on the others.
+        host: times around the kernels.
+        link: between GPUs, if it is not as where the kernels were measured.
+        expert_ranks: replicas that share the experts (expert parallel); times are then one replica's part, with as many
+            tokens on the others.
     """
 
     def __init__(
@@ -89,9 +112,9 @@ class GpuModel:
         self._dispatch = Line(TOKENS, tables.dispatch)
         self._logits = Line(SAMPLES, tables.logits)
         self._gather = Line(SAMPLES, tables.gather)
-        self._sample_s = sampling_s(1, shape.vocab, gpu.bandwidth)
+        self._sample_s = shape.vocab * _LOGIT_BYTES / (_SIMPLE_KERNELS * gpu.bandwidth)
 
-    def step_s(self, work: StepWork) -> float:
+    def seconds(self, work: StepWork) -> float:
         """Seconds of the GPU for one step, the gap to the next one included."""
         return self.parts(work).total
 
@@ -111,7 +134,7 @@ class GpuModel:
         return max(1, tokens)
 
     def own_parts(self, work: StepWork) -> StepParts:
-        """What a replica does by itself: all but experts, and what replicas exchange."""
+        """A replica's own parts: all but experts, and what replicas exchange."""
         tokens = self.run_tokens(work)
         samples = max(1, work.decodes + len(work.chunks))
         links = self._replica_links_s(tokens, samples) if self.tp > 1 else 0.0
@@ -121,7 +144,7 @@ class GpuModel:
             self._logits(samples) * 1e-3 + samples * self._sample_s,
             self._attention_ms(work) * 1e-3,
             links,
-            self.gap_s(work),
+            self.host.gap_s + self.host.gap_request_s * work.requests,
         )
 
     def _attention_ms(self, work: StepWork) -> float:
@@ -145,15 +168,11 @@ class GpuModel:
         return self._experts(max(1, tokens)) * 1e-3
 
     def exchange_s(self, tokens: list[int]) -> float:
-        """Seconds in which replicas bring tokens to their experts and back, each with so many tokens, all layers."""
+        """Seconds in which replicas send tokens to their experts and back, all layers; one entry a replica."""
         if self.link is None:
             return self._dispatch(max(1, *tokens)) * 1e-3
         pieces = [2.0 * n * self.shape.hidden for n in tokens]
         return 2 * self.shape.layers * self.link.gather_s(pieces)
-
-    def gap_s(self, work: StepWork) -> float:
-        """Seconds between this step and the next on the GPU, whatever the host does."""
-        return self.host.gap_s + self.host.gap_request_s * work.requests
 
     def host_s(self, work: StepWork) -> float:
         """Seconds the host needs for a step: schedule, prepare, launch, take the output."""
@@ -161,7 +180,7 @@ class GpuModel:
         return host.schedule_s + host.schedule_request_s * work.requests + self.launch_s(work)
 
     def launch_s(self, work: StepWork) -> float:
-        """The part of ``host_s`` that is not the scheduler's."""
+        """The part of ``host_s`` that is not the scheduler's own."""
         return self.host.launch_s + self.host.launch_request_s * work.requests
 
     def kv_blocks(
@@ -196,13 +215,12 @@ def gpu_model(
     host: HostTimes | None = None,
     link: Link | None = None,
     expert_ranks: int = 1,
-    progress: Progress | None = None,
 ) -> GpuModel:
-    """A model on a GPU; kernel times come from the cache, or are asked for now.
+    """A model on a GPU; its tables come from the cache, or are made now.
 
     Raises:
         ConfigError: for an unknown GPU, or a combination without measurements.
     """
     found = find_gpu(gpu)
-    tables = load_tables(shape, found, tp, expert_ranks, progress)
+    tables = load_tables(shape, found, tp, expert_ranks)
     return GpuModel(shape, found, tp, tables, host=host, link=link, expert_ranks=expert_ranks)

@@ -1,8 +1,8 @@
-"""What a served model is made of: the numbers that decide its time and memory on a GPU.
+"""Shapes of served models: the sizes that decide their time and memory on a GPU.
 
-Rule: one model family is known, the decoder of Llama (grouped-query attention, gated feed-forward, dense or a mixture
-of equal experts), which covers Llama, Vicuna, Mistral, Mixtral, Qwen2, Qwen2.5 and Qwen3. A configuration that is
-something else (latent attention, sliding windows, shared experts, layers of two kinds) is refused, not approximated.
+One model family is known, the decoder of Llama (grouped-query attention, gated feed-forward, dense or a mixture of
+equal experts), which covers Llama, Vicuna, Mistral, Mixtral, Qwen2, Qwen2.5 and Qwen3. Any other configuration (latent
+attention, sliding windows, shared experts, layers of two kinds) is refused. A built-in shape is one row of shapes.json.
 """
 
 from __future__ import annotations
@@ -103,25 +103,6 @@ class ModelShape(BaseModel):
     def kv_token_bytes(self) -> int:
         """KV of one token: a key and a value in every layer and KV head."""
         return int(2 * self.layers * self.kv_heads * self.head_dim * (2 if self.kv_cache == "bfloat16" else 1))
-
-    def touched_bytes(self, experts_touched: float) -> float:
-        """Weights that a step must read: all but the embedding table, and of the experts those that get a token.
-
-        Args:
-            experts_touched: distinct experts with a token, of each layer; without meaning for a dense model.
-        """
-        feed_forward = self.expert_parameters * (experts_touched if self.experts else 1)
-        layer = (self.attention_parameters + feed_forward) * _BYTES[self.weights]
-        return self.layers * (layer + 2 * self.experts * self.hidden) + 2 * self.embedding_parameters
-
-    def token_flops(self) -> int:
-        """Matrix work of one token in all layers; attention's own and the output layer come on top."""
-        feed_forward = self.expert_parameters * (self.experts_per_token if self.experts else 1)
-        return 2 * self.layers * (self.attention_parameters + feed_forward + self.experts * self.hidden)
-
-    def attention_flops(self, new: int, context: int) -> float:
-        """Work of ``new`` tokens' attention to ``context`` tokens before them, and to each other (causal)."""
-        return 4.0 * self.layers * self.heads * self.head_dim * new * (context + (new + 1) / 2)
 
 
 def load_shape(model: str) -> ModelShape:

@@ -1,14 +1,12 @@
 """Kernel times on a grid, made once and kept on disk.
 
-Rule: the grid is as fine as the kernels' own steps. By tokens there is a value for every size up to ``DENSE_TOKENS``,
-because matrix kernels work in tiles and their time jumps where a tile more is needed; attention, which is smooth, is on
-a geometric grid, between whose points a plane is laid. A cache file that cannot be read, or was made by another
-version, is made again.
+By tokens there is a value for every size up to ``DENSE_TOKENS``, because matrix kernels work in tiles and their time
+jumps where one more tile is needed; attention, which is smooth, is on a geometric grid with linear interpolation. A
+cache file that cannot be read, or was made by another version, is made again.
 
-The decode attention kernel was measured again and again on the same KV. Where that fits the GPU's cache (L2), it never
-came from memory, which in a model, with all other layers in between, it does. For such sizes the time is continued
-from sizes that do not fit, along the line on which these lie: ``decode_attention`` is the greater of the two.
-Weights that fit the cache have the same flaw: see :mod:`~ecoserve.serving.simulate.gpu.floors`.
+The decode attention kernel was measured repeatedly on the same KV. KV that fits the GPU's cache (L2) never came from
+memory there; in a model, with all other layers in between, it does. For such sizes ``decode_attention`` is at least the
+line through the sizes that do not fit. Weights that fit the cache: see :mod:`~ecoserve.serving.simulate.gpu.floors`.
 """
 
 from __future__ import annotations
@@ -37,9 +35,6 @@ DENSE_TOKENS: Final = 4096
 MAX_TOKENS: Final = 32768
 MAX_SAMPLES: Final = 2048
 MAX_CONTEXT: Final = 131072
-
-#: Called with (queries made, queries in all).
-Progress = Callable[[int, int], None]
 
 
 def _geometric(first: int, last: int, ratio: float) -> list[int]:
@@ -79,9 +74,7 @@ class Tables:
     stream: Floats
 
 
-def load_tables(
-    shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1, progress: Progress | None = None
-) -> Tables:
+def load_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
     """The tables of a model on a GPU, from the cache or made now (a second or two).
 
     Raises:
@@ -90,7 +83,7 @@ def load_tables(
     path = cache_file(shape, gpu, tp, expert_ranks)
     tables = _read(path)
     if tables is None:
-        tables, _ = lifted(make_tables(shape, gpu, tp, expert_ranks, progress), Floors(shape, gpu, tp, expert_ranks))
+        tables, _ = lifted(make_tables(shape, gpu, tp, expert_ranks), Floors(shape, gpu, tp, expert_ranks))
         _write(path, tables)
     return tables
 
@@ -128,7 +121,7 @@ def _read(path: Path) -> Tables | None:
 
 
 def _write(path: Path, tables: Tables) -> None:
-    """Keep the tables if the cache can be written; a read-only home only costs time."""
+    """Keep the tables if the cache can be written; without it they are made again next time."""
     buffer = io.BytesIO()
     np.savez(buffer, **{f.name: getattr(tables, f.name) for f in fields(Tables)})
     try:
@@ -150,38 +143,30 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {
 }
 
 
-def make_tables(
-    shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1, progress: Progress | None = None
-) -> Tables:
+def make_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
     """Ask for all kernel times of the grids, as they were measured.
 
     Raises:
         ConfigError: if there are no measurements for the combination.
     """
     kernels = KernelTimes(shape, gpu, tp, expert_ranks)
-    total = sum(int(np.prod(s)) for s in _SHAPES.values())
-    done = 0
 
-    def ask(values: Sequence[float]) -> Floats:
-        nonlocal done
-        done += len(values)
-        if progress is not None:
-            progress(done, total)
-        return np.asarray(values, dtype=np.float64)
+    def by(ask: Callable[[int], float], grid: Sequence[int]) -> Floats:
+        return np.asarray([ask(n) for n in grid], dtype=np.float64)
+
+    def plane(ask: Callable[[int, int], float], rows: Sequence[int], columns: Sequence[int]) -> Floats:
+        return np.asarray([[ask(n, m) for m in columns] for n in rows], dtype=np.float64)
 
     with kernels.asking():
-        measured = np.stack([ask([kernels.decode_attention_ms(b, c) for c in DECODE_CONTEXT]) for b in DECODE_REQUESTS])
-        stream, decode = _from_memory(kernels, measured)
+        stream, decode = _from_memory(kernels, plane(kernels.decode_attention_ms, DECODE_REQUESTS, DECODE_CONTEXT))
         return Tables(
-            tokens=ask([kernels.tokens_ms(n) for n in TOKENS]),
-            experts=ask([kernels.experts_ms(n) for n in TOKENS]),
-            reduce=ask([kernels.reduce_ms(n) for n in TOKENS]),
-            dispatch=ask([kernels.dispatch_ms(n) for n in TOKENS]),
-            logits=ask([kernels.logits_ms(n) for n in SAMPLES]),
-            gather=ask([kernels.gather_logits_ms(n) for n in SAMPLES]),
-            prefill_attention=np.stack(
-                [ask([kernels.prefill_attention_ms(n, c) for c in PREFILL_CONTEXT]) for n in PREFILL_NEW]
-            ),
+            tokens=by(kernels.tokens_ms, TOKENS),
+            experts=by(kernels.experts_ms, TOKENS),
+            reduce=by(kernels.reduce_ms, TOKENS),
+            dispatch=by(kernels.dispatch_ms, TOKENS),
+            logits=by(kernels.logits_ms, SAMPLES),
+            gather=by(kernels.gather_logits_ms, SAMPLES),
+            prefill_attention=plane(kernels.prefill_attention_ms, PREFILL_NEW, PREFILL_CONTEXT),
             decode_attention=decode,
             stream=np.asarray([stream]),
         )

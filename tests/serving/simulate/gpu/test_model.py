@@ -9,8 +9,7 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.cost import StepWork
-from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, find_gpu, gpu_model, gpu_names, load_shape
-from ecoserve.serving.simulate.gpu.bounds import compute_s, least_step_s, memory_s
+from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, find_gpu, gpu_model, gpu_names
 
 Machine = Callable[..., GpuModel]
 
@@ -31,11 +30,11 @@ def mixed(new: int, requests: int, context: int) -> StepWork:
 @pytest.mark.parametrize("gpu", ["h100_sxm", "rtx_pro_6000_server"])
 def test_more_work_takes_longer(machine: Machine, gpu: str) -> None:
     m = machine(gpu)
-    by_batch = [m.step_s(decodes(n, 1000)) for n in (1, 8, 32, 64, 128, 256)]
-    by_context = [m.step_s(decodes(64, c)) for c in (100, 500, 1000, 2000, 4000, 8000, 16000)]
-    by_prompt = [m.step_s(prompt(n)) for n in (128, 512, 1024, 2048, 4096, 8192)]
-    by_before = [m.step_s(prompt(512, c)) for c in (0, 1000, 4000, 16000, 64000)]
-    by_both = [m.step_s(mixed(1024, n, 1000)) for n in (1, 16, 64, 128, 256)]
+    by_batch = [m.seconds(decodes(n, 1000)) for n in (1, 8, 32, 64, 128, 256)]
+    by_context = [m.seconds(decodes(64, c)) for c in (100, 500, 1000, 2000, 4000, 8000, 16000)]
+    by_prompt = [m.seconds(prompt(n)) for n in (128, 512, 1024, 2048, 4096, 8192)]
+    by_before = [m.seconds(prompt(512, c)) for c in (0, 1000, 4000, 16000, 64000)]
+    by_both = [m.seconds(mixed(1024, n, 1000)) for n in (1, 16, 64, 128, 256)]
     for series in (by_batch, by_context, by_prompt, by_before, by_both):
         assert series == sorted(series)
         assert series[-1] > 1.2 * series[0]
@@ -43,16 +42,16 @@ def test_more_work_takes_longer(machine: Machine, gpu: str) -> None:
 
 def test_more_gpus_take_less_and_faster_ones_too(machine: Machine) -> None:
     for work in (decodes(64, 2000), prompt(2048)):
-        one, two = machine(tp=1).step_s(work), machine(tp=2).step_s(work)
+        one, two = machine(tp=1).seconds(work), machine(tp=2).seconds(work)
         assert one / 2 < two < one
-    assert machine("h100_sxm").step_s(decodes(64, 2000)) < machine("rtx_pro_6000_server").step_s(decodes(64, 2000))
+    assert machine("h100_sxm").seconds(decodes(64, 2000)) < machine("rtx_pro_6000_server").seconds(decodes(64, 2000))
 
 
 def test_parts_add_up_and_each_belongs_to_its_work(machine: Machine) -> None:
     m = machine()
     parts = m.parts(decodes(64, 1000))
     assert parts.total == pytest.approx(sum(astuple(parts)))
-    assert m.step_s(decodes(64, 1000)) == parts.total
+    assert m.seconds(decodes(64, 1000)) == parts.total
     assert parts.experts == parts.links == 0.0
     assert parts.gap == pytest.approx(m.host.gap_s + 64 * m.host.gap_request_s)
     assert machine(tp=2).parts(decodes(64, 1000)).links > 0
@@ -69,16 +68,15 @@ def test_decodes_alone_cost_the_captured_graph_of_the_next_size(machine: Machine
 
 def test_a_long_decode_is_waited_for_where_nothing_is_split(machine: Machine) -> None:
     flash2 = machine("rtx_pro_6000_server")
-    assert flash2.step_s(decodes(128, 800, longest=6000)) > 1.02 * flash2.step_s(decodes(128, 800))
+    assert flash2.seconds(decodes(128, 800, longest=6000)) > 1.02 * flash2.seconds(decodes(128, 800))
     flash3 = machine("h100_sxm")
-    assert flash3.step_s(decodes(128, 800, longest=6000)) == flash3.step_s(decodes(128, 800))
+    assert flash3.seconds(decodes(128, 800, longest=6000)) == flash3.seconds(decodes(128, 800))
 
 
 def test_a_prompt_beyond_the_grid_costs_its_pieces(machine: Machine) -> None:
     m = machine()
     whole = m.attention.prefill_ms([(65536, 0)])
     assert whole == pytest.approx(m.attention.prefill_ms([(32768, 0)]) + m.attention.prefill_ms([(32768, 32768)]))
-    assert m.step_s(prompt(65536)) > least_step_s(m.shape, m.gpu, 1, prompt(65536))
 
 
 def test_a_stated_link_decides_what_gpus_send_each_other(machine: Machine) -> None:
@@ -92,15 +90,6 @@ def test_a_stated_link_decides_what_gpus_send_each_other(machine: Machine) -> No
     assert linked.parts(decodes(64, 1000)).tokens == m.parts(decodes(64, 1000)).tokens
     with pytest.raises(ConfigError, match="bandwidth above 0"):
         Link(1e-6, 0)
-
-
-def test_bounds_by_hand() -> None:
-    shape, gpu = load_shape("llama-3.1-8b"), find_gpu("h100_sxm")
-    work = decodes(16, 1000)
-    weights = 2 * (shape.parameters - shape.embedding_parameters)
-    assert memory_s(shape, gpu, 1, work) == pytest.approx((weights + 16000 * 131072) / 3.35e12, rel=1e-3)
-    assert compute_s(shape, gpu, 1, prompt(2048)) == pytest.approx(30.0e-3, rel=0.01)
-    assert compute_s(shape, gpu, 2, prompt(2048)) == compute_s(shape, gpu, 1, prompt(2048)) / 2
 
 
 def test_host_times_grow_with_the_batch_and_the_launch_is_a_part(machine: Machine) -> None:
@@ -133,14 +122,14 @@ def test_gpus_by_their_usual_names(name: str, found: str) -> None:
 
 def test_an_unknown_gpu_is_one_line() -> None:
     assert len(gpu_names()) == 6
-    for name, near in (
-        ("h1000", "h100_sxm"),
-        ("H100 PCIe", "h100_sxm"),
-        ("NVIDIA A100-SXM4-40GB", "a100_sxm"),
-        ("RTX PRO 6000 Blackwell Workstation Edition", "rtx_pro_6000_server"),
-        ("tpu", "a100_sxm, h100_sxm"),
+    for name in (
+        "h1000",
+        "H100 PCIe",
+        "NVIDIA A100-SXM4-40GB",
+        "RTX PRO 6000 Blackwell Workstation Edition",
+        "tpu",
     ):
-        with pytest.raises(ConfigError, match=near) as raised:
+        with pytest.raises(ConfigError, match=f"one of {', '.join(gpu_names())}") as raised:
             find_gpu(name)
         assert raised.value.exit_code == 2
         assert "\n" not in str(raised.value)

@@ -9,24 +9,27 @@ import pytest
 
 from ecoserve.cli.main import main
 from ecoserve.errors import ConfigError
-from ecoserve.serving.simulate.cost import ModelledCost
-from ecoserve.serving.simulate.forward_size import forward_times, target_forward_size
+from ecoserve.serving.core.forward_size import ForwardSize, target_forward_size
 from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+from ecoserve.serving.simulate.machine import forward_times
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 
 
-def cost_of(gpu: str, model: str) -> ModelledCost:
-    return ModelledCost(gpu_model(gpu, load_shape(model)))
+def times_of(gpu: str, model: str) -> list[tuple[int, float]]:
+    return forward_times(gpu_model(gpu, load_shape(model)))
+
+
+def target_of(gpu: str, model: str) -> ForwardSize:
+    return target_forward_size(times_of(gpu, model))
 
 
 def test_a_13b_model_saturates_an_h100_at_some_hundred_tokens() -> None:
     """By hand: 26 GB of weights at 3.35 TB/s and 26 GFLOP a token at 990 TFLOP/s cross at 295 tokens; what kernels
     reach of either moves that up."""
-    cost = cost_of("h100_sxm", "llama-13b")
-    found = target_forward_size(cost)
+    found = target_of("h100_sxm", "llama-13b")
     assert 300 <= found.tokens <= 700
     assert found.saturated
-    times = dict(forward_times(cost))
+    times = dict(times_of("h100_sxm", "llama-13b"))
     assert times[256] < 1.5 * times[16], "up to the knee, tokens are nearly for free"
     assert times[4096] > 3.5 * times[1024], "beyond it they are not"
 
@@ -34,7 +37,7 @@ def test_a_13b_model_saturates_an_h100_at_some_hundred_tokens() -> None:
 def test_a_gpu_with_less_compute_for_its_bandwidth_saturates_earlier() -> None:
     """L40S: 362 TFLOP/s for 0.86 TB/s, H100: 990 for 3.35."""
     ratio = {"l40s": 362 / 0.864, "h100_sxm": 990 / 3.35}
-    found = {gpu: target_forward_size(cost_of(gpu, "llama-3.1-8b")).tokens for gpu in ratio}
+    found = {gpu: target_of(gpu, "llama-3.1-8b").tokens for gpu in ratio}
     assert (found["l40s"] > found["h100_sxm"]) == (ratio["l40s"] > ratio["h100_sxm"])
 
 
@@ -52,7 +55,7 @@ SETTINGS = SimulateSettings(
 
 def test_auto_is_the_machines_own() -> None:
     auto = SETTINGS.model_copy(update={"scheduler": {"target_forward_tokens": "auto"}})
-    found = target_forward_size(cost_of("h100_sxm", "llama-3.1-8b")).tokens
+    found = target_of("h100_sxm", "llama-3.1-8b").tokens
     given = SETTINGS.model_copy(update={"scheduler": {"target_forward_tokens": found}})
     check(auto)
     assert simulate(auto).rows == simulate(given).rows
@@ -67,11 +70,11 @@ def test_auto_needs_a_gpu() -> None:
         check(linear)
 
 
-def test_the_command_prints_what_a_server_is_to_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_servers_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate-forward", "llama-13b", "--gpu", "h100_sxm", "--depth", "1", "--json", "-"]) == 0
     out = capsys.readouterr()
     summary = json.loads(out.out)
-    assert summary["target_forward_tokens"] == target_forward_size(cost_of("h100_sxm", "llama-13b")).tokens
+    assert summary["target_forward_tokens"] == target_of("h100_sxm", "llama-13b").tokens
     assert [f["tokens"] for f in summary["forwards"]][-1] == 8192
     assert f'{{"ecoserve": {{"target_forward_tokens": {summary["target_forward_tokens"]}}}}}' in out.err
     assert 5 < summary["unloaded_tpot_ms"] < summary["unloaded_ttft_ms"] < 60

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from fidelity_expert_parallel import ExpertParallel, group_step_s
 
 from ecoserve.serving.adapter.counting import CountingScheduler
-from ecoserve.serving.simulate.cost import ModelledCost, StepWork
+from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.gpu import GpuModel, Link, gpu_model
-from ecoserve.serving.simulate.gpu.expert_parallel import ExpertParallel, group_step_s
 from ecoserve.serving.simulate.loop import Arrival
 from ecoserve.serving.simulate.replica import Replica
 
@@ -28,7 +28,7 @@ def decodes(requests: int, context: int) -> StepWork:
     return StepWork(0, requests, total, [], total, context)
 
 
-def test_a_step_is_its_slowest_part_and_everybodys_experts(model: GpuModel) -> None:
+def test_a_step_is_its_slowest_part_and_the_experts_of_all_tokens(model: GpuModel) -> None:
     small, large = decodes(8, 500), decodes(64, 2000)
     together = group_step_s(model, [small, large])
     assert together == group_step_s(model, [large, small])
@@ -45,7 +45,7 @@ def test_what_replicas_send_goes_over_the_link(model: GpuModel) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_everybody_ends_and_no_replica_is_ahead(model: GpuModel, depth: int) -> None:
+def test_every_request_ends_and_no_replica_is_ahead(model: GpuModel, depth: int) -> None:
     shape = EngineShape(kv_blocks=2000, max_model_len=4096, max_num_seqs=8, runner=depth)
     ends: dict[int, list[float]] = {0: [], 1: []}
 
@@ -58,9 +58,7 @@ def test_everybody_ends_and_no_replica_is_ahead(model: GpuModel, depth: int) -> 
         def ended(self, replica: int, row: object, at_s: float) -> None: ...
 
     def run() -> list[tuple[float | None, float | None, int]]:
-        replicas = [
-            Replica(make_scheduler(CountingScheduler, shape), ModelledCost(model), depth, index=i) for i in range(2)
-        ]
+        replicas = [Replica(make_scheduler(CountingScheduler, shape), model, depth, index=i) for i in range(2)]
         arrivals = [
             Arrival(
                 at_s=0.01 * i,

@@ -1,11 +1,11 @@
-"""Replicas that share out the experts of one model among them, in lockstep.
+"""Replicas that share the experts of one model, in lockstep: for the fidelity logs of such runs.
 
 With data parallel attention and expert parallel feed-forward (vLLM's ``data_parallel_size`` with
-``enable_expert_parallel``) each replica has its own scheduler, KV and requests, but in every layer all tokens of all
-replicas go to whoever has their experts, and back. So no replica is ever a step ahead of another: a step takes as long
-as its slowest replica's own part, and then the experts of all tokens. A replica without work runs along with a dummy.
+``enable_expert_parallel``) each replica has its own scheduler, KV and requests, but in every layer the tokens of all
+replicas go to the GPUs that hold their experts, and back. So no replica is ever a step ahead of another: a step takes
+as long as its slowest replica's own part, and then the experts of all tokens. A replica without requests runs a dummy.
 
-A request goes to the replica with the smallest ``4 x waiting + running``, as vLLM's front end has it.
+A request goes to the replica with the smallest ``4 x waiting + running``, as in vLLM's front end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu.model import GpuModel
 from ecoserve.serving.simulate.loop import Arrival
-from ecoserve.serving.simulate.replica import Live, Recorder, Replica, Step, _Flight, step_work
+from ecoserve.serving.simulate.replica import Flight, Live, Recorder, Replica, Step, step_work
 
 
 def group_step_s(model: GpuModel, works: Sequence[StepWork]) -> float:
@@ -39,7 +39,7 @@ class ExpertParallel:
         replicas: new ones, each with its scheduler; their own clocks and costs are not used.
         model: one replica's GPU.
         depth: steps in flight.
-        recorder: told of every replica's steps.
+        recorder: gets the steps of every replica.
     """
 
     def __init__(
@@ -49,22 +49,19 @@ class ExpertParallel:
         self._model = model
         self._depth = depth
         self._recorder = recorder
-        self._flights: deque[tuple[float, list[_Flight | None]]] = deque()
+        self._flights: deque[tuple[float, list[Flight | None]]] = deque()
         self._gpu_free_s = 0.0
         self._now = 0.0
 
     def run(self, arrivals: Sequence[Arrival]) -> list[RequestRow]:
         """Run a load to its end; the rows are in the order of ``arrivals``."""
-        rows = [
-            RequestRow(request_id=a.request.request_id, arrival_s=a.at_s, prompt_tokens=a.request.num_prompt_tokens)
-            for a in arrivals
-        ]
+        rows = [a.row() for a in arrivals]
         pending = deque(sorted(zip(arrivals, rows, strict=True), key=lambda x: x[0].at_s))
         while True:
             while pending and pending[0][0].at_s <= self._now:
                 arrival, row = pending.popleft()
                 min(self._replicas, key=_load).hand(Live(arrival.request, arrival.response_tokens, row))
-            busy = any(r.scheduler.has_requests() or _inbox(r) for r in self._replicas)
+            busy = any(r.scheduler.has_requests() or r.inbox for r in self._replicas)
             if busy and len(self._flights) < self._depth:
                 self._start()
             elif self._flights:
@@ -73,7 +70,7 @@ class ExpertParallel:
                 for replica, flight in zip(self._replicas, flights, strict=True):
                     replica.now = self._now
                     if flight is not None:
-                        replica._take(flight)
+                        replica.take(flight)
             elif pending:
                 self._now = pending[0][0].at_s
             else:
@@ -81,10 +78,10 @@ class ExpertParallel:
 
     def _start(self) -> None:
         works: list[StepWork] = []
-        flights: list[_Flight | None] = []
+        flights: list[Flight | None] = []
         for replica in self._replicas:
             replica.now = self._now
-            replica._deliver()
+            replica.deliver()
             if not replica.scheduler.has_requests():
                 works.append(StepWork())
                 flights.append(None)
@@ -92,7 +89,7 @@ class ExpertParallel:
             output = replica.scheduler.schedule()
             work, samples = step_work(output, replica.scheduler.requests)
             works.append(work)
-            flights.append(_Flight(output, self._now, samples))
+            flights.append(Flight(output, self._now, samples))
         began_s, host_s = self._now, 0.0
         if any(w.requests for w in works):
             host_s = max(self._model.host_s(w) for w in works)
@@ -112,11 +109,6 @@ class ExpertParallel:
         self._flights.append((end_s, flights))
 
 
-def _inbox(replica: Replica) -> int:
-    """Requests that were handed over and not yet given to the scheduler."""
-    return len(replica._inbox)
-
-
 def _load(replica: Replica) -> tuple[int, int]:
     running, waiting = replica.scheduler.get_request_counts()
-    return 4 * (waiting + _inbox(replica)) + running, replica.index
+    return 4 * (waiting + len(replica.inbox)) + running, replica.index
