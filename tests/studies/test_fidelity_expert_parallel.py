@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 from fidelity_expert_parallel import ExpertParallel, group_step_s
@@ -10,17 +10,17 @@ from fidelity_expert_parallel import ExpertParallel, group_step_s
 from ecoserve.serving.adapter.counting import CountingScheduler
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler
-from ecoserve.serving.simulate.gpu import GpuModel, Link, gpu_model
+from ecoserve.serving.simulate.gpu import GpuModel, Link, gpu_model, load_shape
 from ecoserve.serving.simulate.loop import Arrival
 from ecoserve.serving.simulate.replica import Replica
 
-Machine = Callable[..., GpuModel]
-
 
 @pytest.fixture(scope="module")
-def model(machine: Machine) -> GpuModel:
-    shape = machine("rtx_pro_6000_server", "qwen3-30b-a3b", 1, 2).shape
-    return gpu_model("rtx_pro_6000_server", shape, link=Link(20e-6, 16e9), expert_ranks=2)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuModel]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        shape = load_shape("qwen3-30b-a3b")
+        yield gpu_model("rtx_pro_6000_server", shape, link=Link(20e-6, 16e9), expert_ranks=2)
 
 
 def decodes(requests: int, context: int) -> StepWork:
