@@ -19,10 +19,10 @@ from typing import Any
 
 import common
 import numpy as np
+from arrival_statistics import ArrivalStatistics
 from scipy import stats
 
 from ecoserve.data import Trace, load_trace
-from ecoserve.data.arrivals import ArrivalStatistics
 from ecoserve.data.laws import FittedLaw, fit_laws, fit_tails
 from ecoserve.data.workloads import Workload, make_workload
 

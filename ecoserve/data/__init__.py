@@ -3,11 +3,12 @@
 Importing this package imports neither ``datasets`` nor ``transformers``; they are loaded where they are needed.
 """
 
-from ecoserve.data.arrivals import poisson_arrivals, with_arrivals
+from ecoserve.data.arrivals import poisson_arrivals
 from ecoserve.data.formats import save_trace
+from ecoserve.data.loading import ReadOptions
 from ecoserve.data.records import LoadReport, Message, Record, Trace, fingerprint
 from ecoserve.data.splitting import record_groups, split_trace
-from ecoserve.data.streaming import ReadOptions, TraceStream
+from ecoserve.data.streaming import TraceStream
 from ecoserve.data.synthetic import SYNTHETIC_MODEL, bayes_optimal_mae, synthetic_trace, true_distribution
 from ecoserve.data.traces import load_trace, stream_trace
 
@@ -29,5 +30,4 @@ __all__ = [
     "stream_trace",
     "synthetic_trace",
     "true_distribution",
-    "with_arrivals",
 ]

@@ -1,6 +1,6 @@
 """Telling equal exchanges of a trace of any size apart, in bounded memory.
 
-Rule: two exchanges are the same if their 64-bit keys are. The keys seen are kept in sorted arrays, 8 bytes each; while
+Two exchanges are the same if their 64-bit keys are. The keys seen are kept in sorted arrays, 8 bytes each; while
 two of these are merged, up to 16. With ten million exchanges the chance that any two different ones share a key is
 3 in a million.
 """

@@ -1,6 +1,6 @@
 """Data sets and tokenizers on the Hugging Face hub.
 
-Rule: whether the hub can be reached is known within :data:`PATIENCE_S` seconds, before anything is asked of it, and
+Whether the hub can be reached is known within :data:`PATIENCE_S` seconds, before anything is asked of it, and
 ``HF_HUB_OFFLINE`` is obeyed; then rows are streamed, so that nothing is kept in the home directory.
 """
 
@@ -33,9 +33,7 @@ def is_hub_id(source: str | Path) -> bool:
 def require_hub(where: str, fix: str) -> None:
     """Return if the hub can be reached.
 
-    Args:
-        where: what is wanted from it, for the message.
-        fix: what the user can do without a hub.
+    ``where`` names what is wanted from it, and ``fix`` what the user can do without a hub, for the message.
 
     Raises:
         TraceError: if it cannot be reached within :data:`PATIENCE_S`, or ``HF_HUB_OFFLINE`` is set.

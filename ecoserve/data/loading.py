@@ -1,7 +1,7 @@
-"""From a stream of records to a :class:`Trace` in memory: all of them, or a sample.
+"""Opening a file or hub data set as a stream, and collecting a stream as a :class:`Trace`: all records, or a sample.
 
-A trace whose records do not fit into memory ends in an error that says what to do, before memory is full. Files and
-hub ids are loaded here; workload files too by :mod:`ecoserve.data.traces`.
+A trace whose records do not fit into memory ends in an error that says what to do, before memory is full. Workload
+files are opened by :mod:`ecoserve.data.traces`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Final, Generic, TypeVar, Unpack
+from typing import Final, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
+from ecoserve.data.cleaning import Wanted
+from ecoserve.data.encodings import MendedRow
+from ecoserve.data.fields import FieldPath
+from ecoserve.data.formats import detect, get_format
+from ecoserve.data.hub import hub_rows, is_hub_id
 from ecoserve.data.measuring import mark_cut_off
-from ecoserve.data.reading import Progress
+from ecoserve.data.plain_csv import BadRow
+from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Message, Record, Trace, fingerprint
-from ecoserve.data.streaming import CUT_OFF, ReadOptions, TraceStream, open_trace
+from ecoserve.data.streaming import CUT_OFF, TraceStream
 from ecoserve.errors import TraceError
 
+#: Rows looked at to recognise a format.
+_LOOK: Final = 20
 #: A smaller file fits in any case; and how much more of it is read before memory is looked at again.
 _CHECKED_FROM: Final = 1 << 28
 _CHECKED_EVERY: Final = 1 << 27
@@ -33,11 +42,93 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 T = TypeVar("T")
 
 
+class ReadOptions(TypedDict, total=False):
+    """How a trace is read.
+
+    Attributes:
+        format: ``"auto"`` (default), or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
+        length_field: where the response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a
+            chat in the answer's own message. Rows without it are dropped and counted.
+        sample_field: a field with a list of lengths of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``.
+            The one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.
+        tokenizer: path or hub id of the served model's tokenizer. Counts prompts, and answers where there is no
+            ``length_field`` (plus one for EOS where the answer was not cut off).
+        model: name of the model that gave the answers, where the trace does not state it.
+        limit: stop after this many records.
+    """
+
+    format: str
+    length_field: str | None
+    sample_field: str | None
+    tokenizer: str | None
+    model: str | None
+    limit: int | None
+
+
+def open_trace(
+    source: str | Path,
+    *,
+    rows: Iterable[object] | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[ReadOptions],
+) -> TraceStream:
+    """Open the trace in a file, on the hub, or in ``rows``, as a stream of records.
+
+    Args:
+        source: a file or a hub id; the name of the trace where ``rows`` are given.
+        rows: the rows, where they come from elsewhere.
+        progress: called with the bytes read and the size of the file, after every batch of rows.
+        options: see :class:`ReadOptions`.
+
+    Raises:
+        TraceError: if the source cannot be opened or recognised; the rest is found while reading.
+    """
+    limit = options.get("limit")
+    if limit is not None and limit < 1:
+        raise TraceError(f"a limit of {limit} records leaves nothing to load", fix="give 1 or more")
+    where = str(source)
+    length = _path(options.get("length_field"), "length_field")
+    samples = _path(options.get("sample_field"), "sample_field")
+    file = None
+    if rows is None:
+        rows = file = hub_rows(where) if is_hub_id(source) else FileRows(Path(source))
+    walk = iter(rows)
+    looked = list(islice(walk, _LOOK))
+    first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
+    if not first:
+        raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
+    name = options.get("format", "auto")
+    form = detect(first, where) if name == "auto" else get_format(name)
+    wanted = Wanted(form, length, samples, options.get("model"))
+    return TraceStream(
+        where,
+        _all_rows(looked, walk),
+        wanted,
+        first,
+        file=file if isinstance(file, FileRows) else None,
+        tokenizer=options.get("tokenizer"),
+        limit=limit,
+        progress=progress,
+    )
+
+
+def _path(text: str | None, option: str) -> FieldPath | None:
+    return None if text is None else FieldPath.parse(text, option)
+
+
+def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object, None, None]:
+    try:
+        yield from chain(looked, rest)
+    finally:
+        if isinstance(rest, Generator):
+            rest.close()
+
+
 def load_file(source: str | Path, **options: Unpack[ReadOptions]) -> Trace:
     """The trace in a file or on the hub, without a bar.
 
     Raises:
-        TraceError: as :func:`collect` and :func:`~ecoserve.data.streaming.open_trace`.
+        TraceError: as :func:`open_trace` and :func:`collect`.
     """
     return collect(open_trace(source, **options), limit=options.get("limit"))
 

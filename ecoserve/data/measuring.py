@@ -1,6 +1,6 @@
 """How long prompts and answers are, in tokens.
 
-Rule: counts of the served model's tokenizer where it is given, else the trace's own, else characters / 4.0; never
+Counts of the served model's tokenizer where it is given, else the trace's own, else characters / 4.0; never
 two sources for the responses of one trace. Which one it is, the first :data:`DECIDING` exchanges decide, so that a
 file of any size is read once. An answer that ended by itself is one token longer than its text: EOS.
 """
@@ -145,13 +145,6 @@ class LengthHistogram:
             if counts[cap] >= 10 + usual and counts[cap] >= 10 * usual:
                 return cap
         return None
-
-
-def find_cap(lengths: Iterable[int]) -> int | None:
-    """:meth:`LengthHistogram.cap` of ``lengths`` (tokens)."""
-    histogram = LengthHistogram()
-    histogram.add(lengths)
-    return histogram.cap()
 
 
 def mark_cut_off(records: Iterable[Record], cap: int | None) -> list[Record]:

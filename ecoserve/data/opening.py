@@ -1,6 +1,6 @@
 """The bytes of a trace file: unpacked, and UTF-8 whatever stands on the disk.
 
-Rule: a file's first bytes, not its name, say how it is compressed; every way in which unpacking can fail ends in one
+A file's first bytes, not its name, say how it is compressed; every way in which unpacking can fail ends in one
 :class:`TraceError`. Memory is a few blocks, whatever the size of the file.
 """
 

@@ -1,6 +1,6 @@
 """What a request says about its answer beside its text: limits, stop strings, tools, thinking, format.
 
-Rule: one reader for the bodies that arrive at a server and for those that a log has kept, whichever API they were
+One reader for the bodies that arrive at a server and for those that a log has kept, whichever API they were
 written for. What it keeps is small and of known size whatever stands in a body; what it does not understand is left
 out, never an error.
 """

@@ -1,6 +1,6 @@
 """Reading CSV and its relatives, one row at a time, with the standard library.
 
-Rule: the first line names the columns; what separates them (comma, tab, semicolon, bar) is what cuts most of the first
+The first line names the columns; what separates them (comma, tab, semicolon, bar) is what cuts most of the first
 lines into as many pieces as the first. A row is a ``dict`` of texts, ``None`` where a cell is empty; a row with another
 number of cells is no row and is counted, an empty line is nothing.
 """

@@ -1,6 +1,6 @@
 """Reading a JSON list or JSON lines, one row at a time, with the standard library.
 
-Rule: memory is bounded by the largest row, in a list too; and every way in which a file can be broken ends in one
+Memory is bounded by the largest row, in a list too; and every way in which a file can be broken ends in one
 :class:`TraceError` that says which one it is, and where.
 
 JSON does not go through ``datasets``, measured: its reader infers one Arrow type a column, so that texts that look

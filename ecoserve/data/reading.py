@@ -1,6 +1,6 @@
 """Rows of a trace: from a file (JSON list, JSON lines, CSV, Parquet) or from the Hugging Face hub.
 
-Rule: a file's content, not its name, says what it is; rows come one batch at a time, and nothing is left on disk or
+A file's content, not its name, says what it is; rows come one batch at a time, and nothing is left on disk or
 printed. The hub goes through ``datasets``, streaming, so that no cache grows in the home directory. Files do not: JSON
 for the reasons in :mod:`ecoserve.data.plain_json`, Parquet because ``datasets`` takes a path for a glob pattern and
 fails on a file without rows; it is read with the library that ``datasets`` itself uses.

@@ -1,6 +1,6 @@
 """What a trace is, once it is loaded: one record per request, whatever the file looked like.
 
-Rule: everything behind the loader works on these classes only. They are plain values; nothing here reads a
+Everything behind the loader works on these classes only. They are plain values; nothing here reads a
 file, counts a token, or knows a format.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any, Final
 
@@ -100,12 +100,9 @@ class Record:
                 row[name] = value
         if self.messages:
             row["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
-        if self.sample_tokens:
-            row["sample_tokens"] = list(self.sample_tokens)
-        if self.prefix_hashes:
-            row["prefix_hashes"] = list(self.prefix_hashes)
-        if self.stop:
-            row["stop"] = list(self.stop)
+        for name in ("sample_tokens", "prefix_hashes", "stop"):
+            if name in row:
+                row[name] = list(row[name])
         return row
 
 
@@ -191,15 +188,7 @@ class Trace:
     def with_records(self, records: Iterable[Record]) -> Trace:
         """The same trace with other records, and their fingerprint."""
         chosen = tuple(records)
-        return Trace(
-            chosen,
-            self.source,
-            self.format,
-            fingerprint(chosen),
-            self.length_source,
-            self.report,
-            self.prompt_length_source,
-        )
+        return replace(self, records=chosen, sha256=fingerprint(chosen))
 
 
 def fingerprint(records: Iterable[Record]) -> str:

@@ -1,6 +1,6 @@
 """Which texts are near-duplicates of each other: an exact set-similarity join.
 
-Rule: two texts are near-duplicates when the Jaccard similarity of their sets of words and word pairs is at least
+Two texts are near-duplicates when the Jaccard similarity of their sets of words and word pairs is at least
 :data:`THRESHOLD`, after Unicode normalisation, case, punctuation and spacing are taken out. Every such pair is found
 (no hashing, no sampling): two sets of similarity t must share one of the first ``|x| - ceil(t |x|) + 1`` elements
 when elements are ordered from rare to frequent (the prefix filter of Chaudhuri et al. 2006 and Bayardo et al. 2007),

@@ -1,6 +1,6 @@
 """Splitting a trace so that nothing of ``dev`` was seen in ``train``.
 
-Rule: a conversation is never cut in two, and near-duplicate prompts (:mod:`ecoserve.data.similarity`) stay on one
+A conversation is never cut in two, and near-duplicate prompts (:mod:`ecoserve.data.similarity`) stay on one
 side. Compared are the prompts that open a conversation and, later in it, those of at least
 :data:`_SUBSTANCE` words: that two chats both go on with "continue" does not make them the same. A trace whose rows
 all say which split they are in is split so.
@@ -26,16 +26,13 @@ _PIECE: Final = re.compile(r"([A-Za-z0-9]{7})_\d+")
 def split_trace(trace: Trace, *, dev: float = 0.2, seed: int = 0) -> dict[str, Trace]:
     """Split ``trace`` into ``{"train": ..., "dev": ...}``, each in the order of the trace.
 
+    Where all rows have a ``split`` and there are rows of both kinds, ``train`` are those called so. Else whole groups
+    go to either side by chance; a group with a row that is called something else than ``train`` goes to ``dev``.
+
     Args:
         trace: what to split.
-        dev: share of the records that goes to ``dev``, 0 < dev < 1 (met up to the size of a group). Not used where
-            the rows' own split is.
-        seed: which groups go to ``dev``. The same seed gives the same split, on every machine.
-
-    Returns:
-        Where all rows have a ``split`` and there are rows of both kinds: those called ``train``, and the others.
-        Else whole groups by chance; a group with a row that is called something else than ``train`` goes to
-        ``dev``, so that such a row never trains.
+        dev: share of the records that goes to ``dev``, 0 < dev < 1, met up to the size of a group.
+        seed: which groups go to ``dev``; the same on every machine.
 
     Raises:
         TraceError: if ``dev`` is out of range, or all records are one group.

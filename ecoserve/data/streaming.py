@@ -8,19 +8,16 @@ is known after the last batch: the report, the fingerprint, and the limit at whi
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from itertools import chain, islice
-from pathlib import Path
-from typing import Final, TypedDict, Unpack
+from itertools import chain
+from typing import Final
 
 from ecoserve.data.cleaning import Draft, Items, Wanted
 from ecoserve.data.duplicates import SeenKeys, TurnCounter
-from ecoserve.data.encodings import MendedRow
 from ecoserve.data.fields import FieldPath, describe, shown
-from ecoserve.data.formats import Exchange, detect, get_format
+from ecoserve.data.formats import Exchange
 from ecoserve.data.formats.records import HEADER
-from ecoserve.data.hub import hub_rows, is_hub_id
 from ecoserve.data.measuring import (
     DECIDING,
     DECIDING_CHARACTERS,
@@ -32,102 +29,17 @@ from ecoserve.data.measuring import (
     decide,
     measure,
 )
-from ecoserve.data.plain_csv import BadRow
 from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Fingerprint, LoadReport, Record
 from ecoserve.data.tokens import TokenCounter
 from ecoserve.errors import EcoServeError, TraceError
 
 CUT_OFF: Final = "answers cut off"
-#: Rows looked at to recognise a format.
-_LOOK: Final = 20
 #: Most records in a batch.
 _BATCH: Final = 1000
 #: Rows cleaned at once, and the bytes of the file after which fewer are.
 _ROWS_AT_ONCE: Final = 256
 _BYTES_AT_ONCE: Final = 1 << 21
-
-
-class ReadOptions(TypedDict, total=False):
-    """How a trace is read.
-
-    Attributes:
-        format: ``"auto"`` (default), or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
-        length_field: where the response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a
-            chat in the answer's own message. Rows without it are dropped and counted.
-        sample_field: a field with a list of lengths of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``.
-            The one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.
-        tokenizer: path or hub id of the served model's tokenizer. Counts prompts, and answers where there is no
-            ``length_field`` (plus one for EOS where the answer was not cut off).
-        model: name of the model that gave the answers, where the trace does not state it.
-        limit: stop after this many records.
-    """
-
-    format: str
-    length_field: str | None
-    sample_field: str | None
-    tokenizer: str | None
-    model: str | None
-    limit: int | None
-
-
-def open_trace(
-    source: str | Path,
-    *,
-    rows: Iterable[object] | None = None,
-    progress: Progress | None = None,
-    **options: Unpack[ReadOptions],
-) -> TraceStream:
-    """Open the trace in a file, on the hub, or in ``rows``, as a stream of records.
-
-    Args:
-        source: a file or a hub id; the name of the trace where ``rows`` are given.
-        rows: the rows, where they come from elsewhere.
-        progress: called with the bytes read and the size of the file, after every batch of rows.
-        options: see :class:`ReadOptions`.
-
-    Raises:
-        TraceError: if the source cannot be opened or recognised; the rest is found while reading.
-    """
-    limit = options.get("limit")
-    if limit is not None and limit < 1:
-        raise TraceError(f"a limit of {limit} records leaves nothing to load", fix="give 1 or more")
-    where = str(source)
-    length = _path(options.get("length_field"), "length_field")
-    samples = _path(options.get("sample_field"), "sample_field")
-    file = None
-    if rows is None:
-        rows = file = hub_rows(where) if is_hub_id(source) else FileRows(Path(source))
-    walk = iter(rows)
-    looked = list(islice(walk, _LOOK))
-    first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
-    if not first:
-        raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
-    name = options.get("format", "auto")
-    form = detect(first, where) if name == "auto" else get_format(name)
-    wanted = Wanted(form, length, samples, options.get("model"))
-    return TraceStream(
-        where,
-        _all_rows(looked, walk),
-        wanted,
-        first,
-        file=file if isinstance(file, FileRows) else None,
-        tokenizer=options.get("tokenizer"),
-        limit=limit,
-        progress=progress,
-    )
-
-
-def _path(text: str | None, option: str) -> FieldPath | None:
-    return None if text is None else FieldPath.parse(text, option)
-
-
-def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object, None, None]:
-    try:
-        yield from chain(looked, rest)
-    finally:
-        if isinstance(rest, Generator):
-            rest.close()
 
 
 class TraceStream:
@@ -139,7 +51,7 @@ class TraceStream:
         wanted: what is read from each.
         first: the first rows, for messages.
         file: the file they come from, if any.
-        tokenizer, limit, progress: as in :func:`open_trace`.
+        tokenizer, limit, progress: as in :func:`~ecoserve.data.loading.open_trace`.
     """
 
     def __init__(

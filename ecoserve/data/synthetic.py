@@ -1,6 +1,6 @@
 """A workload without data: templated instructions whose conditional length law is known.
 
-Rule: the law is a function of the prompt's text alone. response length is log-normal; its median is
+The law is a function of the prompt's text alone. response length is log-normal; its median is
 ``(fixed + per_item * n) * topic's factor * style's factor`` tokens and its log-sd ``sigma`` belongs to the task
 (:mod:`ecoserve.data.synthetic_tasks`). Opener and wording are distractions. Lengths are drawn from exactly the
 distribution that :func:`true_distribution` gives back, so that a predictor can be held against the truth.
@@ -101,9 +101,8 @@ def true_distribution(record: Record) -> LengthDistribution:
 def bayes_optimal_mae(records: Sequence[Record]) -> float:
     """The mean absolute error (tokens) of the best possible point prediction, the median of each record's law.
 
-    It is an expectation over the law, not over the lengths that were drawn: E|length - m| = sum of
-    P(length <= k) for
-    k < m and of P(length > k) for k >= m.
+    It is an expectation over the law, not over the lengths that were drawn: the sum of P(length <= k) for k below the
+    median and of P(length > k) from it on.
 
     Raises:
         TraceError: if there are no records, or one is no synthetic one.

@@ -1,6 +1,6 @@
 """The words and numbers of the synthetic workload; its law is in :mod:`ecoserve.data.synthetic`.
 
-Rule: each wording belongs to one task, each topic to one family, so that a prompt can be read back.
+Each wording belongs to one task, each topic to one family, so that a prompt can be read back.
 """
 
 from __future__ import annotations

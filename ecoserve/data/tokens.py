@@ -1,6 +1,6 @@
 """Counting tokens with a Hugging Face tokenizer.
 
-Rule: each distinct text is tokenized once, in batches; nothing is downloaded if the tokenizer is already here, and
+Each distinct text is tokenized once, in batches; nothing is downloaded if the tokenizer is already here, and
 no machine without a hub waits for one.
 """
 

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Unpack
 
-from ecoserve.data.loading import collect, reading_bar
+from ecoserve.data.loading import ReadOptions, collect, open_trace, reading_bar
 from ecoserve.data.reading import Progress, is_workload
 from ecoserve.data.records import Trace
-from ecoserve.data.streaming import ReadOptions, TraceStream, open_trace
+from ecoserve.data.streaming import TraceStream
 from ecoserve.errors import TraceError
 
 
@@ -23,7 +23,7 @@ def stream_trace(
         source: a file (JSON list, JSON lines, CSV, Parquet; text also compressed with gzip, bzip2, xz or zstd), a hub
             id (``owner/name``), or a workload file (YAML).
         progress: called with the bytes read and the size of the file, after every batch of rows.
-        options: see :class:`~ecoserve.data.streaming.ReadOptions`.
+        options: see :class:`~ecoserve.data.loading.ReadOptions`.
 
     Raises:
         TraceError: if the source cannot be opened or recognised; the rest is found while reading.
@@ -52,7 +52,7 @@ def load_trace(
         sample: load this many records, drawn from all (or from the first ``limit``), each as likely as any other.
         seed: seed of the draw.
         progress: as in :func:`stream_trace`. Default: a bar, on a terminal.
-        options: see :class:`~ecoserve.data.streaming.ReadOptions`.
+        options: see :class:`~ecoserve.data.loading.ReadOptions`.
 
     Returns:
         The trace, its records in the order of the file. Without ``length_field`` and ``tokenizer``, lengths are the

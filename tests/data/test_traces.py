@@ -17,7 +17,7 @@ from ecoserve.data import LoadReport, TraceStream, load_trace, save_trace
 from ecoserve.data.cleaning import Wanted
 from ecoserve.data.fields import FieldPath
 from ecoserve.data.formats import get_format
-from ecoserve.data.measuring import find_cap
+from ecoserve.data.measuring import LengthHistogram
 from ecoserve.errors import TraceError
 
 Write = Callable[..., Path]
@@ -280,6 +280,12 @@ def test_a_field_path_is_followed(text: str, value: Any) -> None:
 def lengths_with_cap(cap: int, at_cap: int, over: tuple[int, ...] = ()) -> list[int]:
     drawn = np.random.default_rng(0).lognormal(np.log(cap / 5), 0.6, 3000).astype(int) + 1
     return [*(int(n) for n in drawn if n < cap), *[cap] * at_cap, *over]
+
+
+def find_cap(lengths: list[int]) -> int | None:
+    histogram = LengthHistogram()
+    histogram.add(lengths)
+    return histogram.cap()
 
 
 @pytest.mark.parametrize("cap", [64, 512, 4096])

@@ -1,15 +1,19 @@
-"""Arrival processes: Poisson, gamma renewal, a rate that varies over time, bursts.
+"""Arrival processes: Poisson, gamma renewal, a rate that varies over time, bursts, and arrivals like recorded ones.
 
-Rule: each process is a renewal process of mean gap 1 (its seed decides that), run on a clock that goes as fast as the
-rate says (the time change of an inhomogeneous process; Cinlar 1975). So the same seed at another rate gives the same
-requests, only stretched; burstiness within (``cv``) and a varying rate can be had together; and no arrival is drawn to
-be thrown away, as thinning would. All are seconds from the start, ascending, the first one after a first gap, and a
-longer load begins with the shorter one.
+Each process is a renewal process of mean gap 1 (its seed decides that), run on a clock that goes as fast as the rate
+says (the time change of an inhomogeneous process; Cinlar 1975). So the same seed at another rate gives the same
+requests, only stretched; burstiness within (``cv``) and a varying rate can be had together.
+
+All functions return ``n >= 0`` arrivals: shape ``[n]``, seconds from the start, ascending, the first one after a first
+gap; a longer load begins with the shorter one. ``rate`` is in requests a second, > 0. ``cv`` is the coefficient of
+variation of the gaps on the clock on which the rate is constant: 0 a metronome, 1 Poisson, above 1 clumps. A number out
+of range is a :class:`~ecoserve.errors.TraceError`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,35 +24,20 @@ from ecoserve.errors import TraceError
 Floats = npt.NDArray[np.float64]
 
 #: Periods of calm and burst drawn at once.
-_CHUNK = 256
+_CHUNK: Final = 256
+#: Gaps in a block on average.
+BLOCK: Final = 30
+_ARRIVALS_A_WINDOW: Final = 200
+_MOST_WINDOWS: Final = 48
 
 
 def poisson_arrivals(n: int, rate: float, seed: int) -> Floats:
-    """Arrivals of a Poisson process: shape ``[n]``, seconds, ascending, the first one after a first gap.
-
-    Args:
-        n: how many, >= 0.
-        rate: requests a second, > 0.
-        seed: the same seed gives the same arrivals; another rate stretches them.
-
-    Raises:
-        TraceError: if ``n`` or ``rate`` is out of range.
-    """
+    """Arrivals of a Poisson process."""
     return gamma_arrivals(n, rate, 1.0, seed)
 
 
 def gamma_arrivals(n: int, rate: float, cv: float, seed: int) -> Floats:
-    """Arrivals whose gaps are independent and gamma-distributed: shape ``[n]``, seconds.
-
-    Args:
-        n: how many, >= 0.
-        rate: requests a second, > 0.
-        cv: coefficient of variation of the gaps: 0 is a metronome, 1 a Poisson process, above 1 comes in clumps.
-        seed: the same seed gives the same arrivals; another rate stretches them.
-
-    Raises:
-        TraceError: if ``n``, ``rate`` or ``cv`` is out of range.
-    """
+    """Arrivals whose gaps are independent and gamma-distributed."""
     _check_rate(rate)
     return unit_arrivals(n, cv, seed) / rate
 
@@ -56,18 +45,9 @@ def gamma_arrivals(n: int, rate: float, cv: float, seed: int) -> Floats:
 def varying_arrivals(
     n: int, rate: float, profile: RateProfile, seed: int, *, cv: float = 1.0, start_s: float = 0.0
 ) -> Floats:
-    """Arrivals at a rate that follows ``profile``: shape ``[n]``, seconds.
+    """Arrivals at a rate that follows ``profile`` and is ``rate`` on average over its period.
 
-    Args:
-        n: how many, >= 0.
-        rate: requests a second on average over a whole period of the profile, > 0.
-        profile: how the rate varies.
-        seed: the same seed gives the same requests at any rate.
-        cv: of the gaps, on the clock on which the rate is constant.
-        start_s: where in the profile's period the load begins.
-
-    Raises:
-        TraceError: if ``n``, ``rate`` or ``cv`` is out of range.
+    ``start_s``: where in the period the load begins.
     """
     return profile.invert(gamma_arrivals(n, rate, cv, seed), start_s)
 
@@ -75,21 +55,15 @@ def varying_arrivals(
 def burst_arrivals(
     n: int, rate: float, *, factor: float, burst_s: float, calm_s: float, seed: int, cv: float = 1.0
 ) -> Floats:
-    """Arrivals of a two-state Markov-modulated process: shape ``[n]``, seconds.
+    """Arrivals of a two-state Markov-modulated process; ``cv`` 1 gives the Markov-modulated Poisson process.
 
-    Calm and burst take turns, each lasting an exponentially distributed time. When it starts is as likely within a
-    burst as any other moment. Calm and burst do not depend on the rate, only on the seed.
+    Calm and burst take turns, each lasting an exponentially distributed time. They depend on the seed, not on the rate.
+    A start within a burst is as likely as the share of time in bursts.
 
     Args:
-        n: how many, >= 0.
-        rate: requests a second on average over calm and burst, > 0.
+        n, rate, seed, cv: as above; the rate is the mean over calm and burst.
         factor: how many times higher the rate is in a burst, >= 1.
-        burst_s, calm_s: mean durations of a burst and of what lies between two, seconds, > 0.
-        seed: the same seed gives the same bursts and the same requests.
-        cv: of the gaps, on the clock on which the rate is constant; 1 gives the Markov-modulated Poisson process.
-
-    Raises:
-        TraceError: if a number is out of range.
+        burst_s, calm_s: mean durations of a burst and of the time between two, seconds, > 0.
     """
     for name, value in (("burst_s", burst_s), ("calm_s", calm_s)):
         if not 0 < value < math.inf:
@@ -128,3 +102,41 @@ def unit_arrivals(n: int, cv: float, seed: int) -> Floats:
 def _check_rate(rate: float) -> None:
     if not (math.isfinite(rate) and rate > 0):
         raise TraceError(f"a rate of {rate} requests a second is not above 0")
+
+
+def resampled_arrivals(
+    n: int, times: npt.ArrayLike, seed: int, *, windows: int | None = None, share: float = 1.0
+) -> Floats:
+    """Arrivals like those at ``times``: their rate over time, and on that their own gaps, drawn anew.
+
+    On the clock on which the recorded rate is constant, blocks of consecutive gaps are drawn (the stationary bootstrap
+    of Politis and Romano 1994), so that the gaps and the correlation of neighbours stay. No law of gaps is fitted:
+    those of production traces have both milliseconds and minutes, which one law misses (docs/workloads.md).
+
+    Args:
+        n: how many; more than were recorded go on with the recorded rate from its beginning.
+        times: recorded arrivals, shape ``[m]``, seconds, at least three different ones.
+        seed: the same seed gives the same arrivals.
+        windows: parts of the recorded time that have a rate each; default: 200 arrivals a part, up to 48.
+        share: this many arrivals for each recorded one, > 0.
+    """
+    at = np.sort(np.asarray(times, dtype=np.float64))
+    if len(np.unique(at)) < 3:
+        raise TraceError(f"{len(at)} arrivals at fewer than three times are no pattern to follow")
+    at = at - at[0]
+    parts = windows or int(np.clip(len(at) // _ARRIVALS_A_WINDOW, 1, _MOST_WINDOWS))
+    profile = RateProfile.of_arrivals(at, parts)
+    gaps = np.diff(profile.integral(at))
+    return profile.invert(np.cumsum(gaps[_blocks(n, len(gaps), seed)]) / share)
+
+
+def _blocks(n: int, m: int, seed: int) -> npt.NDArray[np.int64]:
+    """``n`` indices below ``m`` (shape ``[n]``): stretches of consecutive ones, each beginning anywhere."""
+    draws = np.random.default_rng(seed).random((n, 2))
+    begins = draws[:, 0] < 1.0 / BLOCK
+    begins[:1] = True
+    first = np.flatnonzero(begins)
+    lengths = np.diff(np.append(first, n))
+    starts = (draws[first, 1] * m).astype(np.int64)
+    indices: npt.NDArray[np.int64] = (np.repeat(starts - first, lengths) + np.arange(n)) % m
+    return indices

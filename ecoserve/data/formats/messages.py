@@ -1,6 +1,6 @@
 """Reading one message of a chat: who said it, and its text, whatever it is wrapped in.
 
-Rule: the text of a message is what its text parts say. Tool calls stand in a context as ``name(arguments)``; as an
+The text of a message is what its text parts say. Tool calls stand in a context as ``name(arguments)``; as an
 answer they are tokens without a count, so an answer with calls (or with images, sounds, hidden reasoning) is
 not measured by its text. Reasoning that is there belongs to the answer's text, since it was generated, and not to the
 context of the next turn, where chat templates leave it out.

@@ -1,6 +1,6 @@
 """Logs of OpenAI-type APIs: a request with its response a row, or the responses of the batch API.
 
-Rule: the request gives the context, the limit and the other parameters, each choice of the response is one answer
+The request gives the context, the limit and the other parameters, each choice of the response is one answer
 (``sample`` 0, 1, ...), and ``usage`` counts its tokens where there is one choice; of several it knows only the sum.
 What was generated but cannot be read (tool calls, hidden reasoning) is in ``usage`` alone: such an answer has a length
 and no text.

@@ -1,8 +1,8 @@
 """Plain tables: CSV or JSON lines whose columns are recognised by the names that such files usually have.
 
-Rule: a column is what its name says, whatever its case, spaces or hyphens; columns of no meaning here are named in the
-report. What has to be there is the answer's length, or prompt and answer as text. An arrival is in the unit of its
-name (``_ms``, ``_us``, ``_ns``), else in seconds, or a date.
+A column is what its name says, in any case, with spaces or hyphens; columns without a meaning are named in the report.
+Needed is the answer's length, or prompt and answer as text. An arrival is in the unit of its name (``_ms``, ``_us``,
+``_ns``), else in seconds, or a date.
 """
 
 from __future__ import annotations
@@ -12,65 +12,38 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
-from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, was_cut_off, whole
+from ecoserve.data.fields import (
+    FINISH_REASONS,
+    PROMPT_COUNTS,
+    RESPONSE_COUNTS,
+    Row,
+    blank,
+    number,
+    text_or_none,
+    unusable_text,
+    was_cut_off,
+    whole,
+)
 from ecoserve.data.formats.base import Exchange, Format, Reject, counted
 from ecoserve.data.records import Record
 
 #: What a record needs -> names its column goes by, in lower case with underscores, the first one there counts.
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "response_tokens": (
-        "response_tokens",
-        "output_tokens",
-        "completion_tokens",
-        "generated_tokens",
-        "generation_tokens",
-        "decode_tokens",
-        "num_decode_tokens",
-        "num_output_tokens",
-        "num_generated_tokens",
-        "output_token_length",
-        "output_length",
-        "output_len",
-        "response_length",
-        "response_len",
-        "decode_length",
-        "decode_len",
-        "generatedtokens",
-        "output_toks",
+        *(*RESPONSE_COUNTS, "generated_tokens", "generation_tokens", "decode_tokens", "num_decode_tokens"),
+        *("num_output_tokens", "num_generated_tokens", "output_token_length", "output_length", "output_len"),
+        *("response_length", "response_len", "decode_length", "decode_len", "generatedtokens", "output_toks"),
     ),
     "prompt_tokens": (
-        "prompt_tokens",
-        "input_tokens",
-        "context_tokens",
-        "prefill_tokens",
-        "request_tokens",
-        "num_prefill_tokens",
-        "num_prompt_tokens",
-        "num_input_tokens",
-        "num_context_tokens",
-        "input_token_length",
-        "input_length",
-        "input_len",
-        "prompt_length",
-        "prompt_len",
-        "prefill_length",
-        "prefill_len",
-        "contexttokens",
-        "input_toks",
+        *(*PROMPT_COUNTS, "context_tokens", "prefill_tokens", "request_tokens", "num_prefill_tokens"),
+        *("num_prompt_tokens", "num_input_tokens", "num_context_tokens", "input_token_length", "input_length"),
+        *("input_len", "prompt_length", "prompt_len", "prefill_length", "prefill_len", "contexttokens", "input_toks"),
     ),
     "prompt": ("prompt", "question", "query", "instruction", "input", "prompt_text", "input_text"),
     "response": ("response", "completion", "answer", "output", "response_text", "output_text", "generated_text"),
     "arrival": (
-        "arrival_s",
-        "arrival",
-        "arrival_time",
-        "arrived_at",
-        "timestamp",
-        "time",
-        "request_time",
-        "start_time",
-        "created",
-        "created_at",
+        *("arrival_s", "arrival", "arrival_time", "arrived_at", "timestamp", "time"),
+        *("request_time", "start_time", "created", "created_at"),
     ),
     "conversation": ("conversation_id", "conversation", "session_id", "chat_id"),
     "request": ("request_id", "req_id", "custom_id", "id"),
@@ -78,7 +51,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "sample": ("sample", "sample_id", "sample_index"),
     "model": ("model", "model_name", "generator", "served_model"),
     "split": ("split",),
-    "finish_reason": ("finish_reason", "stop_reason"),
+    "finish_reason": FINISH_REASONS,
     "max_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens", "max_output_tokens"),
 }
 #: What pandas calls the numbers of its rows.

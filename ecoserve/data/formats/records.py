@@ -1,6 +1,6 @@
 """Our own format: one :class:`~ecoserve.data.records.Record` a line (JSONL), lengths and arrivals included.
 
-Rule: what :func:`save_trace` writes, :func:`~ecoserve.data.load_trace` reads back equal. The first line says what
+What :func:`save_trace` writes, :func:`~ecoserve.data.load_trace` reads back equal. The first line says what
 the file is and where its lengths came from; without it (lines picked out by hand) the records still load. The
 whole context stands in every line, so that lines can be picked, sorted and joined with any tool.
 """

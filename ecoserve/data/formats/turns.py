@@ -1,6 +1,6 @@
 """Walking through a conversation: which of its messages are answers, and what came before each.
 
-Rule: every answer that follows a user's or a tool's message is one exchange, whose context is all that came before it.
+Every answer that follows a user's or a tool's message is one exchange, whose context is all that came before it.
 A conversation may begin with an answer (published samples cut long ones into pieces): that answer is context, not
 an exchange. A message that is no text breaks the context, so that the exchanges after it are dropped.
 """

@@ -4,7 +4,7 @@ SciPy is imported when a law is used, not with this package.
 """
 
 from ecoserve.data.laws.empirical import Histogram, KaplanMeier
-from ecoserve.data.laws.fitting import QUANTILES, FittedLaw, QuantileFit, bootstrap_p, fit_counts, fit_law, fit_laws
+from ecoserve.data.laws.fitting import QUANTILES, FittedLaw, QuantileFit, fit_counts, fit_law, fit_laws
 from ecoserve.data.laws.law import GIVEN_LAWS, LAWS, LONGEST, Law
 from ecoserve.data.laws.tails import TailFit, fit_tail_counts, fit_tails
 
@@ -19,7 +19,6 @@ __all__ = [
     "Law",
     "QuantileFit",
     "TailFit",
-    "bootstrap_p",
     "fit_counts",
     "fit_law",
     "fit_laws",

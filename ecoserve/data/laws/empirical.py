@@ -1,6 +1,6 @@
 """Lengths as they were seen: how often each occurs, and the Kaplan-Meier estimate where some were cut off.
 
-Rule: a length n that is marked as cut off says only that the answer would have been longer than n. Everything is
+A length n that is marked as cut off says only that the answer would have been longer than n. Everything is
 computed from counts of distinct lengths, so that a million rows cost what a few thousand do.
 """
 
@@ -90,14 +90,6 @@ class KaplanMeier:
         would_be = counts.n * np.concatenate(([1.0], survival[:-1]))
         known = np.flatnonzero(_MOST_FOR * at_risk >= would_be - 1e-6)
         return cls(counts.lengths[ends], survival[ends], int(counts.lengths[known[-1]]) if len(known) else 0)
-
-    @classmethod
-    def of_limits(cls, counts: Histogram) -> KaplanMeier:
-        """The same for the lengths at which answers would be cut off. One that ended at n has a limit of n or more."""
-        at_risk = _at_risk(counts) - counts.ended
-        cuts = counts.cut > 0
-        survival = np.cumprod(1.0 - counts.cut[cuts] / at_risk[cuts], dtype=np.float64)
-        return cls(counts.lengths[cuts], survival, int(counts.lengths[-1]) if len(counts.lengths) else 0)
 
     def survival_at(self, lengths: npt.ArrayLike) -> Floats:
         """P(N > n) for each n of ``lengths``; beyond the last as at it."""

@@ -1,6 +1,6 @@
 """Fitting laws to lengths, and saying how well they fit.
 
-Rule: maximum likelihood on whole numbers: an answer of n tokens counts with P(N = n), one cut off at n with P(N > n).
+Maximum likelihood on whole numbers: an answer of n tokens counts with P(N = n), one cut off at n with P(N > n).
 The likelihood is summed over distinct lengths. How well a law fits is said as distances, not as a verdict: with
 thousands of lengths every law is rejected by a test, and the question is by how much it is wrong.
 
@@ -9,7 +9,6 @@ thousands of lengths every law is rejected by a test, and the question is by how
   law: the discrete statistic of Choulakian, Lockhart and Stephens (1994) divided by n.
   Both are taken as far as enough answers were not cut off (:attr:`KaplanMeier.reach`).
 * ``quantiles``: what the law says and what was seen, at the quantiles that matter for a cache.
-* :func:`bootstrap_p`: for small samples, where a test can still fail to reject.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ class FittedLaw:
     """A law fitted to lengths, and how well it fits.
 
     Attributes:
-        law: the law.
         n: lengths it was fitted to; ``censored`` of them were cut off.
         log_likelihood: natural logarithm, summed over all lengths.
         aic, bic: Akaike's and Schwarz's criterion; smaller is better.
@@ -73,7 +71,6 @@ class FittedLaw:
         """The ``ks`` that 5 % of samples of this size exceed when the law is exactly right: 1.358 / sqrt(n).
 
         It holds for a law known beforehand and nothing cut off (Kolmogorov); fitted parameters make chance smaller.
-        So a larger ``ks`` is no chance; for a smaller one, ask :func:`bootstrap_p`.
         """
         return 1.358 / math.sqrt(self.n)
 
@@ -178,29 +175,6 @@ def comparison_grid(seen: KaplanMeier) -> Ints:
     sparse = np.geomspace(_DENSE, max(seen.reach, _DENSE), 6000).astype(np.int64)
     grid = np.unique(np.concatenate((dense, sparse[sparse <= seen.reach], steps, steps - 1, [seen.reach])))
     return np.asarray(grid[grid >= 1], dtype=np.int64)
-
-
-def bootstrap_p(
-    fit: FittedLaw, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, *, draws: int = 99, seed: int = 0
-) -> float:
-    """The share of samples of the fitted law whose own fit is at least as far off (``ks``) as this one.
-
-    Each of ``draws`` samples has as many lengths, is cut off as the lengths were (limits drawn from the Kaplan-Meier
-    estimate of the limits), and is fitted again: the parametric bootstrap of Stute, Gonzalez Manteiga and
-    Presedo Quindimil (1993). It costs ``draws`` fits. Below 0.05 the law is usually called rejected.
-    """
-    counts = Histogram.of(lengths, censored)
-    limits = KaplanMeier.of_limits(counts)
-    steps = -np.diff(limits.survival, prepend=1.0)
-    rng = np.random.default_rng(seed)
-    farther = 0
-    for _ in range(draws):
-        wanted = fit.law.sample(rng, counts.n)
-        index = np.searchsorted(np.cumsum(steps), rng.random(counts.n), side="right")
-        limit = np.append(limits.lengths, np.iinfo(np.int64).max)[index]
-        drawn = Histogram.of(np.minimum(wanted, limit), wanted > limit)
-        farther += fit_counts(fit.law.name, drawn, fit.law.longest).ks >= fit.ks
-    return (farther + 1) / (draws + 1)
 
 
 def _check(counts: Histogram, longest: int | None) -> None:

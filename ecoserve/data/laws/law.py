@@ -1,6 +1,6 @@
 """Laws of lengths: a few named distributions over whole numbers of tokens.
 
-Rule: behind each law stands a continuous one of X > 0; the length is N = max(1, round(X)), so that
+Behind each law stands a continuous one of X > 0; the length is N = max(1, round(X)), so that
 P(N > n) = P(X > n + 0.5). Parameters are all positive, and in units a person can check:
 
 ========== ===================== =============================================================================
@@ -219,25 +219,7 @@ class Law:
         # random() may give 0, whose quantile no law has.
         return self.quantile_at(np.maximum(rng.random(n), 2.0**-54))
 
-    def mean(self, upper: int = LONGEST) -> float:
-        """E[min(N, upper)] in tokens; ``upper`` is what cuts answers off (max_tokens), at most :data:`LONGEST`."""
-        if not 1 <= upper <= LONGEST:
-            raise TraceError(f"a mean up to {upper} tokens cannot be taken", fix=f"give 1 to {LONGEST}")
-        return 1.0 + float(self.survival_at(np.arange(1, upper)).sum())
-
     def as_dict(self) -> dict[str, Any]:
         """``{"law": name, parameter: value, ...}``, for JSON and for workload files."""
         row: dict[str, Any] = {"law": self.name, **self.parameters}
         return row if self.longest is None else {**row, "longest": self.longest}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Law:
-        """The law that :meth:`as_dict` gave.
-
-        Raises:
-            TraceError: if it is none.
-        """
-        if not isinstance(content.get("law"), str):
-            raise TraceError("a law is given as `law: NAME` and its parameters")
-        parameters = {key: value for key, value in content.items() if key not in ("law", "longest")}
-        return cls(content["law"], parameters, content.get("longest"))

@@ -1,6 +1,6 @@
 """The longest lengths alone: a generalised Pareto law above a threshold.
 
-Rule: whatever the law of all lengths, what exceeds a high threshold is close to a generalised Pareto law (Balkema and
+Whatever the law of all lengths, what exceeds a high threshold is close to a generalised Pareto law (Balkema and
 de Haan 1974, Pickands 1975): P(X - u > y | X > u) = (1 + xi y / scale) ** (-1 / xi). xi > 0 is a power-law tail, 0 an
 exponential one, below 0 it ends. What threshold is high enough is not known, so it is fitted above several: an xi that
 keeps changing says that none was. Maximum likelihood on whole numbers, answers cut off through P(N > n).

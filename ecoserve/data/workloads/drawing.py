@@ -1,6 +1,6 @@
 """Drawing requests: prompt, answer and text of each.
 
-Rule: one row of uniform numbers per request, and one for its text, so that words draw no other lengths. Prompt and
+One row of uniform numbers per request, and one for its text, so that words draw no other lengths. Prompt and
 response length are tied by a Gaussian copula: normal variables with the given correlation decide at which quantile of
 its own law each of the two lies (Nelsen 2006, section 2.3), so that either law stays what it is.
 """

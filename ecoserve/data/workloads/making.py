@@ -1,6 +1,6 @@
 """From a workload to a trace.
 
-Rule: every class of requests has random numbers of its own, a row of them for each request, so that adding a class, or
+Every class of requests has random numbers of its own, a row of them for each request, so that adding a class, or
 asking for more requests, leaves the others as they are. Rates and weights count requests, and where a class has
 conversations, there are that many fewer starts. Requests are made as they are asked for, in the order of their arrival:
 what waits in memory are the turns still to come of conversations that have begun.

@@ -1,6 +1,6 @@
 """What the keys of a workload file share: strictness, traces named in it, laws of lengths, arrivals.
 
-Rule: each field's description is the documentation of its YAML key (docs/workloads.md is made of them), and what is
+Each field's description is the documentation of its YAML key (docs/workloads.md is made of them), and what is
 wrong is said in words about the file, not about classes.
 """
 
@@ -136,7 +136,7 @@ _CV = "Coefficient of variation of the gaps: 0 a metronome, 1 Poisson, above 1 c
 
 
 class PoissonArrivals(Strict):
-    """Requests that know nothing of each other."""
+    """Exponential gaps: independent requests."""
 
     process: Literal["poisson"] = Field(description="`poisson`")
     rate: Rate = Field(description=_RATE)
@@ -210,7 +210,7 @@ class RecordedArrivals(TraceSource):
 
 
 class FittedArrivals(TraceSource):
-    """Arrivals like those of a trace: its rate over time, and its gaps, drawn in blocks."""
+    """Arrivals like a trace's: its rate over time, and its gaps in blocks."""
 
     process: Literal["fitted"] = Field(description="`fitted`")
     rate: Rate | None = Field(None, description="Stretch them to this many requests a second on average.")

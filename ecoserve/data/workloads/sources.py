@@ -1,6 +1,6 @@
 """Where the lengths and arrivals of a workload come from: laws, or traces that it names.
 
-Rule: a length source turns uniform numbers into lengths by its quantile function, so that prompt and response can be
+A length source turns uniform numbers into lengths by its quantile function, so that prompt and response can be
 drawn together and the same seed gives the same ranks under another law.
 """
 

@@ -1,6 +1,6 @@
 """A workload file: what it may say.
 
-Rule: what a class of requests does not say for itself, it takes from the file's top level; a file without classes has
+What a class of requests does not say for itself, it takes from the file's top level; a file without classes has
 one. Everything random follows from the file's seed.
 """
 

@@ -1,11 +1,12 @@
 """The requests of one class, start after start.
 
-Rule: a *start* is a request, or a conversation with all its turns. What a class draws depends on its name and the
+A *start* is a request, or a conversation with all its turns. What a class draws depends on its name and the
 file's seed alone, and comes in blocks: in memory is one block, whatever the number of requests.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from ecoserve.data.arrivals import ThinkTime
 from ecoserve.data.records import ASSISTANT, USER, Message, Record
 from ecoserve.data.workloads.drawing import Drawer, Drawn
 from ecoserve.data.workloads.sources import Floats, Sources
@@ -119,7 +119,6 @@ def _talk(
     """A conversation whose turns were drawn at ``places``."""
     talks = traffic.conversations
     assert talks is not None
-    think = ThinkTime(talks.think_s, talks.think_sigma, talks.seconds_per_token)
     context, later = 0, 0.0
     before: tuple[Message, ...] = ()
     requests: Start = []
@@ -135,7 +134,8 @@ def _talk(
         when = None if at is None else at + later
         said = _record(name, number, traffic, drawn, i, when, turn=turn, context=context, messages=messages)
         requests.append((when or 0.0, said))
-        later += think.pause_s(normals[i], answer)
+        # The load is open: it waits for the time that an answer is taken to need, then for the person.
+        later += talks.seconds_per_token * answer + talks.think_s * math.exp(talks.think_sigma * normals[i])
         context += asked + answer
     return requests
 

@@ -1,6 +1,6 @@
 """Texts of prompts: templates with words put in, filled up to a length.
 
-Rule: Jinja's sandbox, and nothing to use but the words of the file; a word that is not there is an error when the file
+Jinja's sandbox, and nothing to use but the words of the file; a word that is not there is an error when the file
 is read, not an empty place in a prompt. Four characters stand for a token.
 """
 

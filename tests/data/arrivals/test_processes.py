@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from arrival_statistics import ArrivalStatistics, index_of_dispersion
 
 from ecoserve.data.arrivals import (
-    ArrivalStatistics,
     Harmonic,
     RateProfile,
     burst_arrivals,
     gamma_arrivals,
-    index_of_dispersion,
     poisson_arrivals,
     resampled_arrivals,
     varying_arrivals,
@@ -234,3 +233,31 @@ def test_statistics_of_little() -> None:
 def test_impossible_processes_are_refused_in_one_line(make: Callable[[], object], said: str) -> None:
     with pytest.raises(TraceError, match=said):
         make()
+
+
+# -- Poisson -----------------------------------------------------------------------------------------------------------
+
+
+def test_gaps_are_exponential_at_the_rate() -> None:
+    times = poisson_arrivals(20_000, 4.0, seed=3)
+    gaps = np.diff(times, prepend=0.0)
+    assert gaps.min() > 0
+    assert gaps.mean() == pytest.approx(0.25, rel=0.03)
+    assert gaps.std() == pytest.approx(0.25, rel=0.05)
+    # Memoryless: of those longer than the mean, the rest is as long as any.
+    assert (gaps[gaps > 0.25] - 0.25).mean() == pytest.approx(0.25, rel=0.05)
+
+
+def test_the_seed_decides_and_the_rate_stretches() -> None:
+    one = poisson_arrivals(100, 1.0, seed=5)
+    assert np.array_equal(one, poisson_arrivals(100, 1.0, seed=5))
+    assert not np.array_equal(one, poisson_arrivals(100, 1.0, seed=6))
+    assert poisson_arrivals(100, 8.0, seed=5) * 8.0 == pytest.approx(one)
+    assert np.array_equal(one[:10], poisson_arrivals(10, 1.0, seed=5))
+    assert poisson_arrivals(0, 1.0, seed=5).shape == (0,)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(-1, 1.0), (5, 0.0), (5, -2.0), (5, math.nan), (5, math.inf)])
+def test_impossible_arrivals_are_refused(n: int, rate: float) -> None:
+    with pytest.raises(TraceError):
+        poisson_arrivals(n, rate, seed=0)

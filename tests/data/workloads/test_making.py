@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrival_statistics import ArrivalStatistics
 from scipy import stats
 
 from ecoserve.data import Record, Trace, load_trace, save_trace
-from ecoserve.data.arrivals import ArrivalStatistics
 from ecoserve.data.laws import Law
 from ecoserve.data.workloads import Workload, load_workload, make_workload, starts
 from ecoserve.data.workloads.making import making
+from ecoserve.data.workloads.parts import GivenLength
 
 LENGTHS: dict[str, Any] = {
     "prompt": {"tokens": {"law": "lognormal", "median": 200, "sigma": 1.0}},
@@ -510,8 +511,9 @@ def test_a_burst_is_as_many_times_faster_as_asked() -> None:
 def test_quantiles_of_what_is_made_are_the_laws(law: dict[str, Any]) -> None:
     n = 20_000
     lengths = of(make(n, prompt={"tokens": 5}, response={"tokens": law}, seed=4), "response_tokens")
+    known = GivenLength(**law).as_law()
     for q in (0.1, 0.5, 0.9, 0.99):
         # The share that is not longer than the law's quantile: its own, up to four standard errors of n draws.
-        want = 1 - Law.from_dict(law).survival(Law.from_dict(law).quantile(q))
-        seen = (lengths <= Law.from_dict(law).quantile(q)).mean()
+        want = 1 - known.survival(known.quantile(q))
+        seen = (lengths <= known.quantile(q)).mean()
         assert abs(seen - want) < 4 * np.sqrt(want * (1 - want) / n)
