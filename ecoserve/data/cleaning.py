@@ -38,12 +38,7 @@ class Draft(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """An exchange that is not used.
-
-    Attributes:
-        reason: what is counted.
-        conversation: whose turns are counted along the file, this one too; else ``None``.
-    """
+    """An exchange that is not used: the reason, and the conversation if its turns are counted along the file."""
 
     reason: str
     conversation: str | None = None
@@ -54,13 +49,8 @@ Items = list[Draft | Dropped]
 
 
 class Wanted(NamedTuple):
-    """What is read from each row.
-
-    Attributes:
-        form: the trace's format.
-        length: where the response length is found, if it is a field.
-        samples: where the lengths of other answers are found.
-        model: name of the model that gave the answers, where the row does not say it.
+    """What is read from each row: the format, the fields with the answer's length and with lengths of other answers,
+    and the name of the model where the row does not state it.
     """
 
     form: Format

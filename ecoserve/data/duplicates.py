@@ -24,12 +24,8 @@ CONVERSATIONS: Final = 1 << 18
 def identity(record: Record, *, named: bool) -> int | None:
     """The key (64 bits) that ``record``, before its lengths are measured, shares with those equal to it.
 
-    Args:
-        record: the exchange.
-        named: whether conversation and turn are the file's own, so that they tell equal exchanges apart.
-
-    Returns:
-        The key; ``None`` where there is no text to tell by.
+    ``named``: conversation and turn are the file's own, so that they tell equal exchanges apart. ``None`` where there
+    is no text to tell by.
     """
     if record.prompt is None and (record.response is None or not named):
         return None

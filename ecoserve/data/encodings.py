@@ -1,11 +1,9 @@
 """Text that is not UTF-8: which encoding it has, and what becomes of single bytes that are wrong.
 
-A file that as a whole is in another encoding (a byte order mark says so, or its first text beyond ASCII can be
-nothing else) is read in that one. Otherwise it is UTF-8, and a row with other bytes in it is mended by itself: if it
-has nothing else beyond ASCII, they are read as Windows-1252, which writes what Western keyboards can type; if it also
-has right UTF-8, each is replaced by U+FFFD. Either way the row is counted.
-
-Until they are mended, bytes that are not UTF-8 travel as lone surrogates (Python's ``surrogateescape``).
+A file that as a whole is in another encoding (by its byte order mark, or by its first text beyond ASCII) is read in
+that one. Otherwise it is UTF-8, and each row with other bytes is mended by itself and counted: if it has nothing else
+beyond ASCII, they are read as Windows-1252; if it also has right UTF-8, each is replaced by U+FFFD. Until then, bytes
+that are not UTF-8 are lone surrogates (Python's ``surrogateescape``).
 """
 
 from __future__ import annotations

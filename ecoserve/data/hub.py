@@ -62,9 +62,9 @@ def _unreachable(endpoint: str) -> str | None:
 
 
 def hub_rows(name: str) -> Iterator[object]:
-    """The rows of every split of the data set ``name``, each with its split's name if there are several.
+    """The rows of every split of the data set ``name``, streamed, each with its split's name if there are several.
 
-    Rows are streamed. Under ``HF_HUB_OFFLINE`` they come from the cache of ``datasets``, if they are there.
+    Under ``HF_HUB_OFFLINE`` they come from the cache of ``datasets``, if they are there.
 
     Raises:
         TraceError: if the hub cannot be reached, or the data set cannot be read.

@@ -1,7 +1,7 @@
-"""The bytes of a trace file: unpacked, and UTF-8 whatever stands on the disk.
+"""The bytes of a trace file: unpacked, and UTF-8 in any case.
 
-A file's first bytes, not its name, say how it is compressed; every way in which unpacking can fail ends in one
-:class:`TraceError`. Memory is a few blocks, whatever the size of the file.
+Its first bytes, not its name, decide how it is compressed; every way in which unpacking can fail ends in one
+:class:`TraceError`. Memory is a few blocks at any size.
 """
 
 from __future__ import annotations

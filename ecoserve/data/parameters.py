@@ -1,8 +1,7 @@
-"""What a request says about its answer beside its text: limits, stop strings, tools, thinking, format.
+"""What a request states about its answer beside its text: limits, stop strings, tools, thinking, format.
 
-One reader for the bodies that arrive at a server and for those that a log has kept, whichever API they were
-written for. What it keeps is small and of known size whatever stands in a body; what it does not understand is left
-out, never an error.
+One reader for bodies that arrive at a server and for those of logs, of any of the APIs. What it keeps is small and of
+known size; what it does not understand is left out, never an error.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ STOP_CHARACTERS: Final = 24
 #: More tools than this say no more.
 MOST_TOOLS: Final = 128
 
-
 _EFFORTS: Final = frozenset(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
 _KINDS: Final = {"enabled": True, "adaptive": True, "disabled": False}
 _SWITCHES: Final = ("enable_thinking", "thinking")
@@ -31,16 +29,14 @@ _GRAMMARS: Final = ("json", "json_object", "regex", "choice", "grammar")
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """The parameters of one request that tell something about the length of its answer.
+    """The parameters of one request that bear on the length of its answer.
 
     Attributes:
         max_tokens: the most tokens that it allows.
         stop: strings at which the answer ends.
         tools: number of tools that the answer may call.
-        thinking: ``"on"`` or ``"off"``, or the effort asked for (``"low"``, ``"high"``, ...); ``None`` if it says
-            nothing.
-        response_format: what form the answer must have: ``"json_object"``, ``"json_schema"``, ``"regex"``,
-            ``"choice"``, ``"grammar"``, ...; ``None`` for free text.
+        thinking: ``"on"`` or ``"off"``, or the effort asked for (``"low"``, ``"high"``, ...); else ``None``.
+        response_format: ``"json_object"``, ``"json_schema"``, ``"regex"``, ...; ``None`` for free text.
     """
 
     max_tokens: int | None = None

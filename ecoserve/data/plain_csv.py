@@ -1,8 +1,8 @@
 """Reading CSV and its relatives, one row at a time, with the standard library.
 
-The first line names the columns; what separates them (comma, tab, semicolon, bar) is what cuts most of the first
+The first line names the columns. The separator (comma, tab, semicolon, bar) is the one that cuts most of the first
 lines into as many pieces as the first. A row is a ``dict`` of texts, ``None`` where a cell is empty; a row with another
-number of cells is no row and is counted, an empty line is nothing.
+number of cells is counted as bad, an empty line is nothing.
 """
 
 from __future__ import annotations
@@ -96,10 +96,7 @@ def _is_number(cell: str) -> bool:
 def csv_rows(lines: Iterable[str], dialect: Dialect, where: str) -> Iterator[object]:
     """The rows after the line of column names: ``dict[str, str | None]``, maybe in a MendedRow, or :class:`BadRow`.
 
-    Args:
-        lines: line ends kept; wrong bytes as lone surrogates.
-        dialect: what :func:`sniff` found.
-        where: the file, for messages.
+    ``lines`` keep their ends, wrong bytes are lone surrogates; ``where`` is the file, for messages.
 
     Raises:
         TraceError: if the file cannot go on being read as CSV.

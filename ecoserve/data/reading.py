@@ -1,9 +1,8 @@
 """Rows of a trace: from a file (JSON list, JSON lines, CSV, Parquet) or from the Hugging Face hub.
 
-A file's content, not its name, says what it is; rows come one batch at a time, and nothing is left on disk or
-printed. The hub goes through ``datasets``, streaming, so that no cache grows in the home directory. Files do not: JSON
-for the reasons in :mod:`ecoserve.data.plain_json`, Parquet because ``datasets`` takes a path for a glob pattern and
-fails on a file without rows; it is read with the library that ``datasets`` itself uses.
+The content of a file, not its name, decides what it is. Rows come one batch at a time; nothing is left on disk or
+printed. The hub goes through ``datasets``, streaming. Files do not (:mod:`ecoserve.data.plain_json` says why; for
+Parquet ``datasets`` takes a path for a glob pattern and fails on a file without rows).
 """
 
 from __future__ import annotations
@@ -40,11 +39,8 @@ def read_file(path: Path) -> Iterator[object]:
 class FileRows:
     """The rows of a trace file as Python values, in the order of the file.
 
-    Iterating gives what stands in the file: ``dict`` for an object; from CSV ``dict[str, str | None]``.
-    :class:`MendedRow` comes around a row that was not UTF-8, :class:`BadRow` in place of one that cannot be used.
-
-    Args:
-        path: a trace file.
+    An object is a ``dict``, from CSV ``dict[str, str | None]``. :class:`MendedRow` comes around a row that was not
+    UTF-8, :class:`BadRow` in place of one that cannot be used.
 
     Raises:
         TraceError: if it is missing; while iterating, if it is cut off, damaged, or of a kind that cannot be read.

@@ -1,8 +1,4 @@
-"""What a trace is, once it is loaded: one record per request, whatever the file looked like.
-
-Everything behind the loader works on these classes only. They are plain values; nothing here reads a
-file, counts a token, or knows a format.
-"""
+"""What a trace is, once it is loaded: one record per request, in any format. Plain values."""
 
 from __future__ import annotations
 

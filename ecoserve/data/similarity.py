@@ -1,10 +1,9 @@
 """Which texts are near-duplicates of each other: an exact set-similarity join.
 
-Two texts are near-duplicates when the Jaccard similarity of their sets of words and word pairs is at least
-:data:`THRESHOLD`, after Unicode normalisation, case, punctuation and spacing are taken out. Every such pair is found
-(no hashing, no sampling): two sets of similarity t must share one of the first ``|x| - ceil(t |x|) + 1`` elements
-when elements are ordered from rare to frequent (the prefix filter of Chaudhuri et al. 2006 and Bayardo et al. 2007),
-so that only texts that share a rare element are compared.
+Two texts are near-duplicates when the Jaccard similarity of their sets of words and word pairs, without case,
+punctuation and spacing, is at least :data:`THRESHOLD`. Every such pair is found: two sets of similarity t share one of
+the first ``|x| - ceil(t |x|) + 1`` elements when elements are ordered from rare to frequent (the prefix filter of
+Chaudhuri et al. 2006 and Bayardo et al. 2007), so that only texts that share a rare element are compared.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Splitting a trace so that nothing of ``dev`` was seen in ``train``.
 
-A conversation is never cut in two, and near-duplicate prompts (:mod:`ecoserve.data.similarity`) stay on one
-side. Compared are the prompts that open a conversation and, later in it, those of at least
-:data:`_SUBSTANCE` words: that two chats both go on with "continue" does not make them the same. A trace whose rows
-all say which split they are in is split so.
+A conversation is never cut in two, and near-duplicate prompts (:mod:`ecoserve.data.similarity`) stay on one side.
+Compared are prompts that open a conversation, and later ones of at least :data:`_SUBSTANCE` words: two chats that go on
+with "continue" are not the same. A trace whose rows all state their split is split so.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """A workload without data: templated instructions whose conditional length law is known.
 
-The law is a function of the prompt's text alone. response length is log-normal; its median is
-``(fixed + per_item * n) * topic's factor * style's factor`` tokens and its log-sd ``sigma`` belongs to the task
-(:mod:`ecoserve.data.synthetic_tasks`). Opener and wording are distractions. Lengths are drawn from exactly the
-distribution that :func:`true_distribution` gives back, so that a predictor can be held against the truth.
-
-It can be learned, not perfectly: with seed 0 and 2,000 records no predictor has a mean absolute error below 52
-tokens (:func:`bayes_optimal_mae`), where always saying the median costs 134.
+The law is a function of the prompt's text alone: log-normal with median ``(fixed + per_item * n) * topic's factor *
+style's factor`` tokens and the log-sd ``sigma`` of the task (:mod:`ecoserve.data.synthetic_tasks`). Opener and wording
+are distractions. Lengths are drawn from exactly what :func:`true_distribution` returns, so that a predictor can be
+compared with the truth. With seed 0 and 2,000 records no predictor has a mean absolute error below 52 tokens
+(:func:`bayes_optimal_mae`); always saying the median costs 134.
 """
 
 from __future__ import annotations
@@ -34,15 +32,11 @@ _FACTORS: Final = {topic: factor for factor, topics in TOPICS.values() for topic
 
 
 def synthetic_trace(n: int, *, seed: int = 0) -> Trace:
-    """A trace of ``n`` made-up requests, format ``"synthetic"``.
+    """A trace of ``n`` synthetic requests, format ``"synthetic"``.
 
-    Each record has the length of one answer and of three others to the same prompt, prompt length as characters / 4,
-    and its own split: a pair of task and topic is either in ``train`` (four of five) or in ``dev``. (Near-duplicate
-    groups would be whole tasks here.)
-
-    Args:
-        n: how many, at least 1.
-        seed: the same seed gives the same trace; a longer one begins with the shorter.
+    Each record has the length of one answer and of three others to the same prompt, the prompt's length as characters /
+    4, and its own split: a pair of task and topic is either in ``train`` (four of five) or in ``dev``. The same seed
+    gives the same trace; a longer one begins with the shorter.
 
     Raises:
         TraceError: if ``n`` is below 1.

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecoserve.data import LoadReport, Message, Record, Trace, fingerprint, load_trace, poisson_arrivals, save_trace
-from ecoserve.data.formats import records as records_module
 from ecoserve.errors import TraceError
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(lambda s: bool(s.strip()))
@@ -151,14 +150,13 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     path = save_trace(trace_of([Record("a", response_tokens=1)]), tmp_path / "t.jsonl")
     before = path.read_bytes()
 
-    def full(row: dict[str, Any]) -> bytes:
-        if "ecoserve_trace" in row:
-            return b"{}\n"
+    def full(record: Record) -> dict[str, Any]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records_module, "_line", full)
+    trace = trace_of([Record("b")])
+    monkeypatch.setattr(Record, "as_row", full)
     with pytest.raises(TraceError, match="No space left on device"):
-        save_trace(trace_of([Record("b")]), path)
+        save_trace(trace, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

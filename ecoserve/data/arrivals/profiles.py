@@ -1,7 +1,6 @@
 """How a rate varies: over a day, or as it did in a recorded trace.
 
-A profile says only the shape. It repeats after its period and is 1 on average over it; the rate itself is given
-where arrivals are made. It is constant on each of its equal pieces.
+A profile is only the shape: periodic, 1 on average, constant on each of its equal pieces.
 """
 
 from __future__ import annotations

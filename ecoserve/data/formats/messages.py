@@ -1,9 +1,8 @@
-"""Reading one message of a chat: who said it, and its text, whatever it is wrapped in.
+"""Reading one message of a chat: its role, and its text in any wrapping.
 
-The text of a message is what its text parts say. Tool calls stand in a context as ``name(arguments)``; as an
-answer they are tokens without a count, so an answer with calls (or with images, sounds, hidden reasoning) is
-not measured by its text. Reasoning that is there belongs to the answer's text, since it was generated, and not to the
-context of the next turn, where chat templates leave it out.
+The text of a message is that of its text parts. Tool calls stand in a context as ``name(arguments)``. An answer with
+calls (or with images, sounds, hidden reasoning) is not measured by its text, since not all of its tokens are in it.
+Reasoning that is shown belongs to the answer, not to the context of the next turn: chat templates leave it out there.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ class Said:
     Attributes:
         role: ``user``, ``assistant``, ``system`` or another name; ``None`` if it has none.
         text: what stands in a context, as found if it is no text.
-        answer: what was generated, if it is an answer: the text, reasoning included; ``None`` if there is more to it.
-        missing: why there is more to it.
+        answer: the text that was generated, reasoning included; ``None`` if more than text was (``missing``: what).
         fields: the message as the file has it.
         notes: peculiarities of it.
     """

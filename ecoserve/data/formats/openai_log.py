@@ -1,12 +1,9 @@
 """Logs of OpenAI-type APIs: a request with its response a row, or the responses of the batch API.
 
-The request gives the context, the limit and the other parameters, each choice of the response is one answer
-(``sample`` 0, 1, ...), and ``usage`` counts its tokens where there is one choice; of several it knows only the sum.
-What was generated but cannot be read (tool calls, hidden reasoning) is in ``usage`` alone: such an answer has a length
-and no text.
-
-Understood are chat completions, completions and the Responses API, with request and response under the names that
-gateways use, as objects or as JSON texts, also inside a ``body``; and a response alone, whose prompt is not known.
+Understood are chat completions, completions, the Responses API and Anthropic's messages, with request and response
+under the names that gateways use, as objects or JSON texts, also inside a ``body``; and a response alone, whose prompt
+is not known. Each choice of a response is one answer (``sample`` 0, 1, ...). ``usage`` counts its tokens where there is
+one choice. An answer that cannot be read (tool calls, hidden reasoning) has a length and no text.
 """
 
 from __future__ import annotations

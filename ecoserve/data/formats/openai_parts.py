@@ -1,7 +1,7 @@
 """What the requests and responses of OpenAI-type APIs contain: the prompts, and each answer.
 
-Chat completions, completions and the Responses API are distinguished by their fields. A request may hold several
-prompts and a response several choices, numbered prompt by prompt as the API does.
+APIs are distinguished by their fields. A request may hold several prompts and a response several choices, numbered
+prompt by prompt as the API does.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ class Asked:
     """One prompt of a request.
 
     Attributes:
-        prompt: the text asked now, ``None`` where it is not known.
-        messages: the whole context of a chat.
-        turn: how many answers it holds.
+        prompt: its text, ``None`` where it is not known.
+        messages: the whole context of a chat; ``turn``: how many answers it holds.
         tokens: its length, where it came as token ids.
         notes: peculiarities of its messages.
     """
@@ -40,7 +39,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One choice of a response: its number, what was said, why it ended, its tokens if it has ids, and its fields."""
+    """One choice of a response: number, message, finish reason, tokens if it has ids, and its fields."""
 
     index: int
     said: Said

@@ -1,8 +1,7 @@
 """Our own format: one :class:`~ecoserve.data.records.Record` a line (JSONL), lengths and arrivals included.
 
-What :func:`save_trace` writes, :func:`~ecoserve.data.load_trace` reads back equal. The first line says what
-the file is and where its lengths came from; without it (lines picked out by hand) the records still load. The
-whole context stands in every line, so that lines can be picked, sorted and joined with any tool.
+What :func:`save_trace` writes loads equal. The first line states what the file is and where its lengths came from;
+without it the records still load. Each line has its whole context, so that lines can be picked, sorted and joined.
 """
 
 from __future__ import annotations
@@ -121,11 +120,7 @@ def header(trace: Trace) -> dict[str, Any]:
 
 
 def save_trace(trace: Trace, path: str | Path) -> Path:
-    """Write ``trace`` as JSONL (gzip-compressed if ``path`` ends in ``.gz``); nothing half-written stays behind.
-
-    Args:
-        trace: what to write.
-        path: ends in ``.jsonl`` or ``.jsonl.gz``.
+    """Write ``trace`` as JSONL (gzip-compressed if ``path`` ends in ``.jsonl.gz``); nothing half-written stays behind.
 
     Returns:
         The path written.

@@ -97,10 +97,8 @@ def _base(row: Row, index: int) -> Record:
 def exchanges(turns: Sequence[object], base: Record, row: Row) -> Iterator[Exchange | Reject]:
     """The exchanges of a conversation in order; one :class:`Reject` if it has none.
 
-    Args:
-        turns: its messages as the file has them.
-        base: what they have in common.
-        row: the fields beside them. Those of a conversation with one answer are about that answer.
+    ``base`` is what they have in common, ``row`` the fields beside the messages ``turns``; those of a conversation with
+    one answer are about that answer.
     """
     context = Context()
     said = [read_message(turn) for turn in turns]

@@ -1,14 +1,13 @@
 """Fitting laws to lengths, and saying how well they fit.
 
-Maximum likelihood on whole numbers: an answer of n tokens counts with P(N = n), one cut off at n with P(N > n).
-The likelihood is summed over distinct lengths. How well a law fits is said as distances, not as a verdict: with
-thousands of lengths every law is rejected by a test, and the question is by how much it is wrong.
+Maximum likelihood on whole numbers, summed over distinct lengths: an answer of n tokens counts with P(N = n), one cut
+off at n with P(N > n). The fit is described by distances; with thousands of lengths a test rejects every law.
 
 * ``ks``: the largest difference between the law's and the Kaplan-Meier distribution function.
 * ``anderson_darling``: the squared difference weighted by 1 / (F (1 - F)), which counts the tails, averaged over the
   law: the discrete statistic of Choulakian, Lockhart and Stephens (1994) divided by n.
   Both are taken as far as enough answers were not cut off (:attr:`KaplanMeier.reach`).
-* ``quantiles``: what the law says and what was seen, at the quantiles that matter for a cache.
+* ``quantiles``: of the law and of the lengths, where a cache is concerned.
 """
 
 from __future__ import annotations

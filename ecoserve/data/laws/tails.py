@@ -1,9 +1,9 @@
 """The longest lengths alone: a generalised Pareto law above a threshold.
 
-Whatever the law of all lengths, what exceeds a high threshold is close to a generalised Pareto law (Balkema and
-de Haan 1974, Pickands 1975): P(X - u > y | X > u) = (1 + xi y / scale) ** (-1 / xi). xi > 0 is a power-law tail, 0 an
-exponential one, below 0 it ends. What threshold is high enough is not known, so it is fitted above several: an xi that
-keeps changing says that none was. Maximum likelihood on whole numbers, answers cut off through P(N > n).
+What exceeds a high threshold is close to P(X - u > y | X > u) = (1 + xi y / scale) ** (-1 / xi) (Balkema and de Haan
+1974, Pickands 1975). xi > 0 is a power-law tail, 0 an exponential one, below 0 it ends. It is fitted above several
+thresholds: an xi that keeps changing shows that none was high enough. Maximum likelihood on whole numbers, answers cut
+off through P(N > n).
 """
 
 from __future__ import annotations
@@ -81,13 +81,8 @@ def fit_tails(
 ) -> list[TailFit]:
     """Fit the tail above each threshold (a quantile of all lengths) with at least 50 ended answers above it.
 
-    Args:
-        lengths: shape ``[n]``, tokens, whole numbers >= 1.
-        censored: shape ``[n]``, true where the answer was cut off at that length.
-        thresholds: quantiles, between 0 and 1.
-
-    Returns:
-        The fits, thresholds ascending; none where there are too few lengths, or all above are equal.
+    Arguments as of :func:`~ecoserve.data.laws.fit_law`. Thresholds ascend; none where there are too few lengths, or all
+    above are equal.
     """
     return fit_tail_counts(Histogram.of(lengths, censored), thresholds)
 

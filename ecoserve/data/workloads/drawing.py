@@ -26,13 +26,8 @@ _EDGE: Final = 2.0**-53
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Requests of one class, all arrays of shape ``[n]``.
-
-    Attributes:
-        prompt, response: tokens.
-        cut: whether the answer was cut off.
-        texts: prompts, or ``None`` without templates.
-        spare: a uniform number for each.
+    """Requests of one class, arrays of shape ``[n]``: prompt and response in tokens, whether the answer was cut off,
+    texts (``None`` without templates), and a spare uniform number for each.
     """
 
     prompt: Ints

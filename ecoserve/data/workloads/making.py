@@ -1,9 +1,9 @@
 """From a workload to a trace.
 
-Every class of requests has random numbers of its own, a row of them for each request, so that adding a class, or
-asking for more requests, leaves the others as they are. Rates and weights count requests, and where a class has
-conversations, there are that many fewer starts. Requests are made as they are asked for, in the order of their arrival:
-what waits in memory are the turns still to come of conversations that have begun.
+Every class of requests has random numbers of its own, a row of them for each request, so that another class or more
+requests leave the others as they are. Rates and weights count requests; a class with conversations has that many fewer
+starts. Requests are made as they are asked for, by arrival; in memory are the later turns of conversations that have
+begun.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def making(workload: Workload, *, base: Path, where: str = "workload", limit: in
         workload: as read from a file.
         base: the folder that traces named in it are relative to.
         where: the file's name, for messages.
-        limit: make only so many of its requests, the first ones.
+        limit: make only its first requests.
 
     Raises:
         TraceError: if a trace that it names cannot be used; while records are read, if a template cannot be rendered.

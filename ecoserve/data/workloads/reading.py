@@ -45,12 +45,9 @@ def load_workload(path: str | Path, *, limit: int | None = None) -> Trace:
 
 
 def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = False) -> Iterator[dict[str, Any]]:
-    """The requests of a workload file as rows of our own trace format, made as they are asked for.
+    """The requests of a workload file (its first ``limit``) as rows of our own trace format, made when asked for.
 
-    Args:
-        path: the file.
-        limit: make only its first requests.
-        shown: show a bar on stderr, if that is a terminal and there are many.
+    ``shown``: show a bar on stderr, if that is a terminal and there are many.
 
     Raises:
         TraceError: naming the key that is wrong, or what cannot be made.
