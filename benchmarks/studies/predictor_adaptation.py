@@ -37,8 +37,8 @@ from ecoserve.predictor.adaptation_fitting import fit_adaptation
 from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.evaluation import score
 from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 from ecoserve.predictor.text import RequestView
-from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 SEEDS: Final = (0, 1, 2)
 #: Share of AlpacaEval's prompts that are tested on.

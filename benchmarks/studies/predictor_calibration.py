@@ -31,7 +31,7 @@ from ecoserve.predictor.calibration import Calibration, LevelMap, cdf_of, likeli
 from ecoserve.predictor.calibration_fitting import LEVELS, Answers, fit_calibration, pinball, quantiles
 from ecoserve.predictor.conformal import GroupBounds
 from ecoserve.predictor.examples import Examples, training_parts
-from ecoserve.predictor.threads import let_waiting_threads_sleep
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
 Array = npt.NDArray[np.float64]
 FIELD: Final = "vicuna_7b_tokens"

@@ -15,15 +15,16 @@ import numpy as np
 from ecoserve.data import Record, Trace, load_trace
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import Bins, BoostingSettings, Calibration, LengthPredictor, PredictorConfig, Predicts
-from ecoserve.predictor.baselines_nearest import FrozenEncoder, Vectors
+from ecoserve.predictor.baselines import Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.boosting.training import train_boosting
 from ecoserve.predictor.calibration_fitting import fit_calibration
 from ecoserve.predictor.control import control_of
+from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
 from ecoserve.predictor.examples import Parts
-from ecoserve.predictor.progress import silent
+from ecoserve.predictor.runtime import silent
 from ecoserve.predictor.text import RequestView
 
 #: File of each trace, and how its lengths are read.

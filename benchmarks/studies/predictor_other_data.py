@@ -40,8 +40,8 @@ from ecoserve.predictor import Bins, ConstantMedian, LengthPredictor, train_pred
 from ecoserve.predictor.evaluation import score, scored_records, true_lengths
 from ecoserve.predictor.examples import Examples, training_parts
 from ecoserve.predictor.recipes import Recipe, read_recipe
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 from ecoserve.predictor.stacking import WEIGHT
-from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 #: From a trace's rows, the seed and a name for the checkpoint to a predictor.
 Learns: TypeAlias = Callable[[Trace, int, str], LengthPredictor]

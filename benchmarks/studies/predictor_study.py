@@ -27,12 +27,12 @@ from scipy.stats import kendalltau
 from ecoserve.data import Record, Trace, split_trace
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import load_predictor
-from ecoserve.predictor.baselines_table import POINT_KEYS
-from ecoserve.predictor.boosting.request_features import NAMES, request_features
+from ecoserve.predictor.baselines import POINT_KEYS
+from ecoserve.predictor.boosting.features import NAMES, request_features
 from ecoserve.predictor.evaluation import score, scored_records, true_lengths
 from ecoserve.predictor.examples import training_parts
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 from ecoserve.predictor.text import read_record
-from ecoserve.predictor.threads import let_waiting_threads_sleep
 
 PARTS: Final = ("duplicates", "noise", "curve", "errors")
 SIZES: Final = (500, 1000, 2000, 4000, 9000)

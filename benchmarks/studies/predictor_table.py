@@ -22,9 +22,9 @@ from predictor_data import TRACES, Remembered, boosted, load, scored_on_dev, spr
 from ecoserve.cli.evaluate_predictor import comparison_table
 from ecoserve.data import Trace
 from ecoserve.predictor import Bins, load_predictor
-from ecoserve.predictor.baselines_table import side_by_side
+from ecoserve.predictor.baselines import side_by_side
 from ecoserve.predictor.examples import training_parts
-from ecoserve.predictor.threads import let_waiting_threads_sleep
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
 #: The order of the rows.
 ORDER: Final = (

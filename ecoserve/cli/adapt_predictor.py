@@ -44,7 +44,7 @@ def command(
     evaluate the result.
     """
     from ecoserve.predictor import adapt_predictor
-    from ecoserve.predictor.threads import let_waiting_threads_sleep
+    from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     console = stderr_console(quiet)

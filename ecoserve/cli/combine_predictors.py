@@ -25,7 +25,7 @@ def command(
     Read the trace with the options of their training. A request costs as much as its members together.
     """
     from ecoserve.predictor import combine_predictors
-    from ecoserve.predictor.threads import let_waiting_threads_sleep
+    from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     console = stderr_console(quiet)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ecoserve.data import Trace
     from ecoserve.predictor import LengthPredictor
-    from ecoserve.predictor.baselines_nearest import Embed
+    from ecoserve.predictor.baselines import Embed
 
 #: Columns of the comparison, which have to fit a terminal: key of the evaluation, and what stands above it.
 _COMPARED = {
@@ -70,7 +70,7 @@ def command(
     from ecoserve.data import split_trace
     from ecoserve.errors import ConfigError, TraceError
     from ecoserve.predictor import ConstantMedian, evaluate_predictor, load_predictor
-    from ecoserve.predictor.threads import let_waiting_threads_sleep
+    from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     if split not in ("dev", "train", "all"):
@@ -115,7 +115,7 @@ def _with_baselines(
     console: Console,
 ) -> dict[str, dict[str, float]]:
     """The whole table; baselines learn from the training rows of ``predictor``, over its bins."""
-    from ecoserve.predictor.baselines_table import side_by_side
+    from ecoserve.predictor.baselines import side_by_side
     from ecoserve.predictor.examples import training_parts
 
     used = predictor.config.hyperparameters
@@ -136,7 +136,7 @@ def _with_baselines(
 
 def _embedder(encoder: str | None) -> Embed | None:
     """The encoder that embeds prompts: the one given, or the default if it is on this machine."""
-    from ecoserve.predictor.baselines_nearest import FrozenEncoder
+    from ecoserve.predictor.encoder.predictor import FrozenEncoder
     from ecoserve.predictor.encoder.source import PACKAGED_IDS, find_encoder, is_here
 
     if encoder is None and not is_here(PACKAGED_IDS[0]):

@@ -42,7 +42,7 @@ def command(
     """
     from ecoserve.errors import ConfigError
     from ecoserve.predictor import load_predictor
-    from ecoserve.predictor.threads import let_waiting_threads_sleep
+    from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     requests: list[str | Sequence[Message]] = list(texts or [])

@@ -58,7 +58,7 @@ def read(source: Source, predictor: str | None, *, quiet: bool) -> tuple[TraceTa
     """
     if predictor is not None:
         from ecoserve.predictor import load_predictor
-        from ecoserve.predictor.threads import let_waiting_threads_sleep
+        from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
         let_waiting_threads_sleep()
         # Before the trace: a wrong checkpoint is found out at once.

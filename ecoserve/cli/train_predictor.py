@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console, what_is_done
+from ecoserve.predictor.base import DEFAULT_BACKEND, backend_class, trained_backends
 
 if TYPE_CHECKING:
     from ecoserve.data import Trace
@@ -22,7 +26,7 @@ COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median"
 _ABOUT_THE_RUN = frozenset(("output", "recipe", "resume", "json", "quiet"))
 
 
-def command(
+def _command(
     context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
     trace: Annotated[
@@ -32,8 +36,9 @@ def command(
         Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with all of this; options given here win.")
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="stacked|encoder|lightgbm", help="What kind; stacked is both others.")
-    ] = "stacked",
+        str,
+        typer.Option("--backend", metavar="|".join(trained_backends()), help="What learns."),
+    ] = DEFAULT_BACKEND,
     length_field: Annotated[
         str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
     ] = None,
@@ -47,27 +52,6 @@ def command(
     served_model: Annotated[
         str | None, typer.Option("--served-model", help="The model that gave the answers, if the trace does not say.")
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="ID_OR_PATH", help="Pretrained encoder [all-MiniLM-L6-v2].")
-    ] = None,
-    start_from: Annotated[
-        str | None,
-        typer.Option("--start-from", metavar="DIR_OR_ID", help="Encoder of this checkpoint, trained on another trace."),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Encoder: passes over the rows [3].")] = None,
-    body_lr: Annotated[
-        float | None, typer.Option("--body-lr", help="Encoder: learning rate of the pretrained body [1e-4].")
-    ] = None,
-    layer_decay: Annotated[
-        float | None, typer.Option("--layer-decay", help="Encoder: each layer's rate, relative to the one above [1].")
-    ] = None,
-    ranking: Annotated[
-        float | None, typer.Option("--ranking", help="Encoder: weight of a loss for wrongly ordered pairs [0].")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Encoder: tokens read of a request [128].")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="LightGBM: boosting rounds at most.")] = None,
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", min=1, help="Learn from at most so many rows, chosen at random.")
     ] = None,
@@ -78,27 +62,27 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in DIR.")] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
+    **hyperparameters: Any,
 ) -> None:
     """Train a predictor of response lengths and evaluate it on the trace's dev rows.
 
     A trace with a split of its own is used as it says; else a fifth of the conversations is kept apart as dev.
     """
     from ecoserve.errors import ConfigError
-    from ecoserve.predictor.processes import first
     from ecoserve.predictor.recipes import Recipe, read_recipe
-    from ecoserve.predictor.threads import let_waiting_threads_sleep
+    from ecoserve.predictor.runtime import first, let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
-    # Of several processes (torchrun, accelerate) one talks.
+    # Of several processes (torchrun, accelerate) one writes to the terminal.
     quiet = quiet or not first()
     console = stderr_console(quiet)
-    if encoder is not None and start_from is not None:
+    if hyperparameters.get("encoder") and hyperparameters.get("start_from"):
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
     wanted = (Recipe() if recipe is None else read_recipe(recipe)).with_options(_given(context))
     try:
         predictor = _made(wanted, output, resume=resume, quiet=quiet)
     except KeyboardInterrupt:
-        if wanted.backend != "lightgbm":
+        if backend_class(wanted.backend).resumable:
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
     config = predictor.config
@@ -123,16 +107,39 @@ def command(
     )
 
 
+def _with_hyperparameters(function: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for each hyperparameter of each backend, by the definitions in its settings."""
+    options: dict[str, tuple[FieldInfo, list[str]]] = {}
+    for backend, kind in trained_backends().items():
+        for name, path in kind.places().items():
+            options.setdefault(name, (kind.field(path), []))[1].append(backend)
+    own = inspect.signature(function, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for name, (field, backends) in options.items():
+        basic = next((t for t in (int, float) if field.annotation is t), str)
+        default = "" if field.default is None else f" [{field.default}]"
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            help=f"{field.description}{default}",
+            rich_help_panel=f"Hyperparameters ({', '.join(backends)})",
+            show_default=False,
+        )
+        annotation = Annotated[basic | None, option]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return function
+
+
 def _given(context: typer.Context) -> dict[str, Any]:
-    """What the user has said on the command line about the training, by the names of a recipe's fields."""
-    said = {
+    """The options given on the command line, by the names of a recipe's fields."""
+    given = {
         name: value
         for name, value in context.params.items()
         if name not in _ABOUT_THE_RUN
         and value is not None
         and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    return {"format" if name == "trace_format" else name: value for name, value in said.items()}
+    return {"format" if name == "trace_format" else name: value for name, value in given.items()}
 
 
 def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
@@ -193,3 +200,6 @@ def _trace(wanted: Recipe) -> Trace:
         sample_field=wanted.sample_field,
         tokenizer=wanted.tokenizer,
     )
+
+
+command = _with_hyperparameters(_command)

@@ -10,53 +10,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecoserve.predictor.adaptation_fitting import adapt_predictor
-    from ecoserve.predictor.base import LengthPredictor, Predicts, load_predictor
-    from ecoserve.predictor.baselines import ConstantMedian, PromptLength
-    from ecoserve.predictor.bins import Bins, BinSettings
-    from ecoserve.predictor.calibration import Calibration
-    from ecoserve.predictor.combining import combine_predictors
-    from ecoserve.predictor.config import BoostingSettings, EncoderSettings, PredictorConfig, StackedSettings
-    from ecoserve.predictor.evaluation import evaluate_predictor
-    from ecoserve.predictor.training import train_predictor
+    from ecoserve.predictor.adaptation_fitting import adapt_predictor as adapt_predictor
+    from ecoserve.predictor.base import LengthPredictor as LengthPredictor
+    from ecoserve.predictor.base import Predicts as Predicts
+    from ecoserve.predictor.base import load_predictor as load_predictor
+    from ecoserve.predictor.baselines import ConstantMedian as ConstantMedian
+    from ecoserve.predictor.baselines import PromptLength as PromptLength
+    from ecoserve.predictor.bins import Bins as Bins
+    from ecoserve.predictor.bins import BinSettings as BinSettings
+    from ecoserve.predictor.boosting.training import BoostingSettings as BoostingSettings
+    from ecoserve.predictor.calibration import Calibration as Calibration
+    from ecoserve.predictor.config import PredictorConfig as PredictorConfig
+    from ecoserve.predictor.encoder.settings import EncoderSettings as EncoderSettings
+    from ecoserve.predictor.ensemble import combine_predictors as combine_predictors
+    from ecoserve.predictor.evaluation import evaluate_predictor as evaluate_predictor
+    from ecoserve.predictor.stacking import StackedSettings as StackedSettings
+    from ecoserve.predictor.training import train_predictor as train_predictor
 
+#: Public name -> the module that it is imported from when it is asked for.
 _HOMES = {
     "adapt_predictor": "adaptation_fitting",
-    "LengthPredictor": "base",
-    "Predicts": "base",
-    "load_predictor": "base",
-    "ConstantMedian": "baselines",
-    "PromptLength": "baselines",
     "BinSettings": "bins",
     "Bins": "bins",
+    "BoostingSettings": "boosting.training",
     "Calibration": "calibration",
-    "combine_predictors": "combining",
-    "BoostingSettings": "config",
-    "EncoderSettings": "config",
-    "PredictorConfig": "config",
-    "StackedSettings": "config",
+    "combine_predictors": "ensemble",
+    "ConstantMedian": "baselines",
+    "EncoderSettings": "encoder.settings",
     "evaluate_predictor": "evaluation",
+    "LengthPredictor": "base",
+    "load_predictor": "base",
+    "PredictorConfig": "config",
+    "Predicts": "base",
+    "PromptLength": "baselines",
+    "StackedSettings": "stacking",
     "train_predictor": "training",
 }
-
-__all__ = [
-    "BinSettings",
-    "Bins",
-    "BoostingSettings",
-    "Calibration",
-    "ConstantMedian",
-    "EncoderSettings",
-    "LengthPredictor",
-    "PredictorConfig",
-    "Predicts",
-    "PromptLength",
-    "StackedSettings",
-    "adapt_predictor",
-    "combine_predictors",
-    "evaluate_predictor",
-    "load_predictor",
-    "train_predictor",
-]
 
 
 def __getattr__(name: str) -> Any:
@@ -66,4 +55,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *globals()]
+    return [*_HOMES, *globals()]

@@ -1,43 +1,48 @@
-"""What an adapted predictor does with its base's prediction: another model's lengths out of one model's.
+"""The adapted predictor: another model's lengths out of one model's.
 
-Rule: the base stays as it is. From its prediction of a request come features; a ridge regression on them says where
-the new model's log length lies, ``mu``. The base's distribution is moved there and stretched in log length,
+The base stays as it is. A ridge regression on features of its prediction gives the new model's expected log length
+``mu`` of a request. The base's distribution is moved there and stretched in log length,
 
-    P(new <= n)  =  (1 - mix) * P_base(response length <= exp(m + (log n - mu) / stretch))  +  mix * share of new
-    answers <= n,
+    P(new <= n)  =  (1 - mix) * P_base(length <= exp(m + (log n - mu) / stretch))  +  mix * share of new lengths <= n,
 
 with ``m`` the base's own mean log length: a monotone map of length, another one for each request. The small share of
-the new model's lengths as such keeps every length possible. What is left to correct is the calibration's.
+the new model's lengths as such keeps every length possible. Calibration corrects what is left.
 
-How it is fitted is said in :mod:`ecoserve.predictor.adaptation_fitting`, how it is kept in
-:mod:`ecoserve.predictor.adaptation_predictor`.
+The checkpoint holds the base's weights under their own names, its config and calibration in ``base.json``, the
+adaptation in ``adaptation.json``. Fitting is in :mod:`ecoserve.predictor.adaptation_fitting`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ecoserve.predictor.boosting.request_features import request_features
-from ecoserve.predictor.calibration import cdf_of
+from ecoserve.predictor.base import LengthPredictor, backend_class
+from ecoserve.predictor.boosting.features import request_features
+from ecoserve.predictor.calibration import Calibration, cdf_of
 from ecoserve.predictor.calibration_fitting import quantiles
+from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.text import RequestView
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["none", "affine", "ridge"]
-#: Standardised features are cut off here: a request unlike all that were seen is not extrapolated to.
-_MOST: Final = 4.0
+BASE: Final = "base.json"
+ADAPTATION: Final = "adaptation.json"
+#: Standardised features are clipped here: no extrapolation to a request unlike all that were seen.
+MOST: Final = 4.0
 #: Quantiles of the base's prediction among the features.
 _LEVELS: Final = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
 _LEAST: Final = 1e-12
 
 
 class Adaptation(BaseModel):
-    """``adaptation.json``: the numbers of the rule above."""
+    """``adaptation.json``: the numbers in the formula above."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -64,7 +69,7 @@ class Adaptation(BaseModel):
         if self.kind == "none":
             return np.asarray(features[:, 0], dtype=np.float64)
         standard = (features[:, : len(self.weights)] - self.means) / self.scales
-        return np.asarray(np.clip(standard, -_MOST, _MOST) @ np.asarray(self.weights) + self.intercept)
+        return np.asarray(np.clip(standard, -MOST, MOST) @ np.asarray(self.weights) + self.intercept)
 
     def probabilities(
         self, base_cdf: Array, base_edges: npt.ArrayLike, features: Array, edges: npt.ArrayLike, prior: npt.ArrayLike
@@ -79,9 +84,7 @@ class Adaptation(BaseModel):
         """
         mu = self.log_lengths(features)
         cdf = moved(base_cdf, base_edges, features[:, 0], mu, self.stretch, edges)
-        p = (1.0 - self.mix) * np.diff(cdf, axis=1) + self.mix * np.asarray(prior)
-        p = np.maximum(p, _LEAST)
-        return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
+        return with_share(cdf, self.mix, prior)
 
 
 def moved(
@@ -96,23 +99,23 @@ def moved(
     return np.asarray(np.maximum.accumulate(cdf, axis=1), dtype=np.float64)
 
 
-def features_of(
-    logits: Array, probabilities: Array, edges: npt.ArrayLike, views: Sequence[RequestView]
-) -> tuple[Array, Array]:
-    """What is known of ``n`` requests by a base with B bins.
+def with_share(cdf: Array, mix: float, prior: npt.ArrayLike) -> Array:
+    """Probabilities of the bins, all above 0, with a share of ``mix`` distributed as ``prior`` is; ``[n, K]``."""
+    p = np.maximum((1.0 - mix) * np.diff(cdf, axis=1) + mix * np.asarray(prior), _LEAST)
+    return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
-    Args:
-        logits: the base's, before calibration, shape ``[n, B]``.
-        probabilities: the base's, calibrated, shape ``[n, B]``.
-        edges: the base's, tokens.
-        views: the requests.
+
+def base_features(base: LengthPredictor, views: Sequence[RequestView]) -> tuple[Array, Array]:
+    """What a base with B bins knows of ``n`` requests.
 
     Returns:
         the features, shape ``[n, F]``: mean and spread of the log length, logs of quantiles, counts of the request's
         text, and the logits, which know more than lengths (of an encoder, all that its head reads); and the base's
         P(length <= edge), shape ``[n, B + 1]``.
     """
-    e = np.asarray(edges, dtype=np.float64)
+    logits = base.logits(views)
+    probabilities = base.calibration.probabilities(logits)
+    e = np.asarray(base.config.edges, dtype=np.float64)
     middle = np.log((e[:-1] + e[1:] + 1.0) / 2.0)
     cdf = cdf_of(probabilities)
     mean = probabilities @ middle
@@ -126,3 +129,39 @@ def features_of(
         logits - logits.mean(axis=1, keepdims=True),
     )
     return np.concatenate(columns, axis=1), cdf
+
+
+class AdaptedPredictor(LengthPredictor):
+    """Predicts one served model's lengths from a predictor of another's."""
+
+    def __init__(
+        self, config: PredictorConfig, calibration: Calibration, base: LengthPredictor, adaptation: Adaptation
+    ) -> None:
+        super().__init__(config, calibration)
+        self.base = base
+        self.adaptation = adaptation
+
+    def _logits(self, views: Sequence[RequestView]) -> Array:
+        features, cdf = base_features(self.base, views)
+        p = self.adaptation.probabilities(cdf, self.base.config.edges, features, self.config.edges, self.config.prior)
+        return np.asarray(np.log(p), dtype=np.float64)
+
+    def _write(self, folder: Path) -> None:
+        self.base._write(folder)
+        base = {
+            "config": self.base.config.model_dump(mode="json"),
+            "calibration": self.base.calibration.model_dump(mode="json"),
+        }
+        (folder / BASE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+        (folder / ADAPTATION).write_text(self.adaptation.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> AdaptedPredictor:
+        content = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        base_config = PredictorConfig.model_validate(content["config"])
+        kind = backend_class(base_config.backend)
+        if issubclass(kind, cls):
+            raise ValueError(f"{BASE} is of an adapted predictor")
+        base = kind._load(folder, base_config, Calibration.model_validate(content["calibration"]))
+        text = (folder / ADAPTATION).read_text(encoding="utf-8")
+        return cls(config, calibration, base, Adaptation.model_validate_json(text))

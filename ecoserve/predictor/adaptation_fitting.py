@@ -1,20 +1,17 @@
-"""Adapting a predictor to another served model from a few of its answers.
+"""Adapting a predictor to another served model from a few of its responses.
 
-Rule: everything is chosen by cross-validation over the given rows, rows of the same prompt together. Of the three kinds
-(:mod:`ecoserve.predictor.adaptation`) the simplest stays unless the next one's pinball loss is lower by more than the
-standard error of the difference: with few rows, or where the base is right already, nothing is made worse by more than
-noise. The ridge's penalty is the one with the smallest error of log length, the stretch the one with the smallest
-pinball loss. The calibration is fitted on the predictions for rows that were left out: its bounds hold as
+Everything is chosen by cross-validation over the given rows, rows of the same prompt together. Of the three kinds
+(:mod:`ecoserve.predictor.adaptation`) a simpler one stays unless the next one's pinball loss is lower by more than the
+standard error of the difference, so few rows, or a base that is right already, make nothing worse by more than noise.
+The calibration is fitted on the predictions for rows that were left out: its bounds hold as
 :mod:`ecoserve.predictor.conformal` says but for the difference between those models and the one of all rows, and for
-the choices above, made on the same rows.
+the choices made on the same rows.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -23,18 +20,24 @@ import numpy.typing as npt
 
 from ecoserve.data import Trace, split_trace
 from ecoserve.errors import CheckpointError, ConfigError, TraceError
-from ecoserve.predictor import checkpoint
-from ecoserve.predictor.adaptation import Adaptation, Kind, moved
-from ecoserve.predictor.adaptation_predictor import AdaptedPredictor, base_features
+from ecoserve.predictor import checkpoint, hub
+from ecoserve.predictor.adaptation import (
+    MOST,
+    Adaptation,
+    AdaptedPredictor,
+    Kind,
+    base_features,
+    moved,
+    with_share,
+)
 from ecoserve.predictor.base import LengthPredictor
 from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.bins import Bins, BinSettings
 from ecoserve.predictor.calibration_fitting import fit_calibration, pinball
 from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.evaluation import evaluate_predictor
-from ecoserve.predictor.examples import MIN_ROWS, Examples
-from ecoserve.predictor.progress import Progress, silent
-from ecoserve.predictor.text import read_record
+from ecoserve.predictor.examples import MIN_ROWS, Examples, at_most, require_texts, usable
+from ecoserve.predictor.runtime import Progress, silent
 
 Array = npt.NDArray[np.float64]
 KINDS: Final[tuple[Kind, ...]] = ("none", "affine", "ridge")
@@ -65,7 +68,7 @@ def adapt_predictor(
         rows: adapt from at most so many rows, chosen at random.
         served_model: the new model; by default what the trace says. Of several models' answers, its own are taken.
         seed: of the split, the choice of rows and the folds.
-        progress: told how far it is.
+        progress: called with what is being done, and how far it is.
 
     Raises:
         CheckpointError: if the base is missing, damaged, or adapted itself, or ``output_dir`` holds other files.
@@ -75,15 +78,17 @@ def adapt_predictor(
     started = time.monotonic()
     output = Path(output_dir).expanduser()
     checkpoint.check_place(output)
-    folder = checkpoint.locate(base)
+    folder = hub.locate(base)
     if output.exists() and output.samefile(folder):
         raise ConfigError("is the folder of the predictor to start from", where=str(output), fix="give another one")
     predictor = LengthPredictor.from_pretrained(folder)
-    if predictor.backend == AdaptedPredictor.backend:
+    if isinstance(predictor, AdaptedPredictor):
         raise CheckpointError("is adapted already", where=str(base), fix="give the checkpoint it was adapted from")
     trace, model = _answers_of(trace, served_model)
     parts = split_trace(trace, seed=seed)
-    examples = _examples(parts["train"], rows, predictor.config.parameters, seed)
+    require_texts(trace)
+    examples = Examples.of(at_most(usable(parts["train"].records), rows, seed), predictor.config.parameters)
+    _check_enough(examples, trace.source)
     adapted = fit_adaptation(predictor, examples, seed=seed, progress=progress)
     config = adapted.config.model_copy(
         update={
@@ -99,7 +104,7 @@ def adapt_predictor(
         }
     )
     adapted.config = config
-    if any(r.response_tokens is not None and read_record(r) is not None for r in parts["dev"].records):
+    if usable(parts["dev"].records):
         progress("evaluating", 0, 1)
         dev = parts["dev"].records
         metrics = {
@@ -115,7 +120,7 @@ def adapt_predictor(
 def fit_adaptation(
     base: LengthPredictor, examples: Examples, *, seed: int = 0, progress: Progress = silent
 ) -> AdaptedPredictor:
-    """Fit on ``examples``; what the config says of the trace is still the base's."""
+    """Fit on ``examples``; the trace in the config is still the base's."""
     progress("reading", 0, 3)
     lengths = np.asarray(examples.lengths, dtype=np.float64)
     features, cdf = base_features(base, examples.views)
@@ -129,7 +134,7 @@ def fit_adaptation(
     config = PredictorConfig.model_validate(
         {
             **base.config.model_dump(),
-            "backend": AdaptedPredictor.backend,
+            "backend": "adapted",
             "edges": bins.edges,
             "closed_by": bins.closed_by,
             "prior": tuple(prior.tolist()),
@@ -167,9 +172,7 @@ def choose(
             for s in stretches
         }
         stretch = min(by_stretch, key=by_stretch.__getitem__)
-        found = moved(cdf, base_edges, features[:, 0], mu, stretch, edges)
-        p = np.maximum((1.0 - mix) * np.diff(found, axis=1) + mix * prior, 1e-12)
-        p /= p.sum(axis=1, keepdims=True)
+        p = with_share(moved(cdf, base_edges, features[:, 0], mu, stretch, edges), mix, prior)
         loss = pinball(np.concatenate([np.zeros((len(p), 1)), np.cumsum(p, axis=1)], axis=1), edges, lengths)
         if best is None or _clearly_less(loss, best[2]):
             adaptation = _fit(kind, features, target, penalty if kind == "ridge" else 1.0)
@@ -191,7 +194,7 @@ def _fit(kind: Kind, features: Array, target: Array, penalty: float) -> Adaptati
 
     x = features[:, :1] if kind == "affine" else features
     means, scales = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-    found = Ridge(alpha=penalty).fit(np.clip((x - means) / scales, -4.0, 4.0), target)
+    found = Ridge(alpha=penalty).fit(np.clip((x - means) / scales, -MOST, MOST), target)
     return Adaptation(
         kind=kind,
         means=tuple(means.tolist()),
@@ -237,32 +240,19 @@ def adapted_bins(lengths: Array, base_edges: tuple[int, ...], censored: tuple[bo
     return Bins((*inner, *(int(s) for s in steps if s > inner[-1])))
 
 
-def _examples(train: Trace, rows: int | None, parameters: Collection[str], seed: int) -> Examples:
-    """The rows that adapt, read as the base reads requests.
-
-    Raises:
-        TraceError: if they are too few.
-    """
-    if not any(read_record(r) is not None for r in train.records):
-        what = "has lengths only, and a predictor reads the texts of prompts"
-        raise TraceError(what, where=train.source, fix="give a trace with prompts")
-    usable = [r for r in train.records if r.response_tokens is not None and read_record(r) is not None]
-    if rows is not None and len(usable) > rows:
-        chosen = np.random.default_rng(seed).choice(len(usable), size=rows, replace=False)
-        usable = [usable[i] for i in sorted(chosen)]
-    examples = Examples.of(usable, parameters)
+def _check_enough(examples: Examples, source: str) -> None:
+    """Refuse too few responses, or responses of one length, with a TraceError."""
     ended = sum(not c for c in examples.censored)
     if ended < MIN_ROWS:
         raise TraceError(
             f"{ended} answers to adapt from that have a text and a length and ended by themselves, "
             f"need at least {MIN_ROWS}",
-            where=train.source,
+            where=source,
             fix="check --length-field and --rows, or collect more answers",
         )
     if min(examples.lengths) == max(examples.lengths):
         what = f"every answer is {examples.lengths[0]} tokens long: there is nothing to adapt to"
-        raise TraceError(what, where=train.source, fix="check the length field and the trace")
-    return examples
+        raise TraceError(what, where=source, fix="check the length field and the trace")
 
 
 def _answers_of(trace: Trace, model: str | None) -> tuple[Trace, str | None]:
@@ -278,13 +268,6 @@ def _answers_of(trace: Trace, model: str | None) -> tuple[Trace, str | None]:
 
 
 def _described(base: LengthPredictor, folder: Path) -> dict[str, str | None]:
-    """What the new config says of the base; its own hash has been checked."""
-    config = base.config
-    sha256 = json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8"))["sha256"]
-    return {
-        "backend": config.backend,
-        "sha256": sha256,
-        "served_model": config.served_model,
-        "trace_name": config.trace_name,
-        "trace_sha256": config.trace_sha256,
-    }
+    """What the new config records of the base."""
+    keys = {"backend", "served_model", "trace_name", "trace_sha256"}
+    return {"sha256": checkpoint.identity(folder), **base.config.model_dump(mode="json", include=keys)}

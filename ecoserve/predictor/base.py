@@ -1,36 +1,42 @@
-"""The length predictor: what every backend shares.
+"""The length predictor: what every backend shares, and the registry of backends.
 
-Rule: a backend turns requests into logits over the length bins, and reads and writes its weights. Everything else (how
-a request is read, calibration, distributions, the checkpoint's common files) is here and the same for all.
+A backend is one class, in a file or folder of its own, and one line in :data:`BACKENDS`. It learns (:meth:`fit`), turns
+requests into logits over the length bins (:meth:`_logits`), and writes and reads its files (:meth:`_write`,
+:meth:`_load`). How requests are read, calibration, distributions, training runs, evaluation and the rest of the
+checkpoint are the same for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.errors import ConfigError
+from ecoserve.errors import CheckpointError, ConfigError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor import checkpoint
+from ecoserve.predictor import checkpoint, hub
 from ecoserve.predictor.calibration import Calibration, cdf_of, softmax
-from ecoserve.predictor.config import Backend, PredictorConfig
+from ecoserve.predictor.config import BackendSettings, PredictorConfig
+from ecoserve.predictor.examples import Examples
+from ecoserve.predictor.runtime import Progress
 from ecoserve.predictor.text import Request, RequestView, read_request
 
-#: Where each backend's class lives. They are imported when asked for: torch and LightGBM take their time.
-_CLASSES: dict[Backend, tuple[str, str]] = {
-    "encoder": ("ecoserve.predictor.encoder.predictor", "EncoderPredictor"),
-    "lightgbm": ("ecoserve.predictor.boosting.predictor", "BoostingPredictor"),
-    "stacked": ("ecoserve.predictor.stacking", "StackedPredictor"),
-    "ensemble": ("ecoserve.predictor.ensemble", "EnsemblePredictor"),
-    "adapted": ("ecoserve.predictor.adaptation_predictor", "AdaptedPredictor"),
+#: Name -> "module:class". The module is imported when asked for, and imports torch or LightGBM only to compute.
+BACKENDS: Final[dict[str, str]] = {
+    "stacked": "ecoserve.predictor.stacking:StackedPredictor",
+    "encoder": "ecoserve.predictor.encoder.predictor:EncoderPredictor",
+    "lightgbm": "ecoserve.predictor.boosting.predictor:BoostingPredictor",
+    "ensemble": "ecoserve.predictor.ensemble:EnsemblePredictor",
+    "adapted": "ecoserve.predictor.adaptation:AdaptedPredictor",
 }
+DEFAULT_BACKEND: Final = "stacked"
 
 
 @runtime_checkable
@@ -42,102 +48,63 @@ class Predicts(Protocol):
         ...
 
 
-class LengthPredictor(ABC):
-    """Predicts how many tokens the answer to a request will have.
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What a backend's :meth:`LengthPredictor.fit` is given.
 
     Attributes:
-        config: what it was trained on and how (:class:`~ecoserve.predictor.config.PredictorConfig`).
-        calibration: how its logits become probabilities.
-
-    Safe to use from several threads at once. After loading it needs no network and no file.
+        config: bins, prior, seed, provenance. What the backend needs to load again goes into its ``model``.
+        fit: rows to learn from.
+        held: rows to choose an epoch, a round or weights on.
+        work: the run's own folder for the state that an interrupted training goes on from.
+        resume: go on from what is in ``work``.
+        progress: called with what is being done, and how far it is.
     """
 
-    backend: ClassVar[Backend]
+    config: PredictorConfig
+    fit: Examples
+    held: Examples
+    work: Path
+    resume: bool
+    progress: Progress
+
+
+class LengthPredictor(ABC):
+    """Predicts how many tokens the response to a request will have.
+
+    Safe to use from several threads at once. After loading it needs no network and no file.
+
+    Attributes:
+        config: what it was trained on and how.
+        calibration: how its logits become probabilities.
+    """
+
+    #: the backend's hyperparameters; None: it is made from trained predictors, not trained itself
+    Settings: ClassVar[type[BackendSettings] | None] = None
+    #: distributions whose versions the checkpoint records
+    packages: ClassVar[tuple[str, ...]] = ()
+    #: whether an interrupted training can go on where it was
+    resumable: ClassVar[bool] = False
 
     def __init__(self, config: PredictorConfig, calibration: Calibration) -> None:
         self.config = config
         self.calibration = calibration
 
-    # -- predicting ------------------------------------------------------------------------------
+    @property
+    def backend(self) -> str:
+        """Its name in :data:`BACKENDS`."""
+        return self.config.backend
 
-    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """Predict the length distribution of each request's answer.
+    # -- what a backend defines ------------------------------------------------------------------
 
-        Args:
-            requests: ``n`` prompts, or ``n`` lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture;
-                with parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
-
-        Returns:
-            ``n`` distributions over :attr:`config`'s bins, in the order of the requests.
-        """
-        if isinstance(requests, str):
-            raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
-        views = [read_request(r, self.config.parameters) for r in requests]
-        edges, closed_by = self.config.edges, self.config.closed_by
-        return [
-            LengthDistribution.from_weights(edges, row, closed_by)
-            for row in self.calibration.probabilities(self.logits(views))
-        ]
-
-    def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
-        """A length (tokens) per request that its answer stays within, for a share of at least ``level`` of answers.
-
-        The guarantee, which needs requests and answers like those it was trained on, is stated in
-        :mod:`ecoserve.predictor.conformal`. Against ``quantile(level)`` it buys that guarantee with a little scatter.
-
-        Raises:
-            ConfigError: if the predictor has no bound at this level.
-        """
-        views = [read_request(r, self.config.parameters) for r in requests]
-        if (bounds := self.calibration.bounds) is None:
-            what = "has no bounds: too few rows were held out in its training"
-            raise ConfigError(what, where="predictor", fix="train it with more rows")
-        return bounds.upper(cdf_of(softmax(self.logits(views))), self.config.edges, views, level)
-
-    def logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
-        """Uncalibrated logits over the bins, shape ``[n, K]``."""
-        if not views:
-            return np.zeros((0, len(self.config.prior)))
-        return self._logits(views)
+    @classmethod
+    def fit(cls, run: TrainingRun, settings: Any) -> LengthPredictor:
+        """Train on ``run`` with an instance of :attr:`Settings`; the result is not calibrated yet."""
+        raise NotImplementedError(f"{cls.__name__} is not trained")
 
     @abstractmethod
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
-        """Logits of at least one request."""
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """Write the checkpoint into ``directory``, which appears, or changes, only when everything is written.
-
-        Raises:
-            CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
-            RunError: if it cannot be written.
-        """
-        return checkpoint.save(self, Path(directory))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> LengthPredictor:
-        """Load a checkpoint from a folder or, for an id ``owner/name`` that is no folder here, from the hub.
-
-        Raises:
-            CheckpointError: if it is missing, damaged, edited, or of another version.
-        """
-        folder = checkpoint.locate(source)
-        config, calibration = checkpoint.read(folder)
-        backend = backend_class(config.backend)
-        with checkpoint.damage_of(folder):
-            return backend._load(folder, config, calibration)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Publish it as the model repository ``owner/name`` on the hub (:func:`ecoserve.predictor.hub.push`).
-
-        Returns:
-            the repository's address.
-        """
-        from ecoserve.predictor.hub import push
-
-        with TemporaryDirectory(prefix="ecoserve-push-") as folder:
-            return push(self.save_pretrained(Path(folder) / "checkpoint"), repo_id, private=private)[0]
+        """Logits of ``n >= 1`` requests over the bins, shape ``[n, K]``."""
 
     @abstractmethod
     def _write(self, folder: Path) -> None:
@@ -148,12 +115,103 @@ class LengthPredictor(ABC):
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> LengthPredictor:
         """Read what :meth:`_write` wrote; the files' hashes have been checked."""
 
+    # -- predicting ------------------------------------------------------------------------------
 
-def backend_class(backend: Backend) -> type[LengthPredictor]:
-    """The class of a backend, imported now."""
-    module, name = _CLASSES[backend]
-    found: type[LengthPredictor] = getattr(import_module(module), name)
+    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
+        """Predict the length distribution of each request's response.
+
+        Args:
+            requests: ``n`` prompts, or lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture; with
+                parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
+
+        Returns:
+            ``n`` distributions over the config's bins, in the order of the requests.
+        """
+        if isinstance(requests, str):
+            raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
+        edges, closed_by = self.config.edges, self.config.closed_by
+        return [
+            LengthDistribution.from_weights(edges, row, closed_by)
+            for row in self.calibration.probabilities(self.logits(self._views(requests)))
+        ]
+
+    def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
+        """A length (tokens) per request that at least a share of ``level`` of responses stays within.
+
+        The guarantee and its conditions are stated in :mod:`ecoserve.predictor.conformal`. Bounds scatter a little more
+        than ``quantile(level)``.
+
+        Raises:
+            ConfigError: if the predictor has no bound at this level.
+        """
+        views = self._views(requests)
+        if (bounds := self.calibration.bounds) is None:
+            what = "has no bounds: too few rows were held out in its training"
+            raise ConfigError(what, where="predictor", fix="train it with more rows")
+        return bounds.upper(cdf_of(softmax(self.logits(views))), self.config.edges, views, level)
+
+    def logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
+        """Uncalibrated logits over the bins, shape ``[n, K]``."""
+        return self._logits(views) if views else np.zeros((0, len(self.config.prior)))
+
+    def _views(self, requests: Sequence[Request]) -> list[RequestView]:
+        return [read_request(r, self.config.parameters) for r in requests]
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the checkpoint into ``directory``, which appears, or changes, only when everything is written.
+
+        Raises:
+            CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
+            RunError: if it cannot be written.
+        """
+        return checkpoint.save(Path(directory), self.config, self.calibration, self._write)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> LengthPredictor:
+        """Load a checkpoint from a folder or, for an id ``owner/name`` that is no folder here, from the hub.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, edited, or of another version.
+        """
+        folder = hub.locate(source)
+        config, calibration = checkpoint.read(folder)
+        if config.backend not in BACKENDS:
+            what = f"is of the backend {config.backend!r}, which this ecoserve does not have"
+            raise CheckpointError(what, where=str(folder), fix=f"backends here: {', '.join(BACKENDS)}")
+        with checkpoint.damage_of(folder):
+            return backend_class(config.backend)._load(folder, config, calibration)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Publish it as the model repository ``owner/name`` (:func:`ecoserve.predictor.hub.push`); returns its URL."""
+        with TemporaryDirectory(prefix="ecoserve-push-") as folder:
+            return hub.push(self.save_pretrained(Path(folder) / "checkpoint"), repo_id, private=private)[0]
+
+
+def backend_class(name: str) -> type[LengthPredictor]:
+    """The class of a backend in :data:`BACKENDS`, imported now."""
+    module, _, attribute = BACKENDS[name].partition(":")
+    found: type[LengthPredictor] = getattr(import_module(module), attribute)
     return found
+
+
+def trained_backends() -> dict[str, type[BackendSettings]]:
+    """Backends that are trained from a trace, and their settings."""
+    classes = {name: backend_class(name).Settings for name in BACKENDS}
+    return {name: settings for name, settings in classes.items() if settings is not None}
+
+
+def settings_class(backend: str) -> type[BackendSettings]:
+    """The settings of a backend that is trained from a trace.
+
+    Raises:
+        ConfigError: if there is no such backend.
+    """
+    known = trained_backends()
+    if backend not in known:
+        raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(known)}")
+    return known[backend]
 
 
 def load_predictor(dir_or_hub_id: str | Path) -> LengthPredictor:

@@ -1,9 +1,8 @@
 """Length bins: where the edges lie, and what a training example says about them.
 
-Rule: inner edges are quantiles of the training lengths, so that every bin holds about the same number of answers;
-the upper tail, where few answers hold much KV cache, is cut once more. The last bin is closed at a stated upper
-length: the cap where answers pile up at the largest length seen (generation was stopped there), else that length
-with head-room.
+Inner edges are quantiles of the training lengths, so every bin holds about the same number of responses; the upper tail
+is cut once more. The last bin ends at the cap where responses pile up at the largest length seen (generation was
+stopped there), else at that length with head-room.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ecoserve.errors import TraceError
 from ecoserve.lengths import MAX_BINS, MAX_LENGTH, ClosedBy
 
-#: Share of answers at the very largest length from which that length is taken for a cap.
+#: Share of responses at the largest length from which that length is taken for a cap.
 PILE_UP_SHARE = 0.004
 #: Quantiles at which the upper tail is cut besides the even ones.
 TAIL_LEVELS = (0.99,)
@@ -100,15 +99,15 @@ def soft_targets(
     *,
     smoothing: float = 0.0,
 ) -> npt.NDArray[np.float32]:
-    """What each training example says about the bins, as distributions of shape ``[n, K]``.
+    """Each training example's distribution over the bins, shape ``[n, K]``.
 
-    The answer's own length and those of other sampled answers to the same prompt count alike. A censored answer
-    says only "longer than this": its share is spread over the bins from its own on as all answers are spread there.
+    The row's own length and those of other sampled responses count alike. A censored response is longer than its
+    length: its share is spread over the bins from its own on as all responses are spread there.
 
     Args:
         bins: K bins.
         lengths: response length of each example in tokens, shape ``[n]``.
-        samples: RLs of other answers to each prompt, ``n`` lists that may be empty.
+        samples: lengths of other responses to each prompt, ``n`` lists that may be empty.
         censored: whether each answer was cut off, shape ``[n]``.
         smoothing: standard deviation, in bins, of a Gaussian that spreads each length over its neighbours.
     """

@@ -1,17 +1,12 @@
-"""Calibration: make stated probabilities agree with how often things happen.
+"""Calibration: logits to probabilities that agree with how often things happen.
 
-Rule: a temperature, then one ascending map of levels. All backends go through :meth:`Calibration.probabilities`, and
-nothing else turns logits into probabilities.
-
-1. *Temperature*: T divides the logits before the softmax (Guo et al., "On Calibration of Modern Neural Networks", ICML
+1. A temperature T divides the logits before the softmax (Guo et al., "On Calibration of Modern Neural Networks", ICML
    2017).
-2. *Map of levels*: where the CDF says p, answers end with a share of map(p) (after Kuleshov et al., "Accurate
-   Uncertainties for Deep Learning Using Calibrated Regression", ICML 2018). Most predictors need none, and then there
-   is none.
+2. An ascending map of levels: where the CDF says p, a share of map(p) of responses has ended (after Kuleshov et al.,
+   "Accurate Uncertainties for Deep Learning Using Calibrated Regression", ICML 2018). Most predictors need none.
 
-Both are fitted in :mod:`ecoserve.predictor.calibration_fitting`. They aim at what is stated being true, on average and
-as well as the rows let them; a promise that holds for any predictor is in :mod:`ecoserve.predictor.conformal`, apart
-from the distribution.
+Both are fitted in :mod:`ecoserve.predictor.calibration_fitting`. Bounds with a guarantee that holds for any predictor
+are in :mod:`ecoserve.predictor.conformal`, apart from the distribution.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ecoserve.predictor.conformal import GroupBounds
 
 Array = npt.NDArray[np.float64]
-#: Temperatures outside of this say that something else is wrong.
+#: Temperatures outside of these point to another fault.
 BOUNDS: Final = (0.2, 5.0)
 #: Points of a map are this far apart at least: no length that was possible becomes impossible.
 _APART: Final = 1e-6
@@ -97,11 +92,11 @@ class Calibration(BaseModel):
 
 
 def likeliest_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[float, float]:
-    """The temperature with the smallest negative log-likelihood, and that: mean per row, in nats.
+    """The temperature with the smallest cross-entropy, and that: mean per row, in nats.
 
     Args:
         logits: shape ``[n, K]``.
-        targets: what really happened, as shares of the bins (one-hot where the length is known), shape ``[n, K]``.
+        targets: the lengths as distributions over the bins (one-hot where known), shape ``[n, K]``.
     """
     from scipy.optimize import minimize_scalar
 
@@ -122,9 +117,7 @@ def softmax(logits: Array) -> Array:
 
 
 def cdf_of(probabilities: Array) -> Array:
-    """P(length <= edge) at all edges, shape ``[n, K + 1]``, from probabilities of the bins, shape ``[n,
-    K]``.
-    """
+    """P(length <= edge) at all edges, shape ``[n, K + 1]``, from probabilities of the bins, shape ``[n, K]``."""
     n, k = probabilities.shape
     cdf = np.zeros((n, k + 1))
     np.cumsum(probabilities, axis=1, out=cdf[:, 1:])
@@ -133,8 +126,12 @@ def cdf_of(probabilities: Array) -> Array:
     return cdf
 
 
+def log_softmax(logits: Array) -> Array:
+    """Logarithm of the softmax over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
+
+
 def cross_entropy(logits: Array, targets: Array) -> float:
     """Mean of ``-sum(targets * log softmax(logits))`` over rows, in nats."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return float(-(targets * log_p).sum(axis=-1).mean())
+    return float(-(targets * log_softmax(logits)).sum(axis=-1).mean())

@@ -1,23 +1,18 @@
 """Fitting a predictor's calibration on held-out rows.
 
-Rule: all rows and all sampled answers to each serve both steps; every row weighs the same, however many answers it
-has, unless a control (:mod:`ecoserve.predictor.control`) tells how the rows differ from all the others.
+All sampled responses to a row are used; every row has the same weight, unless a control
+(:mod:`ecoserve.predictor.control`) says how the held-out rows differ from all others.
 
-1. The temperature is the one whose quantiles cover what they say (the smallest sum of d² / (q (1 - q)) over the levels
-   below, d as in the next step) among those whose pinball loss is within a hundredth of the best. Coverage alone would
-   be content with saying of everybody what is true of all; pinball loss alone takes luck with sharpness for skill.
-2. The map of levels gives way. At level q, d is the share of answers that the q quantile covers beyond q, averaged over
-   rows, and s its standard error over rows, within the control's strata. The map passes (q + w (score - q), q), where
-   ``score`` is what it would have to pass for d to vanish on these rows, and w = max(0, 1 - 4 s² / d²): a difference
-   below two of its own standard errors, which may well be chance, changes nothing; a clear one is taken nearly whole
-   (positive-part shrinkage, after James and Stein, 1961). So a predictor that is right is not made to scatter from
-   checkpoint to checkpoint.
+1. The temperature is the one with the best coverage (smallest sum of d² / (q (1 - q)) over :data:`LEVELS`, d as below)
+   among those whose pinball loss is within :data:`SHARPNESS` of the best. Coverage alone would accept the same
+   distribution for every request; pinball loss alone rewards sharpness that was luck.
+2. The map of levels shrinks towards the identity. At level q, d is the share of responses that the q quantile covers
+   beyond q, averaged over rows, and s its standard error. The map passes (q + w (score - q), q), where ``score`` makes
+   d vanish on these rows and w = max(0, 1 - 4 s² / d²): a difference below two standard errors changes nothing
+   (positive-part shrinkage, after James and Stein, 1961), so checkpoints of one training do not scatter.
 
-A length is a whole token with a probability of its own. It counts as spread evenly over that, so that a predictor of
-very short answers, which is right, is found to be right.
-
-What comes out of one set of rows has been seen by it: figures on the same rows flatter a little. The bounds
-(:mod:`ecoserve.predictor.conformal`) do not depend on either step.
+A length is a whole token with a probability of its own, and counts as spread evenly over it. Figures on the rows that
+were fitted on are slightly optimistic; the bounds (:mod:`ecoserve.predictor.conformal`) depend on neither step.
 """
 
 from __future__ import annotations
@@ -39,9 +34,9 @@ Array = npt.NDArray[np.float64]
 LEVELS: Final = (0.1, 0.25, 0.5, 0.8, 0.9, 0.95, 0.99)
 #: Fewer rows than this have a temperature only: neither a map nor bounds.
 MIN_ROWS: Final = 50
-#: Fewer rows than this say nothing.
+#: Fewer rows than this are not calibrated on.
 MIN_TEMPERATURE_ROWS: Final = 20
-#: A difference whose square is below so many squared standard errors is not believed at all.
+#: A difference whose square is below so many squared standard errors is taken for chance.
 GIVES_WAY: Final = 4.0
 #: How much worse than the best temperature's the pinball loss may be, as a share.
 SHARPNESS: Final = 0.01
@@ -79,7 +74,7 @@ class Answers:
         return cls(row, lengths, weight / weight.sum(), stratum)
 
     def spans(self, cdf: Array, edges: Array) -> Spans:
-        """What the CDFs of the rows, shape ``[n, K + 1]``, say of the answers."""
+        """Where the answers lie in the CDFs of their rows, shape ``[n, K + 1]``."""
         own = cdf[self.row]
         return Spans(
             scores_of(own, edges, self.length),
@@ -92,9 +87,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """P(length < length) and P(length <= length) of ``a`` answers, shapes ``[a]``, with their
-    weights, rows and strata.
-    """
+    """The CDF just before and at the length of ``a`` answers, shapes ``[a]``; weights, rows, strata as above."""
 
     low: Array
     high: Array
@@ -132,14 +125,14 @@ def fit_calibration(
     views: Sequence[RequestView],
     control: Control | None = None,
 ) -> Calibration:
-    """Calibrate on rows that did not teach.
+    """Calibrate on rows that were not learned from.
 
     Args:
         logits: shape ``[n, K]``, n >= 1.
         answers: lengths in tokens of each row's answers, the served one first; of a cut-off one, where it was cut.
         edges: ``K + 1`` bin edges in tokens.
         views: the ``n`` requests.
-        control: how these rows differ from all others; None: as if they did not.
+        control: how these rows differ from all others; None: not at all.
     """
     z = np.asarray(logits, dtype=np.float64)
     e = np.asarray(edges, dtype=np.float64)
@@ -164,7 +157,7 @@ def fit_calibration(
 
 
 def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
-    """The temperature that the module describes."""
+    """The temperature (step 1 above)."""
     from scipy.optimize import minimize_scalar
 
     levels = np.asarray(LEVELS)
@@ -186,7 +179,7 @@ def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
 
 
 def fit_map(spans: Spans) -> LevelMap:
-    """The map that gives way where it might be chance, as the module says."""
+    """The map of levels (step 2 above)."""
     points, changed = [], False
     for level in LEVELS:
         score = spans.score_at(level)
@@ -221,5 +214,5 @@ def _pinball(off: Array) -> Array:
 
 def _loss(calibration: Calibration, logits: Array, edges: Array, answers: Answers) -> float:
     """Mean pinball loss over all answers, in tokens."""
-    told = quantiles(calibration.cdf(logits), edges, LOSS_LEVELS)
-    return float(answers.weight @ _pinball(answers.length[:, None] - told[answers.row]))
+    predicted = quantiles(calibration.cdf(logits), edges, LOSS_LEVELS)
+    return float(answers.weight @ _pinball(answers.length[:, None] - predicted[answers.row]))

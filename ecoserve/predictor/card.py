@@ -1,14 +1,9 @@
-"""The model card of a checkpoint: what it predicts, for which model, how well, and how to use it.
-
-Rule: every figure on it comes from the evaluation that training made; nothing is written by hand.
-"""
+"""The model card of a checkpoint; every figure on it comes from the evaluation that training made."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ecoserve.predictor.base import LengthPredictor
+from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.config import PredictorConfig
 
 _ROWS = (
     ("mae_tokens", "mean absolute error (tokens)", "{:.1f}"),
@@ -78,16 +73,15 @@ It was not evaluated.
 
 
 ## Limits
-It knows answers of one model to requests like those of its trace. For another model, other sampling settings or another
-kind of request, measure it first: `ecoserve evaluate-predictor`.
+It has learned one model's response lengths for requests like those of its trace. For another model, other sampling
+settings or another kind of request, measure it first: `ecoserve evaluate-predictor`.
 """
 
 
-def model_card(predictor: LengthPredictor) -> str:
+def model_card(config: PredictorConfig, calibration: Calibration) -> str:
     """The card in Markdown, with the metadata block that model hubs read."""
     from jinja2 import Environment, StrictUndefined
 
-    config = predictor.config
     names = {"support": "the largest length seen, or set, in training", "max_tokens": "max_tokens"}
     heads = [f"{name.replace('_', ' ')}, {int(m['rows']):,} rows" for name, m in config.metrics.items()]
     lines = [["", *heads], ["---", *["---:"] * len(heads)]]
@@ -99,6 +93,4 @@ def model_card(predictor: LengthPredictor) -> str:
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines) if heads else ""
     template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(_TEMPLATE)
-    return template.render(
-        c=config, k=predictor.calibration, table=table, closed=names.get(config.closed_by, config.closed_by)
-    )
+    return template.render(c=config, k=calibration, table=table, closed=names.get(config.closed_by, config.closed_by))

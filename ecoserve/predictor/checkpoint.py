@@ -1,8 +1,8 @@
 """Checkpoints on disk: config.json, calibration.json, the backend's files, and a model card in README.md.
 
-Rule: a checkpoint is there whole or not at all. It is written beside its place and renamed; config.json, which holds
-the SHA-256 of every other file and of itself, comes last. Reading checks all of them and answers whatever is wrong
-with one CheckpointError. JSON, safetensors and LightGBM's text only: nothing in a checkpoint is executed or unpickled.
+A checkpoint is there whole or not at all: it is written beside its place and renamed. config.json, which holds the
+SHA-256 of every other file and of itself, comes last. Reading checks all of them; anything wrong is one
+CheckpointError. JSON, safetensors and LightGBM's text only: nothing in a checkpoint is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -10,34 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from ecoserve.errors import CheckpointError, EcoServeError, RunError
 from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.card import model_card
 from ecoserve.predictor.config import FORMAT, FORMAT_VERSION, PredictorConfig
-
-if TYPE_CHECKING:
-    from ecoserve.predictor.base import LengthPredictor
 
 CONFIG, CALIBRATION, CARD = "config.json", "calibration.json", "README.md"
 #: Keys of config.json that are about the files, not about the predictor.
 _FILES, _SELF = "files", "sha256"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _RETRAIN = "train it again, or fetch it again"
 
 
-def save(predictor: LengthPredictor, directory: Path) -> Path:
-    """Write ``predictor`` into ``directory`` (see :meth:`LengthPredictor.save_pretrained`)."""
-    from ecoserve.predictor.card import model_card
+def save(directory: Path, config: PredictorConfig, calibration: Calibration, write: Callable[[Path], None]) -> Path:
+    """Write a checkpoint into ``directory``; ``write`` writes the backend's files into an empty folder.
 
+    Raises:
+        CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
+        RunError: if it cannot be written.
+    """
     check_place(directory)
     fresh = not directory.exists()
     try:
@@ -46,12 +45,14 @@ def save(predictor: LengthPredictor, directory: Path) -> Path:
     except OSError as error:
         raise RunError(f"cannot write here: {error.strerror or error}", where=str(directory)) from error
     try:
-        predictor._write(stage)
-        _write_text(stage / CALIBRATION, predictor.calibration.model_dump_json(indent=2) + "\n")
-        hashes = {str(p.relative_to(stage).as_posix()): _sha256(p) for p in _hashed(stage)}
-        content = {**predictor.config.model_dump(mode="json"), _FILES: hashes}
+        write(stage)
+        _write_text(stage / CALIBRATION, calibration.model_dump_json(indent=2) + "\n")
+        # Cards are for people, who may edit them: they carry no hash.
+        vouched = sorted(p for p in stage.rglob("*") if p.is_file() and p.name != CARD)
+        hashes = {str(p.relative_to(stage).as_posix()): _sha256(p) for p in vouched}
+        content = {**config.model_dump(mode="json"), _FILES: hashes}
         _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
-        _write_text(stage / CARD, model_card(predictor))
+        _write_text(stage / CARD, model_card(config, calibration))
         for path in stage.rglob("*"):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             if path.is_file():
@@ -60,7 +61,7 @@ def save(predictor: LengthPredictor, directory: Path) -> Path:
             stage.chmod(0o777 & ~_umask())
             stage.rename(directory)
         else:
-            # The config that names and vouches for all others comes last.
+            # The config, which names and vouches for all others, comes last.
             for path in sorted(stage.rglob("*"), key=lambda p: p == stage / CONFIG):
                 place = directory / path.relative_to(stage)
                 if path.is_file():
@@ -91,20 +92,6 @@ def check_place(directory: Path) -> None:
             where=str(directory),
             fix="give an empty or a new folder",
         )
-
-
-def locate(source: str | Path) -> Path:
-    """The folder of a checkpoint: ``source`` itself, or a snapshot of the hub's repository of that id."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError("is a file, not a checkpoint's folder", where=str(source), fix="give the folder")
-    if isinstance(source, Path) or not _HUB_ID.fullmatch(source) or folder.parent.is_dir():
-        raise CheckpointError("no such checkpoint", where=str(source), fix="train one with ecoserve train-predictor")
-    from ecoserve.predictor.hub import snapshot
-
-    return snapshot(source)
 
 
 def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
@@ -145,18 +132,27 @@ def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Names of a checkpoint's files but its card, each of them checked.
-
-    Raises:
-        CheckpointError: if it is no checkpoint, or damaged.
-    """
+    """Names of a checkpoint's files but its card, each of them checked (see :func:`read`)."""
     read(folder)
     return [*sorted(_json(folder / CONFIG)[_FILES]), CONFIG]
 
 
+def identity(folder: Path) -> str:
+    """The SHA-256 that a checkpoint's config states of itself, and so of every file."""
+    return str(_json(folder / CONFIG)[_SELF])
+
+
+def is_of_run(folder: Path, run: str) -> bool:
+    """Whether ``folder`` holds the whole checkpoint of the training with this fingerprint."""
+    try:
+        return read(folder)[0].run == run
+    except CheckpointError:
+        return False
+
+
 @contextmanager
 def damage_of(folder: Path) -> Iterator[None]:
-    """Turn whatever a library says about a backend's files into one CheckpointError."""
+    """Turn any error that a library raises over a backend's files into one CheckpointError."""
     try:
         yield
     except EcoServeError:
@@ -164,11 +160,6 @@ def damage_of(folder: Path) -> Iterator[None]:
     except Exception as error:
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"cannot be loaded: {line}", where=str(folder), fix=_RETRAIN) from error
-
-
-def _hashed(stage: Path) -> list[Path]:
-    """The files that the config vouches for. The cards are for people, who may edit them: they carry no hash."""
-    return sorted(p for p in stage.rglob("*") if p.is_file() and p.name != CARD)
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,26 +1,22 @@
-"""Split-conformal bounds: one length per request that its answer stays within, with a finite-sample guarantee.
+"""Split-conformal bounds: one length per request that its response stays within, with a finite-sample guarantee.
 
-Rule: bounds choose nothing and change nothing. They are read off the plain softmax of the predictor's logits, before
-its calibration, so all held-out rows can serve, and they stand beside the distribution. The score of a row is
-F(response length - 1), what the softmax says of something shorter than its true length; the bound of a request at
-level q is the
-smallest length m with F(m) > v, v being the ceil((n + 1) q)-th smallest score (split-conformal prediction: Papadopoulos
-et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with the CDF as score: Chernozhukov et al.,
-"Distributional conformal prediction", PNAS 2021).
+Bounds are read off the plain softmax of the predictor's logits, before calibration, so that all held-out rows can serve
+for both. The score of a row is F(length - 1), the probability of something shorter than its true length. The bound of a
+request at level q is the smallest length m with F(m) > v, v being the ceil((n + 1) q)-th smallest score
+(split-conformal prediction: Papadopoulos et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with
+the CDF as score: Chernozhukov et al., "Distributional conformal prediction", PNAS 2021).
 
 Guarantee. Let the n rows and a new request be exchangeable, and the predictor be made without them. Then for each
 listed level q, over the draw of all n + 1,
 
     q  <=  P(length <= bound)   and, where no scores tie,   P(length <= bound)  <  q + 1 / (n + 1).
 
-Groups are bands of the prompt's length in characters. It holds within each band that has scores of its own, with that
-band's n; a band with few rows goes by the scores of all rows, for which it holds on average over all requests. Only
-answers that were served count: other answers to a prompt, at other temperatures, are not exchangeable with it.
-
-Two things are not as in the theorem, each of the order of one row in n: bands are cut at quantiles of the same rows'
-prompts, and training chooses its best epoch or round (and a stack its weight) on these rows. It says nothing about a
-single request; once the rows are drawn, the coverage is fixed and off q by about sqrt(q (1 - q) / n). A level is
-listed as far as rows and bins reach: not if it needs more rows, or lengths beyond the last edge.
+It holds within each band of prompt lengths (in characters) that has scores of its own, with that band's n; a band with
+few rows uses the scores of all rows, for which it holds on average over all requests. Only served responses count:
+others to the same prompt, at other temperatures, are not exchangeable with them. Two deviations, each of the order of
+one row in n: bands are cut at quantiles of the same rows' prompts, and training chose its epoch or round (and a stack
+its weight) on them. Nothing is said about a single request; once the rows are drawn, coverage is off q by about
+sqrt(q (1 - q) / n). A level that needs more rows, or lengths beyond the last edge, is not listed.
 """
 
 from __future__ import annotations
@@ -105,7 +101,7 @@ class GroupBounds(BaseModel):
         Args:
             cdf: P(length <= edge) by the plain softmax, shape ``[n, K + 1]``.
             edges: ``K + 1`` bin edges in tokens.
-            lengths: true RLs of the served answers, tokens, shape ``[n]``.
+            lengths: of the served responses, tokens, shape ``[n]``.
             views: the requests.
         """
         scores = scores_of(cdf, edges, lengths)
@@ -142,12 +138,10 @@ class GroupBounds(BaseModel):
 
 
 def scores_of(cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
-    """P(length < length) of each row's length, shape ``[n]``; 1 for a length beyond the last edge.
+    """The CDF just before each row's length (tokens, shape ``[n]``), shape ``[n]``; 1 beyond the last edge.
 
     Args:
-        cdf: P(length <= edge), shape ``[n, K + 1]``.
-        edges: shape ``[K + 1]``, tokens.
-        lengths: RLs, shape ``[n]``, tokens.
+        cdf: P(length <= edge), shape ``[n, K + 1]``, at ``edges`` in tokens, shape ``[K + 1]``.
     """
     e = np.asarray(edges, dtype=np.float64)
     before = np.asarray(lengths, dtype=np.float64) - 1.0

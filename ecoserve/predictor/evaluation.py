@@ -1,21 +1,16 @@
 """How good a predictor is: the one definition of the evaluation's keys.
 
-Rule: the point prediction that is scored is the distribution's median; ranking is Kendall's tau-b between it and the
-true length; a quantile q is covered when response length <= quantile(q), so its coverage should come out at q. Rows
-are answers that
-the predictor has not learned from.
+The point prediction is the distribution's median; ranking is Kendall's tau-b between it and the true length; a quantile
+q covers a response whose length is at most quantile(q), so its coverage should be q.
 
-``crps`` is the continuous ranked probability score over whole tokens: the sum over n of (P(length <= n) -
-[response length <= n])^2
-(Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", JASA 2007). It is the absolute error
-of a distribution, and of a single point exactly that.
+``crps`` is the continuous ranked probability score over whole tokens: the sum over n of
+(P(length <= n) - [true length <= n])^2 (Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and
+Estimation", JASA 2007): the absolute error of a distribution, and of a single point exactly that.
 
 ``ece`` is the expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017) of the
-stated P(length <= n). Events are all pairs of a row and one of 19 lengths n, the quantiles 0.05, 0.10, ...
-0.95 of the
-rows' true lengths, so that predictors with other bins answer the same questions. They are sorted into 15 ranges of
-equal width by the stated probability; ``ece`` is the mean over events of |mean stated probability - share that came
-true| of their range.
+stated P(length <= n). Events are all pairs of a row and one of 19 lengths n, the quantiles 0.05, 0.10, ... 0.95 of the
+rows' true lengths, so that predictors with other bins answer the same questions. They fall into 15 ranges of equal
+width by the stated probability; ``ece`` is the mean over events of |mean stated probability - share that came true|.
 """
 
 from __future__ import annotations
@@ -31,7 +26,8 @@ from ecoserve.data import Record
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.base import Predicts
-from ecoserve.predictor.text import Request, asked_of, read_record
+from ecoserve.predictor.examples import usable
+from ecoserve.predictor.text import Request, asked_of
 
 #: Quantiles whose coverage is reported.
 COVERED = (0.5, 0.8, 0.9, 0.95)
@@ -48,13 +44,11 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
     """Measure a predictor on ``records``; those without a text or a length are left out.
 
     Returns:
-        ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to response
-        length);
-        ``kendall_tau`` (tau-b; 0 for a constant prediction, which ranks nothing); ``bin_accuracy`` (share of rows whose
-        likeliest bin holds response length); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
-        ``crps``
-        (tokens) and ``ece`` (0..1), as defined above; ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``,
-        ``latency_p99_ms`` (one request at a time).
+        ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to the
+        length); ``kendall_tau`` (0 for a constant prediction, which ranks nothing); ``bin_accuracy`` (share of rows
+        whose likeliest bin holds the length); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
+        ``crps`` (tokens); ``ece`` (0 to 1); ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``, ``latency_p99_ms``
+        (one request at a time).
 
     Raises:
         TraceError: if no record has both a text and a length.
@@ -70,7 +64,7 @@ def scored_records(records: Iterable[Record]) -> list[Record]:
     Raises:
         TraceError: if there are none.
     """
-    rows = [r for r in records if r.response_tokens is not None and read_record(r) is not None]
+    rows = usable(records)
     if not rows:
         what = "no record has both a prompt's text and a length to evaluate on"
         raise TraceError(what, fix="give a trace with texts, or name the lengths with --length-field")
@@ -78,12 +72,12 @@ def scored_records(records: Iterable[Record]) -> list[Record]:
 
 
 def request_of(record: Record) -> Request:
-    """What a predictor is asked about a record with a text."""
+    """The request of a record with a text."""
     return asked_of(record) or ""
 
 
 def true_lengths(records: Sequence[Record]) -> npt.NDArray[np.float64]:
-    """response length (tokens) of ``n`` records that all have one, shape ``[n]``."""
+    """Response lengths (tokens) of ``n`` records that all have one, shape ``[n]``."""
     return np.asarray([r.response_tokens for r in records], dtype=np.float64)
 
 
@@ -114,12 +108,7 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
         "pinball_loss": float(pinball.mean()),
         "crps": float(np.mean([crps(d, n) for d, n in zip(predicted, y, strict=True)])),
         "ece": expected_calibration_error(predicted, y),
-        **{
-            f"coverage_{round(100 * q)}": float(
-                np.mean([n <= d.quantile(q) for d, n in zip(predicted, y, strict=True)])
-            )
-            for q in COVERED
-        },
+        **{f"coverage_{round(100 * q)}": float(np.mean(y <= [d.quantile(q) for d in predicted])) for q in COVERED},
     }
 
 

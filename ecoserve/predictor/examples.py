@@ -1,7 +1,7 @@
-"""Training examples: what a predictor may see of each record, and what it shall say.
+"""Training examples, and the split of a trace into rows to learn from, to choose on, and to evaluate on.
 
-Rule: features come from the request alone (:mod:`ecoserve.predictor.text`); the answer's own length and the lengths of
-other answers sampled for the same prompt are targets, never features.
+Features come from the request alone (:mod:`ecoserve.predictor.text`). The response's length and the lengths of other
+responses sampled for the same prompt are targets, never features.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from ecoserve.errors import TraceError
 from ecoserve.predictor.bins import Bins, soft_targets
 from ecoserve.predictor.text import RequestView, parameters_that_vary, read_record
 
-#: Fewer rows than this teach nothing and leave nothing to calibrate on.
+#: Rows that training and adaptation need at least.
 MIN_ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Requests and their answers' lengths in tokens, all of the same number of rows.
+    """``n`` requests and the lengths of their responses in tokens.
 
-    ``parameters`` names what the views have read of the requests' parameters.
+    Attributes:
+        samples: lengths of other responses to each prompt, may be empty.
+        censored: whether each response was cut off.
+        parameters: names of the request parameters that the views have read.
     """
 
     views: tuple[RequestView, ...]
@@ -39,10 +42,7 @@ class Examples:
 
     @classmethod
     def of(cls, records: Iterable[Record], parameters: Collection[str] = ()) -> Examples:
-        """The examples in ``records``; those without a text or a length are left out.
-
-        ``parameters`` names what is read of their parameters: a trained predictor's ``config.parameters``.
-        """
+        """The examples in ``records``, reading these ``parameters``; records without text or length are left out."""
         rows: list[tuple[RequestView, int, tuple[int, ...], bool]] = []
         for record in records:
             view = read_record(record, parameters)
@@ -55,7 +55,7 @@ class Examples:
 
     @property
     def answers(self) -> list[tuple[int, ...]]:
-        """Lengths of all answers to each row, its own first."""
+        """Lengths of all responses to each row, its own first."""
         return [(own, *others) for own, others in zip(self.lengths, self.samples, strict=True)]
 
     def all_lengths(self) -> npt.NDArray[np.int64]:
@@ -63,7 +63,7 @@ class Examples:
         return np.asarray([*self.lengths, *(s for more in self.samples for s in more)], dtype=np.int64)
 
     def targets(self, bins: Bins, smoothing: float = 0.0) -> npt.NDArray[np.float32]:
-        """What each row says about the bins, shape ``[n, K]`` (:func:`~ecoserve.predictor.bins.soft_targets`)."""
+        """Each row's distribution over the bins, shape ``[n, K]`` (:func:`~ecoserve.predictor.bins.soft_targets`)."""
         return soft_targets(bins, self.lengths, self.samples, self.censored, smoothing=smoothing)
 
 
@@ -78,6 +78,26 @@ class Parts:
     dev_records: tuple[Record, ...]
 
 
+def usable(records: Iterable[Record]) -> list[Record]:
+    """Those of ``records`` that have both a text and a length."""
+    return [r for r in records if r.response_tokens is not None and read_record(r) is not None]
+
+
+def require_texts(trace: Trace) -> None:
+    """Refuse a trace of lengths alone with a TraceError."""
+    if not any(read_record(r) is not None for r in trace.records):
+        what = "has lengths only, and a predictor learns from the texts of prompts"
+        raise TraceError(what, where=trace.source, fix="give a trace with prompts")
+
+
+def at_most(rows: list[Record], most: int | None, seed: int) -> list[Record]:
+    """All rows, or ``most`` of them chosen at random, in their order."""
+    if most is None or len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), size=most, replace=False)
+    return [rows[i] for i in sorted(chosen)]
+
+
 def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held_out: float = 0.1) -> Parts:
     """Split a trace for training.
 
@@ -85,16 +105,11 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
     of ``train``, split the same way (conversations and near-duplicate prompts stay on one side).
 
     Raises:
-        TraceError: if too few rows have a text and a length, or too few answers ended by themselves.
+        TraceError: if too few rows have a text and a length, or too few responses ended by themselves.
     """
-    if not any(read_record(r) is not None for r in trace.records):
-        what = "has lengths only, and a predictor learns from the texts of prompts"
-        raise TraceError(what, where=trace.source, fix="give a trace with prompts")
+    require_texts(trace)
     parts = split_trace(trace, seed=seed)
-    rows = [r for r in parts["train"].records if r.response_tokens is not None and read_record(r) is not None]
-    if max_rows is not None and len(rows) > max_rows:
-        chosen = np.random.default_rng(seed).choice(len(rows), size=max_rows, replace=False)
-        rows = [rows[i] for i in sorted(chosen)]
+    rows = at_most(usable(parts["train"].records), max_rows, seed)
     if len(rows) < MIN_ROWS:
         raise TraceError(
             f"{len(rows)} training rows with a text and a length, need at least {MIN_ROWS}",
@@ -106,19 +121,19 @@ def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held
         raise TraceError(
             f"only {ended} of {len(rows)} training answers ended by themselves, need at least {MIN_ROWS}",
             where=trace.source,
-            fix="collect answers with a larger max_tokens: of those cut off, nobody knows the length",
+            fix="collect answers with a larger max_tokens: the length of those cut off is not known",
         )
     fit, held = _hold_out(trace, rows, held_out, seed)
-    said = parameters_that_vary(fit)
-    return Parts(Examples.of(fit, said), Examples.of(held, said), fit, held, parts["dev"].records)
+    parameters = parameters_that_vary(fit)
+    return Parts(Examples.of(fit, parameters), Examples.of(held, parameters), fit, held, parts["dev"].records)
 
 
 def _hold_out(
     trace: Trace, rows: list[Record], share: float, seed: int
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    """Cut ``rows`` in two; by groups, or by single rows where one group is nearly everything."""
-    # The rows' own split has done its work; what is held out of `train` is ours to choose.
+    """Cut ``rows`` in two: by groups, or by single rows where one group is nearly everything."""
     try:
+        # Without the trace's own split, which would put all of them on one side.
         inner = split_trace(trace.with_records(replace(r, split=None) for r in rows), dev=share, seed=seed)
         fit, held = inner["train"].records, inner["dev"].records
     except TraceError:

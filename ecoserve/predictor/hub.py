@@ -1,8 +1,7 @@
-"""Checkpoints from and to the Hugging Face hub, asked only when a user names something that lives there.
+"""Checkpoints from and to the Hugging Face hub, which is asked only when a user names something that lives there.
 
-Rule: the local cache is asked first; a hub that is out of reach is noticed within seconds and answered with one line.
-Safetensors, JSON and text files only, in both directions. What goes to the hub is a checkpoint whose every file has
-been checked, in one commit, and nothing else that lies in its folder.
+The local cache comes first; a hub that is out of reach is one error line within seconds. Safetensors, JSON and text
+files only, in both directions. What is published is a checkpoint whose every file has been checked, in one commit.
 """
 
 from __future__ import annotations
@@ -11,15 +10,32 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from ecoserve.data.hub import HUB_ID, PATIENCE_S, require_hub
 from ecoserve.errors import CheckpointError, ConfigError, RunError, TraceError
+from ecoserve.predictor import checkpoint
 
-#: What may be in a checkpoint that is published.
-_SUFFIXES = (".safetensors", ".json", ".txt")
-#: What the model card calls the place it lies in.
-_PLACE = "THIS_FOLDER"
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "README.md"]
+_SUFFIXES: Final = (".safetensors", ".json", ".txt")
+_PATTERNS: Final = [*(f"*{s}" for s in _SUFFIXES), checkpoint.CARD]
+#: What stands for the checkpoint's place in its model card.
+_PLACE: Final = "THIS_FOLDER"
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or a snapshot of the hub's repository of that id.
+
+    Raises:
+        CheckpointError: if it is neither, or cannot be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError("is a file, not a checkpoint's folder", where=str(source), fix="give the folder")
+    if isinstance(source, Path) or not HUB_ID.fullmatch(source) or folder.parent.is_dir():
+        raise CheckpointError("no such checkpoint", where=str(source), fix="train one with ecoserve train-predictor")
+    return snapshot(source)
 
 
 def cached(repo_id: str) -> Path | None:
@@ -61,18 +77,12 @@ def snapshot(repo_id: str, *, fix: str = "give a folder, or connect to the hub")
 def push(
     folder: str | Path, repo_id: str, *, private: bool = False, message: str | None = None
 ) -> tuple[str, list[str]]:
-    """Publish a checkpoint as the model repository ``owner/name`` on the hub, which is made if there is none.
+    """Publish a checkpoint as the model repository ``owner/name``, which is made (``private``?) if there is none.
 
     The token is huggingface_hub's: ``HF_TOKEN``, or what ``hf auth login`` has stored. ``HF_ENDPOINT`` names the hub.
 
-    Args:
-        folder: a checkpoint; it is read and checked first.
-        repo_id: ``owner/name``.
-        private: if the repository is made: only for its owner.
-        message: of the commit.
-
     Returns:
-        the repository's address, and the names of the files in the commit.
+        the repository's URL, and the names of the files in the commit.
 
     Raises:
         CheckpointError: if ``folder`` is no whole checkpoint.
@@ -80,8 +90,6 @@ def push(
         RunError: if the hub cannot be reached, or fails.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-
-    from ecoserve.predictor import checkpoint
 
     if not HUB_ID.fullmatch(repo_id):
         raise ConfigError("is no id on the hub", where=repo_id, fix="give owner/name")
@@ -107,7 +115,7 @@ def push(
 
 @contextmanager
 def _refusals(repo_id: str) -> Iterator[None]:
-    """Turn what the hub says into one line."""
+    """Turn the hub's errors into one line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     fix = "log in with hf auth login, or set HF_TOKEN to a token that may write there"

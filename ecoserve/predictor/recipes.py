@@ -1,9 +1,9 @@
 """Recipes: everything that decides a training, in one YAML file, so that one command repeats it.
 
-Rule: a recipe says what ``ecoserve train-predictor`` takes as options and every hyperparameter besides; what is given
-on the command line wins. Unknown keys are refused. ``first`` is a recipe of its own, trained before: the encoder starts
-from its checkpoint. ``members`` are trainings on the same rows, combined in an ensemble. Nothing in a recipe says on
-what machine it runs: the same file serves a CPU, a GPU, and several processes (torchrun, accelerate).
+A recipe holds what ``ecoserve train-predictor`` takes as options; options given on the command line win. ``first`` is a
+recipe of its own that is trained before: the encoder starts from its checkpoint. ``members`` are trainings on the same
+rows, combined in an ensemble. A recipe does not depend on the machine: the same file serves a CPU, a GPU, and several
+processes (torchrun, accelerate).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ecoserve.errors import ConfigError
+from ecoserve.predictor.base import DEFAULT_BACKEND, settings_class, trained_backends
 from ecoserve.predictor.bins import BinSettings
-from ecoserve.predictor.config import BACKENDS, SETTINGS, Backend, BoostingSettings, EncoderSettings, Settings
+from ecoserve.predictor.config import BackendSettings
 
-#: Options that mean something to one training of a backend.
-_OF_A_MEMBER: Final = frozenset(("backend", *EncoderSettings.model_fields, *BoostingSettings.model_fields))
-#: A recipe is a page, not a data set.
+#: The setting that takes an earlier checkpoint, and the one that names the pretrained body it began with.
+_START: Final = "start_from"
+_BODY: Final = "encoder"
 _LARGEST_BYTES: Final = 100_000
 
 
@@ -30,7 +31,7 @@ class Member(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Backend = "stacked"
+    backend: str = DEFAULT_BACKEND
     settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
     first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
 
@@ -47,7 +48,7 @@ class Recipe(BaseModel):
     sample_field: str | None = None
     tokenizer: str | None = None
     served_model: str | None = None
-    backend: Backend = "stacked"
+    backend: str = DEFAULT_BACKEND
     settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
     bins: BinSettings = BinSettings()
     max_rows: int | None = Field(default=None, ge=1)
@@ -58,16 +59,19 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.backend not in SETTINGS:
-            raise ValueError(f"backend {self.backend!r} is not trained, only {', '.join(BACKENDS)}")
-        if self.first is not None and "lightgbm" in (self.backend, self.first.backend):
-            raise ValueError("first gives an encoder to start from, and lightgbm has none")
+        known = trained_backends()
+        if self.backend not in known:
+            raise ValueError(f"backend {self.backend!r} is not trained, only {', '.join(known)}")
+        if self.first is not None:
+            for name in (self.backend, self.first.backend):
+                if _START not in known[name].places():
+                    raise ValueError(f"first gives an encoder to start from, and {name} has none")
         self.made_settings()
         if self.members:
             if len(self.members) == 1:
                 raise ValueError("an ensemble has at least two members")
-            if said := self.model_fields_set & Member.model_fields.keys():
-                raise ValueError(f"{', '.join(sorted(said))} beside members: say it of each of them")
+            if both := self.model_fields_set & Member.model_fields.keys():
+                raise ValueError(f"{', '.join(sorted(both))} beside members: set it for each of them")
             self.of_each_member()
         return self
 
@@ -78,57 +82,63 @@ class Recipe(BaseModel):
             Recipe.model_validate({**shared, **{n: getattr(m, n) for n in m.model_fields_set}}) for m in self.members
         ]
 
-    def made_settings(self) -> Settings:
+    def made_settings(self) -> BackendSettings:
         """The backend's hyperparameters, checked."""
-        return SETTINGS[self.backend].model_validate(self.settings)
+        return settings_class(self.backend).model_validate(self.settings)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
         """The same recipe with other values for some of its fields and hyperparameters.
 
         Raises:
-            ConfigError: naming the option that means nothing to the backend, or whose value does not fit.
+            ConfigError: naming the option that the backend does not have, or whose value does not fit.
         """
+        content = {name: getattr(self, name) for name in self.model_fields_set}
         if self.members:
-            if other := next((n for n in options if n in _OF_A_MEMBER), None):
+            of_one = {"backend", *(name for kind in trained_backends().values() for name in kind.places())}
+            if other := next((n for n in options if n in of_one), None):
                 what = "is of one predictor, and the recipe makes several"
-                raise ConfigError(what, where=_option(other), fix="say it in the recipe, of a member")
-            return _checked({n: getattr(self, n) for n in self.model_fields_set} | dict(options))
+                raise ConfigError(what, where=_option(other), fix="set it in the recipe, for a member")
+            return _checked(content | dict(options))
         backend = options.get("backend", self.backend)
-        if backend not in SETTINGS:
-            raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(BACKENDS)}")
-        # Of another backend than the recipe's, the recipe's hyperparameters mean nothing.
+        kind = settings_class(backend)
+        # The recipe's hyperparameters are of its own backend.
         settings: dict[str, Any] = dict(self.settings) if backend == self.backend else {}
-        parts: dict[str, type[BaseModel]] = {"encoder": EncoderSettings, "lightgbm": BoostingSettings}
-        parts = parts if backend == "stacked" else {backend: parts[backend]}
-        content = {name: getattr(self, name) for name in self.model_fields_set} | {"backend": backend}
+        content["backend"] = backend
         for name, value in options.items():
-            if name == "encoder" and self.first is not None:
+            if name == _BODY and self.first is not None:
                 # The pretrained body is where the first stage begins.
                 content["first"] = self.first.with_options({name: value})
-                continue
-            if name in type(self).model_fields:
+            elif name in type(self).model_fields:
                 content[name] = value
-                continue
-            place = next((p for p, kind in parts.items() if name in kind.model_fields), None)
-            if place is None:
-                raise ConfigError(f"means nothing to the {backend} backend", where=_option(name), fix="leave it out")
-            try:
-                parts[place].model_validate({name: value})
-            except ValidationError as error:
-                raise ConfigError(error.errors()[0]["msg"], where=_option(name)) from error
-            if backend == "stacked":
-                settings[place] = {**settings.get(place, {}), name: value}
+            elif name not in kind.places():
+                raise ConfigError(f"is no option of the {backend} backend", where=_option(name), fix="leave it out")
             else:
-                settings[name] = value
+                _set(kind, settings, name, value)
         return _checked({**content, "settings": settings})
 
     def started_from(self, checkpoint: Path) -> Recipe:
         """Without its first stage: the encoder starts from that stage's ``checkpoint``."""
         alone = Recipe.model_validate({n: getattr(self, n) for n in self.model_fields_set if n != "first"})
-        return alone.with_options({"start_from": str(checkpoint)})
+        return alone.with_options({_START: str(checkpoint)})
 
 
 Member.model_rebuild()
+
+
+def _set(kind: type[BackendSettings], settings: dict[str, Any], name: str, value: Any) -> None:
+    """Put an option's value into its place in ``settings``, checked."""
+    path = kind.places()[name]
+    alone = value
+    for key in reversed(path):
+        alone = {key: alone}
+    try:
+        kind.model_validate(alone)
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"], where=_option(name)) from error
+    for section in path[:-1]:
+        settings[section] = dict(settings.get(section, {}))
+        settings = settings[section]
+    settings[path[-1]] = value
 
 
 def _checked(content: dict[str, Any]) -> Recipe:
@@ -165,14 +175,12 @@ def read_recipe(path: str | Path) -> Recipe:
         return Recipe.model_validate(_located(content, file.parent))
     except ValidationError as error:
         found = error.errors()[0]
-        place = ".".join(str(p) for p in found["loc"])
-        raise ConfigError(
-            f"{place}: {_line(found['msg'])}" if place else _line(found["msg"]), where=str(path)
-        ) from error
+        what = ": ".join(filter(None, (".".join(map(str, found["loc"])), _line(found["msg"]))))
+        raise ConfigError(what, where=str(path)) from error
 
 
 def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with its files as seen from here, not from where it lies."""
+    """The recipe with its traces as paths from here, not from the recipe's folder."""
     found = dict(content)
     trace = found.get("trace")
     if isinstance(trace, str) and (folder / Path(trace).expanduser()).exists():

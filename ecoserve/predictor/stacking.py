@@ -1,6 +1,5 @@
-"""The stacked predictor: a fine-tuned encoder and boosted trees, read together.
+"""The stacked predictor: a fine-tuned encoder and boosted trees of the same rows and bins, mixed.
 
-Rule: both parts learn from the same rows over the same bins, and are mixed as :mod:`~ecoserve.predictor.mixing` says.
 The trees see words and counts that a small encoder blurs; the encoder sees what words mean together.
 """
 
@@ -8,29 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ecoserve.predictor.base import LengthPredictor
+from ecoserve.predictor.base import LengthPredictor, TrainingRun
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
+from ecoserve.predictor.boosting.training import BoostingSettings
 from ecoserve.predictor.calibration import Calibration
-from ecoserve.predictor.config import Backend, PredictorConfig
+from ecoserve.predictor.config import BackendSettings, PredictorConfig
 from ecoserve.predictor.encoder.predictor import EncoderPredictor
-from ecoserve.predictor.mixing import mixed
+from ecoserve.predictor.encoder.settings import EncoderSettings
+from ecoserve.predictor.mixing import fit_weights, mixed
+from ecoserve.predictor.runtime import first
 from ecoserve.predictor.text import RequestView
 
-Array = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import torch
+
 #: In ``config.model``: the encoder's share; the trees have the rest.
 WEIGHT: Final = "encoder_weight"
+
+
+class StackedSettings(BackendSettings):
+    """Hyperparameters of the stacked backend: those of its two parts."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    lightgbm: BoostingSettings = BoostingSettings()
 
 
 class StackedPredictor(LengthPredictor):
     """An encoder and a LightGBM predictor of the same config; its checkpoint holds the files of both."""
 
-    backend: ClassVar[Backend] = "stacked"
+    Settings = StackedSettings
+    packages: ClassVar[tuple[str, ...]] = (*EncoderPredictor.packages, *BoostingPredictor.packages)
+    resumable = True
 
     def __init__(
         self,
@@ -46,6 +58,19 @@ class StackedPredictor(LengthPredictor):
         if not 0.0 <= self.weight <= 1.0:
             raise ValueError(f"{WEIGHT} {self.weight} is not between 0 and 1")
 
+    @classmethod
+    def fit(cls, run: TrainingRun, settings: StackedSettings) -> LengthPredictor:
+        """Train both parts and choose the weight on ``run.held``; processes but the first return the encoder alone."""
+        encoder = EncoderPredictor.fit(run, settings.encoder)
+        if not first():
+            return encoder
+        boosting = BoostingPredictor.fit(run, settings.lightgbm)
+        run.progress("stacking", 0, 1)
+        parts = encoder.logits(run.held.views), boosting.logits(run.held.views)
+        weight = fit_weights(parts, run.held.targets(run.config.bins))[0]
+        config = run.config.model_copy(update={"model": {**encoder.config.model, WEIGHT: weight}})
+        return cls(config, Calibration(), encoder, boosting)
+
     @property
     def device(self) -> torch.device:
         """Where the encoder computes; the trees are always on the CPU."""
@@ -56,7 +81,7 @@ class StackedPredictor(LengthPredictor):
         self.encoder.to(device)
         return self
 
-    def _logits(self, views: Sequence[RequestView]) -> Array:
+    def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
         parts = self.encoder.logits(views), self.boosting.logits(views)
         return mixed(parts, (self.weight, 1.0 - self.weight))
 

@@ -1,10 +1,9 @@
 """What a predictor reads of a request.
 
-Rule: what is asked now stands first and whole. What went before follows in compact form, newest first, because it
-says how this conversation runs: how often and how long the model has answered, what the system message wants. A
-single question without a system message is read as it is. Long texts keep their head and their tail: instructions
-stand at either end. What a request says beside its text (``max_tokens``, stop strings, tools, thinking, format) is
-read by predictors that have learned from it, and only that part of it: for all others it is as if it were not there.
+The last user message comes first and whole. Earlier messages follow in compact form, newest first: how often and how
+long the model has answered, what the system message wants. Long texts keep their head and their tail. Parameters of the
+request (``max_tokens``, stop strings, tools, thinking, format) are read by predictors that have learned from them; for
+all others they are not there.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ecoserve.data.parameters import NAMES, NOTHING_SAID, STOP_CHARACTERS, Reque
 #: (:class:`ChatRequest`).
 Request: TypeAlias = "str | Sequence[Message]"
 
-#: Characters that are read of one message at all: bounds the work that a hostile prompt can cause.
+#: Characters read of one message: bounds the work that a hostile prompt can cause.
 MESSAGE_CHARACTERS: Final = 16_384
 #: Earlier messages that are read; of each of them, and of the system message, this many characters.
 EARLIER_MESSAGES: Final = 8
@@ -46,12 +45,12 @@ class RequestView:
     """A request as predictors see it.
 
     Attributes:
-        prompt: what is asked now, at most :data:`MESSAGE_CHARACTERS` characters.
-        context: what went before, in compact form; empty if nothing did.
-        answer_words: lengths in words of the earlier answers that are read, newest first.
-        turn: number of answers given before.
+        prompt: the last user message, at most :data:`MESSAGE_CHARACTERS` characters.
+        context: parameters and earlier messages in compact form, or empty.
+        answer_words: lengths in words of the earlier responses that are read, newest first.
+        turn: number of earlier responses.
         system_characters: length of the system messages in characters.
-        parameters: what else the request says, as far as the predictor has learned from it.
+        parameters: those that the predictor has learned from.
     """
 
     prompt: str
@@ -68,11 +67,9 @@ class RequestView:
 
 
 def read_request(request: Request, parameters: Collection[str] = ()) -> RequestView:
-    """See a request by the rule above. Messages after the last user message (tool results, ...) count as context.
+    """Read a request; messages after the last user message (tool results, ...) count as context.
 
-    Args:
-        request: the request.
-        parameters: names of the parameters that are read of a :class:`ChatRequest`; none of them by default.
+    ``parameters``: names of the parameters that are read of a :class:`ChatRequest`.
     """
     view = _read_messages(request)
     if not parameters or not isinstance(request, ChatRequest):
@@ -109,13 +106,13 @@ def _read_messages(request: Request) -> RequestView:
 
 
 def read_record(record: Record, parameters: Collection[str] = ()) -> RequestView | None:
-    """See a trace's record by the same rule; ``None`` for a record without text."""
+    """Read the request of a trace's record; ``None`` for a record without text."""
     request = asked_of(record)
     return None if request is None else read_request(request, parameters)
 
 
 def asked_of(record: Record) -> Request | None:
-    """What was asked in a trace's record, with its parameters; ``None`` for a record without text."""
+    """The request of a trace's record, with its parameters; ``None`` for a record without text."""
     if record.prompt is None and not record.messages:
         return None
     if said := record.parameters:
@@ -124,7 +121,7 @@ def asked_of(record: Record) -> Request | None:
 
 
 def parameters_that_vary(records: Iterable[Record]) -> tuple[str, ...]:
-    """Names of the parameters in which ``records`` differ: from the others nothing can be learned."""
+    """Names of the parameters in which ``records`` differ; from others nothing can be learned."""
     seen: dict[str, set[object]] = {name: set() for name in NAMES}
     for record in records:
         said = record.parameters

@@ -16,10 +16,17 @@ from ecoserve.cli import evaluate_predictor as evaluate_command
 from ecoserve.data import Record, Trace, save_trace
 from ecoserve.errors import ConfigError, EcoServeError, TraceError
 from ecoserve.predictor import Bins, LengthPredictor
-from ecoserve.predictor.baselines import HistoryWindow
-from ecoserve.predictor.baselines_nearest import NEIGHBOURS, FrozenEncoder, NearestPrompts, Vectors
-from ecoserve.predictor.baselines_oracle import OtherSample
-from ecoserve.predictor.baselines_table import POINT_KEYS, UPPER_BOUNDS, side_by_side
+from ecoserve.predictor.baselines import (
+    NEIGHBOURS,
+    POINT_KEYS,
+    UPPER_BOUNDS,
+    HistoryWindow,
+    NearestPrompts,
+    OtherSample,
+    Vectors,
+    side_by_side,
+)
+from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.examples import Examples, Parts, training_parts
 from ecoserve.predictor.text import RequestView
 

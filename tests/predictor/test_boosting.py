@@ -7,9 +7,9 @@ import pytest
 
 from ecoserve.data import Message, Trace, bayes_optimal_mae, split_trace, synthetic_trace
 from ecoserve.predictor import BoostingSettings, ConstantMedian, LengthPredictor, evaluate_predictor, train_predictor
-from ecoserve.predictor.boosting.request_features import NAMES, request_features
+from ecoserve.predictor.boosting.features import NAMES, request_features
 from ecoserve.predictor.boosting.words import WordModel
-from ecoserve.predictor.progress import silent
+from ecoserve.predictor.runtime import silent
 from ecoserve.predictor.text import read_request
 
 

@@ -13,6 +13,7 @@ from scipy.special import ndtr
 from ecoserve.data import synthetic_trace
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.boosting.training import BoostingSettings
 from ecoserve.predictor.calibration import (
     Calibration,
     LevelMap,
@@ -30,7 +31,7 @@ from ecoserve.predictor.calibration_fitting import (
     pinball,
     quantiles,
 )
-from ecoserve.predictor.config import BoostingSettings, PredictorConfig
+from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.control import Control, control_of
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.text import RequestView

@@ -61,11 +61,13 @@ def test_the_card_of_an_older_evaluation_leaves_out_what_it_lacks(boosted: Lengt
     older = {k: v for k, v in known["dev"].items() if k not in ("crps", "ece")}
     boosted.config = boosted.config.model_copy(update={"metrics": {"dev": older}})
     try:
-        card = model_card(boosted)
+        card = model_card(boosted.config, boosted.calibration)
         assert "| CRPS" not in card
         assert f"| {older['mae_tokens']:.1f} |" in card
         boosted.config = boosted.config.model_copy(update={"metrics": {"held_out": known["held_out"], "dev": older}})
-        assert f"| CRPS (tokens) | {known['held_out']['crps']:.2f} | - |" in model_card(boosted)
+        assert f"| CRPS (tokens) | {known['held_out']['crps']:.2f} | - |" in model_card(
+            boosted.config, boosted.calibration
+        )
     finally:
         boosted.config = boosted.config.model_copy(update={"metrics": known})
 
@@ -144,6 +146,10 @@ def _truncate_and_sign(name: str) -> Callable[[Path], None]:
         (_edit_config(lambda c: c["edges"].reverse(), sign=True), "edges must ascend"),  # type: ignore[attr-defined]
         (_edit_config(lambda c: c["prior"].pop(), sign=True), "prior shares"),  # type: ignore[attr-defined]
         (_edit_config(lambda c: c.update(surprise=1), sign=True), "surprise"),
+        (
+            _edit_config(lambda c: c.update(backend="mine"), sign=True),
+            "backend 'mine', which this ecoserve does not have",
+        ),
         (_edit_config(lambda c: c.update(files=[]), sign=True), "names no files"),
         (lambda d: (d / "model.txt").unlink(), r"model\.txt: is missing"),
         (lambda d: (d / "words.safetensors").unlink(), r"words\.safetensors: is missing"),
@@ -202,12 +208,12 @@ def test_the_hub_is_asked_only_for_a_hub_id(
         return boosted_dir
 
     monkeypatch.setattr("ecoserve.predictor.hub.snapshot", snapshot)
-    assert load_predictor("somebody/lengths").predict(TEXTS) == boosted.predict(TEXTS)
+    assert load_predictor("owner/lengths").predict(TEXTS) == boosted.predict(TEXTS)
     load_predictor(boosted_dir)
-    assert asked == ["somebody/lengths"]
+    assert asked == ["owner/lengths"]
 
 
 def test_a_hub_out_of_reach_is_one_clear_error() -> None:
     # tests/conftest.py sets HF_HUB_OFFLINE.
-    with pytest.raises(CheckpointError, match="somebody/lengths: no such folder here, and"):
-        load_predictor("somebody/lengths")
+    with pytest.raises(CheckpointError, match="owner/lengths: no such folder here, and"):
+        load_predictor("owner/lengths")

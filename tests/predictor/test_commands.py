@@ -1,4 +1,4 @@
-"""The three commands, as the command line calls them."""
+"""The commands train, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: P
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"--backend: no backend 'magic'; one of stacked, encoder, lightgbm"):
         call("train_predictor", file, "-o", out, "--backend", "magic")
-    with pytest.raises(ConfigError, match="--epochs: means nothing to the lightgbm backend"):
+    with pytest.raises(ConfigError, match="--epochs: is no option of the lightgbm backend"):
         call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--epochs", "2")
     with pytest.raises(ConfigError, match="--epochs: Input should be greater than 0"):
         call("train_predictor", file, "-o", out, "--epochs", "0")

@@ -282,7 +282,7 @@ def test_layers_learn_slower_the_deeper_they_lie(encoded: LengthPredictor) -> No
 def test_the_ranking_loss_punishes_wrong_order_by_how_wrong_it_is() -> None:
     import torch
 
-    from ecoserve.predictor.encoder.losses import log_middles, ranking_loss
+    from ecoserve.predictor.encoder.model import log_middles, ranking_loss
 
     middles = log_middles((0, 10, 100, 1000))
     assert torch.allclose(middles.expm1(), torch.tensor([5.0, 55.0, 550.0]))

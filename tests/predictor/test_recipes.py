@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ecoserve.data import Trace, save_trace
 from ecoserve.errors import ConfigError, EcoServeError
 from ecoserve.predictor import load_predictor
-from ecoserve.predictor.config import EncoderSettings
+from ecoserve.predictor.encoder.settings import EncoderSettings
 from ecoserve.predictor.recipes import Recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoserve.predictor.boosting import request_features
+from ecoserve.predictor.boosting import features as request_features
 from ecoserve.predictor.boosting.words import WordModel, _vectorizer
 from ecoserve.predictor.text import read_request
 

@@ -17,8 +17,9 @@ import pytest
 
 from ecoserve.data import LoadReport, Record, Trace, fingerprint, synthetic_trace
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor import LengthPredictor, train_predictor, training
-from ecoserve.predictor.baselines_nearest import Vectors
+from ecoserve.predictor import LengthPredictor, train_predictor
+from ecoserve.predictor.baselines import Vectors
+from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.evaluation import request_of
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.recipes import Recipe
@@ -270,7 +271,7 @@ def test_the_product_and_the_trees_learn_from_the_same_rows(tmp_path: Path, monk
             assert found[part][way]["by_seed"] == mine["by_seed"]
     whole, first, later = (values["rows"] for values in found["found"].values())
     assert whole == first + later > 50
-    monkeypatch.setattr(training, "_train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(BoostingPredictor, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = predictor_other_data.OfRecipe(recipe, tmp_path)
     assert predictor_other_data.sharegpt(trace, [1], again, ["with_conversation"]) == found
     assert [(t["name"], t["seed"]) for t in again.trainings] == [("sharegpt-with_conversation", 1)]

@@ -1,36 +1,33 @@
-"""The LightGBM predictor: boosted trees over counts and word scores, to logits over the length bins.
-
-Rule: ``model.txt`` is LightGBM's own text format; the trees add to the logarithm of the prior, one tree per bin and
-round. One thread a call: a request takes less than handing it to several would cost, and a busy server's other threads
-are left alone.
-"""
+"""The LightGBM backend: boosted trees over counts and word scores, to logits over the length bins."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.errors import CheckpointError
-from ecoserve.predictor.base import LengthPredictor
-from ecoserve.predictor.boosting.parameter_features import PARAMETER_FEATURES, parameter_features
-from ecoserve.predictor.boosting.request_features import NAMES, request_features
+from ecoserve.predictor.base import LengthPredictor, TrainingRun
+from ecoserve.predictor.boosting.features import feature_names, feature_rows
+from ecoserve.predictor.boosting.training import BoostingSettings, train_boosting
 from ecoserve.predictor.boosting.words import WordModel
 from ecoserve.predictor.calibration import Calibration
-from ecoserve.predictor.config import Backend, PredictorConfig
+from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.text import RequestView
 
-MODEL = "model.txt"
+#: LightGBM's own text format.
+MODEL: Final = "model.txt"
 
 
 class BoostingPredictor(LengthPredictor):
-    """A trained LightGBM model with its word model."""
+    """A trained LightGBM model with its word model; the trees add to the logarithm of the prior."""
 
-    backend: ClassVar[Backend] = "lightgbm"
+    Settings = BoostingSettings
+    packages = ("lightgbm", "scikit-learn")
 
     def __init__(self, config: PredictorConfig, calibration: Calibration, booster: Any, words: WordModel) -> None:
         super().__init__(config, calibration)
@@ -38,8 +35,17 @@ class BoostingPredictor(LengthPredictor):
         self.words = words
         self._prior = np.log(np.asarray(config.prior))
 
+    @classmethod
+    def fit(cls, run: TrainingRun, settings: BoostingSettings) -> BoostingPredictor:
+        """Train on ``run.fit``; ``run.held`` chooses the round."""
+        booster, words = train_boosting(
+            run.fit, run.held, run.config.bins, settings, seed=run.config.seed, progress=run.progress
+        )
+        return cls(run.config, Calibration(), booster, words)
+
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
         x = feature_rows(views, self.words.scores(views), parameters=bool(self.config.parameters))
+        # One thread: handing a request to several costs more than it takes, and a server's other threads are busy.
         raw = self.booster.predict(x, raw_score=True, num_threads=1)
         logits: npt.NDArray[np.float64] = np.asarray(raw, dtype=np.float64).reshape(len(x), -1) + self._prior
         return logits
@@ -53,7 +59,10 @@ class BoostingPredictor(LengthPredictor):
         import lightgbm
 
         text = (folder / MODEL).read_text(encoding="utf-8")
-        _check_whole(text)
+        # LightGBM's own reader would end the process on a text that ends too early.
+        sizes = re.search(r"^tree_sizes=([\d ]*)$", text, re.MULTILINE)
+        if sizes is None or len(sizes[1].split()) != text.count("\nTree=") or "\nend of trees\n" not in text:
+            raise ValueError(f"{MODEL} is no whole LightGBM model")
         booster = lightgbm.Booster(model_str=text)
         words = WordModel.load(folder)
         names, bins = feature_names(len(words.intercepts), parameters=bool(config.parameters)), len(config.prior)
@@ -65,24 +74,3 @@ class BoostingPredictor(LengthPredictor):
                 fix="train it again",
             )
         return cls(config, calibration, booster, words)
-
-
-def _check_whole(text: str) -> None:
-    """Refuse a model text that ends too early: LightGBM's own reader would end the process on it."""
-    sizes = re.search(r"^tree_sizes=([\d ]*)$", text, re.MULTILINE)
-    trees = text.count("\nTree=")
-    if sizes is None or len(sizes[1].split()) != trees or "\nend of trees\n" not in text:
-        raise ValueError(f"{MODEL} is no whole LightGBM model")
-
-
-def feature_rows(
-    views: Sequence[RequestView], scores: npt.NDArray[np.float64], *, parameters: bool = False
-) -> npt.NDArray[np.float64]:
-    """All features of ``n`` requests: counts, word scores and, if learned from, parameters; shape ``[n, F]``."""
-    parts = [request_features(views), scores]
-    return np.hstack([*parts, parameter_features(views)] if parameters else parts)
-
-
-def feature_names(scores: int, *, parameters: bool = False) -> list[str]:
-    """Names of the columns of :func:`feature_rows` with ``scores`` word scores."""
-    return [*NAMES, *(f"words_{i}" for i in range(scores)), *(PARAMETER_FEATURES if parameters else ())]

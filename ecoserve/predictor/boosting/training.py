@@ -1,10 +1,4 @@
-"""Training the LightGBM backend.
-
-Rule: one booster with one tree per bin and round, whose objective is the cross-entropy against soft targets
-(LightGBM's own multi-class objective takes only one class a row). The round with the best held-out loss is kept. One
-thread: trees over a few thousand rows and some dozen features are too small to share, and on a machine that is busy
-with other things threads that wait for each other took fourteen times as long.
-"""
+"""Settings and training of the LightGBM backend."""
 
 from __future__ import annotations
 
@@ -12,18 +6,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from ecoserve.predictor.bins import Bins
-from ecoserve.predictor.boosting.predictor import feature_names, feature_rows
+from ecoserve.predictor.boosting.features import feature_names, feature_rows
 from ecoserve.predictor.boosting.words import WordModel
 from ecoserve.predictor.calibration import cross_entropy, softmax
-from ecoserve.predictor.config import BoostingSettings
+from ecoserve.predictor.config import BackendSettings
 from ecoserve.predictor.examples import Examples
-from ecoserve.predictor.progress import Progress
+from ecoserve.predictor.runtime import Progress
 
 Array = npt.NDArray[np.float64]
 #: Lengths at which the word model predicts survival, as quantiles of the training lengths.
 _SURVIVAL_LEVELS = np.linspace(0, 1, 13)[1:-1]
+
+
+class BoostingSettings(BackendSettings):
+    """Hyperparameters of the LightGBM backend."""
+
+    rounds: int = Field(default=60, ge=1, le=5000, description="boosting rounds at most; each grows one tree per bin")
+    learning_rate: float = Field(default=0.1, gt=0, le=1, description="shrinkage of each round")
+    leaves: int = Field(default=7, ge=2, le=4096, description="leaves per tree")
+    min_rows_in_leaf: int = Field(default=50, ge=1, description="rows in a leaf at least")
+    terms: int = Field(default=20_000, ge=10, description="words and pairs of words kept")
+    ridge: float = Field(default=1.0, gt=0, description="L2 penalty of the linear model on words")
+    patience: int = Field(default=10, ge=1, description="rounds without a better held-out loss before it stops")
 
 
 def train_boosting(
@@ -37,15 +44,18 @@ def train_boosting(
     words, fit_scores = WordModel.fit(
         fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed
     )
-    said = bool(fit.parameters)
+    parameters = bool(fit.parameters)
     booster = boost(
-        (feature_rows(fit.views, fit_scores, parameters=said), fit.targets(bins).astype(np.float64)),
-        (feature_rows(held.views, words.scores(held.views), parameters=said), held.targets(bins).astype(np.float64)),
+        (feature_rows(fit.views, fit_scores, parameters=parameters), fit.targets(bins).astype(np.float64)),
+        (
+            feature_rows(held.views, words.scores(held.views), parameters=parameters),
+            held.targets(bins).astype(np.float64),
+        ),
         np.log(bins.shares(fit.all_lengths())),
         settings,
         seed=seed,
         progress=progress,
-        names=feature_names(fit_scores.shape[1], parameters=said),
+        names=feature_names(fit_scores.shape[1], parameters=parameters),
     )
     return booster, words
 
@@ -60,16 +70,16 @@ def boost(
     progress: Progress,
     names: list[str] | None = None,
 ) -> Any:
-    """Boost trees whose raw scores are added to ``prior``.
+    """Boost trees, one per bin and round, whose raw scores are added to ``prior``; returns LightGBM's booster.
+
+    LightGBM's own multi-class objective takes one class a row; this one is the cross-entropy against soft targets. One
+    thread: on a busy machine, threads that wait for each other over so few rows took fourteen times as long.
 
     Args:
-        fit: features ``[n, F]`` and shares of the bins ``[n, K]`` to learn from.
+        fit: features ``[n, F]`` and distributions over the bins ``[n, K]`` to learn from.
         held: the same of the rows that choose the round.
         prior: logarithm of each bin's share, ``[K]``.
         names: of the features.
-
-    Returns:
-        LightGBM's booster.
     """
     import lightgbm
 

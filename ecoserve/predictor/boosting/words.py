@@ -1,9 +1,8 @@
 """A linear model on the words of a request, whose scores the trees build on.
 
-Rule: TF-IDF over words, punctuation and pairs of them; ridge regression from there to the mean log length and to the
-probability of outliving each of some lengths. For the rows it was fitted on, the scores come from models that have
-not seen the row (cross-fitting, as in Wolpert, "Stacked generalization", Neural Networks 1992): trees that saw fitted
-scores would trust them too much.
+TF-IDF over words, punctuation and pairs of them; ridge regression from there to the mean log length and to the
+probability of outliving each of some lengths. The rows it was fitted on get scores from models that have not seen them
+(cross-fitting, as in Wolpert, "Stacked generalization", Neural Networks 1992), or the trees would trust them too much.
 Saved as JSON (the terms) and safetensors (numbers).
 """
 
@@ -73,8 +72,8 @@ class WordModel:
         )
 
     def _score(self, text: str) -> Array:
-        """What the vectorizer's ``transform`` and the product with the weights give, without the half millisecond that
-        scikit-learn takes to look at its arguments. Sums run in the same order."""
+        """The vectorizer's ``transform`` times the weights, without the half millisecond that scikit-learn takes to
+        check its arguments. Sums run in the same order."""
         counts: dict[int, int] = {}
         for term in self._analyze(text):
             place = self._places.get(term)

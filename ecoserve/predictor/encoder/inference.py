@@ -1,10 +1,9 @@
-"""The encoder's body as it runs on a CPU: packed weights, one product for query, key and value, bfloat16 where it pays.
+"""The encoder's body on a CPU: packed weights, one product for query, key and value, bfloat16 where it pays.
 
-Rule: the weights of every linear layer are laid out once in the order that oneDNN's matrix product reads them, and in
-bfloat16 where the CPU multiplies bfloat16 by itself (half the memory traffic, twice the rate); sums, norms, residuals,
-pooling and head stay in float32. It is checked against the plain network before it is used, and whatever is neither a
-BERT nor an MPNet (a BERT whose attention also reads how far apart two tokens are), or not a CPU, or a torch without
-these kernels, runs as transformers runs it. Measured beside ONNX Runtime and OpenVINO in ``docs/predictor-speed.md``.
+The weights of every linear layer are laid out once in the order that oneDNN's matrix product reads them, in bfloat16
+where the CPU multiplies it; sums, norms, residuals, pooling and head stay in float32. It is checked against the plain
+network before it is used. Anything but a BERT or an MPNet (whose attention also reads the distance of two tokens), a
+GPU, or a torch without these kernels, runs as transformers runs it. ``docs/predictor-speed.md`` has measurements.
 """
 
 from __future__ import annotations

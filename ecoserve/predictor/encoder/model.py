@@ -1,18 +1,26 @@
-"""The network: transformer, mean over tokens, one linear layer to the length bins."""
+"""The network: transformer, mean over tokens, one linear layer to the length bins; its batches and ranking loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
-
-from ecoserve.predictor.quiet import quiet_transformers
+from torch.nn import functional
 
 #: A predictor's weights in its checkpoint, and how the names of the body's begin.
 WEIGHTS: Final = "model.safetensors"
 _BODY: Final = "body."
+#: Padded tokens in one forward pass, and rows.
+_BATCH_TOKENS: Final = 4096
+_BATCH_ROWS: Final = 64
+#: How steeply the ranking loss of a pair falls, per unit of log length.
+_STEEPNESS: Final = 4.0
 
 
 class LengthEncoder(nn.Module):
@@ -36,12 +44,17 @@ class LengthEncoder(nn.Module):
             attention_mask: ``[n, tokens]``, 1 where there is a token.
             labels: soft targets, shares of the bins, ``[n, K]``.
         """
-        states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        logits = self.head((states * mask).sum(1) / mask.sum(1).clamp(min=1.0))
+        logits = self.head(self.pooled(input_ids, attention_mask))
         if labels is None:
             return {"logits": logits}
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+
+    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The mean of the body's states over the tokens, ``[n, hidden]``."""
+        states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        pooled: torch.Tensor = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return pooled
 
 
 def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[str, Any]]:
@@ -99,7 +112,7 @@ def from_config(content: dict[str, Any], bins: int) -> LengthEncoder:
 
     rest = {k: v for k, v in content.items() if k != "model_type"}
     config = AutoConfig.for_model(content["model_type"], **rest)
-    # Fresh weights are drawn and thrown away: the caller's random state is none of our business.
+    # Fresh weights are drawn and thrown away; the caller's random state stays as it was.
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         body = AutoModel.from_config(config)
     return LengthEncoder(body, config.hidden_size, bins)
@@ -111,3 +124,70 @@ def plain_config(config: Any) -> dict[str, Any]:
     for name in ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"):
         content.pop(name, None)
     return {**content, "model_type": config.model_type}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and notes of transformers inside, which would be drawn over ours; as before afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pad(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of ``n`` token lists, both ``[n, longest]``. Padding is masked, so any id will do for it: 0."""
+    longest = max(map(len, ids))
+    inputs = torch.zeros((len(ids), longest), dtype=torch.long)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for row, tokens in enumerate(ids):
+        inputs[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, : len(tokens)] = 1
+    return inputs, mask
+
+
+def in_batches(
+    ids: Sequence[Sequence[int]], compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int
+) -> npt.NDArray[np.float64]:
+    """What ``compute`` makes of ids and mask, shape ``[n, width]``; batches are of like length and bounded size."""
+    out = np.empty((len(ids), width), dtype=np.float64)
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
+        if batches[-1] and (len(batches[-1]) >= _BATCH_ROWS or (len(batches[-1]) + 1) * len(ids[i]) > _BATCH_TOKENS):
+            batches.append([])
+        batches[-1].append(i)
+    with torch.inference_mode():
+        for rows in batches:
+            out[rows] = compute(*pad([ids[i] for i in rows])).float().cpu().numpy()
+    return out
+
+
+def log_middles(edges: tuple[int, ...]) -> torch.Tensor:
+    """Log length in the middle of each bin, shape ``[K]``, from ``K + 1`` edges in tokens."""
+    at = torch.tensor(edges, dtype=torch.float32)
+    return torch.log1p((at[1:] + at[:-1]) / 2)
+
+
+def ranking_loss(logits: torch.Tensor, targets: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
+    """A logistic loss over all pairs of a batch, weighted by the distance of their mean log lengths; a scalar.
+
+    Schedulers order requests by predicted length, so a pair in the wrong order costs something (Burges et al.,
+    "Learning to Rank using Gradient Descent", ICML 2005).
+
+    Args:
+        logits: shape ``[n, K]``.
+        targets: distributions over the bins, shape ``[n, K]``.
+        middles: log length of each bin, shape ``[K]``.
+    """
+    predicted, true = logits.float().softmax(-1) @ middles, targets.float() @ middles
+    weight = (true[:, None] - true[None, :]).clamp(min=0)
+    each = functional.softplus(-_STEEPNESS * (predicted[:, None] - predicted[None, :]))
+    return (weight * each).sum() / weight.sum().clamp(min=1e-6)

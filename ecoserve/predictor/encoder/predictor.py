@@ -1,33 +1,26 @@
-"""The encoder predictor: a fine-tuned transformer at work.
-
-Rule: requests are sorted by length and run in batches of a bounded number of tokens, in inference mode. On a CPU the
-body runs with packed weights (:mod:`~ecoserve.predictor.encoder.inference`), made at the first request and made anew
-when somebody has changed the network's weights. Any number of threads may ask at once.
-"""
+"""The encoder backend: a fine-tuned transformer that predicts, on the CPU with packed weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ecoserve.predictor.base import LengthPredictor
+from ecoserve.predictor.base import LengthPredictor, TrainingRun
 from ecoserve.predictor.calibration import Calibration
-from ecoserve.predictor.config import Backend, PredictorConfig
-from ecoserve.predictor.encoder.inference import Precision, for_cpu, state_of
-from ecoserve.predictor.encoder.model import LengthEncoder, from_config
+from ecoserve.predictor.config import PredictorConfig
+from ecoserve.predictor.encoder.settings import EncoderSettings
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
 from ecoserve.predictor.text import RequestView
 
-WEIGHTS = "model.safetensors"
-#: Padded tokens in one forward pass, and rows.
-_BATCH_TOKENS = 4096
-_BATCH_ROWS = 64
+if TYPE_CHECKING:
+    import torch
+
+    from ecoserve.predictor.encoder.model import LengthEncoder
 
 
 class EncoderPredictor(LengthPredictor):
@@ -35,11 +28,13 @@ class EncoderPredictor(LengthPredictor):
 
     Attributes:
         model: the network as it was trained, float32; what is saved.
-        precision: in what numbers the body multiplies on a CPU; may be set at any time.
+        precision: number format of the body's products on a CPU; may be set at any time.
     """
 
-    backend: ClassVar[Backend] = "encoder"
-    precision: Precision = "auto"
+    Settings = EncoderSettings
+    packages = ("torch", "transformers", "tokenizers")
+    resumable = True
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __init__(
         self, config: PredictorConfig, calibration: Calibration, model: LengthEncoder, tokenizer: RequestTokenizer
@@ -50,6 +45,26 @@ class EncoderPredictor(LengthPredictor):
         self._weights = tuple(model.parameters())
         self._running: tuple[object, torch.nn.Module] | None = None
         self._making = Lock()
+
+    @classmethod
+    def fit(cls, run: TrainingRun, settings: EncoderSettings) -> EncoderPredictor:
+        """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch."""
+        from ecoserve.predictor.encoder.training import train_encoder
+
+        start = settings.start()
+        model, tokenizer, about = train_encoder(
+            run.fit,
+            run.held,
+            run.config.bins,
+            settings,
+            seed=run.config.seed,
+            work=run.work,
+            resume=run.resume,
+            progress=run.progress,
+        )
+        if start:
+            about["started_from"] = start
+        return cls(run.config.model_copy(update={"model": about}), Calibration(), model, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -62,19 +77,19 @@ class EncoderPredictor(LengthPredictor):
         return self
 
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
-        ids = self.tokenizer(views)
-        out = np.empty((len(ids), len(self.config.prior)), dtype=np.float64)
+        from ecoserve.predictor.encoder.model import in_batches
+
         model, device = self._network(), self.device
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        with torch.inference_mode():
-            for rows in _batches(order, ids):
-                inputs, mask = pad([ids[i] for i in rows])
-                logits = model(inputs.to(device), mask.to(device))["logits"]
-                out[rows] = logits.float().cpu().numpy()
-        return out
+        return in_batches(
+            self.tokenizer(views),
+            lambda ids, mask: model(ids.to(device), mask.to(device))["logits"],
+            len(self.config.prior),
+        )
 
     def _network(self) -> torch.nn.Module:
-        """What computes: the network itself on a GPU, its packed form on a CPU."""
+        """The network itself on a GPU; on a CPU its packed form, made anew when the network's weights have changed."""
+        from ecoserve.predictor.encoder.inference import for_cpu, state_of
+
         state = (self.precision, state_of(self._weights))
         running = self._running
         if running is None or running[0] != state:
@@ -89,6 +104,8 @@ class EncoderPredictor(LengthPredictor):
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
+        from ecoserve.predictor.encoder.model import WEIGHTS
+
         state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         self.tokenizer.save(folder)
@@ -97,29 +114,40 @@ class EncoderPredictor(LengthPredictor):
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> EncoderPredictor:
         from safetensors.torch import load_file
 
+        from ecoserve.predictor.encoder.model import WEIGHTS, from_config
+
         state = load_file(folder / WEIGHTS)
         model = from_config(config.model["encoder"], len(config.prior))
         model.load_state_dict(state, strict=True)
         return cls(config, calibration, model, RequestTokenizer.load(folder, int(config.model["max_length"])))
 
 
-def pad(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of ``n`` token lists, both ``[n, longest]``. Padding is masked, so any id will do for it: 0."""
-    longest = max(map(len, ids))
-    inputs = torch.zeros((len(ids), longest), dtype=torch.long)
-    mask = torch.zeros((len(ids), longest), dtype=torch.long)
-    for row, tokens in enumerate(ids):
-        inputs[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-        mask[row, : len(tokens)] = 1
-    return inputs, mask
+class FrozenEncoder:
+    """A pretrained encoder as it comes, which embeds requests (:data:`ecoserve.predictor.baselines.Embed`)."""
 
+    def __init__(self, folder: Path, max_length: int = 128) -> None:
+        """Load the encoder in ``folder`` (:func:`~ecoserve.predictor.encoder.source.find_encoder`).
 
-def _batches(order: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Cut ``order``, which ascends in length, into batches within both bounds."""
-    batches: list[list[int]] = [[]]
-    for i in order:
-        rows = batches[-1]
-        if rows and (len(rows) >= _BATCH_ROWS or (len(rows) + 1) * len(ids[i]) > _BATCH_TOKENS):
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+        ``max_length``: tokens read of a request at most, or as many as the encoder has positions for.
+        """
+        import torch
+
+        from ecoserve.predictor.encoder.inference import for_cpu
+        from ecoserve.predictor.encoder.model import pretrained
+
+        # The head is not used; the body runs as in predictors.
+        model, config = pretrained(folder, torch.ones(1))
+        self._model: Any = for_cpu(model.eval().requires_grad_(False))
+        self._hidden = int(config["hidden_size"])
+        most = int(config.get("max_position_embeddings", max_length))
+        self._tokenizer = RequestTokenizer.load(folder, min(max_length, most))
+
+    def __call__(self, views: Sequence[RequestView]) -> npt.NDArray[np.float32]:
+        """Mean over the tokens, of length one: shape ``[n, hidden]``."""
+        from torch.nn.functional import normalize
+
+        from ecoserve.predictor.encoder.model import in_batches
+
+        ids = self._tokenizer(views)
+        found = in_batches(ids, lambda ids, mask: normalize(self._model.pooled(ids, mask), dim=1), self._hidden)
+        return found.astype(np.float32)

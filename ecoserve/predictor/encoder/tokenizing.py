@@ -1,8 +1,7 @@
-"""Requests to token ids.
+"""Requests to token ids: ``[CLS] prompt [SEP]`` and, where there is a context, ``context [SEP]``.
 
-Rule: ``[CLS] prompt [SEP]``, and ``context [SEP]`` behind it where there is a context, which gets a quarter of the room
-at most. What is too long keeps its head and its tail. The tokenizer's own state is never changed, so threads can share
-it.
+The context gets a quarter of the room at most. What is too long keeps its head and its tail. The tokenizer's own state
+is never changed, so threads can share it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Fine-tuning the encoder with the transformers Trainer.
 
-Rule: the whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. After each epoch
-the held-out loss is taken, after a temperature, for calibration comes anyway, and the best epoch is kept. Of several
-runs, which differ in the order of the rows alone, the weights are averaged. Every half minute a checkpoint of the
-training itself is written, so that an interrupted run goes on where it was and ends with the very weights of an
-uninterrupted one.
+The whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. The epoch with the
+smallest held-out loss at its best temperature is kept. Several runs, which differ only in the order of the rows, have
+their weights averaged. A checkpoint of the training is written every half minute: an interrupted run goes on there and
+ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,19 +23,23 @@ from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallba
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.predictor import checkpoint
+from ecoserve.predictor import checkpoint, hub
 from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.calibration import likeliest_temperature
-from ecoserve.predictor.config import EncoderSettings
-from ecoserve.predictor.encoder.losses import log_middles, ranking_loss
-from ecoserve.predictor.encoder.model import LengthEncoder, pretrained, started
-from ecoserve.predictor.encoder.predictor import pad
+from ecoserve.predictor.encoder.model import (
+    LengthEncoder,
+    log_middles,
+    pad,
+    pretrained,
+    quiet_transformers,
+    ranking_loss,
+    started,
+)
+from ecoserve.predictor.encoder.settings import EncoderSettings
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
 from ecoserve.predictor.examples import Examples
-from ecoserve.predictor.processes import alone, first
-from ecoserve.predictor.progress import Progress
-from ecoserve.predictor.quiet import quiet_transformers
+from ecoserve.predictor.runtime import Progress, alone, first
 
 #: Seconds between two checkpoints of the training.
 SAVE_EVERY_S = 30.0
@@ -111,7 +114,7 @@ def train_encoder(
 def _load(settings: EncoderSettings, prior: torch.Tensor) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
     """The network before training, its tokenizer, and what the config shall say of the body."""
     if settings.start_from is not None:
-        folder = checkpoint.locate(settings.start_from)
+        folder = hub.locate(settings.start_from)
         earlier, _ = checkpoint.read(folder)
         about = {"encoder": earlier.model["encoder"], "encoder_from": earlier.model.get("encoder_from", "checkpoint")}
         with checkpoint.damage_of(folder):
@@ -127,7 +130,7 @@ def _load(settings: EncoderSettings, prior: torch.Tensor) -> tuple[LengthEncoder
 
 
 def newest_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint of an interrupted training that was written to its end."""
+    """The newest complete checkpoint of an interrupted training."""
     found = [p for p in work.glob("checkpoint-*") if (p / _COMPLETE).exists()]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
@@ -208,7 +211,7 @@ class _Sorted(Sampler[int]):
 
 
 class _Watch(TrainerCallback):
-    """Tells how far training is, asks for a checkpoint now and then, and marks those that were written to their end."""
+    """Reports progress, asks for a checkpoint now and then, and marks complete ones."""
 
     def __init__(self, progress: Progress, save_every_s: float, run: int, runs: int) -> None:
         self.progress, self.save_every_s = progress, save_every_s

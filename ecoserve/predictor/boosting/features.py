@@ -1,7 +1,7 @@
-"""Features that are counted in a request, one row of numbers each.
+"""Features of a request for the trees, one row of numbers each.
 
-Rule: cheap counts of what tells long answers from short ones: how long the prompt is and how it is laid out, what kind
-of answer it asks for, numbers in it ("write 500 words"), and how this conversation has gone so far.
+Counts in the text: the prompt's length and layout, the kind of response it asks for, numbers in it ("write 500 words"),
+earlier turns. Scores of the word model. The request's parameters, for predictors that have learned from them.
 """
 
 from __future__ import annotations
@@ -67,6 +67,27 @@ NAMES: Final[tuple[str, ...]] = (
     *(f"asks_{name}" for name in _ASKS),
 )
 
+#: Features of the parameters, see :func:`_parameters_row`.
+PARAMETER_NAMES: Final = ("max_tokens", "stop_strings", "stops_at_line_end", "tools", "thinking", "formatted")
+#: Thinking from off to most; other words count as "on".
+_THINKING: Final = {"off": 0, "minimal": 1, "low": 2, "on": 3, "medium": 3, "high": 4, "xhigh": 5, "max": 5}
+
+
+def feature_rows(
+    views: Sequence[RequestView], scores: npt.NDArray[np.float64], *, parameters: bool = False
+) -> npt.NDArray[np.float64]:
+    """All features of ``n`` requests with these word scores, shape ``[n, F]``."""
+    parts = [request_features(views), scores]
+    if parameters:
+        rows = [_parameters_row(v) for v in views]
+        parts.append(np.asarray(rows, dtype=np.float64).reshape(len(rows), len(PARAMETER_NAMES)))
+    return np.hstack(parts)
+
+
+def feature_names(scores: int, *, parameters: bool = False) -> list[str]:
+    """Names of the columns of :func:`feature_rows` with ``scores`` word scores."""
+    return [*NAMES, *(f"words_{i}" for i in range(scores)), *(PARAMETER_NAMES if parameters else ())]
+
 
 def request_features(views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
     """Features of ``n`` requests, shape ``[n, len(NAMES)]``; -1 where there is no number or no earlier answer."""
@@ -105,6 +126,20 @@ def _row(view: RequestView) -> list[float]:
         sum(answers) / len(answers) if answers else -1.0,
         float(view.system_characters),
         *(float(p.search(lower) is not None) for p in _PATTERNS),
+    ]
+
+
+def _parameters_row(view: RequestView) -> list[float]:
+    """Numbers as they are, and whether something is set; -1 where a request does not say."""
+    given = view.parameters
+    return [
+        float(-1 if given.max_tokens is None else given.max_tokens),
+        float(len(given.stop)),
+        # A stop string that is a line end means one paragraph; what others say is left to the words.
+        float(any(not s.strip() and "\n" in s for s in given.stop)),
+        float(given.tools),
+        -1.0 if given.thinking is None else float(_THINKING.get(given.thinking, 3)),
+        float(given.response_format is not None),
     ]
 
 
