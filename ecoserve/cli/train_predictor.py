@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic.fields import FieldInfo
 
 from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.options import Command, takes
 from ecoserve.predictor.base import DEFAULT_BACKEND, backend_class, trained_backends
+from ecoserve.predictor.config import BackendSettings
 
 if TYPE_CHECKING:
     from ecoserve.data import Trace
@@ -26,7 +25,22 @@ COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median"
 _ABOUT_THE_RUN = frozenset(("output", "recipe", "resume", "json", "quiet"))
 
 
-def _command(
+def _with_hyperparameters(command: Command) -> Command:
+    """Give the command an option for each hyperparameter of each backend."""
+    backends: dict[type[BackendSettings], list[str]] = {}
+    for backend, settings in trained_backends().items():
+        for part in settings.parts().values():
+            backends.setdefault(part, []).append(backend)
+    known: set[str] = set()
+    for part, names in backends.items():
+        options = [name for name in part.options() if name not in known]
+        command = takes(part, " ".join(options), panel=f"Hyperparameters ({', '.join(names)})")(command)
+        known |= set(options)
+    return command
+
+
+@_with_hyperparameters
+def command(
     context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
     trace: Annotated[
@@ -107,29 +121,6 @@ def _command(
     )
 
 
-def _with_hyperparameters(function: Callable[..., None]) -> Callable[..., None]:
-    """Give the command an option for each hyperparameter of each backend, by the definitions in its settings."""
-    options: dict[str, tuple[FieldInfo, list[str]]] = {}
-    for backend, kind in trained_backends().items():
-        for name, path in kind.places().items():
-            options.setdefault(name, (kind.field(path), []))[1].append(backend)
-    own = inspect.signature(function, eval_str=True)
-    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for name, (field, backends) in options.items():
-        basic = next((t for t in (int, float) if field.annotation is t), str)
-        default = "" if field.default is None else f" [{field.default}]"
-        option = typer.Option(
-            "--" + name.replace("_", "-"),
-            help=f"{field.description}{default}",
-            rich_help_panel=f"Hyperparameters ({', '.join(backends)})",
-            show_default=False,
-        )
-        annotation = Annotated[basic | None, option]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return function
-
-
 def _given(context: typer.Context) -> dict[str, Any]:
     """The options given on the command line, by the names of a recipe's fields."""
     given = {
@@ -200,6 +191,3 @@ def _trace(wanted: Recipe) -> Trace:
         sample_field=wanted.sample_field,
         tokenizer=wanted.tokenizer,
     )
-
-
-command = _with_hyperparameters(_command)

@@ -6,7 +6,6 @@ import math
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.fields import FieldInfo
 
 from ecoserve.lengths import MAX_LENGTH, ClosedBy
 from ecoserve.predictor.bins import Bins
@@ -75,33 +74,27 @@ class BackendSettings(BaseModel):
     """A backend's hyperparameters.
 
     A field is the one definition of a setting: key of a recipe, option of ``train-predictor``, default, bounds, help.
-    A field that is itself settings is a section: its fields are options, the section is none.
+    A field that is itself settings is a section (one level deep): its fields are options, the section is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def places(cls) -> dict[str, tuple[str, ...]]:
-        """Option name -> keys that lead to it in the settings."""
-        found: dict[str, tuple[str, ...]] = {}
-        for name, field in cls.model_fields.items():
-            section = field.annotation
-            if isinstance(section, type) and issubclass(section, BackendSettings):
-                found |= {option: (name, *path) for option, path in section.places().items()}
-            else:
-                found[name] = (name,)
-        return found
+    def parts(cls) -> dict[str, type[BackendSettings]]:
+        """The sections by their keys, and under "" the settings themselves."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        sections = {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, BackendSettings)}
+        return {"": cls, **sections}
 
     @classmethod
-    def field(cls, path: tuple[str, ...]) -> FieldInfo:
-        """The definition at ``path``, one of :meth:`places`."""
-        field = cls.model_fields[path[0]]
-        section = field.annotation
-        if len(path) == 1:
-            return field
-        assert isinstance(section, type)
-        assert issubclass(section, BackendSettings)
-        return section.field(path[1:])
+    def options(cls) -> list[str]:
+        """Names of the options that are no section's."""
+        return [name for name in cls.model_fields if name not in cls.parts()]
+
+    @classmethod
+    def places(cls) -> dict[str, str]:
+        """Every option's name, and the key of the section that it is in, or ""."""
+        return {name: section for section, kind in cls.parts().items() for name in kind.options()}
 
     def recorded(self) -> dict[str, Any]:
         """The settings by option as a checkpoint records them: without paths of this machine.

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ecoserve.errors import ConfigError
+from ecoserve.options import checked, flag, problem
 from ecoserve.predictor.base import DEFAULT_BACKEND, settings_class, trained_backends
 from ecoserve.predictor.bins import BinSettings
 from ecoserve.predictor.config import BackendSettings
@@ -97,8 +98,8 @@ class Recipe(BaseModel):
             of_one = {"backend", *(name for kind in trained_backends().values() for name in kind.places())}
             if other := next((n for n in options if n in of_one), None):
                 what = "is of one predictor, and the recipe makes several"
-                raise ConfigError(what, where=_option(other), fix="set it in the recipe, for a member")
-            return _checked(content | dict(options))
+                raise ConfigError(what, where=flag(other), fix="set it in the recipe, for a member")
+            return _recipe_of(content | dict(options))
         backend = options.get("backend", self.backend)
         kind = settings_class(backend)
         # The recipe's hyperparameters are of its own backend.
@@ -111,10 +112,14 @@ class Recipe(BaseModel):
             elif name in type(self).model_fields:
                 content[name] = value
             elif name not in kind.places():
-                raise ConfigError(f"is no option of the {backend} backend", where=_option(name), fix="leave it out")
+                raise ConfigError(f"is no option of the {backend} backend", where=flag(name), fix="leave it out")
+            elif section := kind.places()[name]:
+                checked(kind.parts()[section], {name: value})
+                settings[section] = {**settings.get(section, {}), name: value}
             else:
-                _set(kind, settings, name, value)
-        return _checked({**content, "settings": settings})
+                checked(kind, {name: value})
+                settings[name] = value
+        return _recipe_of({**content, "settings": settings})
 
     def started_from(self, checkpoint: Path) -> Recipe:
         """Without its first stage: the encoder starts from that stage's ``checkpoint``."""
@@ -125,30 +130,13 @@ class Recipe(BaseModel):
 Member.model_rebuild()
 
 
-def _set(kind: type[BackendSettings], settings: dict[str, Any], name: str, value: Any) -> None:
-    """Put an option's value into its place in ``settings``, checked."""
-    path = kind.places()[name]
-    alone = value
-    for key in reversed(path):
-        alone = {key: alone}
-    try:
-        kind.model_validate(alone)
-    except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"], where=_option(name)) from error
-    for section in path[:-1]:
-        settings[section] = dict(settings.get(section, {}))
-        settings = settings[section]
-    settings[path[-1]] = value
-
-
-def _checked(content: dict[str, Any]) -> Recipe:
+def _recipe_of(content: dict[str, Any]) -> Recipe:
     """A recipe made of a recipe's fields and the command's options."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        found = error.errors()[0]
-        where = _option(str(found["loc"][0])) if found["loc"] else "--recipe"
-        raise ConfigError(_line(found["msg"]), where=where) from error
+        place, what = problem(error)
+        raise ConfigError(what, where=flag(place.partition(".")[0] or "recipe")) from error
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -168,15 +156,13 @@ def read_recipe(path: str | Path) -> Recipe:
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror or error})", where=str(path)) from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"is no YAML: {_line(str(error))}", where=str(path)) from error
+        raise ConfigError(f"is no YAML: {' '.join(str(error).split())[:200]}", where=str(path)) from error
     if not isinstance(content, dict):
         raise ConfigError("is no recipe: it has no keys", where=str(path), fix="see recipes/ for some")
     try:
         return Recipe.model_validate(_located(content, file.parent))
     except ValidationError as error:
-        found = error.errors()[0]
-        what = ": ".join(filter(None, (".".join(map(str, found["loc"])), _line(found["msg"]))))
-        raise ConfigError(what, where=str(path)) from error
+        raise ConfigError(": ".join(filter(None, problem(error))), where=str(path)) from error
 
 
 def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -190,11 +176,3 @@ def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(found.get("members"), list):
         found["members"] = [_located(m, folder) if isinstance(m, dict) else m for m in found["members"]]
     return found
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.removeprefix("Value error, ").split())[:200]

@@ -98,9 +98,9 @@ def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: P
         call("train_predictor", file, "-o", out, "--backend", "magic")
     with pytest.raises(ConfigError, match="--epochs: is no option of the lightgbm backend"):
         call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--epochs", "2")
-    with pytest.raises(ConfigError, match="--epochs: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="--epochs: must be greater than 0"):
         call("train_predictor", file, "-o", out, "--epochs", "0")
-    with pytest.raises(ConfigError, match="--body-lr: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="--body-lr: must be greater than 0"):
         call("train_predictor", file, "-o", out, "--body-lr", "0")
     with pytest.raises(ConfigError, match="--start-from: starts from a checkpoint's encoder already"):
         call("train_predictor", file, "-o", out, "--start-from", boosted_dir, "--encoder", "all-MiniLM-L6-v2")

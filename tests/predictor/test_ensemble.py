@@ -190,8 +190,8 @@ def test_options_of_one_predictor_mean_nothing_to_several(tmp_path: Path) -> Non
     for text, says in (
         ("members: [{backend: lightgbm}]", "at least two"),
         ("members: [{}, {}]\nbackend: lightgbm", "backend beside members"),
-        ("members: [{}, {epochs: 3}]", r"members.1.epochs: Extra inputs"),
-        ("members: [{}, {seed: 3}]", r"members.1.seed: Extra inputs"),
+        ("members: [{}, {epochs: 3}]", r"members.1.epochs: there is no such setting"),
+        ("members: [{}, {seed: 3}]", r"members.1.seed: there is no such setting"),
         ("members: [{}, {backend: lightgbm, settings: {epochs: 3}}]", "epochs"),
         ("members: [{}, {backend: lightgbm, first: {backend: encoder}}]", "lightgbm has none"),
     ):
