@@ -1,12 +1,8 @@
 """The length distribution: P(length = n | request), the one thing that predictor and serving share.
 
-The response length is counted in generated tokens of the served model, EOS included, so response length
->= 1.
-A distribution is a list of bins. Bin ``k`` covers the integers ``edges[k] + 1 .. edges[k + 1]`` with
-probability ``probs[k]``, spread evenly over them. Length predictors leave their last bin open ("more than
-n tokens"); a distribution that serving can use is closed, and ``closed_by`` says what closed it.
-
-NumPy only: this module is imported by the scheduler's hot path, by the HTTP middleware and by training.
+A length is counted in generated tokens of the served model, EOS included, so it is at least 1. Bin ``k`` covers the
+integers ``edges[k] + 1 .. edges[k + 1]`` with probability ``probs[k]``, spread evenly over them. ``closed_by`` says what
+the last edge is. NumPy only: the scheduler's hot path, the HTTP middleware and training import this module.
 """
 
 from __future__ import annotations
@@ -24,13 +20,13 @@ from ecoserve.errors import PredictionError
 
 ClosedBy = Literal["support", "max_tokens", "max_model_len"]
 
-#: What closed the last bin, in the order in which the flat list codes it.
+#: What closes the last bin; the flat list holds the index.
 CLOSERS: Final[tuple[ClosedBy, ...]] = ("support", "max_tokens", "max_model_len")
-#: No distribution has more bins than this: the flat list travels with every request.
+#: Bins at most: the flat list travels with every request.
 MAX_BINS: Final = 256
-#: No response is longer than this many tokens.
+#: Tokens of a response at most.
 MAX_LENGTH: Final = 2**24
-#: First number of the flat list; another number means another layout.
+#: First number of the flat list: its layout.
 WIRE_VERSION: Final = 1
 _SUM_TOLERANCE: Final = 1e-6
 _NUMBERS: Final = (int, float, np.integer, np.floating)
@@ -41,8 +37,7 @@ class LengthDistribution:
 
     Args:
         edges: ``K + 1`` strictly ascending integers, ``edges[0] >= 0``; bin ``k`` is ``(edges[k], edges[k + 1]]``.
-        probs: ``K`` probabilities, not negative, adding up to 1 within 1e-6. They are kept as given; use
-            :meth:`from_weights` for numbers that are not normalised yet.
+        probs: ``K`` probabilities, not negative, adding up to 1 within 1e-6; :meth:`from_weights` normalises.
         closed_by: what the last edge is: the largest length seen or set (``"support"``), the request's
             ``max_tokens``, or the model's ``max_model_len``.
 
@@ -58,7 +53,7 @@ class LengthDistribution:
     _cdf: tuple[float, ...]
     _mean: float | None
 
-    def __init__(self, edges: Sequence[int], probs: Sequence[float], closed_by: ClosedBy = "support") -> None:
+    def __init__(self, edges: Sequence[float], probs: Sequence[float], closed_by: ClosedBy = "support") -> None:
         if closed_by not in CLOSERS:
             raise PredictionError(f"closed_by {closed_by!r} is none of {', '.join(CLOSERS)}")
         if not 1 <= len(probs) <= MAX_BINS:
@@ -83,9 +78,9 @@ class LengthDistribution:
         self._settle(whole, values, closed_by)
 
     def _settle(self, whole: tuple[int, ...], values: tuple[float, ...], closed_by: ClosedBy) -> None:
-        """Take edges and probabilities that are known to be right."""
+        """Take edges and probabilities that have been checked."""
         cdf = list(itertools.accumulate(values, initial=0.0))
-        # The sum may be off by a little; what is left of it must not fall into empty bins at the end.
+        # The sum may be off by rounding, which must not fall into empty bins at the end.
         certain = len(values)
         while values[certain - 1] <= 0.0:
             certain -= 1
@@ -108,7 +103,7 @@ class LengthDistribution:
             w = np.asarray(list(weights) if not isinstance(weights, np.ndarray) else weights, dtype=np.float64)
         except (TypeError, ValueError):
             raise PredictionError("weights must be a flat list of numbers") from None
-        if w.ndim != 1 or not np.all(np.isfinite(w)) or np.any(w < 0.0):
+        if w.ndim != 1 or not np.all(np.isfinite(w) & (w >= 0.0)):
             raise PredictionError("weights must be a flat list of finite numbers that are not negative")
         total = float(w.sum())
         if total <= 0.0:
@@ -212,12 +207,10 @@ class LengthDistribution:
     # -- making another from it ------------------------------------------------------------------------
 
     def given_longer_than(self, n: int) -> LengthDistribution:
-        """The distribution of response length once ``n`` tokens are out and none of them was the last: P(response
-        length | length > n).
+        """P(length | length > n): once ``n`` tokens are out and none of them was the last.
 
-        Past the end of its own support the prediction was simply wrong. What is left is the age of the
-        request: as for other things of unknown scale, the expected rest is taken to be of the order of
-        what has passed, here three eighths of it in the median, never more than all of it.
+        Past the end of its support the prediction was wrong, and only the age is known. The remaining length is then of
+        the order of the age: three eighths of it in the median, all of it at most.
         """
         if n <= self.edges[0]:
             return self
@@ -234,16 +227,14 @@ class LengthDistribution:
             return LengthDistribution.from_weights(
                 (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
             )
-        # Asked of every running request again and again; a part of what was checked need not be checked.
+        # Called for every running request again and again; a part of what was checked is not checked again.
         parts = np.array((first, *self.probs[k + 1 :]))
         rest_of_it = object.__new__(LengthDistribution)
         rest_of_it._settle((n, *self.edges[k + 1 :]), tuple((parts / float(parts.sum())).tolist()), self.closed_by)
         return rest_of_it
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
-        """The distribution of min(response length, limit): generation stops at ``limit`` tokens whatever the answer
-        wanted.
-        """
+        """The distribution of min(length, limit): generation stops at ``limit`` tokens."""
         if limit < 1:
             raise PredictionError(f"a limit of {limit} tokens leaves no room for a response")
         if limit >= self.edges[-1]:
@@ -254,14 +245,14 @@ class LengthDistribution:
         below = bisect_left(self.edges, limit - 1)
         edges = [*self.edges[:below], limit - 1, limit]
         if len(edges) > MAX_BINS + 1:
-            # The limit gets a bin of its own; to make room, the two before it become one.
+            # The two bins before the limit's own become one.
             del edges[-3]
         cdf = [1.0 - self.survival(e) for e in edges[:-1]]
         weights = [max(0.0, b - a) for a, b in itertools.pairwise(cdf)]
         return LengthDistribution.from_weights(edges, [*weights, rest], by)
 
     def scaled(self, factor: float) -> LengthDistribution:
-        """The distribution of ``factor * response length``, for a correction of everything by the same factor."""
+        """The distribution of ``factor * length``."""
         if not (math.isfinite(factor) and factor > 0):
             raise PredictionError(f"a length cannot be scaled by {factor}")
         reached: dict[int, float] = {}
@@ -269,8 +260,8 @@ class LengthDistribution:
             cut = round(min(float(MAX_LENGTH), e * factor))
             cut = max(1, cut) if reached else min(cut, MAX_LENGTH - 1)
             if cut in reached:
-                # Edges that fall together: what lay between them gets the last token up to there for itself,
-                # instead of being spread over a wide neighbour.
+                # What lay between edges that fall together gets the last token up to there for itself, instead of
+                # being spread over a wide neighbour.
                 reached.setdefault(cut - 1, reached[cut])
             reached[cut] = c
         edges = sorted(reached)
@@ -295,23 +286,18 @@ class LengthDistribution:
             raise PredictionError(f"a length distribution travels as a flat list, got {type(values).__name__}")
         if not 5 <= len(values) <= 2 * MAX_BINS + 3 or len(values) % 2 == 0:
             raise PredictionError(f"a flat list of {len(values)} numbers is not a length distribution")
-        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        if not _are_numbers(values):
             raise PredictionError("a length distribution travels as numbers only")
         try:
-            numbers = [float(v) for v in values]
+            version, closer, *numbers = (float(v) for v in values)
         except OverflowError:
             raise PredictionError("a length distribution has no numbers that large") from None
-        if not all(math.isfinite(v) for v in numbers):
-            raise PredictionError("a length distribution has finite numbers only")
-        if numbers[0] != WIRE_VERSION:
-            raise PredictionError(f"layout {numbers[0]:g} of a length distribution is not known")
-        if numbers[1] not in range(len(CLOSERS)):
-            raise PredictionError(f"code {numbers[1]:g} says nothing about what closes the last bin")
-        bins = (len(numbers) - 3) // 2
-        edges, probs = numbers[2 : 3 + bins], numbers[3 + bins :]
-        if any(e != int(e) for e in edges):
-            raise PredictionError("bin edges must be whole numbers of tokens")
-        return cls([int(e) for e in edges], probs, CLOSERS[int(numbers[1])])
+        if version != WIRE_VERSION:
+            raise PredictionError(f"layout {version:g} of a length distribution is not known")
+        if closer not in range(len(CLOSERS)):
+            raise PredictionError(f"code {closer:g} says nothing about what closes the last bin")
+        bins = len(numbers) // 2
+        return cls(numbers[: bins + 1], numbers[bins + 1 :], CLOSERS[int(closer)])
 
     # -- being a value ---------------------------------------------------------------------------------
 
@@ -338,5 +324,5 @@ class LengthDistribution:
 
 
 def _are_numbers(values: Sequence[object]) -> bool:
-    """Whether all are real numbers; booleans and texts, which Python would convert, are none."""
+    """Whether all are real numbers, not booleans or texts, which Python would convert."""
     return all(issubclass(t, _NUMBERS) and not issubclass(t, bool) for t in set(map(type, values)))
