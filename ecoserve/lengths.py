@@ -1,8 +1,8 @@
 """The length distribution: P(length = n | request), the one thing that predictor and serving share.
 
 A length is counted in generated tokens of the served model, EOS included, so it is at least 1. Bin ``k`` covers the
-integers ``edges[k] + 1 .. edges[k + 1]`` with probability ``probs[k]``, spread evenly over them. ``closed_by`` says what
-the last edge is. NumPy only: the scheduler's hot path, the HTTP middleware and training import this module.
+integers ``edges[k] + 1 .. edges[k + 1]`` with probability ``probs[k]``, spread evenly over them; ``closed_by`` says
+what the last edge is. NumPy only: the scheduler's hot path, the HTTP middleware and training import this module.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from ecoserve.predictor.base import LengthPredictor
 from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.bins import Bins, BinSettings
 from ecoserve.predictor.calibration_fitting import fit_calibration, pinball
-from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.evaluation import evaluate_predictor
 from ecoserve.predictor.examples import MIN_ROWS, Examples, at_most, require_texts, usable
 from ecoserve.predictor.runtime import Progress, silent
@@ -62,17 +61,17 @@ def adapt_predictor(
 
     Args:
         base: folder or hub id of the predictor to start from.
-        trace: requests with the lengths of the new model's answers; its ``train`` rows adapt, its ``dev`` rows are
-            used once, to say how good the result is, beside the base and the constant median.
+        trace: requests with the lengths of the new model's responses; its ``train`` rows adapt, its ``dev`` rows
+            evaluate the result, the base and the constant median.
         output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace, not the base's.
         rows: adapt from at most so many rows, chosen at random.
-        served_model: the new model; by default what the trace says. Of several models' answers, its own are taken.
+        served_model: the new model; by default what the trace says. Of several models' responses, its own are taken.
         seed: of the split, the choice of rows and the folds.
         progress: called with what is being done, and how far it is.
 
     Raises:
         CheckpointError: if the base is missing, damaged, or adapted itself, or ``output_dir`` holds other files.
-        TraceError: if there are fewer than 50 rows with text and length, or several models' answers.
+        TraceError: if there are fewer than 50 rows with text and length, or several models' responses.
         ConfigError: if ``output_dir`` is the base's own folder.
     """
     started = time.monotonic()
@@ -84,13 +83,24 @@ def adapt_predictor(
     predictor = LengthPredictor.from_pretrained(folder)
     if isinstance(predictor, AdaptedPredictor):
         raise CheckpointError("is adapted already", where=str(base), fix="give the checkpoint it was adapted from")
-    trace, model = _answers_of(trace, served_model)
-    parts = split_trace(trace, seed=seed)
+    trace, model = _responses_of(trace, served_model)
     require_texts(trace)
+    parts = split_trace(trace, seed=seed)
     examples = Examples.of(at_most(usable(parts["train"].records), rows, seed), predictor.config.parameters)
-    _check_enough(examples, trace.source)
+    _check(examples, trace.source)
     adapted = fit_adaptation(predictor, examples, seed=seed, progress=progress)
-    config = adapted.config.model_copy(
+    seconds = round(time.monotonic() - started, 1)
+    metrics, dev = {}, parts["dev"].records
+    if usable(dev):
+        progress("evaluating", 0, 1)
+        metrics = {
+            "dev": evaluate_predictor(adapted, dev),
+            "unadapted": evaluate_predictor(predictor, dev),
+            "constant_median": evaluate_predictor(ConstantMedian.of(adapted.config), dev),
+        }
+    of_base = {"backend", "served_model", "trace_name", "trace_sha256"}
+    about = {"sha256": checkpoint.identity(folder), **predictor.config.model_dump(mode="json", include=of_base)}
+    adapted.config = adapted.config.model_copy(
         update={
             "served_model": model,
             "trace_name": Path(trace.source).name,
@@ -99,20 +109,11 @@ def adapt_predictor(
             "length_source": trace.length_source,
             "seed": seed,
             "hyperparameters": {"rows": rows, "kind": adapted.adaptation.kind},
-            "model": {"base": _described(predictor, folder)},
-            "training_seconds": round(time.monotonic() - started, 1),
+            "model": {"base": about},
+            "metrics": metrics,
+            "training_seconds": seconds,
         }
     )
-    adapted.config = config
-    if usable(parts["dev"].records):
-        progress("evaluating", 0, 1)
-        dev = parts["dev"].records
-        metrics = {
-            "dev": evaluate_predictor(adapted, dev),
-            "unadapted": evaluate_predictor(predictor, dev),
-            "constant_median": evaluate_predictor(ConstantMedian.of(config), dev),
-        }
-        adapted.config = config.model_copy(update={"metrics": metrics})
     adapted.save_pretrained(output)
     return LengthPredictor.from_pretrained(output)
 
@@ -131,9 +132,8 @@ def fit_adaptation(
     adaptation, left_out = choose(features, cdf, base.config.edges, lengths, bins, prior, folds)
     progress("calibrating", 2, 3)
     calibration = fit_calibration(np.log(left_out), examples.answers, bins.edges, examples.views)
-    config = PredictorConfig.model_validate(
-        {
-            **base.config.model_dump(),
+    config = base.config.model_copy(
+        update={
             "backend": "adapted",
             "edges": bins.edges,
             "closed_by": bins.closed_by,
@@ -157,33 +157,31 @@ def choose(
     prior: Array,
     folds: npt.NDArray[np.int64],
 ) -> tuple[Adaptation, Array]:
-    """The adaptation, and each row's probabilities by one that was fitted without its fold, shape ``[n, K]``."""
+    """The adaptation, and each row's probabilities by one that was fitted without its fold, shape ``[n, K]``.
+
+    The ridge's penalty has the smallest error of log length, the stretch the smallest pinball loss.
+    """
     edges, target = np.asarray(bins.edges, dtype=np.float64), np.log(lengths)
     by_penalty = {p: _left_out("ridge", features, target, folds, p) for p in PENALTIES}
     penalty = min(PENALTIES, key=lambda p: float(np.square(by_penalty[p] - target).mean()))
+    log_lengths = {
+        "none": features[:, 0],
+        "affine": _left_out("affine", features, target, folds, 1.0),
+        "ridge": by_penalty[penalty],
+    }
     best: tuple[Adaptation, Array, Array] | None = None
     for kind in KINDS:
-        mu = {"none": features[:, 0], "ridge": by_penalty[penalty]}.get(kind)
-        if mu is None:
-            mu = _left_out(kind, features, target, folds, 1.0)
         stretches, mix = (np.ones(1), 0.0) if kind == "none" else (STRETCHES, MIX)
-        by_stretch = {
-            float(s): pinball(moved(cdf, base_edges, features[:, 0], mu, float(s), edges), edges, lengths).mean()
-            for s in stretches
-        }
-        stretch = min(by_stretch, key=by_stretch.__getitem__)
-        p = with_share(moved(cdf, base_edges, features[:, 0], mu, stretch, edges), mix, prior)
+        by_stretch = {float(s): moved(cdf, base_edges, features[:, 0], log_lengths[kind], s, edges) for s in stretches}
+        stretch = min(by_stretch, key=lambda s: float(pinball(by_stretch[s], edges, lengths).mean()))
+        p = with_share(by_stretch[stretch], mix, prior)
         loss = pinball(np.concatenate([np.zeros((len(p), 1)), np.cumsum(p, axis=1)], axis=1), edges, lengths)
-        if best is None or _clearly_less(loss, best[2]):
+        gain = None if best is None else best[2] - loss
+        if gain is None or gain.mean() > gain.std() / math.sqrt(len(gain)):
             adaptation = _fit(kind, features, target, penalty if kind == "ridge" else 1.0)
             best = adaptation.model_copy(update={"stretch": stretch, "mix": mix}), p, loss
     assert best is not None
     return best[0], best[1]
-
-
-def _clearly_less(loss: Array, than: Array) -> bool:
-    gain = than - loss
-    return bool(gain.mean() > gain.std() / math.sqrt(len(gain)))
 
 
 def _fit(kind: Kind, features: Array, target: Array, penalty: float) -> Adaptation:
@@ -207,15 +205,14 @@ def _fit(kind: Kind, features: Array, target: Array, penalty: float) -> Adaptati
 def _left_out(kind: Kind, features: Array, target: Array, folds: npt.NDArray[np.int64], penalty: float) -> Array:
     """Predicted log lengths of each fold by a regression on the others, shape ``[n]``."""
     out = np.empty(len(target))
-    for fold in range(_FOLDS):
+    for fold in np.unique(folds):
         held = folds == fold
-        if held.any():
-            out[held] = _fit(kind, features[~held], target[~held], penalty).log_lengths(features[held])
+        out[held] = _fit(kind, features[~held], target[~held], penalty).log_lengths(features[held])
     return out
 
 
 def _folds(texts: list[str], seed: int) -> npt.NDArray[np.int64]:
-    """A fold for each row by chance, the same for the same text."""
+    """A random fold for each row, the same for the same text."""
     _, which = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
     count = int(which.max()) + 1
     fold = np.random.default_rng(seed).permutation(count) % min(_FOLDS, count)
@@ -223,9 +220,9 @@ def _folds(texts: list[str], seed: int) -> npt.NDArray[np.int64]:
 
 
 def adapted_bins(lengths: Array, base_edges: tuple[int, ...], censored: tuple[bool, ...]) -> Bins:
-    """Bins over the new model's lengths, which reach further the fewer answers were seen.
+    """Bins over the new model's lengths, which reach further the fewer responses were seen.
 
-    They end at the cap where at least four answers were cut off at the largest length, else at the base's end or
+    They end at the cap where at least four responses were cut off at the largest length, else at the base's end or
     above the largest length seen, whichever is longer.
     """
     top = int(lengths.max())
@@ -240,7 +237,7 @@ def adapted_bins(lengths: Array, base_edges: tuple[int, ...], censored: tuple[bo
     return Bins((*inner, *(int(s) for s in steps if s > inner[-1])))
 
 
-def _check_enough(examples: Examples, source: str) -> None:
+def _check(examples: Examples, source: str) -> None:
     """Refuse too few responses, or responses of one length, with a TraceError."""
     ended = sum(not c for c in examples.censored)
     if ended < MIN_ROWS:
@@ -255,19 +252,12 @@ def _check_enough(examples: Examples, source: str) -> None:
         raise TraceError(what, where=source, fix="check the length field and the trace")
 
 
-def _answers_of(trace: Trace, model: str | None) -> tuple[Trace, str | None]:
-    """One model's answers, and its name; ``model`` says which where there are several models'."""
+def _responses_of(trace: Trace, model: str | None) -> tuple[Trace, str | None]:
+    """One model's responses, and its name; ``model`` says which where there are several models'."""
     names = {r.model for r in trace.records if r.model is not None}
     if len(names) < 2:
         return trace, model or next(iter(names), None)
     if model not in names:
-        listed = ", ".join(sorted(names))
         what = f"has answers of {len(names)} models, " + (f"none of {model}" if model else "and one is adapted to")
-        raise TraceError(what, where=trace.source, fix=f"name with --model one of {listed}")
+        raise TraceError(what, where=trace.source, fix=f"name with --model one of {', '.join(sorted(names))}")
     return trace.with_records(r for r in trace.records if r.model == model), model
-
-
-def _described(base: LengthPredictor, folder: Path) -> dict[str, str | None]:
-    """What the new config records of the base."""
-    keys = {"backend", "served_model", "trace_name", "trace_sha256"}
-    return {"sha256": checkpoint.identity(folder), **base.config.model_dump(mode="json", include=keys)}

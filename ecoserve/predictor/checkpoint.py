@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -41,7 +41,8 @@ def save(directory: Path, config: PredictorConfig, calibration: Calibration, wri
     fresh = not directory.exists()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory.parent if fresh else directory))
+        stage = (directory.parent if fresh else directory) / f".saving-{uuid4().hex}"
+        stage.mkdir()
     except OSError as error:
         raise RunError(f"cannot write here: {error.strerror or error}", where=str(directory)) from error
     try:
@@ -53,12 +54,10 @@ def save(directory: Path, config: PredictorConfig, calibration: Calibration, wri
         content = {**config.model_dump(mode="json"), _FILES: hashes}
         _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
         _write_text(stage / CARD, model_card(config, calibration))
-        for path in stage.rglob("*"):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-            if path.is_file():
-                _flush(path)
+        for path in filter(Path.is_file, stage.rglob("*")):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         if fresh:
-            stage.chmod(0o777 & ~_umask())
             stage.rename(directory)
         else:
             # The config, which names and vouches for all others, comes last.
@@ -75,23 +74,18 @@ def save(directory: Path, config: PredictorConfig, calibration: Calibration, wri
 
 
 def check_place(directory: Path) -> None:
-    """Refuse to write a checkpoint among files that are none of ours.
-
-    Raises:
-        CheckpointError: if ``directory``, or a folder above it, is a file, or it is a folder with other things in it.
-    """
+    """Refuse, with a CheckpointError, a file in the place of ``directory`` and a folder with other things in it."""
     place = next((p for p in (directory, *directory.parents) if p.exists()), directory)
     if place.exists() and not place.is_dir():
         raise CheckpointError("is a file", where=str(place), fix="give a folder for the checkpoint")
     if not directory.exists():
         return
     names = [p.name for p in directory.iterdir() if not p.name.startswith(".")]
-    if names and not _is_ours(directory / CONFIG):
-        raise CheckpointError(
-            f"holds other files ({', '.join(sorted(names)[:3])}) and no checkpoint of ecoserve",
-            where=str(directory),
-            fix="give an empty or a new folder",
-        )
+    with suppress(CheckpointError):
+        if not names or _json(directory / CONFIG).get("format") == FORMAT:
+            return
+    what = f"holds other files ({', '.join(sorted(names)[:3])}) and no checkpoint of ecoserve"
+    raise CheckpointError(what, where=str(directory), fix="give an empty or a new folder")
 
 
 def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
@@ -162,13 +156,6 @@ def damage_of(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot be loaded: {line}", where=str(folder), fix=_RETRAIN) from error
 
 
-def _is_ours(path: Path) -> bool:
-    try:
-        return _json(path).get("format") == FORMAT
-    except CheckpointError:
-        return False
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -195,14 +182,3 @@ def _sha256(path: Path) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

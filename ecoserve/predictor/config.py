@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ecoserve.lengths import MAX_LENGTH, ClosedBy
+from ecoserve.errors import PredictionError
+from ecoserve.lengths import ClosedBy, LengthDistribution
 from ecoserve.predictor.bins import Bins
 
 #: Raised when a reader of an older format could misread a newer checkpoint.
@@ -54,14 +54,10 @@ class PredictorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if len(self.edges) < 3 or any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
-            raise ValueError("edges must ascend and make at least two bins")
-        if self.edges[0] < 0 or self.edges[-1] > MAX_LENGTH:
-            raise ValueError(f"edges must lie within 0 and {MAX_LENGTH} tokens")
-        if len(self.prior) != len(self.edges) - 1:
-            raise ValueError(f"{len(self.edges) - 1} bins but {len(self.prior)} prior shares")
-        if any(p < 0 for p in self.prior) or not math.isclose(math.fsum(self.prior), 1.0, abs_tol=1e-6):
-            raise ValueError("prior shares must add up to 1")
+        try:
+            LengthDistribution(self.edges, self.prior, self.closed_by)
+        except PredictionError as error:
+            raise ValueError(f"edges and prior are no distribution: {error}") from error
         return self
 
     @property

@@ -16,7 +16,6 @@ width by the stated probability; ``ece`` is the mean over events of |mean stated
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,6 +25,7 @@ from ecoserve.data import Record
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.base import Predicts
+from ecoserve.predictor.bins import Bins
 from ecoserve.predictor.examples import usable
 from ecoserve.predictor.text import Request, asked_of
 
@@ -164,7 +164,4 @@ def _tau(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> f
 
 
 def _likeliest_bin_holds(distribution: LengthDistribution, length: float) -> bool:
-    last = len(distribution.probs) - 1
-    likeliest = max(range(last + 1), key=distribution.probs.__getitem__)
-    true = min(max(bisect_left(distribution.edges, length) - 1, 0), last)
-    return likeliest == true
+    return int(Bins(distribution.edges).index(length)) == int(np.argmax(distribution.probs))

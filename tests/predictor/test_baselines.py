@@ -82,7 +82,7 @@ def test_nearest_prompts_answer_with_their_neighbours_lengths() -> None:
     assert 10 <= a.quantile(0.5) <= 20
     assert 40 < b.quantile(0.5) <= 80
     assert c.quantile(0.5) > 160
-    # Whoever is farther away than a hundred like it says nothing of it.
+    # There are a hundred like it; farther prompts do not help.
     assert nearest.k in NEIGHBOURS
     assert nearest.k <= 100
     assert nearest.predict([]) == []
@@ -112,13 +112,13 @@ def test_another_sample_tells_as_much_as_it_knows() -> None:
     centres = rng.integers(5, 300, 2000)
     alike = [("p", int(n), (1, int(n))) for n in centres]
     unlike = [("p", int(n), (1, int(m))) for n, m in zip(centres, rng.permutation(centres), strict=True)]
-    told = [Record("x", prompt="p", response_tokens=1, sample_tokens=(1, n)) for n in (15, 250)]
+    asked = [Record("x", prompt="p", response_tokens=1, sample_tokens=(1, n)) for n in (15, 250)]
     sure = OtherSample.fit(examples(alike[:1500]), examples(alike[1500:]), BINS)
-    short, long = sure.given(told)
+    short, long = sure.given(asked)
     assert short.quantile(0.5) <= 20
     assert long.quantile(0.1) > 100
     vague = OtherSample.fit(examples(unlike[:60]), examples(unlike[60:]), BINS)
-    short, long = vague.given(told)
+    short, long = vague.given(asked)
     assert abs(short.quantile(0.5) - long.quantile(0.5)) < 60
     assert vague.width > sure.width
     with pytest.raises(TraceError, match="not every row has another answer"):

@@ -117,8 +117,8 @@ def test_what_is_badly_off_is_repaired_to_within_a_point() -> None:
     only_temperature = found.model_copy(update={"map": LevelMap()})
     assert np.abs(coverage(only_temperature.cdf(new), true, levels) - levels).max() > 0.05
     # What predictors return goes by the map.
-    told = LengthDistribution.from_weights([int(e) for e in EDGES], found.probabilities(new[:1])[0])
-    assert told.quantile(0.9) == quantiles(found.cdf(new[:1]), EDGES, np.array([0.9]))[0, 0]
+    predicted = LengthDistribution.from_weights([int(e) for e in EDGES], found.probabilities(new[:1])[0])
+    assert predicted.quantile(0.9) == quantiles(found.cdf(new[:1]), EDGES, np.array([0.9]))[0, 0]
 
 
 def test_where_nothing_is_wrong_next_to_nothing_is_changed() -> None:
@@ -263,8 +263,8 @@ def test_other_temperatures_answers_are_moved_to_the_served_one() -> None:
     rows = 1000
     # The served answers scatter more than the three others to the same prompts.
     surprise = np.stack([rng.normal(size=rows), *(0.7 * rng.normal(size=(3, rows)))], axis=1)
-    everybody = rng.normal(size=20_000)
-    control = Control(held=ndtr(surprise.ravel()), served=ndtr(everybody))
+    all_rows = rng.normal(size=20_000)
+    control = Control(held=ndtr(surprise.ravel()), served=ndtr(all_rows))
     pit = ndtr(surprise.ravel())
     covered = []
     for known in (None, control):
@@ -301,13 +301,13 @@ def test_a_control_is_made_of_trees_that_have_not_seen_the_row() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_being_right_about_all_is_no_excuse_for_knowing_nothing_of_each(seed: int) -> None:
-    """A temperature without end says of everybody what is true of all, and covers what it says."""
+    """An endless temperature predicts the same for every request, and its coverage is right."""
     rng = np.random.default_rng(seed)
     edges = np.arange(0.0, 501.0, 10.0)
     lengths = np.clip(np.rint(rng.uniform(1, 500, 60)), 1, 500)
     # Of much help, and too long by 50: no temperature makes it cover what it says, but one that says next to nothing.
-    told = np.clip(lengths + 50.0 + rng.normal(0, 20, 60), 0, 500)
-    logits = 4.0 * np.exp(-(((edges[1:] - 5.0 - told[:, None]) / 60.0) ** 2))
+    predicted = np.clip(lengths + 50.0 + rng.normal(0, 20, 60), 0, 500)
+    logits = 4.0 * np.exp(-(((edges[1:] - 5.0 - predicted[:, None]) / 60.0) ** 2))
     found = fit_calibration(logits, [[n] for n in lengths], edges, views(60))
     assert found.temperature < 1.5
     before = pinball(Calibration().cdf(logits), edges, lengths).mean()

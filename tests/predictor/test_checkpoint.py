@@ -140,7 +140,7 @@ def _truncate_and_sign(name: str) -> Callable[[Path], None]:
         (_edit_config(lambda c: c.update(format_version=1)), "format 1, this ecoserve reads 2.*train again"),
         (_edit_config(lambda c: c.update(served_model="other")), "was changed after it was written"),
         (_edit_config(lambda c: c["edges"].reverse(), sign=True), "edges must ascend"),  # type: ignore[attr-defined]
-        (_edit_config(lambda c: c["prior"].pop(), sign=True), "prior shares"),  # type: ignore[attr-defined]
+        (_edit_config(lambda c: c["prior"].pop(), sign=True), "bins need .* edges"),  # type: ignore[attr-defined]
         (_edit_config(lambda c: c.update(surprise=1), sign=True), "surprise"),
         (
             _edit_config(lambda c: c.update(backend="mine"), sign=True),

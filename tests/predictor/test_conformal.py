@@ -127,12 +127,12 @@ def test_a_bound_is_the_first_length_above_the_score(lengths: list[int], weights
     cdf = np.repeat(cdf_of(np.asarray([weights]) / sum(weights)), n, axis=0)
     found = GroupBounds.fit(cdf, EDGES, lengths, asked([1] * n))
     assert GroupBounds.model_validate_json(found.model_dump_json()) == found
-    told = LengthDistribution.from_weights(EDGES.tolist(), np.diff(cdf)[0])
+    predicted = LengthDistribution.from_weights(EDGES.tolist(), np.diff(cdf)[0])
     for level, score in zip(found.levels, found.whole.at, strict=True):
         [bound] = found.upper(cdf[:1], EDGES, asked([1]), level)
         assert 1 <= bound <= 2000
-        assert bound == 2000 or 1.0 - told.survival(bound) > score - 1e-9
-        assert bound == 1 or 1.0 - told.survival(bound - 1) <= score + 1e-4
+        assert bound == 2000 or 1.0 - predicted.survival(bound) > score - 1e-9
+        assert bound == 1 or 1.0 - predicted.survival(bound - 1) <= score + 1e-4
         # On the rows themselves: as many as the rank says, or more where scores tie.
         assert sum(length <= bound for length in lengths) >= np.ceil(round((n + 1) * level, 9))
 

@@ -221,7 +221,7 @@ def test_encoders_that_are_none(trace: Trace, tiny_encoder: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="no such encoder"):
         train(tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"HF_HUB_OFFLINE|cannot be reached"):
-        train("nobody/no-such-encoder")
+        train("owner/no-such-encoder")
     with pytest.raises(ConfigError, match="reads 96 tokens"):
         train(tiny_encoder, max_length=97)
     for name, says in (

@@ -23,7 +23,7 @@ from ecoserve.predictor.hub import push
 
 @dataclass
 class Hub:
-    """What a hub was told."""
+    """What a hub received."""
 
     status: int = 200
     token: str = "hf_right"
@@ -35,7 +35,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that takes a model repository and one commit, by the client's own protocol."""
-    told = Hub()
+    state = Hub()
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -46,12 +46,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if told.status == 200 and self.headers.get("authorization") != f"Bearer {told.token}":
+            if state.status == 200 and self.headers.get("authorization") != f"Bearer {state.token}":
                 self._answer({"error": "Invalid username or password."}, status=401)
-            elif told.status != 200:
-                self._answer({"error": "it went wrong"}, status=told.status)
+            elif state.status != 200:
+                self._answer({"error": "it went wrong"}, status=state.status)
             elif self.path == "/api/repos/create":
-                told.created.append(json.loads(body))
+                state.created.append(json.loads(body))
                 self._answer({"url": f"http://127.0.0.1:{self.server.server_address[1]}/o/n"})
             elif self.path == "/api/validate-yaml":
                 self._answer({"errors": [], "warnings": []})
@@ -60,9 +60,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 self._answer({"files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in files]})
             elif "/commit/" in self.path:
                 lines = [json.loads(line) for line in body.splitlines()]
-                told.messages += [v["value"]["summary"] for v in lines if v["key"] == "header"]
+                state.messages += [v["value"]["summary"] for v in lines if v["key"] == "header"]
                 files = [v["value"] for v in lines if v["key"] == "file"]
-                told.commits.append({f["path"]: base64.b64decode(f["content"]) for f in files})
+                state.commits.append({f["path"]: base64.b64decode(f["content"]) for f in files})
                 url = f"http://127.0.0.1:{self.server.server_address[1]}/o/n/commit/{'1' * 40}"
                 self._answer({"success": True, "commitOid": "1" * 40, "commitUrl": url})
             else:
@@ -70,7 +70,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         def _answer(self, content: Any, status: int | None = None) -> None:
             data = json.dumps(content).encode()
-            self.send_response(status or told.status)
+            self.send_response(status or state.status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
@@ -90,8 +90,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_TOKEN", told.token)
-    yield told
+    monkeypatch.setenv("HF_TOKEN", state.token)
+    yield state
     server.shutdown()
     server.server_close()
     thread.join()
@@ -99,7 +99,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def folder(boosted_dir: Path, tmp_path: Path) -> Path:
-    """A checkpoint with things beside it that are nobody's business."""
+    """A checkpoint with things beside it that are not part of it."""
     copy = Path(shutil.copytree(boosted_dir, tmp_path / "ckpt"))
     (copy / ".training").mkdir()
     (copy / ".training" / "optimizer.pt").write_bytes(b"state")

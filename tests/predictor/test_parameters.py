@@ -1,4 +1,4 @@
-"""Parameters of requests: learned where a trace has them, and as if they were not there for everybody else."""
+"""Parameters of requests: learned where a trace has them, absent for all other predictors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SAID = RequestParameters(64, ("\n",), 2, "high", "json_object")
 CHAT = (Message("system", "Be brief."), Message("user", "What is a cache?"))
 
 
-def obeying(trace: Trace, *, told: bool) -> Trace:
-    """Answers that end at a stop string, think if they may, are cut off at ``max_tokens``; ``told``: records say so."""
+def obeying(trace: Trace, *, stated: bool) -> Trace:
+    """Answers that end at a stop string, think if they may, are cut off at ``max_tokens``; ``stated``: records say so."""
     draw = np.random.default_rng(5)
     records = []
     for record in trace.records:
@@ -26,7 +26,7 @@ def obeying(trace: Trace, *, told: bool) -> Trace:
         thinking = str(draw.choice(["off", "high"]))
         limit = int(draw.choice([32, 2048]))
         length = (record.response_tokens or 1) // (5 if stop else 1) + (400 if thinking == "high" else 0)
-        said = {"stop": stop, "thinking": thinking, "max_tokens": limit} if told else {}
+        said = {"stop": stop, "thinking": thinking, "max_tokens": limit} if stated else {}
         records.append(
             replace(
                 record,
@@ -41,35 +41,35 @@ def obeying(trace: Trace, *, told: bool) -> Trace:
 
 
 @pytest.fixture(scope="module")
-def told(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> LengthPredictor:
-    folder = tmp_path_factory.mktemp("parameters") / "told"
+def aware(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> LengthPredictor:
+    folder = tmp_path_factory.mktemp("parameters") / "aware"
     return train_predictor(
-        obeying(trace, told=True), backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40)
+        obeying(trace, stated=True), backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40)
     )
 
 
 @pytest.fixture(scope="module")
-def untold(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> LengthPredictor:
-    folder = tmp_path_factory.mktemp("parameters") / "untold"
+def blind(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> LengthPredictor:
+    folder = tmp_path_factory.mktemp("parameters") / "blind"
     return train_predictor(
-        obeying(trace, told=False), backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40)
+        obeying(trace, stated=False), backend="lightgbm", output_dir=folder, settings=BoostingSettings(rounds=40)
     )
 
 
-def test_it_learns_what_parameters_do(told: LengthPredictor, untold: LengthPredictor) -> None:
-    assert told.config.parameters == ("max_tokens", "stop", "thinking")
-    assert untold.config.parameters == ()
-    # The same answers, of which one has been told what was asked beside the text.
-    known = [r for r in obeying(synthetic_trace(300, seed=9), told=True).records if not r.censored]
+def test_it_learns_what_parameters_do(aware: LengthPredictor, blind: LengthPredictor) -> None:
+    assert aware.config.parameters == ("max_tokens", "stop", "thinking")
+    assert blind.config.parameters == ()
+    # The same answers, of which one has seen the parameters.
+    known = [r for r in obeying(synthetic_trace(300, seed=9), stated=True).records if not r.censored]
     blind = [replace(r, stop=(), thinking=None, max_tokens=None) for r in known]
-    with_them, without = evaluate_predictor(told, known), evaluate_predictor(untold, blind)
+    with_them, without = evaluate_predictor(aware, known), evaluate_predictor(blind, blind)
     assert with_them["mae_tokens"] < 0.6 * without["mae_tokens"]
     assert with_them["kendall_tau"] > without["kendall_tau"] + 0.2
 
     def median(**said: object) -> int:
         base = {"max_tokens": 2048, "thinking": "off"}
         request = ChatRequest([Message("user", "Explain a cache.")], RequestParameters(**{**base, **said}))  # type: ignore[arg-type]
-        return told.predict([request])[0].quantile(0.5)
+        return aware.predict([request])[0].quantile(0.5)
 
     assert median(stop=("\n",)) < 0.5 * median()
     assert median(thinking="high") > median() + 200
@@ -110,12 +110,12 @@ def test_records_bring_theirs_and_constants_teach_nothing() -> None:
     assert parameters_that_vary([record, record]) == ()
 
 
-def test_a_checkpoint_remembers_which(told: LengthPredictor, tmp_path: Path) -> None:
-    again = load_predictor(told.save_pretrained(tmp_path / "copy"))
+def test_a_checkpoint_remembers_which(aware: LengthPredictor, tmp_path: Path) -> None:
+    again = load_predictor(aware.save_pretrained(tmp_path / "copy"))
     assert "beside the text, max_tokens, stop, thinking\n" in (tmp_path / "copy" / "README.md").read_text()
     request = ChatRequest(CHAT, SAID)
-    assert again.config.parameters == told.config.parameters
-    assert again.predict([request]) == told.predict([request])
+    assert again.config.parameters == aware.config.parameters
+    assert again.predict([request]) == aware.predict([request])
     assert again.predict([request]) != again.predict([CHAT])
 
 

@@ -101,7 +101,7 @@ def test_training_starts_from_an_earlier_encoder(
     # Other lengths, so other bins: the body is taken over, the head is not.
     other = synthetic_trace(300, seed=5)
     still = tiny_settings.model_copy(
-        update={"encoder": "nobody/looks-for-it", "start_from": str(earlier), "epochs": 1, "body_lr": 1e-12}
+        update={"encoder": "owner/not-looked-for", "start_from": str(earlier), "epochs": 1, "body_lr": 1e-12}
     )
     with one_thread():
         later = train_predictor(other, backend="encoder", output_dir=tmp_path / "later", settings=still)

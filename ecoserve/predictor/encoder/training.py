@@ -84,7 +84,8 @@ def train_encoder(
             )
         if run == 0:
             rows = _rows(tokenizer(fit.views), fit.targets(bins, settings.smoothing))
-            held_rows = _rows(tokenizer(held.views), held.targets(bins))
+            # Sorted, so that a batch has little padding.
+            held_rows = sorted(_rows(tokenizer(held.views), held.targets(bins)), key=lambda r: len(r["input_ids"]))
         place = work / f"run-{run}" if settings.runs > 1 else work
         arguments = _arguments(settings, place, seed + run * _APART)
         with quiet_transformers():
@@ -178,9 +179,6 @@ class _LengthTrainer(Trainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         return _LikeLengths([len(r["input_ids"]) for r in rows], self.args.train_batch_size, self.args.seed)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return _Sorted([len(r["input_ids"]) for r in eval_dataset])
-
 
 class _LikeLengths(Sampler[int]):
     """Random order, neighbours of like length; seed and epoch alone decide it, so a resumed run repeats it."""
@@ -197,17 +195,6 @@ class _LikeLengths(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
-class _Sorted(Sampler[int]):
-    def __init__(self, lengths: list[int]) -> None:
-        self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
 
 
 class _Watch(TrainerCallback):
