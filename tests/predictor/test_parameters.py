@@ -18,7 +18,7 @@ CHAT = (Message("system", "Be brief."), Message("user", "What is a cache?"))
 
 
 def obeying(trace: Trace, *, stated: bool) -> Trace:
-    """Answers that end at a stop string, think if they may, are cut off at ``max_tokens``; ``stated``: records say so."""
+    """Answers that end at a stop string, think if they may, are cut off at ``max_tokens``; ``stated``: in records."""
     draw = np.random.default_rng(5)
     records = []
     for record in trace.records:
@@ -61,8 +61,8 @@ def test_it_learns_what_parameters_do(aware: LengthPredictor, blind: LengthPredi
     assert blind.config.parameters == ()
     # The same answers, of which one has seen the parameters.
     known = [r for r in obeying(synthetic_trace(300, seed=9), stated=True).records if not r.censored]
-    blind = [replace(r, stop=(), thinking=None, max_tokens=None) for r in known]
-    with_them, without = evaluate_predictor(aware, known), evaluate_predictor(blind, blind)
+    hidden = [replace(r, stop=(), thinking=None, max_tokens=None) for r in known]
+    with_them, without = evaluate_predictor(aware, known), evaluate_predictor(blind, hidden)
     assert with_them["mae_tokens"] < 0.6 * without["mae_tokens"]
     assert with_them["kendall_tau"] > without["kendall_tau"] + 0.2
 
