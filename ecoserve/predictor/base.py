@@ -50,20 +50,14 @@ class Predicts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What a backend's :meth:`LengthPredictor.fit` is given.
+    """What a backend's :meth:`LengthPredictor.fit` is given."""
 
-    Attributes:
-        config: bins, prior, seed, provenance. What the backend needs to load again goes into its ``model``.
-        fit: rows to learn from.
-        held: rows to choose an epoch, a round or weights on.
-        work: the run's own folder for the state that an interrupted training goes on from.
-        resume: go on from what is in ``work``.
-        progress: called with what is being done, and how far it is.
-    """
-
+    #: bins, prior, seed, provenance; what the backend needs to load again goes into its ``model``
     config: PredictorConfig
+    #: rows to learn from, and rows to choose an epoch, a round or weights on
     fit: Examples
     held: Examples
+    #: the run's own folder for the state that an interrupted training goes on from, if ``resume``
     work: Path
     resume: bool
     progress: Progress
@@ -118,14 +112,10 @@ class LengthPredictor(ABC):
     # -- predicting ------------------------------------------------------------------------------
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """Predict the length distribution of each request's response.
+        """The length distributions of the responses to ``n`` requests, over the config's bins, in their order.
 
-        Args:
-            requests: ``n`` prompts, or lists of chat messages (:class:`~ecoserve.data.Message`), or a mixture; with
-                parameters as :class:`~ecoserve.predictor.text.ChatRequest`.
-
-        Returns:
-            ``n`` distributions over the config's bins, in the order of the requests.
+        A request is a prompt or a list of chat messages (:class:`~ecoserve.data.Message`), with parameters as
+        :class:`~ecoserve.predictor.text.ChatRequest`.
         """
         if isinstance(requests, str):
             raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
@@ -138,11 +128,7 @@ class LengthPredictor(ABC):
     def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
         """A length (tokens) per request that at least a share of ``level`` of responses stays within.
 
-        The guarantee and its conditions are stated in :mod:`ecoserve.predictor.conformal`. Bounds scatter a little more
-        than ``quantile(level)``.
-
-        Raises:
-            ConfigError: if the predictor has no bound at this level.
+        The guarantee is stated in :mod:`ecoserve.predictor.conformal`. No bound at this level is a ConfigError.
         """
         views = self._views(requests)
         if (bounds := self.calibration.bounds) is None:

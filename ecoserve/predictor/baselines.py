@@ -81,18 +81,13 @@ class PromptLength:
     def __init__(
         self, cuts: Sequence[float], distributions: Sequence[LengthDistribution], parameters: Collection[str] = ()
     ) -> None:
-        """``parameters``: names of the request's parameters that count as part of its text, as in training."""
         self.parameters = tuple(parameters)
         self.cuts = np.asarray(cuts, dtype=np.float64)
         self.distributions = tuple(distributions)
 
     @classmethod
     def fit(cls, examples: Examples, groups: int = 20, bins: Bins | None = None) -> PromptLength:
-        """Learn from training rows: ``groups`` groups of prompts of like length, or fewer where lengths tie.
-
-        Raises:
-            TraceError: if there are no rows.
-        """
+        """Learn from ``groups`` groups of prompts of like length, or fewer where lengths tie."""
         if not len(examples):
             raise TraceError("no rows to learn from")
         bins = bins or Bins.fit(examples.all_lengths())
@@ -117,9 +112,8 @@ class PromptLength:
 class HistoryWindow:
     """The lengths of the last :data:`WINDOW` responses that finished, for every request.
 
-    What schedulers without a predictor use (the history window of Past-Future scheduling). It begins with the last
-    training lengths and, alone among the baselines, goes on learning where it is tested: from requests that have
-    finished by then, never from the one that it predicts nor from a later one.
+    What schedulers without a predictor use (the history window of Past-Future scheduling). Alone among the baselines it
+    goes on learning where it is tested: from requests that have finished before the one that it predicts.
     """
 
     def __init__(self, bins: Bins, lengths: Iterable[int] = (), window: int = WINDOW) -> None:
@@ -201,9 +195,8 @@ class NearestPrompts:
 class OtherSample:
     """A response's length given that of another response to the same prompt: an upper bound, not a predictor.
 
-    A server does not have that other response. Its length says what no model of the prompt can pass by much, because
-    the rest is the sampler's randomness. The conditional distribution is learned from training rows, with a Gaussian
-    kernel over bins whose width is chosen on held-out rows.
+    A server does not have that other response. No model of the prompt can predict much better, because the rest is the
+    sampler's randomness. Learned from training rows, with a Gaussian kernel over bins.
     """
 
     def __init__(self, bins: Bins, table: Array, width: float) -> None:
@@ -214,11 +207,7 @@ class OtherSample:
 
     @classmethod
     def fit(cls, fit: Examples, held: Examples, bins: Bins) -> OtherSample:
-        """Learn from ``fit``; ``held`` chooses the kernel's width.
-
-        Raises:
-            TraceError: if not all rows have another sample.
-        """
+        """Learn from ``fit``; ``held`` chooses the kernel's width. A row without another sample is a TraceError."""
         _require_samples([*fit.samples, *held.samples] if len(fit) and len(held) else [()])
         k = len(bins)
         counts = np.zeros((k, k))
@@ -230,11 +219,7 @@ class OtherSample:
         return cls(bins, tables[best], WIDTHS[best])
 
     def given(self, records: Sequence[Record]) -> list[LengthDistribution]:
-        """One distribution per record, from its last other sample.
-
-        Raises:
-            TraceError: if a record has none.
-        """
+        """One distribution per record, from its last other sample; a record without one is a TraceError."""
         _require_samples([r.sample_tokens for r in records])
         rows = self.bins.index([r.sample_tokens[-1] for r in records])
         return [LengthDistribution.from_weights(self.bins.edges, self.table[j], self.bins.closed_by) for j in rows]
@@ -265,19 +250,12 @@ def side_by_side(
     latency: bool = True,
     progress: Progress = silent,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate baselines and ``trained`` predictors (by name) on ``records``, which neither has seen.
-
-    Args:
-        parts: the training rows: ``fit`` to learn from, ``held`` to choose on.
-        records: what to evaluate on; those without a text or a length are left out.
-        bins: the bins over which baselines predict.
-        embed: encoder for the nearest neighbours; without one they are left out.
-        latency: whether to measure it, one request after the other.
+    """Evaluate baselines, learned from ``parts``, and ``trained`` predictors on ``records``, which neither has seen.
 
     Returns:
         Name -> the keys of :func:`~ecoserve.predictor.evaluation.evaluate_predictor`: ``constant_median``,
-        ``prompt_length``, ``history_window``, ``nearest_prompts``, the names of ``trained``, and where every row has
-        another response to the same prompt :data:`UPPER_BOUNDS` (the latter is a point, so it has :data:`POINT_KEYS`).
+        ``prompt_length``, ``history_window``, ``nearest_prompts`` (given ``embed``), the names of ``trained``, and
+        where every row has other responses :data:`UPPER_BOUNDS` (the second is a point, so it has :data:`POINT_KEYS`).
 
     Raises:
         TraceError: if no record has both a text and a length.

@@ -89,10 +89,6 @@ def combine_predictors(
         checkpoints: at least two: folders, or ids on the hub.
         output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace.
         resume: if the very same ensemble is in ``output_dir`` already, it is loaded.
-        progress: called with what is being done, and how far it is.
-
-    Returns:
-        the ensemble, as loaded from its checkpoint; its ``training_seconds`` are its members' and its own together.
 
     Raises:
         ConfigError: if they do not go together, or not with the trace.

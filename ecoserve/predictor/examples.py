@@ -23,18 +23,15 @@ MIN_ROWS = 50
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """``n`` requests and the lengths of their responses in tokens.
-
-    Attributes:
-        samples: lengths of other responses to each prompt, may be empty.
-        censored: whether each response was cut off.
-        parameters: names of the request parameters that the views have read.
-    """
+    """``n`` requests and the lengths of their responses in tokens."""
 
     views: tuple[RequestView, ...]
     lengths: tuple[int, ...]
+    #: lengths of other responses to each prompt, may be empty
     samples: tuple[tuple[int, ...], ...]
+    #: whether each response was cut off
     censored: tuple[bool, ...]
+    #: names of the request parameters that the views have read
     parameters: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -42,22 +42,19 @@ class ChatRequest(tuple[Message, ...]):
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """A request as predictors see it.
+    """A request as predictors see it."""
 
-    Attributes:
-        prompt: the last user message, at most :data:`MESSAGE_CHARACTERS` characters.
-        context: parameters and earlier messages in compact form, or empty.
-        answer_words: lengths in words of the earlier responses that are read, newest first.
-        turn: number of earlier responses.
-        system_characters: length of the system messages in characters.
-        parameters: those that the predictor has learned from.
-    """
-
+    #: the last user message, at most :data:`MESSAGE_CHARACTERS` characters
     prompt: str
+    #: parameters and earlier messages in compact form, or empty
     context: str = ""
+    #: lengths in words of the earlier responses that are read, newest first
     answer_words: tuple[int, ...] = ()
+    #: number of earlier responses
     turn: int = 0
+    #: length of the system messages
     system_characters: int = 0
+    #: those that the predictor has learned from
     parameters: RequestParameters = NOTHING_SAID
 
     @property

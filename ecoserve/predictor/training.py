@@ -136,13 +136,9 @@ def finish(
     seconds: float,
     progress: Progress,
 ) -> None:
-    """Calibrate on the held-out rows, evaluate and save.
+    """Calibrate a fitted predictor on the held-out rows, evaluate it and save it in ``output``.
 
-    Args:
-        predictor: fitted, not calibrated; its ``config.seed`` is that of ``parts``.
-        trained: configs of the trainings behind it (:func:`~ecoserve.predictor.control.tree_settings`).
-        output: the checkpoint's folder.
-        seconds: what training took.
+    ``trained`` are the configs of the trainings behind it (:func:`~ecoserve.predictor.control.tree_settings`).
     """
     progress("calibrating", 0, 1)
     held, config = parts.held, predictor.config
