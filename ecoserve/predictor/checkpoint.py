@@ -54,7 +54,10 @@ def save(directory: Path, config: PredictorConfig, calibration: Calibration, wri
         content = {**config.model_dump(mode="json"), _FILES: hashes}
         _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
         _write_text(stage / CARD, model_card(config, calibration))
+        mode = (stage / CONFIG).stat().st_mode
         for path in filter(Path.is_file, stage.rglob("*")):
+            # Libraries may write private files; all get the umask's mode.
+            path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if fresh:
