@@ -13,18 +13,15 @@ from ecoserve.pages import Page, Section, render_page, write
 from ecoserve.sweep.reporting import metrics, tables
 from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
 from ecoserve.sweep.reporting.answer import TILES, headline
-from ecoserve.sweep.reporting.calibration_figure import calibration_figure
 from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.fairness_figure import fairness_figure
-from ecoserve.sweep.reporting.kv_figure import kv_figure
+from ecoserve.sweep.reporting.kv_figures import kv_figure, underprediction_figure
 from ecoserve.sweep.reporting.map_figures import accuracy_map, knob_map
-from ecoserve.sweep.reporting.pareto_figure import pareto_figure
 from ecoserve.sweep.reporting.pressure_figure import pressure_figure
-from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure
+from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure, pareto_figure
 from ecoserve.sweep.reporting.report_data import ReportData
+from ecoserve.sweep.reporting.request_figures import calibration_figure, fairness_figure
 from ecoserve.sweep.reporting.slo_figure import scale_figure
 from ecoserve.sweep.reporting.statements import STATEMENTS
-from ecoserve.sweep.reporting.underprediction_figure import underprediction_figure
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 

@@ -14,7 +14,7 @@ from ecoserve.pages import Column, Figure, Table, plain, plots, write
 from ecoserve.sweep.reporting.metrics import Metric, inner
 from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.settings import Load, Setting
-from ecoserve.sweep.reporting.tables import level_cell
+from ecoserve.sweep.reporting.tables import level_cell, metric_columns
 from ecoserve.sweep.reporting.traces import level_points
 
 
@@ -57,23 +57,13 @@ def accuracy_figure(report: ReportData, metric: Metric, name: str) -> Figure | N
     for load in _drawn(report, loads):
         here = report.tuned([s for s in report.under(load) if s.level(metric)])
         said = "; ".join(f"{s.name} {metric.write(s.mean(metric))}" for s in here)
-        panels.append(
-            plots.panel(
-                _flat_lines(report, here, metric) + _curves(here, metric),
-                f"{metric.title} against accuracy of the lengths at {load.title}: {said}.",
-                load.title if several else load.rate_title,
-                x=MEASURES[0].title,
-                y=plots.axis(metric.heading, rangemode="tozero" if metric.better == "lower" else "normal"),
-                meta={"measures": _axes(here)},
-            )
-        )
-    columns = [Column(m.title, unit=m.unit) for m in MEASURES]
-    table = Table(
-        name,
-        f"{metric.title} by accuracy of the lengths.",
-        ["Setting", *columns, Column(metric.heading, metric.note)],
-        group_title="Load",
-    )
+        alt = f"{metric.title} against accuracy of the lengths at {load.title}: {said}."
+        traces = _flat_lines(report, here, metric) + _curves(here, metric)
+        y = plots.axis(metric.heading, rangemode="tozero" if metric.better == "lower" else "normal")
+        title = load.title if several else load.rate_title
+        panels.append(plots.panel(traces, alt, title, x=MEASURES[0].title, y=y, meta={"measures": _axes(here)}))
+    columns = ["Setting", *(Column(m.title, unit=m.unit) for m in MEASURES), *metric_columns([metric])]
+    table = Table(name, f"{metric.title} by accuracy of the lengths.", columns, group_title="Load")
     for load in loads:
         for s in report.under(load):
             table.add([s.name, *(_accuracy(s, m) for m in MEASURES), level_cell(s, metric)], load.title)
@@ -162,9 +152,8 @@ def _axes(here: Sequence[Setting]) -> dict[str, Any]:
         margin = 0.06 * ((max(known) - min(known)) or 1.0)
         ends = [min(known) - margin, max(known) + margin]
         tick = ".0%" if measure.unit == "share" else ""
-        axes[measure.key] = {
-            "title": measure.title, "range": ends[::-1] if measure.perfect == 0 else ends, "tickformat": tick,
-        }  # fmt: skip
+        ends = ends[::-1] if measure.perfect == 0 else ends
+        axes[measure.key] = {"title": measure.title, "range": ends, "tickformat": tick}
     return axes
 
 

@@ -15,7 +15,7 @@ from ecoserve.serving.kv_series import KVPoint
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import RunRow
 
-Column = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
 _COLUMNS: Final = (
     "arrival_s", "prompt_tokens", "output_tokens", "finish_s", "predicted_tokens", "pit", "deadline_s",
     "ttft_s", "e2el_s", "normalized_latency_s",
@@ -28,9 +28,9 @@ class Details:
     def __init__(self, folder: ResultFolder | None = None) -> None:
         self._folder = folder
         self._settings = {} if folder is None else {run.key: run.settings for run in folder.expected}
-        self._requests: dict[str, dict[str, Column]] = {}
+        self._requests: dict[str, dict[str, Values]] = {}
 
-    def requests(self, run: RunRow) -> dict[str, Column] | None:
+    def requests(self, run: RunRow) -> dict[str, Values] | None:
         """The accepted requests of a run, column by column, NaN where there is no value; None if there are none.
 
         Raises:
@@ -47,7 +47,7 @@ class Details:
             }
         return self._requests[run.run]
 
-    def together(self, runs: Sequence[RunRow], name: str) -> Column:
+    def together(self, runs: Sequence[RunRow], name: str) -> Values:
         """One column of all these runs, concatenated."""
         parts = [found[name] for run in runs if (found := self.requests(run)) is not None]
         return np.concatenate(parts) if parts else np.zeros(0)

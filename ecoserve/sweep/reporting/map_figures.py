@@ -12,7 +12,7 @@ from typing import Final
 from ecoserve.pages import Figure, Table, plain, plots, write_change
 from ecoserve.sweep.reporting.metrics import NORMALIZED
 from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.settings import Load, Setting, lengths_name
+from ecoserve.sweep.reporting.settings import Setting, lengths_name
 from ecoserve.sweep.reporting.tables import comparison_cell
 from ecoserve.sweep.statistics import Comparison
 
@@ -37,8 +37,8 @@ def accuracy_map(report: ReportData) -> Figure | None:
     for policy in dict.fromkeys(s.policy for s in here):
         rows = [[_against(found.get((x, policy, k)), report.baseline_of(x)) for x in loads] for k in kinds]
         maps.append((policy, [lengths_name(k) for k in kinds], rows))
-    title = "Accuracy of the lengths × arrival rate"
-    return _figure("map-accuracy", title, report.baseline_name, loads, maps, "Lengths")
+    rates = [x.rate_rps or 0.0 for x in loads]
+    return _figure("map-accuracy", "Accuracy of the lengths", report.baseline_name, rates, maps, "Lengths")
 
 
 def knob_map(report: ReportData) -> Figure | None:
@@ -55,9 +55,8 @@ def knob_map(report: ReportData) -> Figure | None:
     if len(shown) < (2 if any(s.knobs for s in same) else 3):
         return None  # two conditions are with and without pressure, which has a plot of its own
     rows = [[_against(found.get((name, r)), found.get((shown[0], r))) for r in rates] for name in shown]
-    loads = [Load(load.engine, None, rate) for rate in rates]
     maps = [(f"{ours.policy}, {lengths_name(ours.lengths)}", shown, rows)]
-    return _figure("map-knob", "Knobs and conditions × arrival rate", f"“{shown[0]}”", loads, maps, "Knobs")
+    return _figure("map-knob", "Knobs and conditions", f"“{shown[0]}”", rates, maps, "Knobs")
 
 
 def _row_name(setting: Setting) -> str:
@@ -82,29 +81,26 @@ def _figure(
     name: str,
     title: str,
     reference: str,
-    loads: Sequence[Load],
+    rates: Sequence[float],
     maps: Sequence[tuple[str, list[str], Cells]],
     head: str,
 ) -> Figure:
+    """``maps`` are (policy, names of rows, cells)."""
     panels = []
-    table = Table(
-        name,
-        f"Normalized latency against {reference}, by arrival rate.",
-        [head, *(x.rate_title for x in loads)],
-        group_title="Policy",
-    )
-    rates = [f"{x.rate_rps:g}" for x in loads]
+    caption = f"Normalized latency against {reference}, by arrival rate."
+    shown = [f"{rate:g}" for rate in rates]
+    table = Table(name, caption, [head, *(f"{rate} requests/s" for rate in shown)], group_title="Policy")
     for policy, rows, cells in maps:
         texts = [[_written(c) for c in row] for row in cells]
         bounded = [[_bounded(c) for c in row] for row in cells]
         looks: plots.Trace = {"text": texts, "texttemplate": "%{text}", "zmin": -_MOST, "zmax": _MOST, "xgap": 2}
         hover = "%{y} at %{x} requests/s: %{text}"
         names, meta = [plain(row) for row in rows], {"diverging": 1}
-        trace = plots.heatmap(rates, names, bounded, 1, hover=hover, ygap=2, meta=meta, **looks)
+        trace = plots.heatmap(shown, names, bounded, 1, hover=hover, ygap=2, meta=meta, **looks)
         spoken = []
         for row, line, texts_of_row in zip(rows, cells, texts, strict=True):
             table.add([row, *(comparison_cell(c) for c in line)], policy)
-            said = (f"{text} at {rate}" for text, rate in zip(texts_of_row, rates, strict=True) if text)
+            said = (f"{text} at {rate}" for text, rate in zip(texts_of_row, shown, strict=True) if text)
             spoken.append(f"{row}: {', '.join(said)}")
         alt = f"Normalized latency of {policy} against {reference} by rate. {'; '.join(spoken)}."
         x = plots.axis("Arrival rate (requests/s)", type="category", showgrid=False)
@@ -114,7 +110,7 @@ def _figure(
         f"Each cell: normalized latency against {reference} at the same rate, paired by seed. Green is lower, red is "
         "higher; a cell in brackets is a difference that is not shown."
     )
-    return Figure(name, title, text, panels, table)
+    return Figure(name, f"{title} × arrival rate", text, panels, table)
 
 
 def _bounded(comparison: Comparison | None) -> float | None:

@@ -112,11 +112,11 @@ def inner(title: str) -> str:
     return title if title.isupper() else title[:1].lower() + title[1:]
 
 
-def write_comparison(comparison: Comparison, unit: str = "") -> tuple[str, str]:
+def write_comparison(comparison: Comparison) -> tuple[str, str]:
     """A difference and its 95 % interval (empty with one seed): ``("−71 %", "−74 % to −68 %")``."""
 
     def text(value: float) -> str:
-        return signed(value, unit) if comparison.relative is None else write_change(value)
+        return signed(value) if comparison.relative is None else write_change(value)
 
     low, high = comparison.low, comparison.high
     center = text(comparison.difference if comparison.relative is None else comparison.relative)

@@ -57,10 +57,8 @@ def pressure_figure(report: ReportData) -> Figure | None:
         "range": [y - 0.8, -0.2],
         "showgrid": False,
     }
-    panel = plots.panel(
-        traces, alt, x=plots.axis(title, percent=True, zeroline=True), y=plots.axis(zeroline=False, **named),
-        height=int(110 + 30 * -y),
-    )  # fmt: skip
+    axes: plots.Trace = {"x": plots.axis(title, percent=True, zeroline=True), "y": plots.axis(zeroline=False, **named)}
+    panel = plots.panel(traces, alt, **axes, height=int(110 + 30 * -y))
     text = (
         f"Zero is {report.baseline_name}. Whiskers are 95 % intervals of the differences, paired by seed. A hollow "
         "point is a difference that is not shown."

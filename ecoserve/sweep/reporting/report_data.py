@@ -93,10 +93,11 @@ class ReportData:
     def load(self) -> Load | None:
         """The load that the answer is read off at; None if nothing ran next to the baseline."""
         loads = [x for x in self.loads if self.baseline_of(x) and self.stand_in(x)]
-        ranks = PRESSURES.index
-        return min(
-            loads, key=lambda x: (x.engine != "virtual", ranks(self.pressure(x)), -(x.rate_rps or 0.0)), default=None
-        )
+
+        def rank(x: Load) -> tuple[bool, int, float]:
+            return x.engine != "virtual", PRESSURES.index(self.pressure(x)), -(x.rate_rps or 0.0)
+
+        return min(loads, key=rank, default=None)
 
     @cached_property
     def ours(self) -> Setting | None:

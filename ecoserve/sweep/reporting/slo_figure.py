@@ -11,8 +11,7 @@ from typing import Final
 import numpy as np
 
 from ecoserve.pages import Cell, Column, Figure, Table, plain, plots, write
-from ecoserve.sweep.reporting.details import Column as Values
-from ecoserve.sweep.reporting.details import Details
+from ecoserve.sweep.reporting.details import Details, Values
 from ecoserve.sweep.reporting.metrics import SLO
 from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.settings import Load, Setting
