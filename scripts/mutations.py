@@ -47,7 +47,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "a loan is not entered with its host",
-        "core/kv/lending.py",
+        "baselines/lending.py",
         "        insort(self.loans_in.setdefault(loan.host, []), loan)\n",
         "",
     ),
@@ -58,15 +58,15 @@ MUTATIONS = (
         "            self._free_rows += [task.row, task.row]\n            task.row = -1\n",
     ),
     Mutation(
-        "a paused request stays in the ledger when its client goes away",
-        "adapter/scheduler.py",
+        "a paused request stays in the list of the paused when its client goes away",
+        "adapter/pausing.py",
         "        super()._free_blocks(request)\n        self.paused_at.pop(request.request_id, None)\n",
         "        super()._free_blocks(request)\n",
     ),
     Mutation(
         "a paused request may come back in the step that paused it",
         "adapter/pausing.py",
-        "return int(request.num_in_flight_tokens) == 0 and scheduler.current_step > paused_at + 1",
+        "return int(request.num_in_flight_tokens) == 0 and self.current_step > paused_at + 1",
         "return True",
     ),
     Mutation(
@@ -89,40 +89,40 @@ MUTATIONS = (
         "if someone_runs and not prefill_starves:",
     ),
     Mutation(
-        "the ladder counts one block too few",
-        "adapter/prepass.py",
-        "return max(0, s.ledger.blocks(tokens) - held)",
-        "return max(0, s.ledger.blocks(tokens) - 1 - held)",
+        "a shortage is counted one block too small",
+        "core/planner.py",
+        "return max(0, self.ledger.blocks(tokens) - task.blocks)",
+        "return max(0, self.ledger.blocks(tokens) - 1 - task.blocks)",
     ),
     Mutation(
         "a dropped request keeps its promise",
-        "adapter/prepass.py",
+        "core/planner.py",
         "        task.written = 0\n        task.promised = 0\n",
         "        task.written = 0\n",
     ),
     Mutation(
         "a window is promised without asking what others have",
-        "core/kv/exact.py",
+        "baselines/exact.py",
         "        others = self._promised_blocks - self.charge(task)\n",
         "        others = 0\n",
     ),
     Mutation(
         "prompts let in within one step are not counted",
-        "core/kv/pooled.py",
-        "        self._stock()\n        self.forecast.add(task)\n",
-        "        self._stock()\n",
+        "core/pooled.py",
+        "        self._rebase()\n        self.forecast.add(task)\n",
+        "        self._rebase()\n",
     ),
     Mutation(
         "a resumed request stays in the list of the paused",
-        "adapter/prepass.py",
-        "            del s.paused_at[name]\n            s.counters.resumes += 1\n",
-        "            s.counters.resumes += 1\n",
+        "adapter/scheduler.py",
+        "            del self.paused_at[name]\n            self.counters.resumes += 1\n",
+        "            self.counters.resumes += 1\n",
     ),
     Mutation(
-        "a pause is not passed on to model runner V2",
+        "model runner V2 does not learn of a pause",
         "adapter/pausing.py",
-        "        scheduler.reset_preempted_req_ids.add(request.request_id)\n",
-        "        pass\n",
+        "            self.reset_preempted_req_ids.add(request.request_id)\n",
+        "            pass\n",
     ),
 )
 

@@ -59,18 +59,18 @@ SHOWN = (
 
 def covered(cases: list[Any]) -> dict[str, dict[str, int]]:
     """How many runs had which policy, parts and engine."""
-    from ecoserve.serving.adapter.settings import SchedulerSettings
+    from ecoserve.serving.core.settings import SchedulerSettings
 
     out: dict[str, Counter[str]] = {}
     for case in cases:
         settings = SchedulerSettings.parse({"policy": case.policy, **dict(case.knobs)})
         parts = {
             "policy": case.policy,
-            "kv_policy": settings.knobs().policy,
-            "ordering": settings.ordering_knobs().name,
-            "forecast": settings.forecast if settings.knobs().policy == "pooled" else "-",
-            "groups": settings.grouped(),
-            "correction": settings.corrected(),
+            "kv_policy": settings.parts.kv_policy,
+            "ordering": settings.parts.ordering,
+            "forecast": settings.forecast if settings.parts.kv_policy == "pooled" else "-",
+            "groups": settings.parts.groups,
+            "correction": settings.parts.correction,
             "depth": case.depth,
             "runner": case.runner,
             "prefix_caching": case.prefix_caching,

@@ -10,7 +10,7 @@ import pytest
 
 from ecoserve import deprecations
 from ecoserve.deprecations import CLI_OPTIONS, METRICS, REQUEST_COLUMNS, SETTINGS, SUMMARY_KEYS, renamed
-from ecoserve.serving.adapter.settings import SchedulerSettings
+from ecoserve.serving.core.settings import SchedulerSettings
 
 CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
 

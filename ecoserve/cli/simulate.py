@@ -146,7 +146,7 @@ def command(
     """Run a trace through scheduling policies on modelled GPUs, in virtual time."""
     from ecoserve.errors import ConfigError
     from ecoserve.options import checked
-    from ecoserve.serving.adapter.settings import SchedulerSettings
+    from ecoserve.serving.core.settings import SchedulerSettings
     from ecoserve.serving.simulate.perfetto import trace_file
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.simulations import perform, prepare

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.settings import policy_arguments
+from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.prompts import Prompts
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 from ecoserve.serving.workload import LoadRequest, LoadSettings

@@ -117,10 +117,10 @@ def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
         scheduler: a ``CountingScheduler`` or a subclass.
         response_tokens: true lengths by request id; a request that is not named is taken to need all it reserved.
     """
-    ledger = getattr(scheduler, "ledger", None)
-    if ledger is None:
+    planner = getattr(scheduler, "planner", None)
+    if planner is None:
         return 0.0
-    over = paused = 0
+    ledger, over, paused = planner.ledger, 0, 0
     for task in ledger.holders():
         written = ledger.blocks(task.written)
         true = response_tokens.get(task.request_id)
@@ -129,4 +129,4 @@ def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
             over += max(0, ledger.promised_blocks(task) - needed)
         if task.state.value == "paused":
             paused += written
-    return float(max(0, over - scheduler.kv_policy.lent_blocks()) + paused)
+    return float(max(0, over - planner.kv_policy.lent_blocks()) + paused)

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.options import checked
-from ecoserve.serving.adapter.settings import POLICIES, SchedulerSettings
+from ecoserve.serving.core.policies import POLICIES
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.sweep.axes import KNOB, LENGTH_BLIND, Condition
 from ecoserve.sweep.engines import settings_model, takes
 from ecoserve.sweep.identity import PlannedRun

@@ -19,7 +19,7 @@ from typing import Any, Final
 from ecoserve.data import Trace
 from ecoserve.errors import ConfigError, TraceError
 from ecoserve.options import checked
-from ecoserve.serving.adapter.settings import STOCK_POLICIES
+from ecoserve.serving.core.policies import STOCK_POLICIES
 from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate

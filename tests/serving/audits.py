@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from vllm.v1.request import RequestStatus
 
+from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core.events import Event, Recorder
 from ecoserve.serving.core.forecast import Forecast, deviations
-from ecoserve.serving.core.kv import Pipelined, Pooled
 from ecoserve.serving.core.padded import Padded
+from ecoserve.serving.core.pooled import Pooled
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -34,7 +35,8 @@ class Admission:
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
-        self.kv_policy = scheduler.kv_policy
+        self.kv_policy = scheduler.planner.kv_policy
+        self.ledger = scheduler.planner.ledger
         #: let in since stock was taken, with the blocks that count for each (window policies)
         self._new: list[tuple[Task, int]] = []
         #: how many answers were looked at
@@ -76,7 +78,7 @@ class Admission:
 
     @property
     def _open(self) -> float:
-        return self._usable - np.ceil(self.kv_policy.knobs.reserve * self._usable)
+        return self._usable - np.ceil(self.kv_policy.settings.reserve * self._usable)
 
     # -- windows
 
@@ -88,7 +90,7 @@ class Admission:
         return self._blocks(max(task.written, task.prompt_tokens + max(task.generated, task.promised)))
 
     def _total(self) -> int:
-        return sum(self._charge(t) for t in self.s.ledger.holders()) + sum(n for _, n in self._new)
+        return sum(self._charge(t) for t in self.ledger.holders()) + sum(n for _, n in self._new)
 
     def _ahead(self, task: Task) -> int:
         return self._blocks(max(task.written, task.prompt_tokens + task.generated) + 1)
@@ -100,7 +102,7 @@ class Admission:
         """Whether a prompt's whole window fits; decodes that were passed by for long are kept theirs."""
         claimed = sum(
             max(0, self._window(t) - self._charge(t))
-            for t in self.s.ledger.holders()
+            for t in self.ledger.holders()
             if t.passed_by and t.promised <= t.generated and t.state is not TaskState.DECODE
         )
         return bool(self._total() + claimed + self._window(task) <= self._open)
@@ -117,10 +119,10 @@ class Admission:
         assert self._total() + self._ahead(task) <= self._open, "a prompt was let in beyond the cache"
         if isinstance(self.kv_policy, Pipelined) and self.kv_policy._loan_for(task) is not None:
             return
-        without = [t for t in self.s.ledger.holders() if t.promised <= t.generated and t.state is not TaskState.DECODE]
+        without = [t for t in self.ledger.holders() if t.promised <= t.generated and t.state is not TaskState.DECODE]
         waiting = sum(self._blocks(max(t.written, t.prompt_tokens + t.generated)) for t in without)
         waiting += sum(n for t, n in self._new if n == self._ahead(t) != self._window(t))
-        mark = self.kv_policy.knobs.waiting_share * self._usable
+        mark = self.kv_policy.settings.waiting_share * self._usable
         assert waiting + self._ahead(task) <= mark, "a prompt ran ahead beyond the share of those who wait"
 
     def _window_fits(self, task: Task) -> None:
@@ -138,11 +140,11 @@ class Admission:
     # -- the pool
 
     def _pool_fits(self, task: Task) -> None:
-        tasks = [*self.s.ledger.holders(), *(t for t, _ in self._new)]
-        known = len(self.s.ledger.holders())
-        shared = self.s.ledger.shared_blocks()
-        forecast = self.s.forecast
-        epsilon = self.kv_policy.knobs.epsilon
+        tasks = [*self.ledger.holders(), *(t for t, _ in self._new)]
+        known = len(self.ledger.holders())
+        shared = self.ledger.shared_blocks()
+        forecast = self.s.planner.forecast
+        epsilon = self.kv_policy.settings.epsilon
         if isinstance(forecast, Padded):
             peak = padded_peak(forecast, tasks, known, task, shared)
             assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
@@ -214,8 +216,12 @@ class Shortage:
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
-        self._relieve = scheduler.prepass._relieve_shortage
-        scheduler.prepass._relieve_shortage = self._watched
+        #: pauses that the shortage made, in this step
+        self._new: list[str] = []
+        self._relieve = scheduler.planner._relieve_shortage
+        scheduler.planner._relieve_shortage = self._decides
+        self._carry_out = scheduler._carry_out
+        scheduler._carry_out = self._watched
 
     def _private(self, request: Any) -> int:
         manager = self.s.kv_cache_manager.coordinator.single_type_managers[0]
@@ -232,15 +238,20 @@ class Shortage:
         manager = s.kv_cache_manager.coordinator.single_type_managers[0]
         return max(0, blocks(tokens, s.block_size) - len(manager.req_to_blocks[request.request_id]))
 
-    def _watched(self) -> None:
+    def _decides(self, engine: Any, running: list[Task], plan: Any) -> None:
+        before = len(plan.pause)
+        self._relieve(engine, running, plan)
+        self._new = plan.pause[before:]
+
+    def _watched(self, plan: Any) -> None:
         s = self.s
-        asleep = set(s.paused_at)
-        holders = [*s.running, *(r for r in s.kv_holding_waiting if r.request_id in asleep)]
+        holders = [*s.running, *(r for r in s.kv_holding_waiting if r.request_id in s.paused_at)]
         private = {r.request_id: self._private(r) for r in holders}
-        self._relieve()
+        self._carry_out(plan)
+        new, self._new = self._new, []
         need = sum(self._needs(r) for r in s.running)
         assert need <= s.free_blocks, f"after the ladder {need} blocks are needed and {s.free_blocks} free"
-        if set(s.paused_at) <= asleep:
+        if not new:
             return
         held = sum(private[n] for n in s.paused_at)
         mark = s.settings.paused_share * s.usable_blocks
@@ -264,9 +275,9 @@ class Lives:
         #: paused decodes that were dropped, and that ended
         self.left_asleep = 0
         self.pauses = 0
-        scheduler.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
-        self._pause = scheduler.prepass._pause
-        scheduler.prepass._pause = self._watched_pause
+        scheduler.planner.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
+        self._pause = scheduler.pause
+        scheduler.pause = self._watched_pause
         self._preempt = scheduler._preempt_request
         scheduler._preempt_request = self._watched_preempt
 
@@ -274,10 +285,10 @@ class Lives:
         """A request was given to the scheduler."""
         self.place[name] = "waiting"
 
-    def _watched_pause(self, request: Any, task: Task) -> None:
+    def _watched_pause(self, request: Any) -> None:
         name = request.request_id
         assert self.place[name] == "running", f"{name} is paused while it is {self.place[name]}"
-        self._pause(request, task)
+        self._pause(request)
         self.place[name] = "asleep"
         self.pauses += 1
 
@@ -314,8 +325,8 @@ class Lives:
             seen = "waiting" if name in waiting else "asleep" if name in asleep else "running"
             assert place == seen, f"{name} should be {place} and is {seen}"
         for name in waiting:
-            task = s.ledger.tasks[name]
-            assert not task.written, f"{name} waits, and {task.written} tokens are written in the books"
+            task = s.planner.ledger.tasks[name]
+            assert not task.written, f"{name} waits, and {task.written} tokens are written in the ledger"
             assert not task.promised, f"{name} waits, and {task.promised} tokens are promised to it"
         status = {r.status for r in s.running} | {RequestStatus.RUNNING}
         assert status == {RequestStatus.RUNNING}
@@ -334,11 +345,13 @@ def check_structures(s: Any) -> None:
         assert len(queue) == len(members) == len(set(members))
         assert queue._where.keys() == {entry[2] for entry in queue._sorted}
         assert all(a[:2] <= b[:2] for a, b in pairwise(queue._sorted)), "a queue is unsorted"
-    rows = [t.row for t in s.ledger.tasks.values() if t.row >= 0]
-    tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
-    assert sorted([*rows, *s.forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
-    if isinstance(s.kv_policy, Pipelined):
-        check_loans(s.kv_policy, s.ledger.tasks)
+    planner = s.planner
+    forecast, tasks = planner.forecast, planner.ledger.tasks
+    rows = [t.row for t in tasks.values() if t.row >= 0]
+    tables = forecast._tables if isinstance(forecast, Forecast) else forecast._lengths
+    assert sorted([*rows, *forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
+    if isinstance(planner.kv_policy, Pipelined):
+        check_loans(planner.kv_policy, tasks)
 
 
 def check_loans(kv_policy: Pipelined, tasks: dict[str, Task]) -> None:
@@ -356,4 +369,4 @@ def check_loans(kv_policy: Pipelined, tasks: dict[str, Task]) -> None:
                 continue
             assert tasks.get(loan.guest.request_id) is loan.guest, f"{loan.guest.request_id} is gone and still a guest"
             assert loan.start < loan.end <= max(host.promised, host.generated + 1), "lent beyond the host's window"
-            assert 1 <= loan.level <= kv_policy.knobs.lending_depth
+            assert 1 <= loan.level <= kv_policy.settings.lending_depth

@@ -18,6 +18,7 @@ def a_task(name: str = "t", **fields: Any) -> Task:
         "prompt_tokens": 16,
         "lengths": LengthDistribution.point(50),
         "limit": 4096,
+        "most_tokens": 4096,
         "predicted": True,
         "arrival_s": 0.0,
     }

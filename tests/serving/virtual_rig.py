@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.settings import POLICIES
+from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv import Pipelined, Pooled
+from ecoserve.serving.core.policies import POLICIES
+from ecoserve.serving.core.pooled import Pooled
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
@@ -258,8 +259,8 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         assert not {r.request_id for r in scheduler.kv_holding_waiting} & set(output.num_scheduled_tokens)
         assert {r.request_id for r in scheduler.kv_holding_waiting} <= paused or case.policy == STOCK
         assert step < most_steps, f"{step} steps for {total} tokens: nothing gets done"
-        if isinstance(getattr(scheduler, "kv_policy", None), Pooled):
-            ledger, forecast = scheduler.ledger, scheduler.forecast
+        if hasattr(scheduler, "planner") and isinstance(scheduler.planner.kv_policy, Pooled):
+            ledger, forecast = scheduler.planner.ledger, scheduler.planner.forecast
             forecast.rebase(ledger.holders(), ledger.shared_blocks())
             if isinstance(forecast, Forecast):
                 apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
@@ -312,15 +313,15 @@ def check_empty(scheduler: Any) -> None:
     assert not s.preemptions_of
     assert not s._reached
     assert s.counters.recomputed_tokens >= 0
-    if not hasattr(s, "ledger"):
+    if not hasattr(s, "planner"):
         return
     assert not s.paused_at
-    assert not s.ledger.tasks
-    tables = s.forecast._tables if isinstance(s.forecast, Forecast) else s.forecast._lengths
-    assert sorted(s.forecast._free_rows) == list(range(len(tables)))
-    if isinstance(s.kv_policy, Pipelined):
-        assert not s.kv_policy.lending.loan_of
-        assert not s.kv_policy.lending.loans_in
+    assert not s.planner.ledger.tasks
+    tables = s.planner.forecast._tables if isinstance(s.planner.forecast, Forecast) else s.planner.forecast._lengths
+    assert sorted(s.planner.forecast._free_rows) == list(range(len(tables)))
+    if isinstance(s.planner.kv_policy, Pipelined):
+        assert not s.planner.kv_policy.lending.loan_of
+        assert not s.planner.kv_policy.lending.loans_in
     assert not {n for n, b in s._blocks_of().items() if b}
     assert s.counters.resumes <= s.counters.pauses
 

@@ -1,7 +1,7 @@
 """The scheduler's clock: arrivals and deadlines on one time line.
 
 A request's ``arrival_time`` is the API server's wall clock, which may be set back or forward; the scheduler's time is
-monotonic. Rule: an arrival is converted once, when the scheduler is given the request, by the difference of the two
+monotonic. An arrival is converted once, when the scheduler is given the request, by the difference of the two
 clocks; that is kept as long as the wall clock was not set, so that equal arrivals stay equal.
 """
 

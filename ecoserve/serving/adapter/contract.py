@@ -1,4 +1,4 @@
-"""What we rely on in vLLM, name by name, so that a move of vLLM is one readable line and not a strange failure.
+"""What we rely on in vLLM, name by name, so that a change of vLLM is one readable line and not a strange failure.
 
 ``check()`` looks at classes, attributes, signatures and a few rules in the source of the vLLM that is installed, and
 returns what is missing. It is run by the tests and by ``ecoserve doctor --deep``.
@@ -109,7 +109,7 @@ RULES: Final = (
         "self.req_to_blocks",
         "blocks of each request",
     ),
-    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "ref_cnt", "which blocks come free when a request lets go"),
+    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "ref_cnt", "which blocks come free when a request is preempted"),
 )
 
 

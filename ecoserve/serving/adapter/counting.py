@@ -24,18 +24,18 @@ class CountingScheduler(AsyncScheduler):
         self.counters = Counters()
         #: request id -> times its KV was dropped; finished requests stay until they are taken
         self.preemptions_of: dict[str, int] = {}
-        #: told the id of a request whenever it is paused
+        #: called with the id of a request that is paused
         self.on_pause: Callable[[str], None] | None = None
         self._reached: dict[str, int] = {}
 
     @property
     def usable_blocks(self) -> int:
-        """C: the blocks that requests can use (one is vLLM's null block)."""
+        """Blocks that requests can use (one is vLLM's null block)."""
         return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that nobody holds, those with cached content that may be evicted included."""
+        """Free blocks, those with cached content that may be evicted included."""
         return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def gauges(self) -> Gauges:

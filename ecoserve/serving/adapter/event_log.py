@@ -1,6 +1,6 @@
-"""The event log: one JSON line for every misprediction and what became of it.
+"""The event log: one JSON line per event.
 
-Rule: writing never holds up or breaks scheduling. Lines are gathered and written when there are many, when the engine
+Writing never holds up or breaks scheduling. Lines are gathered and written when there are many, when the engine
 is idle, and at exit; a log that cannot be written, or has reached its size, ends with one warning.
 """
 

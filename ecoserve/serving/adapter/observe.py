@@ -1,7 +1,7 @@
-"""Watching one scheduler of a live engine: times, KV, preemptions of each request. It changes no decision.
+"""Measuring one scheduler of a live engine: times, KV, preemptions of each request. It changes no decision.
 
-Rule: the same instrument for vLLM's own scheduler and for ours, put onto the object itself, so that what is measured is
-the very class that serves.
+The same instrument for vLLM's own scheduler and for ours, put onto the object itself, so that the measured class is the
+one that serves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From a vLLM request to what the core knows of it: its limits and its length distribution.
+"""From a vLLM request to the core's view of it: its limits and its length distribution.
 
 Predictions come from clients' text through our middleware, or from clients themselves where the operator allows it:
-they are read as untrusted numbers. What is missing or not a distribution is counted, and history serves in its place.
+they are read as untrusted numbers. A missing or invalid one is counted, and the history of lengths takes its place.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from ecoserve.serving.core.tasks import Task
 def response_limit(request: Request, max_model_len: int) -> int:
     """The most tokens this response may have."""
     return max(1, min(int(request.max_tokens), max_model_len - int(request.num_prompt_tokens)))
+
+
+def span_limit(request: Request, max_model_len: int) -> int:
+    """The most tokens of prompt and response that this request may have KV for."""
+    return min(int(request.num_prompt_tokens) + int(request.max_tokens) - 1, max_model_len)
 
 
 def prediction_of(request_id: str, extra_args: Mapping[str, Any] | None) -> LengthDistribution | None:
@@ -70,12 +75,12 @@ def batch_item(values: Any, index: int) -> list[float]:
     raise PredictionError(f"predictions of a batch have no item {index}")
 
 
-#: No deadline is farther away than this, seconds.
+#: Upper bound of an SLO, seconds.
 LONGEST_SLO_S: Final = 1e6
 
 
 def _duration(extra: Mapping[str, Any], key: str, counters: Counters) -> float | None:
-    """A time that a request asks for, or None; what is no duration is counted."""
+    """An SLO of a request, seconds, or None; an invalid one is counted."""
     value = extra.get(key)
     if value is None:
         return None
@@ -86,7 +91,7 @@ def _duration(extra: Mapping[str, Any], key: str, counters: Counters) -> float |
 
 
 def task_of(request: Request, max_model_len: int, history: LengthHistory, counters: Counters) -> Task:
-    """What the core knows of a new request; counts where its lengths came from. Times are on the request's clock."""
+    """The core's view of a new request; counts the source of its lengths. Times are on the request's clock."""
     limit = response_limit(request, max_model_len)
     params = request.sampling_params
     extra = (params.extra_args if params is not None else None) or {}
@@ -108,6 +113,7 @@ def task_of(request: Request, max_model_len: int, history: LengthHistory, counte
         prompt_tokens=request.num_prompt_tokens,
         lengths=prediction.predicted if prediction is not None else past,
         limit=limit,
+        most_tokens=span_limit(request, max_model_len),
         predicted=prediction is not None,
         arrival_s=request.arrival_time,
         priority=request.priority,

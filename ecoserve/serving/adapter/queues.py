@@ -1,13 +1,11 @@
-"""The request queues we put in the place of vLLM's: they say who is next, and hide who must wait.
+"""The request queues in the place of vLLM's: sorted, and with a head that is visible only when it may start.
 
-``prefill queue`` replaces ``waiting``, ``decode queue`` replaces ``kv_holding_waiting`` (requests that wait with
-their KV
-kept).
+The *prefill queue* replaces ``waiting``, the *decode queue* replaces ``kv_holding_waiting`` (requests that wait with
+their KV). What vLLM's ``schedule()`` relies on, and this module keeps:
 
-What vLLM's ``schedule()`` relies on, and this file keeps:
-- ``bool(queue)`` is asked repeatedly and means "is there a head to try"; the verdict is cached until something changes.
+- ``bool(queue)`` is asked repeatedly and means "is there a head to try"; the answer is cached until the queue changes.
 - ``peek_request`` and ``pop_request`` agree; the order is frozen within one ``schedule()``. Keys that depend on the
-  time are made anew between steps, all of them once in so many steps that it costs some :data:`REKEYED` keys a step.
+  time are computed anew between steps, at a cost of about :data:`REKEYED` keys a step.
 - ``len`` counts hidden requests too: it keeps the engine alive.
 - ``remove_requests`` tolerates requests that are not here.
 - Requests in a blocked status (grammar being compiled, streaming input) are never hidden: vLLM must look at them in
@@ -26,7 +24,7 @@ from ecoserve.serving.core.orderings import SortKey
 
 Entry = tuple[SortKey, int, Request]
 
-#: Keys made anew per step, on average, where keys move.
+#: Keys computed anew per step, on average, where keys depend on the time.
 REKEYED = 64
 
 
@@ -38,7 +36,7 @@ class GatedQueue(RequestQueue):
         gate: whether the head may start now. Not asked about requests in a blocked status.
         eligible: requests for which this is False are passed over (their output is still in flight).
         blocked: whether a request is in a blocked status.
-        taken: told about every request that is popped after the gate let it through; vLLM may still skip it.
+        taken: called with every request that is popped after its gate; vLLM may still skip it.
         moves: whether keys depend on the time.
     """
 
@@ -66,7 +64,7 @@ class GatedQueue(RequestQueue):
         self._known = False
 
     def new_step(self) -> None:
-        """Forget the cached verdict; requests whose blocked status has ended take their place in the order."""
+        """Forget the cached answer; requests whose blocked status has ended take their place in the order."""
         self._known = False
         for request in [r for r in self._blocked if not self._is_blocked(r)]:
             del self._blocked[request]
@@ -76,7 +74,7 @@ class GatedQueue(RequestQueue):
             self.rekey()
 
     def rekey(self) -> None:
-        """Make all keys anew; only between two calls of ``schedule()``."""
+        """Compute all keys anew; only between two calls of ``schedule()``."""
         self._steps_since = 0
         self._sorted = sorted((self._key(request), serial, request) for _, serial, request in self._sorted)
         self._where = {entry[2]: entry for entry in self._sorted}

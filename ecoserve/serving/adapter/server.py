@@ -133,7 +133,8 @@ def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
     Raises:
         ConfigError: for a policy or scheduler setting that is not known, or flags of the operator that contradict.
     """
-    from ecoserve.serving.adapter.settings import CONFIG_KEY, POLICIES, SchedulerSettings
+    from ecoserve.serving.core.policies import POLICIES
+    from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
     if policy != STOCK and policy not in POLICIES:
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""What only the compared policies use (``ecoserve-d``, ``-sd``, ``-sdo``, ``-paper``, ``-exact``, ``orca``)."""

@@ -1,12 +1,9 @@
-"""When predictions cannot be true: a test that needs not wait for the long answers.
+"""When predictions cannot be true: a test that need not wait for long responses to finish.
 
-Responses finish in the order of their lengths, so whatever is learned from the first to finish is biased, and what is
-learned in the order of arrival comes late: one long answer holds up all that came after it. One thing can be said at
-any time. Of N requests whose distributions are right, no more than a share ``level`` will ever end at or below their
-own ``level`` quantile, whoever has finished so far. If many more have, the distributions are wrong: the answers are
-far shorter than was said, and a cache reserved for them stands empty.
-
-Answers that are longer than was said need no alarm: they are seen as they pass what was predicted.
+Responses finish in the order of their lengths, so what is learned from the first to finish is biased, and what is
+learned in order of arrival comes late. But of N requests with right distributions, no more than a share ``level`` will
+ever end at or below their own ``level`` quantile. If many more have, responses are far shorter than predicted, and the
+KV cache reserved for them stands empty. Longer responses need no alarm: they are seen as they pass the prediction.
 """
 
 from __future__ import annotations
@@ -15,17 +12,17 @@ from typing import Final
 
 from ecoserve.lengths import LengthDistribution
 
-#: The quantile that is looked at.
+#: The quantile that is tested.
 LEVEL: Final = 0.02
-#: So many times the share that is to be expected, and so many besides, are more than chance or rough calibration.
+#: More than this many times the expected share, plus this many requests, is neither chance nor rough calibration.
 TIMES: Final = 5.0
 BESIDES: Final = 8.0
-#: Both counts are halved at so many requests, so that what was long ago does not hide what is now.
+#: Both counts are halved at this many requests, so that old ones do not hide new ones.
 WINDOW: Final = 1024
 
 
 class Alarm:
-    """Counts the requests that began, and those that ended earlier than was thought possible."""
+    """Counts the requests that arrived, and those that ended below their :data:`LEVEL` quantile."""
 
     def __init__(self) -> None:
         self._began = 0.0
@@ -39,10 +36,10 @@ class Alarm:
             self._early /= 2.0
 
     def ended(self, predicted: LengthDistribution, length: int) -> bool:
-        """A response has ended after ``length`` tokens. Whether predictions are proven wrong."""
+        """A response has ended after ``length`` tokens; returns whether predictions are wrong."""
         self._early += 1.0 - predicted.survival(length) < LEVEL
         return self._early > TIMES * LEVEL * self._began + BESIDES
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget everything."""
         self._began = self._early = 0.0

@@ -1,9 +1,9 @@
-"""Who got what the SLO asked for: TTFT and TPOT of each request that has one, against its own bounds.
+"""SLO attainment: TTFT and TPOT of each request that states one, against its own bounds.
 
-Rules: times are those at which the scheduler sees a token, on the scheduler's clock; what the API server adds after
-that is not in them. The TTFT is judged when the first token is out; a request that ends without one has missed it if
-the time was over, and is not counted otherwise (its client left). The TPOT, the mean over the tokens after the first,
-is judged when a response completes; one of a single token cannot miss it.
+Times are those at which the scheduler sees a token, on its clock; what the API server adds is not included. The TTFT is
+judged when the first token is out; a request that ends without one has missed it if the time was over, and is not
+counted otherwise (its client left). The TPOT, the mean over the tokens after the first, is judged when a response
+completes; a response of a single token cannot miss it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Attainment:
         self._judge_first(task, now)
 
     def ended(self, task: Task, now: float, completed: bool) -> None:
-        """A request has left with ``task.generated`` tokens; ``completed``: nobody stopped it."""
+        """A request has left with ``task.generated`` tokens; ``completed``: by itself or at its limit."""
         name = task.request_id
         if name in self._waiting:
             if task.generated:

@@ -1,9 +1,9 @@
-"""How much requests err together: the share ``rho`` of what is not known of their lengths that they have in common.
+"""How much requests err together: the share ``rho`` of the uncertainty of their lengths that they have in common.
 
-A predictor has bad days, and the answers of one prompt (n > 1) are alike. Rule: with F the distribution that was
-believed, the place F(length) of a response is turned into a normal score; of two responses that arrived one after the
-other the product of scores is, on average, rho. The estimate is an exponentially weighted mean, drawn towards
-``prior`` by as much as ``weight`` pairs, and kept within 0 and ``most``.
+A predictor has bad days, and the responses to one prompt (n > 1) are alike. With F the distribution used, the place
+F(length) of a response is turned into a normal score; of two responses that arrived one after the other the product of
+scores is, on average, rho. The estimate is an exponentially weighted mean, drawn towards ``prior`` with the weight of
+``weight`` pairs, and kept within 0 and ``most``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class CommonError:
     """The running estimate of rho.
 
     Args:
-        prior: before anything was seen, and what the estimate is drawn to. weight: as if from so many pairs.
-        window: pairs over which the mean is taken. most: upper bound.
+        prior: estimate before any pair. weight: of the prior, in pairs.
+        window: of the mean, in pairs. most: upper bound.
     """
 
     def __init__(self, prior: float = 0.02, weight: float = 100.0, window: int = 1000, most: float = 0.5) -> None:
@@ -40,7 +40,7 @@ class CommonError:
         return min(self._most, max(0.0, blend))
 
     def learn(self, number: int, place: float) -> None:
-        """A response's place in its distribution (0 to 1); ``number``: the position in the order in which to arrive."""
+        """A response's place in its distribution (0 to 1); ``number``: its order of arrival."""
         score = _NORMAL.inv_cdf(min(0.999, max(0.001, place)))
         last, self._last = self._last, (number, score)
         if last is None or abs(number - last[0]) > 8:

@@ -1,21 +1,18 @@
-"""Online correction of predicted lengths by those that have finished.
+"""Online correction of predicted lengths by the responses that have finished.
 
-A predictor may be wrong in ways that show: all too short by a factor, too sure of itself, or worthless for this
-traffic. Three things are learned from finished responses, in this order, and applied to every new prediction:
+A predictor may be wrong in ways that show: too short by a factor, too sure of itself, or worthless for this traffic.
+Three things are learned from finished responses, in this order, and applied to every prediction:
 
 1. *Scale*: the running median of log(length / predicted median), within a factor of ``most_scale`` either way.
-2. *Trust*: the prediction, the scaled prediction, and the history of finished lengths are compared by their loss on
-   those same responses (pinball loss of log length over nine quantiles, an exponentially weighted mean over ``window``
-   responses). The best is believed; another must be better by ``margin`` to take its place, so that a good prediction
-   is never given up for noise.
+2. *Source*: the prediction, the scaled prediction and the history of finished lengths are compared by their loss on the
+   same responses (pinball loss of log length over nine quantiles, an exponentially weighted mean over ``window``
+   responses). The best is used; another must be better by ``margin`` to replace it, so that noise does not.
 3. *Levels*: adaptive conformal inference (Gibbs and Candes, 2021) at several levels at once. The level that stands for
    the nominal q goes up by ``rate`` * q for a response above it and down by ``rate`` * (1 - q) for one below it, so
    that in the long run a share q falls below it, whatever the predictor does.
 
-All is bounded: scale and levels by their ranges (what lies outside a prediction's 0.001 to 0.999 quantiles cannot be
-reached by levels), trust by having only three answers. Lengths are taken in the order in
-which requests arrived (:class:`InOrder`): short ones finish first, and taken as they finish they would teach that all
-are short.
+Scale and levels are bounded. Lengths are taken in the order in which requests arrived (:class:`InOrder`): short
+responses finish first, and taken as they finish they would teach that all are short.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ WARM_UP: Final = 50
 
 @dataclass(slots=True, eq=False)
 class Prediction:
-    """What was told of one response when it arrived: the prediction and the history of then; later, its length."""
+    """One request's prediction and the history of lengths at its arrival; later, its length."""
 
     predicted: LengthDistribution
     history: LengthDistribution
@@ -52,10 +49,10 @@ class Prediction:
 
 
 class InOrder:
-    """Finished responses in the order in which they arrived; one that takes very long is passed over.
+    """Finished responses in the order of arrival; one that takes very long is passed over.
 
     Args:
-        most: so many later ones are waited with, at most.
+        most: a response is passed over when this many later ones wait.
     """
 
     def __init__(self, most: int = 512) -> None:
@@ -70,7 +67,7 @@ class InOrder:
         self._open.setdefault(name, prediction)
 
     def ended(self, name: str, length: int | None) -> list[Prediction]:
-        """A response has ended after ``length`` tokens (None: aborted). Returns those that can be learned from now."""
+        """A response has ended after ``length`` tokens (None: aborted); returns those to be learned from now."""
         prediction = self._open.get(name)
         if prediction is None:
             return []
@@ -87,11 +84,11 @@ class InOrder:
 
 
 class Correction:
-    """The corrections, and what they rest on.
+    """The corrections and their state.
 
     Args:
         rate: of the levels, per response. window: responses over which losses and the scale are taken.
-        most_scale: the largest factor. margin: by which share another must be better to be believed.
+        most_scale: the largest factor. margin: fraction by which another source must be better.
     """
 
     def __init__(
@@ -113,16 +110,16 @@ class Correction:
 
     @property
     def scale(self) -> float:
-        """The factor by which predictions are too short (above 1) or too long."""
+        """Factor by which predictions are too short (above 1) or too long."""
         return math.exp(self._log_scale)
 
     @property
     def coverage_90(self) -> float:
-        """Share of late responses that were no longer than what was believed their 0.9 quantile."""
+        """Share of recent responses that were within their 0.9 quantile."""
         return self._covered
 
     def apply(self, prediction: Prediction) -> LengthDistribution:
-        """What is believed of a response of which ``told`` was told."""
+        """The corrected distribution."""
         base = self._base(prediction)
         return base if self.seen < WARM_UP else self._relevel(base)
 
@@ -140,7 +137,7 @@ class Correction:
         return LengthDistribution.from_weights(base.edges, np.maximum(np.diff(cdf), 0.0) + 1e-12, base.closed_by)
 
     def distrust(self) -> None:
-        """Predictions are proven wrong (:mod:`ecoserve.serving.core.alarm`): history is believed until they are not."""
+        """Predictions are wrong (:mod:`~ecoserve.serving.core.alarm`): history is used until they are better again."""
         if self.source == "predicted":
             self.source = "history"
             self._levels = LEVELS.copy()

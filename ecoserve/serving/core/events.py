@@ -1,8 +1,7 @@
-"""Mispredictions as events: what happened, to whom, at what price.
+"""Events of requests: what the planner did about an under-prediction or a shortage, and what it cost.
 
-Every rung of the under-prediction ladder has a name here, and a counter of that name
-(:class:`~ecoserve.serving.core.counters.Counters`). Whoever decides something tells the :class:`Recorder`, once: it
-counts, and hands the event on to a log if there is one.
+Each :class:`UnderpredictionAction` has a counter of that name (:class:`~ecoserve.serving.core.counters.Counters`). The
+:class:`Recorder` counts, and hands the event to a log if there is one.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from ecoserve.serving.core.tasks import Task
 
 
 class UnderpredictionAction(StrEnum):
-    """How an outlived reservation, or a shortage of KV, was met; cheapest first."""
+    """What is done about an outlived promise or a shortage of KV; cheapest first."""
 
-    OWN_SPACE = "own_space"  # unlent space of its own
-    RE_RESERVED = "re_reserved"  # a new reservation from the posterior
+    OWN_SPACE = "own_space"  # unlent space of its own window
+    RE_RESERVED = "re_reserved"  # a new promise from the posterior
     GLOBAL_RESERVE = "global_reserve"  # a block of the reserve
-    PAUSED = "paused"  # stopped, KV kept, waits as a decode
-    GUEST_MOVED = "guest_moved"  # a host came: its guest got a window of its own, or stopped
-    RECOMPUTED = "recomputed"  # the victim's KV was dropped
+    PAUSED = "paused"  # waits with its KV
+    GUEST_MOVED = "guest_moved"  # a host reached its guest, which got a window of its own or stopped
+    RECOMPUTED = "recomputed"  # preempted: its KV was dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,8 @@ class Event:
     Attributes:
         at_s: on the scheduler's clock. step: the scheduler's step.
         kind: a :class:`UnderpredictionAction`, or ``admitted``, ``resumed``, ``finished``, ``aborted``.
-        predicted: median length told at arrival, tokens; generated: tokens out; promised: length reserved.
-        blocks: KV blocks that the request holds. free_blocks: blocks that nobody holds.
+        predicted: median length at arrival, tokens; generated: tokens out; promised: length reserved.
+        blocks: KV blocks that the request holds. free_blocks: free KV blocks.
     """
 
     at_s: float
@@ -57,9 +56,9 @@ class Recorder:
     """Counts events and hands them on.
 
     Args:
-        counters: what is counted.
+        counters: incremented.
         state: (time, step, blocks that a request holds, free blocks), asked only if there is a log.
-        log: is given every event, or None.
+        log: called with every event, or None.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Recorder:
         self.note(action.value, task)
 
     def note(self, kind: str, task: Task) -> None:
-        """Something else happened; its counter is the caller's."""
+        """Another event; its counter is the caller's."""
         if self._log is None:
             return
         at, step, blocks, free = self._state(task)

@@ -1,20 +1,17 @@
 """The KV that a set of requests will hold from now on: mean and spread over a grid of future steps.
 
 A request with ``n`` tokens in the cache and ``g`` generated holds ``n + t`` tokens after ``t`` more steps if it is
-still alive then, which it is with probability S(g + t) / S(g), where S is its length distribution's survival
-function. Summed over independent requests that gives a mean and a variance for every ``t``. One batch's sum is far
-better known than any one of its members: that is what pooling uses.
+still alive then, which has probability S(g + t) / S(g), S being the survival function of its length. Summed over the
+requests that gives a mean and a variance for every ``t``. ``rho`` is the share of the spread that the requests have in
+common (one predictor's bad days, siblings of n > 1):
 
-Lengths of one predictor err together (a bad day, siblings of n > 1). ``rho`` is the share of the spread that is common:
-variance = (1 - rho) * sum of variances + rho * (sum of standard deviations)^2.
+    variance = (1 - rho) * sum of variances + rho * (sum of standard deviations)^2
 
-What is uncertain about the far future will be known before it comes, and admission can react to it: the standard
-deviation
-``t`` steps ahead counts by 1 / (1 + t / reaction). Without this, pooling is as timid as padding in small caches
-(docs/log.md).
+Admission can react to what becomes known before it comes: the standard deviation ``t`` steps ahead counts by
+1 / (1 + t / reaction). Without this, pooling is as cautious as padding in small caches (docs/log.md).
 
-Survival functions are tabulated once per request on a common grid of lengths, so a forecast of R requests is a few
-NumPy operations on an R x T matrix.
+Survival functions are tabulated once per request, so a forecast of R requests is a few NumPy operations on an R x T
+matrix.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
 Floats = npt.NDArray[np.float64]
@@ -46,7 +44,7 @@ class Forecast:
         upper: the longest response there can be, tokens.
         rho: common share of the spread, 0 to 1.
         reaction: steps within which admission reacts.
-        points: grid points in time (at most this many steps are looked at).
+        points: grid points in time. table: grid points of the survival functions.
     """
 
     def __init__(
@@ -66,6 +64,11 @@ class Forecast:
         self._sd: Floats = np.zeros(len(self._steps))
         self._known: tuple[Task, LengthDistribution, int, int] | None = None
         self._answer = (self._mean, self._sd)
+
+    @classmethod
+    def from_settings(cls, settings: SchedulerSettings, block_size: int, upper: int) -> Forecast:
+        """The forecast of the setting ``forecast``."""
+        return cls(block_size, upper, settings.rho or 0.0, settings.reaction_steps)
 
     # -- tables --------------------------------------------------------------------------------------
 
@@ -125,25 +128,22 @@ class Forecast:
         self._var = self._var + spread * spread
         self._sd = self._sd + spread
 
-    def peak_with(self, task: Task, z: float, shared_blocks: int = 0) -> float:
-        """Largest mean + z * sd over the future, in blocks, if ``task`` started now.
-
-        ``shared_blocks`` of the task's prompt are in the cache already and held by others.
-        """
+    def peak_with(self, task: Task, z: float) -> float:
+        """Largest mean + z * sd over the future, in blocks, if ``task`` started now."""
         mean, spread = self._one(task)
-        total = self._mean + mean - shared_blocks
+        total = self._mean + mean
         var = (1.0 - self.rho) * (self._var + spread * spread) + self.rho * (self._sd + spread) ** 2
         return float((total + z * self._near * np.sqrt(var)).max())
 
     def fits_with(self, task: Task, limit_blocks: int, epsilon: float) -> bool:
-        """Whether the peak stays within the limit if ``task`` started now, but in a share ``epsilon`` of the futures.
+        """Whether, with ``task`` started now, the limit is exceeded in at most a share ``epsilon`` of the futures.
 
         The sum over a batch is taken to be normal.
         """
         return self.peak_with(task, deviations(epsilon)) <= limit_blocks
 
     def peak(self, z: float) -> float:
-        """Largest mean + z * sd over the future, in blocks, of those who hold KV now."""
+        """Largest mean + z * sd over the future, in blocks, of the requests that hold KV now."""
         var = (1.0 - self.rho) * self._var + self.rho * self._sd**2
         return float((self._mean + z * self._near * np.sqrt(var)).max())
 

@@ -1,12 +1,11 @@
-"""target forward size, the target forward size: tokens in one forward at which the machine's throughput saturates.
+"""The target forward size: tokens in one forward at which the machine's throughput saturates.
 
-A small forward takes as long as reading the weights, whatever is in it; a large one as long as computing its tokens.
-Prompts are for free up to where the one becomes the other, and beyond it only make the decodes beside them wait.
+A small forward takes as long as reading the weights, a large one as long as computing its tokens. Prompts are free up
+to where the one becomes the other; beyond it they only delay the decodes beside them.
 
-Rule: of forwards that were timed at several sizes, the target forward size is the smallest size that gives
-``SATURATION`` of the best
-throughput among them. Between two sizes the time is taken to be linear. EcoServe (arXiv 2411.06364) fills prompts up
-to such a size; how it is found is ours.
+Of forwards timed at several sizes, the target is the smallest size that gives ``SATURATION`` of the best throughput;
+between two sizes the time is taken to be linear. EcoServe (arXiv 2411.06364) fills prompts up to such a size; how it is
+found is ours.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Final
 
 #: Share of the best throughput that counts as saturated.
 SATURATION: Final = 0.9
-#: If the largest size is still better by this factor than the one before it, there is more to be had beyond it.
+#: If the largest size is better by this factor than the one before it, throughput has not saturated.
 _RISING: Final = 1.03
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardSize:
-    """What a profile of forwards says.
+    """The result of a profile of forwards.
 
     Attributes:
         tokens: the target forward size.

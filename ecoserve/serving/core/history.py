@@ -1,4 +1,4 @@
-"""What is believed of a response's length when nobody predicted it: a running history of finished lengths.
+"""The length distribution of requests without a prediction: a running history of finished lengths.
 
 The same idea as the history window of Past-Future scheduling (LightLLM): the next response resembles the last
 thousand. Before anything has finished, a broad log-normal stands in.
@@ -15,9 +15,9 @@ class LengthHistory:
     """A window of finished response lengths, as a distribution.
 
     Args:
-        window: how many finished responses are remembered.
+        window: finished responses kept.
         upper: largest possible response, tokens.
-        refresh: the distribution is made anew after this many finishes (and after each of the first few).
+        refresh: the distribution is computed anew after this many finishes (and after each of the first few).
     """
 
     def __init__(self, window: int, upper: int, refresh: int = 32) -> None:
@@ -39,5 +39,5 @@ class LengthHistory:
             self._current = LengthDistribution.from_samples(list(self._lengths), max(self._upper, *self._lengths))
 
     def distribution(self, limit: int) -> LengthDistribution:
-        """What is believed of the next response, which may have ``limit`` tokens at most."""
+        """The distribution of the next response, which may have ``limit`` tokens at most."""
         return self._current.closed_at(limit)

@@ -1,8 +1,7 @@
-"""What the scheduler learns from finished responses while it runs: the correction, and how much requests err together.
+"""What the scheduler learns from finished responses: the correction, and how much requests err together.
 
-Both are optional. Responses are learned from in the order in which they arrived
-(:class:`~ecoserve.serving.core.correction.InOrder`), but for the alarm, which is good at any time. When another of the
-three answers is believed than before, what is believed of the requests that are here already is made anew.
+Both are optional. Responses are learned from in the order of arrival, but for the alarm, which holds at any time. When
+the correction's source changes, the distributions of all requests are computed anew.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Learner:
     Args:
         correction: None: predictions are taken as they are.
         common_error: None: the forecast's rho is fixed.
-        forecast: has its ``rho`` kept up to date.
+        forecast: its ``rho`` is kept up to date.
     """
 
     def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: _HasRho) -> None:
@@ -40,7 +39,7 @@ class Learner:
             forecast.rho = common_error.rho
 
     def arrives(self, task: Task) -> None:
-        """A request has arrived: what is believed of it is corrected."""
+        """A request has arrived: its prediction is corrected."""
         if task.prediction is None:
             return
         if self.correction is not None:
@@ -52,13 +51,13 @@ class Learner:
         self._in_order.began(task.request_id, task.prediction)
 
     def lengths_now(self, task: Task, history: LengthDistribution) -> LengthDistribution | None:
-        """What is believed of a request that came earlier, given the history of now; None if nothing was predicted."""
+        """The corrected distribution of an earlier request, given today's ``history``; None without a prediction."""
         if task.prediction is None or self.correction is None:
             return None
         return self.correction.apply(Prediction(task.prediction.predicted, history))
 
     def ended(self, task: Task, length: int | None) -> bool:
-        """A response has ended with ``length`` tokens; None: it was aborted. Whether another answer is believed now."""
+        """A response has ended with ``length`` tokens (None: aborted); returns whether the source has changed."""
         if task.prediction is None:
             return False
         before = None if self.correction is None else self.correction.source

@@ -1,8 +1,8 @@
-"""The ledger: who holds KV, who was promised how much, and whether the books agree with vLLM's pool.
+"""The ledger: which requests hold KV, how much each was promised, and whether that agrees with vLLM's block pool.
 
-*Held* is what the pool says: its blocks minus the free ones (cached blocks that could be evicted count as free). The
-ledger adds what the pool does not know: per request the tokens promised and generated. All promises are accounting;
-blocks are taken by vLLM as they are written.
+*Held* is what the pool says: its blocks minus the free ones (cached blocks that can be evicted count as free). The
+ledger adds per request the tokens promised and generated. Promises are accounting: vLLM takes blocks as they are
+written.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ecoserve.serving.core.tasks import Task, TaskState
 
 
 class LedgerError(EcoServeError):
-    """The books do not agree with the pool: a defect of ours, never the user's."""
+    """The ledger does not agree with the pool: a defect of ours, never the user's."""
 
 
 class Ledger:
-    """Books of one engine's KV.
+    """The KV of one engine.
 
     Args:
-        usable_blocks: C, the blocks requests can use (vLLM's ``num_gpu_blocks - 1``).
+        usable_blocks: blocks that requests can use (vLLM's ``num_gpu_blocks - 1``).
         block_size: tokens a block.
     """
 
@@ -41,7 +41,7 @@ class Ledger:
         return self._holders
 
     def set_holders(self, holders: list[Task]) -> None:
-        """Say who holds KV now: once a step, so that nothing need look at all that wait."""
+        """Set the requests that hold KV, once a step."""
         self._holders = holders
 
     def promised_blocks(self, task: Task) -> int:
@@ -65,10 +65,7 @@ class Ledger:
         return total
 
     def lent_blocks(self, reserved: int | None = None) -> int:
-        """Promised blocks that others may be using now: promises and holdings beyond what there is.
-
-        ``reserved`` is :meth:`reserved_blocks`, if the caller has it.
-        """
+        """Promises and holdings beyond the cache; ``reserved``: :meth:`reserved_blocks`, if known."""
         if reserved is None:
             reserved = self.reserved_blocks()
         return max(0, self.held_blocks + reserved - self.usable_blocks)
@@ -92,13 +89,13 @@ class Ledger:
             if len(set(ids)) != len(ids):
                 raise LedgerError(f"request {name} has a block twice")
             if ids and name not in self.tasks:
-                raise LedgerError(f"request {name} holds {len(ids)} blocks and is not in the books")
+                raise LedgerError(f"request {name} holds {len(ids)} blocks and is not in the ledger")
         if states.keys() != self.tasks.keys():
             odd = sorted(states.keys() ^ self.tasks.keys())[:4]
-            raise LedgerError(f"requests in vLLM != requests in the books: {', '.join(odd)}")
+            raise LedgerError(f"requests in vLLM != requests in the ledger: {', '.join(odd)}")
         for name, task in self.tasks.items():
             if task.state is not states[name]:
-                raise LedgerError(f"request {name} is {task.state.value} in the books, {states[name].value} in vLLM")
+                raise LedgerError(f"request {name} is {task.state.value} in the ledger, {states[name].value} in vLLM")
             if task.state is TaskState.WAITING:
                 if blocks_of.get(name):
                     raise LedgerError(f"request {name} waits and holds {len(blocks_of[name])} blocks")

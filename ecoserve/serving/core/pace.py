@@ -1,13 +1,13 @@
-"""How fast the engine is of late: seconds a step, told from the scheduler's own steps.
+"""The engine's recent pace: seconds a step, measured on the scheduler's own steps.
 
-Rule: one step gives each running decode one token, so a step's period is the time of a token. The estimate is an
+One step gives each running decode one token, so a step's period is the time of a token. The estimate is an
 exponentially weighted mean over the last ``window`` busy steps. Deadlines (:mod:`~ecoserve.serving.core.orderings`) are
 judged by it; a wrong pace costs order, never correctness.
 """
 
 from __future__ import annotations
 
-#: Stands in for the pace before a step was seen.
+#: The pace before a step was seen.
 FIRST_GUESS_S = 0.02
 
 
@@ -17,7 +17,7 @@ class Pace:
     Args:
         step_tokens: the most tokens one step computes.
         window: steps over which the mean is taken.
-        longest_s: a longer pause between two steps was no step (idle, suspended).
+        longest_s: a longer gap between two steps is not counted (idle, suspended).
     """
 
     def __init__(self, step_tokens: int, window: int = 64, longest_s: float = 5.0) -> None:

@@ -1,8 +1,7 @@
-"""The KV that a set of requests will hold if each comes to the same quantile of its own length: padding one by one.
+"""The KV that a set of requests will hold if each reaches the same quantile of its own length: padding one by one.
 
-What pooling is compared with (docs/log.md): every request is taken to end at its quantile, given what is out already,
-and the batch must fit on the way there. How many of the futures overflow follows from the quantile, the load and how
-far lengths err together; it is not asked for.
+What pooling is compared with (docs/log.md). There is no spread: how many of the futures overflow follows from the
+quantile, the load and how far lengths err together.
 """
 
 from __future__ import annotations
@@ -10,21 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from ecoserve.serving.core.forecast import Floats, Forecast
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
 
 class Padded(Forecast):
-    """A forecast without spread.
+    """A forecast without spread; ``quantile``: of each request's length."""
 
-    Args:
-        block_size, upper, rho, reaction: as of :class:`~ecoserve.serving.core.forecast.Forecast`; without spread the
-            last two say nothing.
-        quantile: of each request's length.
-    """
+    quantile = 0.5
 
-    def __init__(self, block_size: int, upper: int, rho: float, reaction: float, quantile: float) -> None:
-        super().__init__(block_size, upper, rho, reaction)
-        self.quantile = quantile
+    @classmethod
+    def from_settings(cls, settings: SchedulerSettings, block_size: int, upper: int) -> Padded:
+        out = cls(block_size, upper, 0.0, settings.reaction_steps)
+        out.quantile = settings.quantile
+        return out
 
     def _usage(self, tasks: list[Task]) -> tuple[Floats, Floats]:
         rest = np.fromiter((t.expected_rest(self.quantile) for t in tasks), dtype=float, count=len(tasks))

@@ -1,15 +1,12 @@
 """The KV that a set of requests will hold from now on, as sampled joint futures.
 
-Each of ``count`` scenarios gives every request one length, drawn from what is believed of it given what is out
-already. In one scenario the usage ``t`` steps ahead is the sum over those still alive of their tokens now plus ``t``.
-Requests err together: their lengths are drawn through a Gaussian copula with one common factor a scenario, of which
-``rho`` is the share. When a scenario's length is outlived, that one is drawn again.
+Each of ``count`` scenarios gives every request one length, drawn from its posterior. In one scenario the usage ``t``
+steps ahead is the sum over the requests still alive of their tokens now plus ``t``. Lengths are drawn through a
+Gaussian copula with one common factor per scenario, of which ``rho`` is the share. A length that has been outlived is
+drawn again. As in :mod:`~ecoserve.serving.core.forecast`, a scenario's distance from the mean of all scenarios counts
+by 1 / (1 + t / reaction).
 
-As in :mod:`~ecoserve.serving.core.forecast`, what is uncertain about the far future will be known before it comes: a
-scenario's distance from the mean of all scenarios counts by 1 / (1 + t / reaction).
-
-Cost: a stock-taking of R requests bins R x count rests once (no R x count x T array is made); a question costs
-count x T.
+Cost: R requests are binned into R x count rests once a step; a question costs count x T.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +29,7 @@ class Scenarios:
     Args:
         block_size: tokens a block.
         upper: the longest response there can be, tokens.
-        rho: common share of what is not known of the lengths, 0 to 1; may be set anew at any time.
+        rho: common share of the lengths' spread, 0 to 1; may change at any time.
         reaction: steps within which admission reacts.
         count: scenarios. points: grid points in time.
         seed: of the draws; the same requests in the same order give the same answers.
@@ -62,10 +60,15 @@ class Scenarios:
         self._alive: Floats = np.zeros(shape)
         self._shared = 0
 
+    @classmethod
+    def from_settings(cls, settings: SchedulerSettings, block_size: int, upper: int) -> Scenarios:
+        """The forecast of the setting ``forecast``."""
+        return cls(block_size, upper, settings.rho or 0.0, settings.reaction_steps)
+
     # -- one request -------------------------------------------------------------------------------------
 
     def enter(self, task: Task) -> None:
-        """Draw a request's lengths; again after what is believed of it has changed."""
+        """Draw a request's lengths; again after its distribution has changed."""
         if task.row < 0:
             if not self._free_rows:
                 rows = len(self._lengths)
@@ -81,7 +84,7 @@ class Scenarios:
             task.row = -1
 
     def _draw(self, task: Task, which: npt.NDArray[np.intp]) -> Floats:
-        """Lengths for the scenarios ``which``, each more than what is out."""
+        """Lengths for the scenarios ``which``, each more than the tokens that are out."""
         own = self._rng.permutation(self._strata)[: len(which)]
         level = ndtr(math.sqrt(self.rho) * self._common[which] + math.sqrt(1.0 - self.rho) * own)
         posterior = task.lengths.given_longer_than(task.generated)

@@ -1,18 +1,17 @@
-"""Shortage of KV: the last rungs of the under-prediction ladder, decided before vLLM must preempt by itself.
+"""Shortage of KV: which running requests pause and which are preempted, decided before vLLM must preempt by itself.
 
-When the running requests need more blocks in this step than are free, somebody must wait or give way.
+When the running requests need more blocks in this step than are free:
 
-1. Prompts being prefilled are served first: what they have computed is of no use before they are through.
-2. decodes are served in the order of what they have left, least first: they will free their KV soonest.
-3. Whoever is not served is paused, KV kept: nothing is lost, and it goes on when others have finished.
-4. Pausing cannot go on for ever: if the paused would hold more than ``paused_share`` of the cache, a prefill would
-   starve, or nobody would be left to run, a victim's KV is dropped (recompute). The victim is the request with the
-   longest rest to come: what it loses (its tokens, computed again) and what it would hold both grow with the blocks
-   it has, so the least work is lost per block and second won where the rest is longest (docs/log.md has the
-   comparison with the least work lost). One that was a victim ``spare_after`` times already is passed over while there
-   is another.
+1. Prefills are served first: what they have computed is of no use before they are complete.
+2. Decodes are served by expected remaining tokens, fewest first: they free their KV soonest.
+3. A request that is not served is paused with its KV kept: no work is lost.
+4. If the paused would hold more than ``paused_share`` of the cache, a prefill would starve, or no request would run, a
+   victim is preempted (recompute): the request with the most remaining tokens. What it loses and what it would hold
+   both grow with its blocks, so the least work is lost per block and second won where the rest is longest
+   (docs/log.md has the comparison). A request that was a victim ``spare_after`` times is passed over while there is
+   another.
 
-A forecast alone preempts nobody: this is only asked about blocks needed in this very step.
+A forecast alone preempts nothing: only blocks needed in this very step count.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ecoserve.serving.core.tasks import Task, TaskState
 
 @dataclass(slots=True)
 class Relief:
-    """What to do about a shortage, in this order: drop the KV of some, pause others."""
+    """What to do about a shortage: preempt ``drop``, pause ``pause``."""
 
     drop: list[Task] = field(default_factory=list)
     pause: list[Task] = field(default_factory=list)
@@ -38,21 +37,19 @@ def relieve(
     held: Mapping[Task, int],
     free_blocks: int,
     paused_limit_blocks: float,
-    victims_before: Mapping[str, int],
     spare_after: int = 3,
 ) -> Relief:
-    """Decide who pauses and who is dropped so that the others' needs fit.
+    """Decide which requests pause and which are preempted so that the needs of the others fit.
 
     Args:
-        needs: blocks that running requests need in this step (those that need none may be left out).
-        running: all running requests. paused: decodes that wait with KV.
-        held: blocks that would come free if a request's KV were dropped (shared blocks not counted).
+        needs: blocks that running requests need in this step; without an entry, none.
+        running: all running requests. paused: decodes that wait with their KV.
+        held: blocks that come free if a request is preempted (shared blocks not counted).
         free_blocks: free now.
         paused_limit_blocks: the most blocks that paused decodes may hold.
-        victims_before: how often a request id was dropped before.
 
     Returns:
-        the smallest set of drops this greedy rule finds, and the pauses that remain.
+        the preemptions that this greedy rule finds, and the pauses that remain.
     """
     relief = Relief()
     alive = list(running)
@@ -67,9 +64,9 @@ def relieve(
         prefill_starves = any(t.state is TaskState.PREFILL for t in relief.pause)
         if someone_runs and waiting <= paused_limit_blocks and not prefill_starves:
             return relief
-        victim = _victim([*alive, *asleep], held, victims_before, spare_after)
+        victim = _victim([*alive, *asleep], held, spare_after)
         if victim is None:
-            # Nobody else can give way. A prefill cannot be paused half-way: it hands back what it has and waits.
+            # No other request can give way. A prefill cannot be paused half-way: it is preempted itself.
             starved = [t for t in relief.pause if t.state is TaskState.PREFILL]
             relief.drop += starved
             relief.pause = [t for t in relief.pause if t not in starved]
@@ -86,7 +83,7 @@ def relieve(
 
 
 def _unserved(needs: Mapping[Task, int], running: Sequence[Task], free: int) -> list[Task]:
-    """Who does not get the blocks it needs when prefills, then decodes with least left, are served first."""
+    """Requests that do not get their blocks when prefills, then decodes with the fewest remaining tokens, go first."""
     asking = [t for t in running if needs.get(t, 0) > 0]
     if sum(needs[t] for t in asking) <= free:
         return []
@@ -103,12 +100,11 @@ def _unserved(needs: Mapping[Task, int], running: Sequence[Task], free: int) -> 
 def _victim(
     candidates: Sequence[Task],
     held: Mapping[Task, int],
-    victims_before: Mapping[str, int],
     spare_after: int,
 ) -> Task | None:
-    """The longest rest to come among those that free anything; of equals the one with least work to lose."""
+    """The request with the most remaining tokens that frees anything; of equals the one with least work to lose."""
     useful = [t for t in candidates if held.get(t, 0) > 0]
-    fresh = [t for t in useful if victims_before.get(t.request_id, 0) < spare_after]
+    fresh = [t for t in useful if t.preemptions < spare_after]
     pool = fresh or useful
     if not pool or len(candidates) == 1:
         return None

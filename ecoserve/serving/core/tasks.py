@@ -1,8 +1,7 @@
 """One request as the serving core sees it: plain values, no vLLM object.
 
-A request is first a prefill (prompt task), then a decode (generation task). ``written`` tokens have their KV,
-``generated``
-tokens are out, ``promised`` is the response length its reservation covers.
+A request is first prefilled, then decoded. ``written`` tokens have their KV, ``generated`` tokens are out, ``promised``
+is the response length that its reservation covers.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from ecoserve.serving.core.correction import Prediction
 
 
 class TaskState(Enum):
-    """Where a request is. Only the last two are decodes."""
+    """Where a request is."""
 
-    WAITING = "waiting"  # a prefill that holds no KV (new, or its KV was dropped)
-    PREFILL = "prefill"  # a prefill that is running
-    DECODE = "decode"  # a decode that is running
-    PAUSED = "paused"  # a decode that waits with its KV kept
+    WAITING = "waiting"  # for its prefill, without KV (new or preempted)
+    PREFILL = "prefill"  # running
+    DECODE = "decode"  # running
+    PAUSED = "paused"  # a decode that waits with its KV
 
 
 @dataclass(slots=True, eq=False)
@@ -29,41 +28,41 @@ class Task:
     """What the core knows of a request.
 
     Attributes:
-        request_id: vLLM's id.
         prompt_tokens: prompt length, tokens.
-        lengths: distribution of response length, closed at ``limit``; replaced when a response outlives it.
-        limit: the most tokens this response may have.
-        predicted: False if the lengths are history's, for want of a prediction.
-        arrival_s: arrival on the scheduler's clock.
-        number: the position in the order in which the scheduler has been given; decides between requests that are
-        otherwise equal.
-        written: tokens with KV. generated: tokens out. promised: response length covered by the reservation, 0 before
-        there is one.
-        predicted_median: median response length at arrival, for the books.
-        overdrawn: the reservation was outlived at least once.
-        passed_by: this decode has waited for its promise so long that its claim goes first.
-        spared: this decode draws on the global reserve.
+        lengths: distribution of the response length, closed at ``limit``; replaced by the posterior when outlived.
+        limit: most tokens that the response may have. most_tokens: most tokens of prompt and response with KV.
+        predicted: False if ``lengths`` is the history of finished responses.
+        arrival_s: on the scheduler's clock. number: order of arrival at the scheduler, which decides between equals.
+        preemptions: times its KV was dropped.
+        written, generated, promised: see the module. blocks: KV blocks held at the start of the step.
+        known_tokens: of a prefill, tokens that are out or under way.
+        predicted_median: median response length at arrival, for the reports.
+        overdrawn: its promise was outlived at least once.
+        passed_by: it has waited for its promise so long that its claim goes first.
         row: index in the forecast's tables, -1 when it is not in them.
-        ttft_slo_s: the first token is due so long after arrival. tpot_slo_s: each further one so long after it.
-        deadline_s: the last token is due at this time, where it was given as such.
-        told: what was predicted, for the correction; None if nothing was.
+        ttft_slo_s, tpot_slo_s: SLO of the first token (after arrival) and of each further one, seconds.
+        deadline_s: when the last token is due, if stated.
+        prediction: what was predicted, for the correction; None if nothing was.
     """
 
     request_id: str
     prompt_tokens: int
     lengths: LengthDistribution
     limit: int
+    most_tokens: int
     predicted: bool
     arrival_s: float
     priority: int = 0
     number: int = 0
     state: TaskState = TaskState.WAITING
+    preemptions: int = 0
     written: int = 0
     generated: int = 0
+    blocks: int = 0
+    known_tokens: int = 0
     promised: int = 0
     overdrawn: bool = False
     passed_by: bool = False
-    spared: bool = False
     predicted_median: int = field(default=0)
     row: int = -1
     ttft_slo_s: float | None = None
@@ -76,14 +75,14 @@ class Task:
         if not self.predicted_median:
             self.predicted_median = self.lengths.quantile(0.5)
 
-    def arrives(self, at_s: float) -> None:
+    def set_arrival(self, at_s: float) -> None:
         """Put the arrival, and the deadline with it, on the scheduler's clock."""
         if self.deadline_s is not None:
             self.deadline_s += at_s - self.arrival_s
         self.arrival_s = at_s
 
     def expected_rest(self, quantile: float | None = None) -> float:
-        """Tokens still to come, given those that are out: the mean, or a quantile."""
+        """Expected remaining tokens, given those that are out: the mean, or a quantile."""
         known = self._rest
         if known is not None and known[0] is self.lengths and known[1] == self.generated and known[2] == quantile:
             return known[3]
@@ -94,15 +93,15 @@ class Task:
         return rest
 
     def has_slo(self) -> bool:
-        """Whether anything is due at a certain time."""
+        """Whether the request has an SLO or a deadline."""
         return self.ttft_slo_s is not None or self.tpot_slo_s is not None or self.deadline_s is not None
 
     def first_token_due_s(self) -> float:
-        """When the first token is due; infinite if that was not said."""
+        """When the first token is due; infinite without an SLO."""
         return math.inf if self.ttft_slo_s is None else self.arrival_s + self.ttft_slo_s
 
     def due_s(self) -> float:
-        """When the last token is due: as given, else the SLO's time for as many tokens as are expected."""
+        """When the last token is due: as stated, else by the SLO for the expected length; infinite without either."""
         if self.deadline_s is not None:
             return self.deadline_s
         if self.tpot_slo_s is None:
@@ -115,5 +114,5 @@ class Task:
         return max(self.written, self.prompt_tokens + self.generated)
 
     def promised_span_tokens(self) -> int:
-        """Tokens of KV that are promised to it: prompt and promised response, or what it needs now if that is more."""
+        """Tokens of KV promised to it: prompt and promised response, or what it needs now if that is more."""
         return max(self.span_tokens(), self.prompt_tokens + self.promised)

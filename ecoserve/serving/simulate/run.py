@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.settings import POLICIES, policy_arguments
+from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import RunResult, Slo
 from ecoserve.serving.simulate.cost import StepCost, alone_s

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from ecoserve.pages.plots import SLOTS
-from ecoserve.serving.adapter.settings import STOCK_POLICIES
+from ecoserve.serving.core.policies import STOCK_POLICIES
 from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.reporting.details import Details
 from ecoserve.sweep.reporting.metrics import NORMALIZED, Metric

@@ -39,5 +39,5 @@ def test_attainment_is_that_of_the_rows(policy: str, depth: int) -> None:
     assert (counters.tpot_met, counters.tpot_missed) == (sum(tpot), 60 - sum(tpot))
     assert 0 < sum(ttft) < 60
     assert 0 < sum(tpot) < 60
-    assert not scheduler.attainment._waiting
-    assert not scheduler.attainment._first_s
+    assert not scheduler.planner.attainment._waiting
+    assert not scheduler.planner.attainment._first_s

@@ -11,8 +11,7 @@ from virtual_rig import OURS, STOCK, ByHand, Case, Spec, play, random_case, sche
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
-from ecoserve.serving.adapter import pausing
-from ecoserve.serving.core.kv.pooled import RECENT
+from ecoserve.serving.core.pooled import RECENT
 from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request, make_scheduler
 
@@ -59,7 +58,7 @@ def test_recomputed_is_what_is_computed_a_second_time() -> None:
         hand.step()
     s = hand.scheduler
     assert s.requests["a"].num_computed_tokens == 50
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     assert hand.step() == {"a": 51}
     assert s.counters.recomputed_tokens == 50, "its last token had not been computed before"
     hand.drain()
@@ -73,7 +72,7 @@ def test_recomputing_in_chunks_counts_each_token_once() -> None:
         hand.step()
     s = hand.scheduler
     computed = s.requests["a"].num_computed_tokens
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     for expected in (16, 32, 48, computed):
         hand.step()
         assert s.counters.recomputed_tokens == expected
@@ -87,9 +86,9 @@ def test_a_drop_half_way_through_recomputing_counts_what_was_done_again() -> Non
         hand.step()
     s = hand.scheduler
     computed = s.requests["a"].num_computed_tokens
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     hand.step()
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     hand.drain()
     assert s.counters.recomputed_tokens == 16 + computed
     assert s.counters.preemptions == 2
@@ -100,7 +99,7 @@ def test_what_the_prefix_cache_gives_back_is_not_computed_again() -> None:
     for _ in range(11):
         hand.step()
     s = hand.scheduler
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     assert hand.step() == {"a": 51 - 48}, "three full blocks are still there"
     assert s.counters.recomputed_tokens == 50 - 48
     hand.drain()
@@ -111,7 +110,7 @@ def test_an_aborted_request_leaves_no_debt() -> None:
     for _ in range(5):
         hand.step()
     s = hand.scheduler
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     s.finish_requests("a", RequestStatus.FINISHED_ABORTED)
     assert not s._reached
     assert not s.preemptions_of
@@ -140,7 +139,7 @@ def test_every_pause_ends_in_one_way(policy: str) -> None:
                 instrument(s)
 
         def instrument(s: Any) -> None:
-            drop_blocks, preempt = s._free_blocks, s.prepass.dropped
+            drop_blocks, preempt = s._free_blocks, s.planner.on_preempt
 
             def free_blocks(request: Any) -> None:
                 nonlocal over_paused
@@ -152,7 +151,7 @@ def test_every_pause_ends_in_one_way(policy: str) -> None:
                 dropped_paused += task.state is TaskState.PAUSED
                 preempt(task)
 
-            s._free_blocks, s.prepass.dropped = free_blocks, dropped
+            s._free_blocks, s.planner.on_preempt = free_blocks, dropped
 
         counters.append(play(case, watch).scheduler.counters)
         c = counters[-1]
@@ -175,7 +174,7 @@ def test_gauges_say_what_is_there() -> None:
     for _ in range(3):
         hand.step()
     s = hand.scheduler
-    s.prepass._pause(s.requests["a"], s.task(s.requests["a"]))
+    s.pause(s.requests["a"])
     gauges = s.gauges()
     assert (gauges.running, gauges.waiting_prompts, gauges.waiting_generations) == (1, 1, 1)
     assert gauges.held_blocks == 6
@@ -193,13 +192,13 @@ def sizes(s: Any) -> dict[str, int]:
     out = {}
     parts = {
         "scheduler": s,
-        "prepass": s.prepass,
-        "ledger": s.ledger,
-        "kv_policy": s.kv_policy,
-        "forecast": s.forecast,
+        "planner": s.planner,
+        "ledger": s.planner.ledger,
+        "kv_policy": s.planner.kv_policy,
+        "forecast": s.planner.forecast,
         "waiting": s.waiting,
         "holding": s.kv_holding_waiting,
-        "history": s.history,
+        "history": s.planner.history,
     }
     for part, thing in parts.items():
         for name, value in vars(thing).items():

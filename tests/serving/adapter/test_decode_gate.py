@@ -24,16 +24,16 @@ class Gate:
     def __init__(self, hand: ByHand) -> None:
         s = hand.scheduler
         self.scheduler = s
-        s.kv_policy.admits_decode = lambda task: False
-        s.kv_policy.admits_new_decode = lambda task: False
-        s.prepass._alone = lambda request: False
+        s.planner.kv_policy.admits_decode = lambda task: False
+        s.planner.kv_policy.admits_new_decode = lambda task: False
+        s.planner._alone = lambda task, running: False
         self._generation_gate = s.kv_holding_waiting._gate
         s.kv_holding_waiting._gate = lambda request: False
 
     def open(self) -> None:
         """Give the scheduler its gate back."""
         s = self.scheduler
-        del s.kv_policy.admits_decode, s.kv_policy.admits_new_decode, s.prepass._alone
+        del s.planner.kv_policy.admits_decode, s.planner.kv_policy.admits_new_decode, s.planner._alone
         s.kv_holding_waiting._gate = self._generation_gate
 
 
@@ -74,9 +74,9 @@ def test_prompts_wait_at_the_gate_with_one_token_and_their_kv(policy: str, depth
     assert hand.tokens == {f"r{i}": 1 for i in range(5)}
     assert not s.running
     assert {r.request_id for r in s.kv_holding_waiting} == set(hand.answers)
-    assert all(t.state is TaskState.PAUSED for t in s.ledger.tasks.values())
+    assert all(t.state is TaskState.PAUSED for t in s.planner.ledger.tasks.values())
     assert all(len(b) == 2 for b in s._blocks_of().values())
-    assert s.ledger.held_blocks == 10
+    assert s.planner.ledger.held_blocks == 10
     s.check()
     gate.open()
     hand.drain()
@@ -131,9 +131,9 @@ def test_the_gate_lets_those_through_whose_promises_fit(depth: int) -> None:
         if not s.has_requests():
             break
         run(hand, depth, 1)
-        going = [t for t in s.ledger.tasks.values() if t.state is TaskState.DECODE and t.promised]
+        going = [t for t in s.planner.ledger.tasks.values() if t.state is TaskState.DECODE and t.promised]
         most = max(most, len(going))
-        assert sum(s.ledger.promised_blocks(t) for t in s.ledger.holders()) <= BLOCKS
+        assert sum(s.planner.ledger.promised_blocks(t) for t in s.planner.ledger.holders()) <= BLOCKS
     hand.drain()
     assert most == 2
     assert hand.tokens == hand.answers

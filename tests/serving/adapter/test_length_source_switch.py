@@ -37,7 +37,7 @@ def run_until_finished(hand: ByHand, scheduler: Any, finished: int) -> None:
 def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished() -> None:
     hand, s = crowd(told=600, correction=True)
     run_until_finished(hand, s, 30)
-    assert s.learner.correction.source == "history"
+    assert s.planner.learner.correction.source == "history"
     waiting = [s.task(r) for r in s.waiting]
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)

@@ -9,7 +9,6 @@ from virtual_rig import ByHand, Case, scheduler_for
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
-from ecoserve.serving.adapter import pausing
 from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request
 
@@ -26,24 +25,24 @@ def engine(answers: dict[str, int] | None = None, prompt: int = 20, **shape: Any
 
 
 def pause(hand: ByHand, name: str) -> Any:
-    """Pause a request as the pre-pass does."""
+    """Pause a request as a plan does."""
     request = hand.scheduler.requests[name]
-    hand.scheduler.prepass._pause(request, hand.scheduler.task(request))
+    hand.scheduler.pause(request)
     return request
 
 
-class AtPrePass:
-    """Does something once, as the last act of the next pre-pass: within one ``schedule()``, before vLLM composes."""
+class AfterPlan:
+    """Does something once, once the next plan is carried out: within one ``schedule()``, before vLLM composes."""
 
     def __init__(self, scheduler: Any, act: Any) -> None:
-        self._run = scheduler.prepass._relieve_shortage
+        self._run = scheduler._carry_out
         self._scheduler = scheduler
         self._act = act
-        scheduler.prepass._relieve_shortage = self
+        scheduler._carry_out = self
 
-    def __call__(self) -> None:
-        self._scheduler.prepass._relieve_shortage = self._run
-        self._run()
+    def __call__(self, plan: Any) -> None:
+        self._scheduler._carry_out = self._run
+        self._run(plan)
         self._act()
 
 
@@ -58,7 +57,7 @@ def test_a_paused_request_keeps_its_kv_and_goes_on_where_it_was(runner: int) -> 
         hand.step()
     s = hand.scheduler
     blocks = list(s._blocks_of()["a"])
-    AtPrePass(s, lambda: pause(hand, "a"))
+    AfterPlan(s, lambda: pause(hand, "a"))
     assert set(hand.step()) == {"b"}
     assert s._blocks_of()["a"] == blocks
     assert s.counters.as_dict() | {"pauses": 1, "resumes": 0, "preemptions": 0} == s.counters.as_dict()
@@ -85,7 +84,7 @@ def test_a_it_is_hidden_while_its_output_is_in_flight(runner: int) -> None:
         assert not s.kv_holding_waiting
     assert request.num_in_flight_tokens == 2
     hand.finish()
-    assert not pausing.may_resume(s, request)
+    assert not s.may_resume(request)
     assert "a" not in hand.schedule()
     hand.finish()
     assert request.num_in_flight_tokens == 0
@@ -129,7 +128,7 @@ def test_b_it_does_not_return_in_the_schedule_that_paused_it(runner: int) -> Non
     for _ in range(3):
         hand.step()
     s = hand.scheduler
-    AtPrePass(s, lambda: pause(hand, "a"))
+    AfterPlan(s, lambda: pause(hand, "a"))
     # Nothing is in flight and there is room: only the rule keeps it out.
     assert set(hand.step()) == {"b"}
     assert set(hand.step()) == {"a", "b"}
@@ -138,7 +137,7 @@ def test_b_it_does_not_return_in_the_schedule_that_paused_it(runner: int) -> Non
 def test_b_not_even_when_nothing_else_runs(runner: int) -> None:
     hand = engine({"a": 30}, runner=runner)
     hand.step()
-    AtPrePass(hand.scheduler, lambda: pause(hand, "a"))
+    AfterPlan(hand.scheduler, lambda: pause(hand, "a"))
     assert hand.step() == {}
     assert hand.step() == {"a": 1}
     hand.drain()
@@ -153,7 +152,7 @@ def test_c_v2_frees_the_slot_and_gets_it_back_as_new() -> None:
     for _ in range(3):
         hand.step()
     s = hand.scheduler
-    AtPrePass(s, lambda: pause(hand, "a"))
+    AfterPlan(s, lambda: pause(hand, "a"))
     hand.step()
     assert hand.last.preempted_req_ids == {"a"}
     hand.schedule()
@@ -170,7 +169,7 @@ def test_c_v1_is_told_nothing_and_gets_tokens_and_blocks_back() -> None:
     hand = engine({"a": 30, "b": 30}, runner=1)
     for _ in range(3):
         hand.step()
-    AtPrePass(hand.scheduler, lambda: pause(hand, "a"))
+    AfterPlan(hand.scheduler, lambda: pause(hand, "a"))
     hand.step()
     assert not hand.last.preempted_req_ids
     hand.step()
@@ -204,14 +203,14 @@ def test_d_only_a_running_gt_can_be_paused() -> None:
     s = hand.scheduler
     request = s.requests["a"]
     with pytest.raises(ValueError, match="request a is not generating"):
-        pausing.pause(s, request)
+        s.pause(request)
     long = engine({"long": 30}, prompt=150, blocks=24, max_num_seqs=4)
     long.scheduler.max_num_scheduled_tokens = 64
     long.step()
     prefilling = long.scheduler.requests["long"]
     assert prefilling.is_prefill_chunk
     with pytest.raises(ValueError, match="request long is not generating"):
-        pausing.pause(long.scheduler, prefilling)
+        long.scheduler.pause(prefilling)
 
 
 # -- (e) dropping what a paused request holds ----------------------------------------------------------------------
@@ -226,7 +225,7 @@ def test_e_a_paused_request_can_be_dropped_and_starts_anew(runner: int, in_fligh
         hand.schedule()
     s = hand.scheduler
     request = pause(hand, "a")
-    pausing.drop(s, request, 0.0)
+    s.preempt(request)
     assert request.status is RequestStatus.PREEMPTED
     assert "a" not in s._blocks_of()
     assert not s.paused_at
@@ -252,7 +251,7 @@ def test_e_a_running_request_can_be_dropped_too(runner: int) -> None:
     for _ in range(4):
         hand.step()
     s = hand.scheduler
-    pausing.drop(s, s.requests["a"], 0.0)
+    s.preempt(s.requests["a"])
     assert "a" not in s._blocks_of()
     hand.drain()
     assert hand.tokens == {"a": 30, "b": 30}
@@ -295,7 +294,7 @@ def test_g_draining_ends_although_the_gate_would_not_open(policy: str) -> None:
     s.add_request(make_request("new", [9] * 20, 100, 9.0))
     hand.answers["new"] = 5
     pause(hand, "a")
-    s.kv_policy.admits_decode = lambda task: False
+    s.planner.kv_policy.admits_decode = lambda task: False
     s.task(s.requests["a"]).promised = 0
     s.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(60):
@@ -307,7 +306,7 @@ def test_g_draining_ends_although_the_gate_would_not_open(policy: str) -> None:
         raise AssertionError("draining hangs")
     assert hand.tokens == {"a": 30, "b": 30, "late": 5}
     assert list(s.requests) == ["new"]
-    del s.kv_policy.admits_decode
+    del s.planner.kv_policy.admits_decode
     s.set_pause_state(PauseState.UNPAUSED)
     hand.drain()
     assert hand.tokens["new"] == 5
@@ -317,8 +316,8 @@ def test_g_a_finished_prefill_decodes_at_once_while_draining() -> None:
     hand = engine({"a": 30}, policy="ecoserve-exact")
     s = hand.scheduler
     hand.step()
-    s.kv_policy.admits_new_decode = s.kv_policy.admits_decode = lambda task: False
-    s.prepass._alone = lambda request: False
+    s.planner.kv_policy.admits_new_decode = s.planner.kv_policy.admits_decode = lambda task: False
+    s.planner._alone = lambda task, running: False
     s.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(5):
         assert hand.step() == {"a": 1}
@@ -350,7 +349,7 @@ def test_g_a_shortage_while_vllm_is_paused(state: PauseState) -> None:
     """Three requests want all of a cache that holds two: what is dropped while draining waits until it is over."""
     hand = engine(dict.fromkeys("abc", 60), blocks=12, max_model_len=96, prompt=30)
     s = hand.scheduler
-    s.kv_policy.admits_prompt = lambda task: True
+    s.planner.kv_policy.admits_prompt = lambda task: True
     while len(s.running) < 3 or s.free_blocks:
         assert hand.step()
     s.set_pause_state(state)

@@ -15,7 +15,6 @@ from vllm.v1.metrics.stats import PrefixCacheStats
 from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter import pausing
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import EOS, make_request
@@ -72,7 +71,7 @@ def test_equals_start_in_the_order_they_came_also_after_a_drop(policy: str) -> N
     for i in range(6):
         s.add_request(a_request(f"r{i}", 20, at=5.0))
     assert list(hand.step()) == ["r0", "r1"]
-    pausing.drop(s, s.requests["r0"], 0.0)
+    s.preempt(s.requests["r0"])
     assert [r.request_id for r in s.waiting] == ["r0", "r2", "r3", "r4", "r5"]
     hand.drain()
     assert hand.tokens == dict.fromkeys(hand.answers, 30)
@@ -116,7 +115,7 @@ def test_a_session_takes_turns_and_keeps_its_kv_between_them() -> None:
     hand.drain()
     assert hand.tokens == {"s": 8, "other": 60}
     assert s.free_blocks == s.usable_blocks
-    assert not s.ledger.tasks
+    assert not s.planner.ledger.tasks
     assert not s.paused_at
 
 
@@ -140,9 +139,9 @@ def test_a_turn_that_ends_while_the_session_is_out_of_the_batch(how: str, queued
     request = s.requests["s"]
     assert (request.num_output_tokens, request.num_in_flight_tokens) == (2, 1)
     if how == "paused":
-        s.prepass._pause(request, s.task(request))
+        s.pause(request)
     else:
-        pausing.drop(s, request, 0.0)
+        s.preempt(request)
     hand.schedule()
     hand.finish()
     hand.finish()
@@ -196,7 +195,7 @@ def test_a_session_and_a_generation_do_not_block_each_other(first: str) -> None:
     for _ in range(31):
         hand.step()
     assert s.requests["s"].status is RequestStatus.WAITING_FOR_STREAMING_REQ  # three blocks
-    s.kv_policy.admits_prompt = lambda task: True
+    s.planner.kv_policy.admits_prompt = lambda task: True
     s.add_request(a_request("gt", 100, 150, at=5.0))
     while s.free_blocks:
         assert hand.step()
@@ -227,7 +226,7 @@ def test_aborting_a_session_that_waits_for_its_client() -> None:
     assert s.num_waiting_for_streaming_input == 0
     hand.drain()
     assert s.free_blocks == s.usable_blocks
-    assert not s.ledger.tasks
+    assert not s.planner.ledger.tasks
 
 
 # -- structured output --------------------------------------------------------------------------------------------
@@ -294,11 +293,11 @@ def test_a_grammar_does_not_pass_the_gate_by() -> None:
     request, compiled = structured("json", 20)
     s.add_request(request)
     compiled.set_result(Grammar())
-    s.kv_policy.admits_prompt = lambda task: False
+    s.planner.kv_policy.admits_prompt = lambda task: False
     for _ in range(5):
         assert set(hand.step()) == {"plain"}
     assert request.status is RequestStatus.WAITING
-    del s.kv_policy.admits_prompt
+    del s.planner.kv_policy.admits_prompt
     assert set(hand.step()) == {"json", "plain"}
     hand.drain()
     assert hand.tokens == {"json": 5, "plain": 40}
@@ -315,7 +314,7 @@ def test_a_grammar_that_does_not_compile_ends_its_request_only() -> None:
     assert hand.tokens == {"plain": 5, "json": 0}
     assert request.status is RequestStatus.FINISHED_ERROR
     assert s.free_blocks == s.usable_blocks
-    assert not s.ledger.tasks
+    assert not s.planner.ledger.tasks
 
 
 def test_a_paused_structured_request_goes_on_with_its_grammar() -> None:
@@ -328,7 +327,7 @@ def test_a_paused_structured_request_goes_on_with_its_grammar() -> None:
     s.add_request(a_request("plain", 21))
     for _ in range(5):
         hand.step()
-    s.prepass._pause(request, s.task(request))
+    s.pause(request)
     hand.drain()
     assert len(grammar.tokens) == 10
     assert hand.tokens == {"json": 10, "plain": 10}
@@ -368,7 +367,7 @@ def test_a_paused_generation_is_skipped_for_its_adapter(policy: str) -> None:
         hand.step()
     s.lora_config = SimpleNamespace(max_loras=1)
     request = s.requests["b"]
-    s.prepass._pause(request, s.task(request))
+    s.pause(request)
     for _ in range(10):
         assert set(hand.step()) == {"a"}
         s.check()

@@ -167,13 +167,6 @@ def test_a_known_length_is_all_there_until_it_ends() -> None:
     assert forecast._mean[list(forecast._steps).index(100)] == 0.0
 
 
-def test_blocks_shared_by_the_newcomer_are_not_counted_twice() -> None:
-    forecast = coarse()
-    forecast.rebase([a_task("a", prompt_tokens=320, written=320)])
-    newcomer = a_task("b", prompt_tokens=320)
-    assert forecast.peak_with(newcomer, 0.0, shared_blocks=20) == pytest.approx(forecast.peak_with(newcomer, 0.0) - 20)
-
-
 # -- the tables ------------------------------------------------------------------------------------------
 
 

@@ -9,24 +9,22 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv import KVKnobs, KVPolicy, make_policy
-from ecoserve.serving.core.kv.pooled import RECENT
+from ecoserve.serving.core.kv_policy import KVPolicy
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.policies import KV_POLICIES, load
+from ecoserve.serving.core.pooled import RECENT
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
 BLOCK = 16
 
 
-def a_policy(name: str, *holders: Task, usable: int = 100, **knobs: float) -> KVPolicy:
+def a_policy(name: str, *holders: Task, usable: int = 100, **settings: float) -> KVPolicy:
     ledger = Ledger(usable, BLOCK)
     ledger.tasks = {t.request_id: t for t in holders}
     ledger.set_holders(list(holders))
     ledger.held_blocks = sum(ledger.blocks(t.written) for t in holders)
-    policy = make_policy(
-        KVKnobs(policy=name, **knobs),  # type: ignore[arg-type]
-        ledger,
-        Forecast(BLOCK, 4096, 0.0, 1e9),
-    )
+    policy: KVPolicy = load(KV_POLICIES[name])(SchedulerSettings(**settings), ledger, Forecast(BLOCK, 4096, 0.0, 1e9))
     policy.begin_step()
     return policy
 

@@ -91,7 +91,7 @@ def test_a_block_twice_in_one_request() -> None:
 def test_blocks_of_a_request_nobody_knows() -> None:
     ledger, view = books()
     view["blocks_of"]["ghost"] = [4]
-    assert failing(ledger, view) == "request ghost holds 1 blocks and is not in the books"
+    assert failing(ledger, view) == "request ghost holds 1 blocks and is not in the ledger"
 
 
 def test_an_empty_entry_of_a_request_nobody_knows_is_no_fault() -> None:
@@ -103,19 +103,19 @@ def test_an_empty_entry_of_a_request_nobody_knows_is_no_fault() -> None:
 def test_a_request_that_only_vllm_knows() -> None:
     ledger, view = books()
     view["states"]["new"] = TaskState.WAITING
-    assert failing(ledger, view) == "requests in vLLM != requests in the books: new"
+    assert failing(ledger, view) == "requests in vLLM != requests in the ledger: new"
 
 
 def test_a_request_that_only_the_books_know() -> None:
     ledger, view = books()
     del view["states"]["queue"]
-    assert failing(ledger, view) == "requests in vLLM != requests in the books: queue"
+    assert failing(ledger, view) == "requests in vLLM != requests in the ledger: queue"
 
 
 def test_a_state_that_differs() -> None:
     ledger, view = books()
     view["states"]["wait"] = TaskState.DECODE
-    assert failing(ledger, view) == "request wait is paused in the books, decode in vLLM"
+    assert failing(ledger, view) == "request wait is paused in the ledger, decode in vLLM"
 
 
 def test_a_waiting_request_with_blocks() -> None:

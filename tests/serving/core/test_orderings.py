@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from core_rig import a_task
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering, OrderingKnobs, OrderingName
+from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering
 from ecoserve.serving.core.pace import Pace
+from ecoserve.serving.core.policies import ORDERINGS, load
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
-NAMES: tuple[OrderingName, ...] = ("fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo")
+NAMES = tuple(ORDERINGS)
 QUEUES = ("prompt", "generation")
 
 
@@ -20,14 +23,14 @@ def arrived(name: str, at: float, length: int = 50, **fields: object) -> Task:
     return a_task(name, arrival_s=at, lengths=LengthDistribution.point(length), **fields)
 
 
-def ordering(name: OrderingName, **knobs: object) -> Ordering:
-    out = Ordering(OrderingKnobs(name, **knobs), Pace(512))  # type: ignore[arg-type]
+def ordering(name: str, **settings: Any) -> Any:
+    out: Ordering = load(ORDERINGS[name])(SchedulerSettings(**settings), Pace(512))
     out.pace.token_s = 0.1
     return out
 
 
-def order(tasks: list[Task], name: OrderingName, queue: str = "prompt", now: float = 0.0, **knobs: object) -> list[str]:
-    by = ordering(name, **knobs)
+def order(tasks: list[Task], name: str, queue: str = "prompt", now: float = 0.0, **settings: Any) -> list[str]:
+    by = ordering(name, **settings)
     for task in tasks:
         by.on_arrival(task)
     key = by.prefill_key if queue == "prompt" else by.decode_key
@@ -41,7 +44,7 @@ def test_fcfs_is_by_arrival_whatever_the_length(queue: str) -> None:
 
 @pytest.mark.parametrize("name", ["sjf", "srpt", "hrrn", "slo"])
 @pytest.mark.parametrize("queue", QUEUES)
-def test_the_shorter_of_two_that_arrived_together_goes_first(name: OrderingName, queue: str) -> None:
+def test_the_shorter_of_two_that_arrived_together_goes_first(name: str, queue: str) -> None:
     tasks = [arrived("long", 0.0, 200, number=1), arrived("short", 0.0, 10, number=2)]
     assert order(tasks, name, queue, now=1.0) == ["short", "long"]
 
@@ -56,12 +59,12 @@ def test_a_quantile_in_place_of_the_mean() -> None:
     sure = a_task("sure", lengths=LengthDistribution.point(100))
     vague = a_task("vague", lengths=LengthDistribution((0, 20, 400), (0.8, 0.2)))
     assert order([sure, vague], "srpt") == ["vague", "sure"]
-    assert order([sure, vague], "srpt", quantile=0.9) == ["sure", "vague"]
+    assert order([sure, vague], "srpt", ordering_quantile=0.9) == ["sure", "vague"]
 
 
 def test_a_prompt_counts_a_tenth_before_the_prefill_and_nothing_after_it() -> None:
     long_prompt, short_prompt = arrived("a", 0.0, 50, prompt_tokens=1000), arrived("b", 0.0, 60, prompt_tokens=10)
-    by = ordering("srpt", ageing=0.0)
+    by = ordering("srpt", ageing_tokens_per_s=0.0)
     difference = by.prefill_key(long_prompt, 0.0)[1] - by.prefill_key(short_prompt, 0.0)[1]
     assert difference == pytest.approx(PROMPT_WEIGHT * 990 - 10)
     assert by.decode_key(long_prompt, 0.0) < by.decode_key(short_prompt, 0.0)
@@ -149,20 +152,20 @@ def test_without_any_deadline_slo_is_srpt_and_stands_still() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("queue", QUEUES)
-def test_priority_goes_before_everything(name: OrderingName, queue: str) -> None:
+def test_priority_goes_before_everything(name: str, queue: str) -> None:
     tasks = [arrived("usual", 0.0, 1, deadline_s=1.0), arrived("urgent", 100.0, 900, priority=-1)]
     assert order(tasks, name, queue) == ["urgent", "usual"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("queue", QUEUES)
-def test_equals_keep_the_order_in_which_they_came(name: OrderingName, queue: str) -> None:
+def test_equals_keep_the_order_in_which_they_came(name: str, queue: str) -> None:
     siblings = [arrived(str(i), 5.0, number=i) for i in range(20)]
     assert order(siblings[::-1], name, queue) == [str(i) for i in range(20)]
 
 
 @pytest.mark.parametrize("name", ["hrrn", "paper", "slo"])
-def test_who_has_waited_too_long_is_passed_by_no_newcomer(name: OrderingName) -> None:
+def test_who_has_waited_too_long_is_passed_by_no_newcomer(name: str) -> None:
     """Under a stream of newcomers that any rule would prefer."""
     waits = arrived("waits", 0.0, 4000, prompt_tokens=8, deadline_s=0.001)
     newcomers = [arrived(f"n{i}", 200.0 + i, 1, prompt_tokens=9000, deadline_s=1e6) for i in range(20)]
@@ -182,11 +185,9 @@ tasks = st.builds(
 
 @pytest.mark.parametrize("name", ["sjf", "srpt"])
 @given(early=tasks, late=tasks, ageing=st.floats(0.1, 100))
-def test_nobody_is_overtaken_by_what_arrives_too_late(
-    name: OrderingName, early: Task, late: Task, ageing: float
-) -> None:
+def test_nobody_is_overtaken_by_what_arrives_too_late(name: str, early: Task, late: Task, ageing: float) -> None:
     """The bound that the module's docstring states."""
-    by = ordering(name, ageing=ageing)
+    by = ordering(name, ageing_tokens_per_s=ageing)
 
     def size(task: Task) -> float:
         return task.expected_rest() + PROMPT_WEIGHT * task.prompt_tokens
@@ -198,9 +199,7 @@ def test_nobody_is_overtaken_by_what_arrives_too_late(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(task=tasks, now=st.floats(0, 5000), deadline=st.none() | st.floats(-10, 5000))
-def test_keys_are_numbers_that_can_be_compared(
-    name: OrderingName, task: Task, now: float, deadline: float | None
-) -> None:
+def test_keys_are_numbers_that_can_be_compared(name: str, task: Task, now: float, deadline: float | None) -> None:
     task.deadline_s = deadline
     by = ordering(name)
     by.on_arrival(task)

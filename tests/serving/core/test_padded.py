@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.padded import Padded
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
 BLOCK = 16
@@ -38,7 +39,7 @@ def test_the_peak_is_that_of_everybody_ending_at_the_quantile(
     medians: list[int], quantile: float, generated: int
 ) -> None:
     held = tasks(medians, generated)
-    forecast = Padded(BLOCK, 2000, rho=0.5, reaction=30.0, quantile=quantile)
+    forecast = Padded.from_settings(SchedulerSettings(quantile=quantile, rho=0.5), BLOCK, 2000)
     forecast.rebase(held)
     ends = [max(1, t.lengths.given_longer_than(generated).quantile(quantile) - generated) for t in held]
     exact = max(
@@ -55,7 +56,7 @@ def test_the_peak_is_that_of_everybody_ending_at_the_quantile(
 
 def test_a_higher_quantile_lets_fewer_in_and_epsilon_says_nothing() -> None:
     def admitted(quantile: float, epsilon: float) -> int:
-        forecast = Padded(BLOCK, 2000, rho=0.0, reaction=30.0, quantile=quantile)
+        forecast = Padded.from_settings(SchedulerSettings(quantile=quantile), BLOCK, 2000)
         forecast.rebase([])
         count = 0
         for task in tasks([150] * 200):

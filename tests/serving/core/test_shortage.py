@@ -24,7 +24,6 @@ def ask(
     known: dict[str, Any] = {
         "held": dict.fromkeys((*running, *(paused or [])), 4),
         "paused_limit_blocks": 100.0,
-        "victims_before": {},
     }
     known |= options
     return relieve(needs, running, paused or [], free_blocks=free, **known)
@@ -93,11 +92,11 @@ def test_a_prefill_that_nobody_can_make_room_for_hands_back_what_it_has() -> Non
 
 
 def test_a_victim_is_spared_after_some_times() -> None:
-    young, old = decoding("young", 10, written=10), decoding("old", 10, written=900)
-    often = {"young": 3}
-    for before, victim in (({}, young), ({"young": 2}, young), (often, old), (often | {"old": 3}, young)):
-        relief = ask({young: 1, old: 1}, [young, old], free=0, victims_before=before)
-        assert relief.drop == [victim]
+    for of_young, of_old, victim in ((0, 0, "young"), (2, 0, "young"), (3, 0, "old"), (3, 3, "young")):
+        young = decoding("young", 10, written=10, preemptions=of_young)
+        old = decoding("old", 10, written=900, preemptions=of_old)
+        relief = ask({young: 1, old: 1}, [young, old], free=0)
+        assert [t.request_id for t in relief.drop] == [victim]
 
 
 def test_as_many_start_anew_as_are_needed() -> None:
@@ -127,6 +126,7 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
         written = draw(st.integers(1, 300))
         rest = draw(st.integers(1, 300))
         tasks.append(holder(f"t{i}", state, written, lengths=LengthDistribution.point(rest), arrival_s=float(i)))
+        tasks[-1].preemptions = draw(st.integers(0, 4))
     running = [t for t in tasks if t.state is not TaskState.PAUSED] or [
         a_task("only", state=TaskState.DECODE, written=5)
     ]
@@ -139,7 +139,6 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
         "held": {t: draw(st.integers(0, -(-t.written // 16))) for t in (*running, *paused)},
         "free_blocks": draw(st.integers(0, 30)),
         "paused_limit_blocks": draw(st.floats(0, 60)),
-        "victims_before": {t.request_id: draw(st.integers(0, 4)) for t in (*running, *paused)},
     }
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.settings import POLICIES
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.core.policies import POLICIES
 
 pytestmark = pytest.mark.engine
 

@@ -84,4 +84,4 @@ def test_two_schedulers_share_nothing() -> None:
     one.schedule()
     assert other.free_blocks == other.usable_blocks
     assert not other.requests
-    assert not other.ledger.tasks
+    assert not other.planner.ledger.tasks

@@ -1,15 +1,11 @@
 """``exact``, the paper's allocation, and ``max``, ORCA's: every decode has a window of its own.
 
-``exact``: a decode is promised its predicted length (the median of what is believed) plus ``padding`` and starts only
-if
-all promises together fit; accounting, since vLLM takes blocks as they are written. ``max``: the same with the most
-tokens that the request may have, so that nothing is ever under-predicted and most of the cache stays empty.
+``exact``: a decode is promised its predicted length (the posterior median) plus ``padding`` and starts only if all
+promises fit together. ``max``: the same with the request's token limit, so that nothing is ever under-predicted and
+most of the cache stays empty. Promises are accounting: vLLM takes blocks as they are written.
 
-A prompt may run ahead of its decode's promise as long as those who hold KV without one (waiting decodes, prompts on
-their way)
-hold at most ``waiting_share`` of the cache. What a waiting decode claims is kept for it once it was passed by long
-enough:
-else a stream of short ones would keep a long one waiting for ever.
+A prompt may run ahead of its decode's promise while the holders without a promise have at most ``waiting_share`` of
+the cache. The claim of a decode that has waited long is kept for it, so that a stream of short ones cannot starve it.
 
 Sources: EcoServe (arXiv 2411.06364), "exact allocation"; ORCA (OSDI 2022), reservation of the maximum.
 """
@@ -18,8 +14,9 @@ from __future__ import annotations
 
 import math
 
-from ecoserve.serving.core.kv.base import KVKnobs, KVPolicy
+from ecoserve.serving.core.kv_policy import KVPolicy, PoolForecast
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -28,20 +25,20 @@ class Exact(KVPolicy):
 
     exclusive = True
 
-    def __init__(self, knobs: KVKnobs, ledger: Ledger) -> None:
-        super().__init__(knobs, ledger)
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
+        super().__init__(settings, ledger, forecast)
         #: promises given, and what is held without one
         self._promised_blocks = 0
-        #: held by those who are without a promise: waiting decodes and prompts on their way
+        #: held without a promise: by waiting decodes and by prefills
         self._waiting_blocks = 0
-        #: what those of them claim beyond it who have been passed by long enough
+        #: what those of them that were passed by for long claim beyond it
         self._claimed_blocks = 0
         self._stale = True
 
     def begin_step(self) -> None:
         self._stale = True
 
-    def _stock(self) -> None:
+    def _recount(self) -> None:
         if not self._stale:
             return
         self._stale = False
@@ -53,7 +50,7 @@ class Exact(KVPolicy):
         self._claimed_blocks = sum(max(0, self.whole(t) - self.charge(t)) for t in without if t.passed_by)
 
     def charge(self, task: Task) -> int:
-        """Blocks that a holder counts for in the books."""
+        """Blocks that a holder counts for."""
         return self.ledger.promised_blocks(task)
 
     def whole(self, task: Task) -> int:
@@ -61,15 +58,15 @@ class Exact(KVPolicy):
         return self.ledger.blocks(task.prompt_tokens + self.promise(task))
 
     def admits_prompt(self, task: Task) -> bool:
-        self._stock()
+        self._recount()
         if self._promised_blocks + self._claimed_blocks + self.whole(task) <= self.open_blocks:
             return True
         prompt = self.ledger.blocks(task.span_tokens() + 1)
-        ahead = self._waiting_blocks + prompt <= self.knobs.waiting_share * self.ledger.usable_blocks
+        ahead = self._waiting_blocks + prompt <= self.settings.waiting_share * self.ledger.usable_blocks
         return ahead and self._promised_blocks + prompt <= self.open_blocks
 
     def admitted(self, task: Task) -> None:
-        self._stock()
+        self._recount()
         whole = self.whole(task)
         if self._promised_blocks + self._claimed_blocks + whole <= self.open_blocks:
             self._promised_blocks += whole
@@ -79,8 +76,8 @@ class Exact(KVPolicy):
             self._waiting_blocks += prompt
 
     def admits_new_decode(self, task: Task) -> bool:
-        """It may unless that takes from a decode that was passed by long enough: then it takes its place among them."""
-        self._stock()
+        """It may unless that takes from a decode that was passed by for long: then it waits in order."""
+        self._recount()
         return self._fits(task, self.promise(task), self.open_blocks - self._claimed_blocks)
 
     def admits_decode(self, task: Task) -> bool:
@@ -97,7 +94,7 @@ class Exact(KVPolicy):
         return True
 
     def _fits(self, task: Task, response_tokens: int, limit_blocks: int) -> bool:
-        self._stock()
+        self._recount()
         others = self._promised_blocks - self.charge(task)
         return others + self.ledger.blocks(task.prompt_tokens + response_tokens) <= limit_blocks
 
@@ -108,7 +105,7 @@ class Exact(KVPolicy):
 
     def promise(self, task: Task) -> int:
         middle = task.lengths.given_longer_than(task.generated).quantile(0.5)
-        return min(task.limit, max(task.generated + 1, math.ceil(middle * (1.0 + self.knobs.padding))))
+        return min(task.limit, max(task.generated + 1, math.ceil(middle * (1.0 + self.settings.padding))))
 
 
 class Max(Exact):

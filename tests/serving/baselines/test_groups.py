@@ -3,7 +3,7 @@ from __future__ import annotations
 from core_rig import a_task
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.groups import Groups
+from ecoserve.serving.baselines.groups import Groups
 from ecoserve.serving.core.orderings import SortKey
 from ecoserve.serving.core.tasks import Task
 

@@ -1,12 +1,9 @@
-"""Time-synced batching: decodes that are expected to be equally long start together and end together.
+"""Time-synced batching: decodes of about equal predicted length start together and end together.
 
-decodes that wait are put into bins of equal predicted response length (bins ``ratio`` wide). Bins are served one
-after the
-other, each in the order of its best member; within a bin, members keep the queue's own order. As many members as fit
-start at once, so a group that does not fit is split, and its rest goes first next time.
-
-A member that ends before its window leaves a *vacancy* until the window's end. Those whose own window is of the same
-bin as what is left of the vacancy go first: they will end when the group does.
+Waiting decodes are put into bins of predicted response length, ``ratio`` wide. Bins are served one after the other, in
+the order of their best member; within a bin, members keep the queue's order. As many members as fit start at once; the
+rest of a bin goes first next time. A member that ends before its window leaves a *vacancy* until the window's end:
+decodes whose window is of the same bin as the rest of a vacancy go first, as they will end when the group does.
 
 Source: EcoServe (arXiv 2411.06364), "time-synced batching"; bins and refilling are decided here.
 """
@@ -22,17 +19,17 @@ from ecoserve.serving.core.tasks import Task
 
 
 class Groups:
-    """Which bin of decodes goes first.
+    """The order of waiting decodes by bins.
 
     Args:
         ratio: upper over lower edge of a bin, > 1.
-        window: the response length that a decode would be promised now, tokens.
+        window: response length that a decode would be promised now, tokens.
     """
 
     def __init__(self, ratio: float, window: Callable[[Task], int]) -> None:
         self._log = math.log(ratio)
         self._window = window
-        #: steps at which the windows of those end who ended early
+        #: steps at which the windows of members that ended early end
         self._vacant_until: list[int] = []
         self._refill: Counter[int] = Counter()
         self._best: dict[int, SortKey] = {}
@@ -42,7 +39,7 @@ class Groups:
         return math.floor(math.log(max(1.0, tokens)) / self._log + 1e-9)
 
     def begin_step(self, step: int, waiting: Iterable[tuple[Task, SortKey]]) -> None:
-        """Take stock of the decodes that wait, each with its key in the queue's own order."""
+        """Read the waiting decodes, each with its key in the queue's own order."""
         self._vacant_until = [end for end in self._vacant_until if end > step]
         self._refill = Counter(self.bin_of(end - step) for end in self._vacant_until)
         self._best = {}
@@ -59,7 +56,7 @@ class Groups:
         return (own[0], 0.0 if self._refill[bin_] else 1.0, *best[1:], float(bin_), *own[1:])
 
     def started(self, task: Task, step: int) -> None:
-        """A decode goes on: if it fills a vacancy, that is gone."""
+        """A decode resumes; if there is a vacancy of its bin, it fills one."""
         bin_ = self.bin_of(self._rest(task))
         if self._refill[bin_]:
             self._refill[bin_] -= 1
@@ -69,7 +66,7 @@ class Groups:
                     break
 
     def ended(self, task: Task, step: int) -> None:
-        """A decode has finished; early, if its window goes on."""
+        """A decode has finished; a vacancy is left if its window goes on."""
         if task.promised > task.generated:
             self._vacant_until.append(step + task.promised - task.generated)
 

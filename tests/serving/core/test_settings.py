@@ -8,7 +8,8 @@ import pytest
 from virtual_rig import Case, scheduler_for
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.settings import POLICIES, SchedulerSettings
+from ecoserve.serving.core.policies import POLICIES
+from ecoserve.serving.core.settings import SchedulerSettings
 
 
 def test_nothing_given_is_the_policy_we_recommend() -> None:
@@ -16,14 +17,14 @@ def test_nothing_given_is_the_policy_we_recommend() -> None:
         settings = SchedulerSettings.from_config(given)
         assert settings == SchedulerSettings()
         assert settings.policy == "ecoserve"
-        assert settings.knobs().policy == "pooled"
-        assert settings.ordering_knobs().name == "slo"
+        assert settings.parts.kv_policy == "pooled"
+        assert settings.parts.ordering == "slo"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_is_its_row_of_the_table(policy: str) -> None:
     settings = SchedulerSettings.parse({"policy": policy})
-    parts = (settings.knobs().policy, settings.ordering_knobs().name, settings.grouped(), settings.corrected())
+    parts = (settings.parts.kv_policy, settings.parts.ordering, settings.parts.groups, settings.parts.correction)
     assert parts == POLICIES[policy]
 
 
@@ -31,9 +32,9 @@ def test_a_knob_beside_a_policy_replaces_that_part() -> None:
     settings = SchedulerSettings.parse(
         {"policy": "ecoserve-d", "kv_policy": "pooled", "ordering": "sjf", "epsilon": 0.1}
     )
-    assert settings.knobs().policy == "pooled"
-    assert settings.knobs().epsilon == 0.1
-    assert settings.ordering_knobs().name == "sjf"
+    assert settings.parts.kv_policy == "pooled"
+    assert settings.epsilon == 0.1
+    assert settings.parts.ordering == "sjf"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_settings_do_not_change_under_way() -> None:
 def test_they_reach_the_scheduler() -> None:
     s = scheduler_for(Case((), policy="ecoserve-exact", knobs=(("reserve", 0.2), ("history_window", 50))))
     assert s.settings.policy == "ecoserve-exact"
-    assert s.kv_policy.reserve_blocks == 5
-    assert s.history._lengths.maxlen == 50
+    assert s.planner.kv_policy.reserve_blocks == 5
+    assert s.planner.history._lengths.maxlen == 50
     with pytest.raises(ConfigError, match="ecoserve scheduler setting epsilon: must be less"):
         scheduler_for(Case((), knobs=(("epsilon", 60),)))
 

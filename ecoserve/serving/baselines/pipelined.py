@@ -1,34 +1,34 @@
-"""``pipelined``: exact allocation, and what is reserved but not reached yet is lent to guests.
+"""``pipelined``: exact allocation, and KV that is reserved but not reached yet is lent to guests.
 
-A decode starts if a window of its own fits, as under ``exact``; else if some host can lend it a stretch in which it
-will
-be done before the host arrives (:mod:`~ecoserve.serving.core.kv.lending`). A guest is charged for its prompt only,
-and one block more for rounding. If its host arrives first, the host has the right of way: the guest gets a window of
-its own if one fits, else it must stop. When a host ends early or loses its KV, its guests take over what it leaves: a
-stretch was never longer than half of its host's window, so their windows fit where it was.
+A decode starts if a window of its own fits (``exact``); else if some host can lend it a stretch in which it will finish
+before the host arrives (:mod:`~ecoserve.serving.baselines.lending`). A guest is charged for its prompt, and one block
+more for rounding. If its host arrives first, the guest gets a window of its own if one fits, else it stops. When a host
+ends early or loses its KV, its guests take over what it leaves: a stretch is never longer than half of its host's
+window, so their windows fit there.
 
 The buffer is ``buffer_tokens``, or as long as the guest stays at its own ``buffer_quantile``.
 """
 
 from __future__ import annotations
 
-from ecoserve.serving.core.kv.base import KVKnobs
-from ecoserve.serving.core.kv.exact import Exact
-from ecoserve.serving.core.kv.lending import Lending, Loan
+from ecoserve.serving.baselines.exact import Exact
+from ecoserve.serving.baselines.lending import Lending, Loan
+from ecoserve.serving.core.kv_policy import PoolForecast
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
-#: A host arrives when it is so many steps away: at depth 2 two of its tokens are under way already.
+#: A host counts as arrived this many steps ahead: at depth 2 two of its tokens are under way.
 NOTICE_STEPS = 2
 
 
 class Pipelined(Exact):
     """Exact allocation with lending."""
 
-    def __init__(self, knobs: KVKnobs, ledger: Ledger) -> None:
-        super().__init__(knobs, ledger)
-        buffer = knobs.buffer_tokens if knobs.buffer_quantile is None else 0
-        self.lending = Lending(buffer + NOTICE_STEPS, knobs.lending_depth, knobs.relend)
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
+        super().__init__(settings, ledger, forecast)
+        buffer = settings.buffer_tokens if settings.buffer_quantile is None else 0
+        self.lending = Lending(buffer + NOTICE_STEPS, settings.lending_depth, settings.relend)
 
     def charge(self, task: Task) -> int:
         loan = self.lending.loan_of.get(task)
@@ -51,13 +51,13 @@ class Pipelined(Exact):
         return super().admits_decode(task) or self._borrows(task)
 
     def _borrows(self, task: Task) -> bool:
-        """Take a loan for a decode that has no window, if there is one; what it holds must fit by itself."""
+        """Take a loan for a decode without a window, if there is one and what the decode holds fits by itself."""
         held = self.lending.loan_of.get(task)
         if held is not None:
             return held.fresh
         if self.lending.loans_in.get(task):
             return False
-        self._stock()
+        self._recount()
         loan = self._loan_for(task)
         if loan is None:
             return False
@@ -72,14 +72,14 @@ class Pipelined(Exact):
     def _loan_for(self, task: Task) -> Loan | None:
         window = self.promise(task) - task.generated
         stay = window
-        if self.knobs.buffer_quantile is not None:
+        if self.settings.buffer_quantile is not None:
             posterior = task.lengths.given_longer_than(task.generated)
-            stay = max(stay, posterior.quantile(self.knobs.buffer_quantile) - task.generated)
+            stay = max(stay, posterior.quantile(self.settings.buffer_quantile) - task.generated)
         hosts = (t for t in self.ledger.holders() if t.promised and t.state is TaskState.DECODE)
         return self.lending.find(hosts, task, window, stay)
 
     def reserve_for(self, task: Task, response_tokens: int) -> None:
-        """A guest that is given more than its loan has a window of its own from then on."""
+        """A guest that needs more than its loan has a window of its own from then on."""
         loan = self.lending.loan_of.get(task)
         if loan is not None and not loan.fresh:
             self.evict(task)
@@ -97,7 +97,6 @@ class Pipelined(Exact):
         return True
 
     def rehome(self, guest: Task) -> bool:
-        """Whether a guest whose host has come can have a window of its own; if so, it has it."""
         if not self._fits(guest, guest.promised, self.open_blocks):
             return False
         self.evict(guest)
@@ -112,6 +111,7 @@ class Pipelined(Exact):
         self._promised_blocks += self.charge(guest) - before
 
     def on_release(self, task: Task) -> None:
+        super().on_release(task)
         self.lending.end(task)
         self.lending.orphan(task)
         self._stale = True

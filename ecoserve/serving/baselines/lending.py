@@ -1,19 +1,16 @@
-"""Lending KV that is reserved and not reached yet: the books of the paper's KV pipelining.
+"""Lending KV that is reserved and not reached yet: the accounting of the paper's KV pipelining.
 
-A *host* with a window of L tokens, g of them generated, will not come to the tokens behind g + t for t steps. A *guest*
-whose own window is w may use a stretch of w tokens there, from ``start``, if it will be gone before the host arrives:
+A *host* with a window of L tokens, g of them generated, reaches the tokens behind g + t after t steps. A *guest* whose
+own window is w may use a stretch of w tokens there, from ``start``, if it finishes before the host arrives:
 
     start - g >= w + buffer        (time: every step gives both one token)
     start + w <= end of the gap    (space: inside the host's window, clear of other guests)
 
-From a fresh window that is the far half for a guest of at most L/2 - buffer, then, of the near half, its far half, and
-so on; and a guest is a host to others in the same way, ``depth`` levels deep. With ``relend`` a stretch whose guest has
-left is free again, which also gives the far half's own far half once the host has entered it.
+A guest is a host to others in the same way, ``depth`` levels deep. With ``relend`` a stretch whose guest has finished
+is free again. Among the stretches that fit, the one whose host arrives soonest is taken.
 
-Among all stretches that would do, the one whose host arrives soonest is taken: roomier ones are left for longer guests.
-
-Source of the idea: EcoServe (arXiv 2411.06364), KV pipelining; what it leaves open (several guests, re-lending, late
-guests) is decided here.
+Source: EcoServe (arXiv 2411.06364), KV pipelining; what it leaves open (several guests, re-lending, late guests) is
+decided here.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from ecoserve.serving.core.tasks import Task
 class Loan:
     """A stretch ``[start, end)`` of a host's response window, lent to a guest.
 
-    ``base_tokens``: what the guest had of its own when it came (prompt and tokens out): it is charged for that.
+    ``base_tokens``: tokens that the guest had of its own when it came; it is charged for those.
     """
 
     start: int
@@ -38,17 +35,17 @@ class Loan:
     guest: Task = field(compare=False)
     base_tokens: int = field(compare=False)
     level: int = field(compare=False)
-    #: False once the guest has left a stretch that is not lent again
+    #: False once the guest has finished and the stretch is not lent again
     live: bool = field(compare=False, default=True)
-    #: the guest has not been let through yet
+    #: the guest has not started yet
     fresh: bool = field(compare=False, default=True)
 
 
 class Lending:
-    """Who lends what to whom.
+    """All loans of one engine.
 
     Args:
-        buffer: tokens by which a guest is to be gone before its host arrives, >= 0.
+        buffer: tokens between a guest's end and its host's arrival, >= 0.
         depth: levels of guests, >= 1.
         relend: whether a stretch is lent again.
     """
@@ -62,9 +59,9 @@ class Lending:
         self.loans_in: dict[Task, list[Loan]] = {}
 
     def find(self, hosts: Iterable[Task], guest: Task, window: int, stay: int) -> Loan | None:
-        """The stretch for a guest that needs ``window`` tokens and will stay ``stay`` steps; None if there is none.
+        """The stretch for a guest that needs ``window`` tokens for ``stay`` steps; None if there is none.
 
-        ``hosts`` are decodes with a promise; the guest itself is passed over. Changes nothing.
+        ``hosts`` are decodes with a promise. Changes nothing.
         """
         best: Loan | None = None
         best_wait = 0
@@ -107,7 +104,7 @@ class Lending:
         insort(self.loans_in.setdefault(loan.host, []), loan)
 
     def extend(self, guest: Task) -> bool:
-        """Let a late guest have one token more, off the buffer before its stretch; whether that was possible."""
+        """Give a late guest one token of the buffer before its stretch; False if there is none."""
         loan = self.loan_of[guest]
         loans = self.loans_in[loan.host]
         before = loans[loans.index(loan) - 1].end if loans.index(loan) else 0
@@ -117,11 +114,11 @@ class Lending:
         return True
 
     def overdue(self, notice: int) -> list[Task]:
-        """Guests whose host will have come to their stretch within ``notice`` steps."""
+        """Guests whose host reaches their stretch within ``notice`` steps."""
         return [g for g, loan in self.loan_of.items() if loan.start - loan.host.generated <= notice]
 
     def end(self, guest: Task) -> None:
-        """A guest has no use for its loan any more."""
+        """End a guest's loan."""
         loan = self.loan_of.pop(guest, None)
         if loan is None:
             return
@@ -133,12 +130,12 @@ class Lending:
             loan.live = False
 
     def orphan(self, host: Task) -> list[Task]:
-        """A host's window is no more: its guests, nearest first, are without a loan."""
+        """End the loans in a host's window; returns its guests, nearest first."""
         guests = [loan.guest for loan in self.loans_in.pop(host, ()) if loan.live]
         for guest in guests:
             del self.loan_of[guest]
         return guests
 
     def lent_tokens(self) -> int:
-        """Tokens of windows that are lent now."""
+        """Tokens that are lent now."""
         return sum(loan.end - loan.start for loan in self.loan_of.values())

@@ -1,0 +1,418 @@
+"""The planner: everything that is decided about requests, without an engine.
+
+The adapter reports what happens (``on_arrival``, ``on_finish``, ``preempted`` ...), and in every step
+
+1. gives :meth:`Planner.plan_step` a :class:`Snapshot` and carries out the :class:`StepPlan` it returns,
+2. calls :meth:`Planner.begin_admission`, and asks :meth:`Planner.admits_prompt` and :meth:`Planner.admits_decode` about
+   the heads of the two queues while vLLM composes the batch.
+
+A step is planned in this order. *Prefill to decode*: a request whose prefill has finished gets its promise, or waits in
+the decode queue with its KV. *Under-predictions*: a response that has outlived its promise gets a new one from its
+posterior, or a block of the reserve, or is paused. *Shortage*: if the blocks that running requests need now are not
+free, :func:`~ecoserve.serving.core.shortage.relieve` says which are paused or preempted, and none is admitted.
+
+Work conservation is the adapter's: when nothing runs, the head of a queue is admitted in any case, and
+:meth:`Planner.make_room` names the paused requests that give way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.attainment import Attainment
+from ecoserve.serving.core.common_error import CommonError
+from ecoserve.serving.core.correction import Correction
+from ecoserve.serving.core.counters import Counters, Gauges
+from ecoserve.serving.core.events import Recorder, UnderpredictionAction
+from ecoserve.serving.core.history import LengthHistory
+from ecoserve.serving.core.kv_policy import KVPolicy, PoolForecast
+from ecoserve.serving.core.learning import Learner
+from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.orderings import Ordering, SortKey
+from ecoserve.serving.core.pace import Pace
+from ecoserve.serving.core.policies import FORECASTS, GROUPS, KV_POLICIES, ORDERINGS, load
+from ecoserve.serving.core.settings import SchedulerSettings
+from ecoserve.serving.core.shortage import relieve
+from ecoserve.serving.core.tasks import Task, TaskState
+
+#: A distribution that gives the present length less than this probability has been outlived.
+OUTLIVED = 1e-3
+
+#: A decode that has waited for its promise this many steps is passed by no more.
+PATIENCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The engine before a step. The tasks' own values (``written``, ``generated``, ``state``, ``blocks``) are current.
+
+    Attributes:
+        step: steps so far. free_blocks: free KV blocks.
+        running: in vLLM's order. holding: requests that wait with their KV, in the order of their queue.
+        paused_at: request id -> step in which it was paused. A session between two turns holds KV and is not in it.
+        private_blocks: request id -> blocks that come free if it is preempted.
+        admitting: False while vLLM drains.
+    """
+
+    step: int
+    free_blocks: int
+    running: Sequence[Task]
+    holding: Sequence[Task]
+    paused_at: Mapping[str, int]
+    private_blocks: Mapping[str, int]
+    admitting: bool = True
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What the adapter does before vLLM composes the batch, in this order; request ids.
+
+    Attributes:
+        pause: decodes that leave the batch with their KV.
+        preempt: requests whose KV is dropped, until ``until_free`` blocks are free (None: all of them).
+        token_budget: most tokens of this step's forward; None: vLLM's own.
+    """
+
+    pause: list[str] = field(default_factory=list)
+    preempt: list[str] = field(default_factory=list)
+    until_free: int | None = None
+    token_budget: int | None = None
+
+
+class Planner:
+    """The decisions of one scheduler.
+
+    Args:
+        settings: of the scheduler.
+        usable_blocks, block_size: of the KV cache; tokens a block.
+        max_model_len: longest sequence, tokens. max_step_tokens: vLLM's most tokens of a forward.
+        counters: incremented here and by the adapter.
+        recorder: given every event.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        usable_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        max_step_tokens: int,
+        counters: Counters,
+        recorder: Recorder,
+    ) -> None:
+        parts = settings.parts
+        self.settings = settings
+        self.counters = counters
+        self.recorder = recorder
+        self.ledger = Ledger(usable_blocks, block_size)
+        self.forecast: PoolForecast = load(FORECASTS[settings.forecast]).from_settings(
+            settings, block_size, max_model_len
+        )
+        self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(settings, self.ledger, self.forecast)
+        self.pace = Pace(settings.target_forward_tokens or max_step_tokens)
+        self.ordering: Ordering = load(ORDERINGS[parts.ordering])(settings, self.pace)
+        self.groups = load(GROUPS)(settings.group_ratio, self.kv_policy.promise) if parts.groups else None
+        self.history = LengthHistory(settings.history_window, max_model_len)
+        self.learner = Learner(
+            Correction(settings.correction_rate) if parts.correction else None,
+            CommonError() if settings.rho is None else None,
+            self.forecast,
+        )
+        self.attainment = Attainment(counters)
+        #: the time of the step, frozen within it
+        self.now = 0.0
+        self._max_step_tokens = max_step_tokens
+        self._arrivals = 0
+        self._lengths_changed = False
+        self._shortage = False
+        self._paused_promised = False
+        self._spare_blocks = 0
+
+    # -- what happens to requests --------------------------------------------------------------------------
+
+    def on_arrival(self, task: Task, now: float) -> None:
+        """A request is given to the scheduler."""
+        self._arrivals += 1
+        task.number = self._arrivals
+        self.now = now
+        self.learner.arrives(task)
+        self.ordering.on_arrival(task)
+        self.kv_policy.on_arrival(task)
+        self.attainment.arrives(task)
+        self.ledger.tasks[task.request_id] = task
+
+    def on_new_turn(self, task: Task) -> None:
+        """A streaming session goes on with a new prompt: ``prompt_tokens`` and ``limit`` are those of the new turn."""
+        task.generated = 0
+        task.promised = 0
+        task.overdrawn = False
+        task.prediction = None
+        self.attainment.forget(task.request_id)
+        self._set_lengths(task, self.history.distribution(task.limit))
+
+    def on_late_output(self, task: Task, generated: int) -> None:
+        """An output that was in flight when the request was preempted has arrived."""
+        task.generated = generated
+        self._update_posterior(task)
+
+    def on_finish(self, task: Task, step: int, now: float, completed: bool) -> None:
+        """A request has left with ``task.generated`` tokens; ``completed``: by itself or at its limit."""
+        del self.ledger.tasks[task.request_id]
+        if self.groups is not None:
+            self.groups.ended(task, step)
+        self.kv_policy.on_release(task)
+        self.attainment.ended(task, now, completed)
+        self.recorder.note("finished" if completed else "aborted", task)
+        self._lengths_changed |= self.learner.ended(task, task.generated if completed else None)
+        if completed:
+            self.history.record(task.generated)
+            self.counters.over_predictions += task.promised > task.generated and not task.overdrawn
+
+    def on_pause(self, task: Task) -> None:
+        """A decode waits with its KV from now on."""
+        task.state = TaskState.PAUSED
+        self.kv_policy.begin_step()
+
+    def on_preempt(self, task: Task) -> None:
+        """A request's KV is being dropped: it waits for its prefill again, with nothing promised."""
+        task.state = TaskState.WAITING
+        task.written = 0
+        task.promised = 0
+        task.preemptions += 1
+        self.kv_policy.on_release(task)
+
+    # -- the order of the queues -----------------------------------------------------------------------------
+
+    def prefill_key(self, task: Task) -> SortKey:
+        """The key of a request in the prefill queue."""
+        return self.ordering.prefill_key(task, self.now)
+
+    def decode_key(self, task: Task) -> SortKey:
+        """The key of a request in the decode queue."""
+        own = self.ordering.decode_key(task, self.now)
+        return own if self.groups is None else self.groups.key(task, own)
+
+    def refresh_lengths(self) -> bool:
+        """Apply the correction anew to all requests if it has changed its source; the queues are sorted anew then."""
+        if not self._lengths_changed:
+            return False
+        self._lengths_changed = False
+        for task in self.ledger.tasks.values():
+            lengths = self.learner.lengths_now(task, self.history.distribution(task.limit))
+            if lengths is not None:
+                self._set_lengths(task, lengths)
+                self._update_posterior(task)
+        return True
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def begin_step(self, now: float, busy: bool) -> None:
+        """A step begins at ``now``; ``busy``: requests were running."""
+        self.now = now
+        self.pace.step(now, busy)
+
+    def observe(self, engine: Snapshot) -> None:
+        """Bring the ledger up to date."""
+        self.ledger.held_blocks = self.ledger.usable_blocks - engine.free_blocks
+        self.ledger.set_holders([*engine.running, *engine.holding])
+        for task in engine.running:
+            task.passed_by = False
+        for task in engine.holding:
+            since = engine.paused_at.get(task.request_id)
+            task.passed_by = since is not None and engine.step - since > PATIENCE
+
+    def plan_step(self, engine: Snapshot) -> StepPlan:
+        """What is to be done before the batch is composed."""
+        plan = StepPlan()
+        target = self.settings.target_forward_tokens
+        if target is not None:
+            decodes = sum(t.state is TaskState.DECODE for t in engine.running)
+            plan.token_budget = min(self._max_step_tokens, max(target, decodes + 1))
+        self.observe(engine)
+        self.kv_policy.begin_step()
+        for task in self.ledger.holders():
+            if task.state is not TaskState.DECODE:
+                self._update_posterior(task)
+        running = list(engine.running)
+        for task in engine.running:
+            if task.state is TaskState.DECODE:
+                if not task.promised:
+                    self._enter_decode(task, running, engine.admitting, plan)
+                elif task.generated >= task.promised:
+                    self._outlived(task, running, engine.admitting, plan)
+        for guest in self.kv_policy.overdue_guests():
+            self._host_arrives(guest, running, engine.admitting, plan)
+        self._relieve_shortage(engine, running, plan)
+        return plan
+
+    def begin_admission(self, step: int, free_blocks: int, paused_at: Mapping[str, int]) -> None:
+        """The plan has been carried out: admission may ask. ``step``, ``paused_at``: as in :class:`Snapshot`."""
+        holders = [t for t in self.ledger.holders() if t.state is not TaskState.WAITING]
+        self.ledger.set_holders(holders)
+        paused = [self.ledger.tasks[name] for name in paused_at]
+        if paused:
+            running = (t for t in holders if t.state is not TaskState.PAUSED)
+            free_blocks -= sum(self._needs(t, self.settings.resume_steps) for t in running)
+        self._spare_blocks = free_blocks
+        self._paused_promised = any(t.promised for t in paused)
+        if self.groups is not None:
+            self.groups.begin_step(step, [(t, self.ordering.decode_key(t, self.now)) for t in paused])
+        self.kv_policy.begin_step()
+
+    # -- admission -------------------------------------------------------------------------------------------
+
+    def admits_prompt(self, task: Task) -> bool:
+        """Whether the head of the prefill queue may start."""
+        # Decodes that wait although they have a promise were paused for want of blocks: they go before any prompt.
+        if self._shortage or self._paused_promised:
+            return False
+        return self.kv_policy.admits_prompt(task)
+
+    def on_prompt_admitted(self, task: Task, forced: bool) -> None:
+        """A prefill has started; ``forced``: although the policy does not admit it."""
+        self.counters.forced_admissions += forced
+        self.kv_policy.admitted(task)
+        self.recorder.note("admitted", task)
+
+    def admits_decode(self, task: Task) -> bool:
+        """Whether the head of the decode queue may resume."""
+        if self._shortage or self._resume_needs(task) > self._spare_blocks:
+            return False
+        return task.promised > task.generated or self.kv_policy.admits_decode(task)
+
+    def on_decode_admitted(self, task: Task, step: int) -> None:
+        """A decode has left its queue for the batch."""
+        self._spare_blocks -= self._resume_needs(task)
+        if self.groups is not None:
+            self.groups.started(task, step)
+        if task.promised <= task.generated:
+            self.counters.re_reservations += task.overdrawn
+            self.kv_policy.reserve_for(task, max(task.generated + 1, self.kv_policy.promise(task)))
+
+    def make_room(self, ready: Sequence[Task], paused_at: Mapping[str, int], step: int) -> StepPlan:
+        """Nothing runs: which paused requests give way so that the first of ``ready`` can go on.
+
+        Args:
+            ready: requests that hold KV and wait for nothing outside: paused decodes, and sessions with new input.
+        """
+        head = next((t for t in ready if step >= paused_at.get(t.request_id, -1) + 1), None)
+        if head is None:
+            return StepPlan()
+        others = [t for t in ready if t is not head and t.request_id in paused_at]
+        victims = sorted(others, key=lambda t: (t.preemptions, t.written))
+        # If that is not enough (sessions that wait for their client cannot be preempted), the head itself gives way.
+        if head.request_id in paused_at and len(victims) + 1 < len(ready):
+            victims.append(head)
+        blocks = self.ledger.blocks(head.prompt_tokens + head.generated + 1) - head.blocks
+        return StepPlan(preempt=[t.request_id for t in victims], until_free=blocks)
+
+    # -- gauges ----------------------------------------------------------------------------------------------
+
+    def show(self, gauges: Gauges) -> None:
+        """Put promises and the correction's state into the gauges."""
+        self.ledger.held_blocks = gauges.held_blocks
+        gauges.reserved_blocks = self.ledger.reserved_blocks()
+        gauges.lent_blocks = self.kv_policy.lent_blocks(gauges.reserved_blocks)
+        self.learner.show(gauges)
+
+    # -- prefill to decode, and outlived promises --------------------------------------------------------------
+
+    def _enter_decode(self, task: Task, running: list[Task], admitting: bool, plan: StepPlan) -> None:
+        self._update_posterior(task)
+        alone = self._alone(task, running)
+        waits_for_group = self.groups is not None and admitting and not alone
+        if not waits_for_group and (self.kv_policy.admits_new_decode(task) or alone):
+            self.kv_policy.reserve_for(task, self.kv_policy.promise(task))
+        elif admitting:
+            self._pause(task, running, plan)
+
+    def _outlived(self, task: Task, running: list[Task], admitting: bool, plan: StepPlan) -> None:
+        kv_policy, action = self.kv_policy, self.recorder.action
+        if not task.overdrawn:
+            task.overdrawn = True
+            self.counters.under_predictions += 1
+        self._update_posterior(task)
+        if kv_policy.extends(task):
+            action(UnderpredictionAction.OWN_SPACE, task)
+        elif kv_policy.admits_decode(task):
+            self.counters.re_reservations += 1
+            kv_policy.reserve_for(task, kv_policy.promise(task))
+            action(UnderpredictionAction.RE_RESERVED, task)
+        elif kv_policy.lends_reserve(task) or self._alone(task, running):
+            kv_policy.reserve_for(task, task.generated + self.ledger.block_size)
+            action(UnderpredictionAction.GLOBAL_RESERVE, task)
+        elif admitting:
+            action(UnderpredictionAction.PAUSED, task)
+            self._pause(task, running, plan)
+
+    def _host_arrives(self, guest: Task, running: list[Task], admitting: bool, plan: StepPlan) -> None:
+        """A host has reached the KV that it lent: its guest gets a window of its own, or stops."""
+        self.recorder.action(UnderpredictionAction.GUEST_MOVED, guest)
+        moved = not admitting or self.kv_policy.rehome(guest)
+        self.kv_policy.evict(guest)
+        if moved:
+            return
+        guest.promised = guest.generated
+        if guest.state is TaskState.DECODE:
+            self.recorder.action(UnderpredictionAction.PAUSED, guest)
+            self._pause(guest, running, plan)
+
+    def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
+        needs = {t: n for t in running if (n := self._needs(t, 1)) > 0}
+        self._shortage = sum(needs.values()) > engine.free_blocks
+        if not self._shortage:
+            return
+        self.counters.shortage_steps += 1
+        new = [t for t in engine.running if t.state is TaskState.PAUSED]
+        paused = [t for t in engine.holding if t.request_id in engine.paused_at] + new
+        relief = relieve(
+            needs,
+            running,
+            paused,
+            {t: engine.private_blocks[t.request_id] for t in (*running, *paused)},
+            engine.free_blocks,
+            self.settings.paused_share * self.ledger.usable_blocks,
+        )
+        plan.preempt += [t.request_id for t in relief.drop]
+        for task in relief.pause:
+            self.recorder.action(UnderpredictionAction.PAUSED, task)
+            self._pause(task, running, plan)
+
+    def _pause(self, task: Task, running: list[Task], plan: StepPlan) -> None:
+        running.remove(task)
+        plan.pause.append(task.request_id)
+        self.on_pause(task)
+
+    def _alone(self, task: Task, running: list[Task]) -> bool:
+        return len(running) == 1 and running[0] is task
+
+    # -- lengths and blocks ------------------------------------------------------------------------------------
+
+    def _set_lengths(self, task: Task, lengths: LengthDistribution) -> None:
+        task.lengths = lengths
+        if task.row >= 0:
+            self.forecast.enter(task)
+
+    def _update_posterior(self, task: Task) -> None:
+        """Replace a distribution that has been outlived by its posterior; else the forecast would take the request,
+        and its KV, as gone.
+        """
+        if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
+            self._set_lengths(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
+
+    def _needs(self, task: Task, steps: int) -> int:
+        """Blocks that a running request must get for its next ``steps`` steps."""
+        if task.state is TaskState.PREFILL:
+            # All of its prompt: a prefill that stops half-way is of no use.
+            tokens = task.known_tokens
+        elif task.written + steps <= task.blocks * self.ledger.block_size:
+            return 0
+        else:
+            tokens = min(task.written + steps, task.most_tokens)
+        return max(0, self.ledger.blocks(tokens) - task.blocks)
+
+    def _resume_needs(self, task: Task) -> int:
+        return max(1, self.ledger.blocks(task.written + self.settings.resume_steps) - task.blocks)
