@@ -6,13 +6,12 @@ line. Exit codes: 0 done, 1 failed while running, 2 bad input, 3 done but a stat
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +132,7 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
     """
     if target is None:
         return
-    text = json.dumps(_plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(summary)
     if str(target) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -142,6 +141,19 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
         write_atomically(Path(target), text)
     except OSError as error:
         raise RunError(f"cannot be written ({error.strerror or error})", where=str(target)) from error
+
+
+def json_text(summary: Any) -> str:
+    """A summary as indented JSON."""
+    from pydantic_core import to_jsonable_python
+
+    def numpy_value(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        raise TypeError(f"no JSON for {type(value).__name__}")
+
+    plain = to_jsonable_python(summary, inf_nan_mode="null", fallback=numpy_value)
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def guard(action: Callable[[], Any]) -> int:
@@ -179,24 +191,6 @@ def _stop(message: str, code: int, *, label: str = "error") -> int:
     sys.stdout.flush()
     print(f"{label}: {message}", file=sys.stderr)
     return code
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy arrays and scalars, without importing NumPy for it
-        return _plain(value.tolist())
-    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 def parsed_rate(text: str) -> float | None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ecoserve.errors import ConfigError
-from ecoserve.options import flag
+from ecoserve.options import Model, checked, flag
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,6 +60,11 @@ def takes(
     return decorate
 
 
+def taken(model: type[Model], given: dict[str, Any], **own: Any) -> Model:
+    """The settings of ``model`` among what was typed, and ``own``, checked; they are removed from ``given``."""
+    return checked(model, {**{n: given.pop(n) for n in list(given) if n in model.model_fields}, **own})
+
+
 def _kind(field: FieldInfo) -> Any:
     """The type of a field's values, None aside."""
     annotation: Any = field.annotation
@@ -82,6 +87,8 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
         "show_default": _shown(default),
     }
     declared = [spelled, *([str(extra["short"])] if "short" in extra else [])]
+    if get_origin(kind) is list:
+        return Annotated[list[str] | None, typer.Option(*declared, metavar=str(extra.get("metavar", metavar)), **info)]
     if kind is bool:
         decl = spelled if default is False else f"{spelled}/--no-{spelled[2:]}"
         return Annotated[bool | None, typer.Option(decl, **info)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
+from pydantic import BaseModel, Field
 
 from ecoserve.cli.common import (
     JsonOption,
@@ -19,130 +19,71 @@ from ecoserve.cli.common import (
     progress_bar,
     stderr_console,
 )
-from ecoserve.cli.options import takes
+from ecoserve.cli.options import taken, takes
 from ecoserve.serving.simulate.settings import SimulateSettings
 
 if TYPE_CHECKING:
     from ecoserve.sweep.summary import RunRow
 
-#: The groups of options in the help.
-_LOAD, _POLICIES, _MACHINE, _ENGINE = "Load", "Policies", "Machine", "Engine"
-_SLO, _RESULTS = "SLO (exit code 3 where it is missed)", "Results"
+#: Groups of options in the help.
+_LOAD, _SLO = "Load", "SLO (exit code 3 where it is missed)"
 #: Where the command's defaults are not those of a run; None: what the trace needs.
 _DEFAULTS: Final = {"depth": 2, "prefix_caching": True, "max_model_len": None}
 
 
+class SimulationOptions(BaseModel):
+    """What the command takes besides the settings of a run: axes, bounds, and where results go."""
+
+    rate: str = Field(
+        "recorded",
+        description="requests per second, Poisson; inf: all at once; or recorded",
+        json_schema_extra={"metavar": "R,..."},
+    )
+    split: str | None = Field(None, description="train, dev or all; by default dev, with recorded arrivals all")
+    seeds: int = Field(1, ge=1, description="runs of each setting, with seeds counting up")
+    policy: str = Field("vllm,ecoserve", description="policies", json_schema_extra={"metavar": "A,B,..."})
+    lengths: str = Field(
+        "true",
+        description="sources of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md)",
+        json_schema_extra={"metavar": "KIND,..."},
+    )
+    scheduler: list[str] = Field(
+        [],
+        description="a scheduler setting of ecoserve's policies; repeatable",
+        json_schema_extra={"metavar": "KEY=VALUE"},
+    )
+    min_attainment: float = Field(
+        0.9, ge=0, le=1, description="exit code 3 if a run meets the SLO for a smaller share of its requests"
+    )
+    output: Path | None = Field(
+        None,
+        description="folder for summary.json and every request",
+        json_schema_extra={"short": "-o", "metavar": "DIR"},
+    )
+    resume: bool = Field(False, description="continue in that folder; finished runs are not run again")
+    trace_out: Path | None = Field(
+        None, description="picture for ui.perfetto.dev (.json, .json.gz)", json_schema_extra={"metavar": "FILE"}
+    )
+    trace_requests: int = Field(1000, ge=1, description="draw only the first N requests of each run")
+    trace_window: str | None = Field(
+        None, description="draw only these seconds of each run", json_schema_extra={"metavar": "A:B"}
+    )
+
+
 @takes(SimulateSettings, "trace requests max_tokens length_field tokenizer", panel=_LOAD)
-@takes(SimulateSettings, "gpu model tp blocks block_size gpu_memory_utilization", panel=_MACHINE)
+@takes(SimulationOptions, "rate split seeds", panel=_LOAD)
+@takes(SimulationOptions, "policy lengths scheduler", panel="Policies")
+@takes(SimulateSettings, "gpu model tp blocks block_size gpu_memory_utilization", panel="Machine")
 @takes(
     SimulateSettings,
     "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler replicas router",
-    panel=_ENGINE,
+    panel="Engine",
     defaults=_DEFAULTS,
 )
 @takes(SimulateSettings, "slo_ttft_ms slo_tpot_ms slo_scale", panel=_SLO)
-def command(
-    *,
-    rate: Annotated[
-        str,
-        typer.Option(
-            "--rate",
-            metavar="R,...",
-            help="Requests per second, Poisson; inf: all at once; or recorded.",
-            rich_help_panel=_LOAD,
-        ),
-    ] = "recorded",
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            metavar="NAME",
-            help="train, dev or all.",
-            show_default="dev; recorded: all",
-            rich_help_panel=_LOAD,
-        ),
-    ] = None,
-    seed: SeedOption = 0,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds", metavar="N", min=1, help="Runs of each setting, with seeds counting up.", rich_help_panel=_LOAD
-        ),
-    ] = 1,
-    policy: Annotated[
-        str, typer.Option("--policy", metavar="A,B,...", help="Policies.", rich_help_panel=_POLICIES)
-    ] = "vllm,ecoserve",
-    lengths: Annotated[
-        str,
-        typer.Option(
-            "--lengths",
-            metavar="KIND,...",
-            help="Sources of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md).",
-            rich_help_panel=_POLICIES,
-        ),
-    ] = "true",
-    scheduler: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scheduler",
-            metavar="KEY=VALUE",
-            help="A scheduler setting of ecoserve's policies; repeatable.",
-            rich_help_panel=_POLICIES,
-        ),
-    ] = None,
-    min_attainment: Annotated[
-        float | None,
-        typer.Option(
-            "--min-attainment",
-            metavar="SHARE",
-            min=0,
-            max=1,
-            help="Exit code 3 if a run meets the SLO for a smaller share of its requests.",
-            show_default="0.9",
-            rich_help_panel=_SLO,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Folder for summary.json and every request.", rich_help_panel=_RESULTS
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue in that folder; finished runs are not run again.", rich_help_panel=_RESULTS
-        ),
-    ] = False,
-    trace_out: Annotated[
-        Path | None,
-        typer.Option(
-            "--trace-out",
-            metavar="FILE",
-            help="Picture for ui.perfetto.dev (.json, .json.gz).",
-            rich_help_panel=_RESULTS,
-        ),
-    ] = None,
-    trace_requests: Annotated[
-        int,
-        typer.Option(
-            "--trace-requests",
-            metavar="N",
-            min=1,
-            help="Draw only the first N requests of each run.",
-            rich_help_panel=_RESULTS,
-        ),
-    ] = 1000,
-    trace_window: Annotated[
-        str | None,
-        typer.Option(
-            "--trace-window", metavar="A:B", help="Draw only these seconds of each run.", rich_help_panel=_RESULTS
-        ),
-    ] = None,
-    json: JsonOption = None,
-    quiet: QuietOption = False,
-    **given: Any,
-) -> None:
+@takes(SimulationOptions, "min_attainment", panel=_SLO)
+@takes(SimulationOptions, "output resume trace_out trace_requests trace_window", panel="Results")
+def command(*, seed: SeedOption = 0, json: JsonOption = None, quiet: QuietOption = False, **given: Any) -> None:
     """Run a trace through scheduling policies on modelled GPUs, in virtual time."""
     from ecoserve.errors import ConfigError
     from ecoserve.options import checked
@@ -152,38 +93,43 @@ def command(
     from ecoserve.sweep.simulations import perform, prepare
     from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_window, show
 
+    options = taken(SimulationOptions, given)
     judged = any(name.startswith("slo_") for name in given)
-    if min_attainment is not None and not judged:
+    if "min_attainment" in options.model_fields_set and not judged:
         raise ConfigError("needs an SLO", where="--min-attainment", fix="state one, as --slo-ttft-ms 500")
-    rates = [parsed_rate(text) for text in listed(rate, "--rate")]
-    knobs = dict(parsed_knob(text) for text in scheduler or [])
+    rates = [parsed_rate(text) for text in listed(options.rate, "--rate")]
+    knobs = dict(parsed_knob(text) for text in options.scheduler)
     # auto is resolved by the model of the GPU.
     SchedulerSettings.parse({k: v for k, v in knobs.items() if v != "auto"}, lambda name: f"--scheduler {name}")
     settings = checked(SimulateSettings, given)
     common = {**_DEFAULTS, **{name: getattr(settings, name) for name in given}, "scheduler": knobs}
-    common["split"] = chosen_split(split, recorded=None in rates)
-    window = parsed_window(trace_window)
-    picture = None if trace_out is None else trace_file(trace_out, requests=trace_requests, window_s=window)
+    common["split"] = chosen_split(options.split, recorded=None in rates)
+    window = parsed_window(options.trace_window)
+    picture = None
+    if options.trace_out is not None:
+        picture = trace_file(options.trace_out, requests=options.trace_requests, window_s=window)
     console = stderr_console(quiet)
     simulations = prepare(
         common,
-        policies=listed(policy, "--policy"),
-        lengths=listed(lengths, "--lengths"),
+        policies=listed(options.policy, "--policy"),
+        lengths=listed(options.lengths, "--lengths"),
         rates=rates,
-        seeds=range(seed, seed + seeds),
+        seeds=range(seed, seed + options.seeds),
         command=shlex.join(["ecoserve", *sys.argv[1:]]),
     )
     for note in simulations.meta.notes:
         console.print(f"note: {note}", markup=False)
-    if picture is not None and resume:
+    if picture is not None and options.resume:
         console.print("note: the picture shows the runs that are run now, not those finished before", markup=False)
-    folder = None if output is None else ResultFolder.create(output, simulations.meta, resume=resume)
+    folder = None
+    if options.output is not None:
+        folder = ResultFolder.create(options.output, simulations.meta, resume=options.resume)
     with progress_bar(quiet) as bar:
         summary = perform(simulations, folder=folder, trace_file=picture, progress=Watch(bar, simulations))
     emit_json(summary.model_dump(mode="json"), json)
     show(summary.runs, console)
     if judged:
-        _judge(summary.runs, 0.9 if min_attainment is None else min_attainment)
+        _judge(summary.runs, options.min_attainment)
 
 
 def _judge(runs: list[RunRow], least: float) -> None:

