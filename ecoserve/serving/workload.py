@@ -90,7 +90,9 @@ class LoadSettings(BaseModel):
     # JSON has no word for a rate of infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    trace: str = Field(description="file, data set on the hub, or synthetic[:N]", json_schema_extra={"metavar": "FILE"})
+    trace: str = Field(
+        description="a file, a data set on the hub, or synthetic[:N]", json_schema_extra={"metavar": "FILE"}
+    )
     length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
     tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
