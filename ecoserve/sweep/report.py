@@ -61,7 +61,7 @@ GLOSSARY: Final = (
      "by seed."),
 )  # fmt: skip
 
-_OVER_SEEDS: Final = "Means over seeds; the smaller line runs from the lowest to the highest seed."
+_OVER_SEEDS: Final = "Means over seeds; the smaller line is the range over the seeds."
 
 #: What follows the first screen, in order.
 SECTIONS: Final[tuple[Section[ReportData], ...]] = (
@@ -128,14 +128,14 @@ SECTIONS: Final[tuple[Section[ReportData], ...]] = (
     Section(
         "wrong",
         "When predictions are wrong",
-        "No predictor is right. What counts is the cost of a wrong length.",
+        "Every predictor is sometimes wrong. This is what wrong lengths cost.",
         [underprediction_figure],
         missing="answers that outlived a reservation",
     ),
     Section(
         "fairness",
         "Long and short answers",
-        "Means hide which requests wait.",
+        "Averages hide which requests wait.",
         [fairness_figure],
         missing="rows of single requests",
     ),

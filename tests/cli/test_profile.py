@@ -46,7 +46,7 @@ def test_tables_for_people_and_nothing_on_stdout(trace: Path, capsys: pytest.Cap
         "Lengths in tokens",
         "Ways to reserve KV cache",
         "Laws fitted to all answers",
-        "How near each way to predict",
+        "Error of each way to predict",
     ):
         assert caption in err
     answers = next(line for line in err.splitlines() if line.strip().startswith("Answers"))

@@ -19,7 +19,7 @@ _PREDICTOR_COLUMNS: Final = {
     "kendall_tau": Column("Kendall's τ", "1: always ranks answers by length rightly; 0: no better than chance."),
     "pinball_loss": Column("Pinball loss", "Error of the whole distribution, not only of its middle.", "tokens"),
     "coverage_80": Column(
-        "Below the 80 % quantile", "Should be 80 %: how far stated uncertainty can be trusted.", "share"
+        "Below the 80 % quantile", "Should be 80 %: how reliable the stated uncertainty is.", "share"
     ),
     "latency_p50_ms": Column("Time per request", "Median time to predict for one request on this machine.", "ms"),
 }

@@ -9,7 +9,7 @@ from ecoserve.data.profiling.comparison_model import Comparison
 from ecoserve.data.profiling.comparison_words import VERDICTS
 from ecoserve.data.profiling.reporting import comparison_figures as figures
 from ecoserve.data.profiling.reporting.page import GLOSSARY, facts, source_name
-from ecoserve.data.profiling.reporting.words import GROUPING_TITLES, some
+from ecoserve.data.profiling.reporting.words import GROUPING_TITLES
 from ecoserve.data.profiling.statements import percent
 from ecoserve.pages import (
     Cell,
@@ -28,7 +28,7 @@ from ecoserve.pages import (
 
 _WORDS: Final = (
     *GLOSSARY[:5],
-    ("Kolmogorov–Smirnov distance", "The largest difference of the shares of answers up to a length."),
+    ("Kolmogorov–Smirnov distance", "The largest difference of the two cumulative distributions."),
     ("PSI", "Population stability index: how far the shares of A’s ten tenths have moved; by custom above 0.1 is some "
      "shift, above 0.25 much."),
     ("Recalibrate", "Keep the predictor’s order of prompts, and rescale the lengths that it predicts."),
@@ -65,13 +65,13 @@ def _tiles(c: Comparison) -> list[Tile]:
     chance = f"95 % interval {percent(c.ks_low)} to {percent(c.ks_high)}; chance alone {percent(c.ks_by_chance)}"
     tiles = [
         Tile(f"{a.p50:,} → {b.p50:,}", "median, tokens", f"90th percentile {a.p90:,} → {b.p90:,}"),
-        Tile(percent(c.ks), "largest difference of the shares up to a length", chance),
+        Tile(percent(c.ks), "largest difference of the cumulative shares", chance),
     ]
     for s in c.shared_prompts[:1]:
         ratio = f"95 % interval {write_range(s.ratio_low, s.ratio_high)}"
         within = "" if s.tau_within_a is None else f"between two answers in A: {s.tau_within_a:.2f}"
         tiles.append(Tile(f"{write(s.ratio)}×", f"length of B’s answers to {s.prompts:,} shared prompts", ratio))
-        tiles.append(Tile(f"τ {s.kendall_tau:.2f}", "agreement which of them are long", within))
+        tiles.append(Tile(f"τ {s.kendall_tau:.2f}", "rank agreement of their lengths", within))
     return tiles
 
 
@@ -84,7 +84,7 @@ def _statements(c: Comparison) -> list[Statement]:
     return [
         Statement("How far apart", first),
         *(Statement(heading, text) for heading, text in zip(headings, middle, strict=True)),
-        Statement("What the verdict rests on", f"{reasons[:1].upper()}{reasons[1:]}.", _TONES[c.verdict]),
+        Statement("Reasons for the verdict", f"{reasons[:1].upper()}{reasons[1:]}.", _TONES[c.verdict]),
         *([Statement("Take care", " ".join(c.notes))] if c.notes else []),
     ]
 
@@ -135,7 +135,7 @@ def shared_table(c: Comparison) -> Table | None:
         [
             "Model in A", "Model in B", "Prompts", Column("B / A", "Geometric mean; below, its 95 % interval."),
             Column("Spread", "Standard deviation of the log of that quotient."),
-            Column("Apart (tokens)", "Mean distance between the two."),
+            Column("Distance (tokens)", "Mean distance between the two lengths."),
             Column("τ", "Kendall’s τ: are the same prompts long in both?"),
             Column("τ within A", "The same between two answers in A: what chance leaves."),
         ],
@@ -159,9 +159,10 @@ def groups_table(c: Comparison) -> Table | None:
     return table
 
 
-def all_tables(c: Comparison) -> tuple[Table, ...]:
+def all_tables(c: Comparison) -> list[Table]:
     """The page's tables, for the terminal."""
-    return some(quantiles_table(c), distances_table(c), shared_table(c), groups_table(c))
+    tables = (quantiles_table(c), distances_table(c), shared_table(c), groups_table(c))
+    return [table for table in tables if table is not None]
 
 
 #: What follows the first screen, in order.

@@ -74,7 +74,7 @@ SECTIONS: Final[tuple[Section[Profile], ...]] = (
     Section(
         "waste",
         "What knowing lengths is worth",
-        "Memory that is not reserved in vain serves other requests; short answers that go first wait less.",
+        "Memory that is not over-reserved serves other requests. Serving short answers first reduces the mean wait.",
         [worth_figures.reservations, worth_figures.orders],
     ),
     Section(
@@ -169,12 +169,12 @@ def _predictability(profile: Profile) -> Tile:
     same, predicted, across = profile.same_prompt, profile.predicted, profile.across_models
     if same is not None:
         interval = f"95 % interval {percent(same.icc_low)} to {percent(same.icc_high)}"
-        return Tile(percent(same.icc), "of the variance is the prompt’s", interval)
+        return Tile(percent(same.icc), "of the variance is explained by the prompt", interval)
     if predicted is not None:
         answers = f"{predicted.rows:,} answers"
         return Tile(write(predicted.mae_tokens, "tokens"), "mean error of the predictor", answers)
     if across is not None and across.prompt_share is not None:
-        return Tile(percent(across.prompt_share), "of the variance is the prompt’s, whichever model answers")
+        return Tile(percent(across.prompt_share), "of the variance is explained by the prompt, whichever model answers")
     if profile.prompt_length is not None:
         explained = percent(profile.prompt_length.r2_log_bands)
         return Tile(explained, "of the variance is explained by the prompt’s length alone")

@@ -20,16 +20,16 @@ def errors(profile: Profile) -> Figure | None:
         traces.append(plots.line(curve.x, percents(curve.y), i, curve.name, dash=dash(i), width=2.6, hover=hover))
     columns = ["Tokens", *(Column(curve.name, unit="share") for curve in curves)]
     rows = [[int(x), *(curve.y[k] for curve in curves)] for k, x in enumerate(curves[0].x)]
-    table = Table("errors", "Share of answers predicted to within so many tokens.", columns, rows)
+    table = Table("errors", "Share of answers predicted to within x tokens.", columns, rows)
     at_50 = "; ".join(f"{c.name}: {write(_at(c.x, c.y, 50), 'share')} within 50 tokens" for c in curves)
-    x = plots.tokens_axis("error of at most so many tokens")
+    x = plots.tokens_axis("absolute error of at most (tokens)")
     y = plots.axis("answers (%)", range=[0, 102], percent=True)
     plot = plots.panel(traces, f"Errors of each way to predict. {at_50}.", x=x, y=y)
     text = "Left and up is better. "
     if profile.same_prompt is not None:
         text += "Other answers to the same prompt show about what a predictor that reads the prompt can reach; the "
         text += "rest is chance of sampling."
-    return Figure("errors", "How near one can come", text, [plot], table)
+    return Figure("errors", "How close predictions come", text, [plot], table)
 
 
 def spread(profile: Profile) -> Figure | None:

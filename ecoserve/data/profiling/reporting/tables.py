@@ -44,7 +44,7 @@ def laws_table(profile: Profile) -> Table | None:
     return Table(
         "laws",
         "Laws fitted to all answers by maximum likelihood, best first (smallest AIC). With enough answers a test "
-        "rejects every law; the question is by how much it is off.",
+        "rejects every law; the question is how far it is off.",
         [
             "Law",
             Column("KS", f"Largest distance between the law’s and the recorded distribution function.{chance}", _SHARE),
@@ -91,7 +91,7 @@ def guesses_table(profile: Profile) -> Table | None:
         return None
     return Table(
         "guesses",
-        "How near each way to predict comes to the true length.",
+        "Error of each way to predict a length.",
         [
             "Predicted from", "Mean error (tokens)", Column("Within 50", unit=_SHARE),
             Column("Within 100", unit=_SHARE),
@@ -160,7 +160,7 @@ def models_table(profile: Profile) -> Table | None:
         [
             "Model",
             "Prompts shared",
-            Column("Times the others’", "Geometric mean over prompts and other models."),
+            Column("Relative length", "Length over that of the other models: geometric mean over prompts and models."),
             Column("τ with the others", "Kendall’s τ: are the same prompts long for both? 1: same order, 0: chance."),
         ],
         [[model, prompts, ratio, tau] for ratio, model, prompts, tau in sorted(rows, key=lambda row: -row[0])],

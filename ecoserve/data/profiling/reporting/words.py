@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final
 
 from ecoserve.data.profiling.model import Grouping
 from ecoserve.data.profiling.tails import law_name
 from ecoserve.pages import write
-
-T = TypeVar("T")
 
 GROUPING_TITLES: Final = {
     "turn": "Turn of the conversation",
@@ -53,8 +51,3 @@ def per_doubling(edges: Sequence[int], counts: Sequence[int], total: int) -> lis
 def percents(shares: Iterable[float | None], *, positive: bool = False) -> list[float | None]:
     """Shares in per cent; with ``positive``, for a logarithmic axis, without zeros."""
     return [None if v is None or (positive and v <= 0) else 100 * v for v in shares]
-
-
-def some(*items: T | None) -> tuple[T, ...]:
-    """Those that are not None."""
-    return tuple(item for item in items if item is not None)

@@ -33,7 +33,7 @@ def reservations(profile: Profile) -> Figure:
     x = plots.axis("answers that outgrow it (%)", percent=True, zeroline=False)
     y = plots.from_zero("requests at once, max_tokens = 1")
     alt = f"Requests at once. {gain}."
-    right = plots.panel(_trade(ways), alt, "What it brings and what it risks", x=x, y=y, height=height)
+    right = plots.panel(_trade(ways), alt, "Concurrency against overflow", x=x, y=y, height=height)
     table = Table(
         "reservations",
         "Ways to reserve KV cache for an answer.",
