@@ -117,7 +117,7 @@ def _read(source: str) -> list[str | Sequence[Message]]:
 
 def _request(line: str, where: str) -> str | Sequence[Message]:
     from ecoserve.data import Message
-    from ecoserve.data.parameters import NOTHING_SAID, parameters_of
+    from ecoserve.data.parameters import NO_PARAMETERS, parameters_of
     from ecoserve.errors import TraceError
     from ecoserve.predictor.text import ChatRequest
 
@@ -130,7 +130,7 @@ def _request(line: str, where: str) -> str | Sequence[Message]:
         return line
     except RecursionError as error:
         raise TraceError("is nested too deeply", where=where, fix="give the prompt as text") from error
-    said = NOTHING_SAID
+    said = NO_PARAMETERS
     if isinstance(content, dict):
         said = parameters_of(content)
         content = content.get("messages", content.get("prompt"))

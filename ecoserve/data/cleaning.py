@@ -48,7 +48,7 @@ class Dropped(NamedTuple):
 Items = list[Draft | Dropped]
 
 
-class Wanted(NamedTuple):
+class RowReader(NamedTuple):
     """What is read from each row: the format, the fields with the answer's length and with lengths of other answers,
     and the name of the model where the row does not state it.
     """

@@ -15,7 +15,7 @@ from typing import Final, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
-from ecoserve.data.cleaning import Wanted
+from ecoserve.data.cleaning import RowReader
 from ecoserve.data.encodings import MendedRow
 from ecoserve.data.fields import FieldPath
 from ecoserve.data.formats import detect, get_format
@@ -99,11 +99,11 @@ def open_trace(
         raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
     name = options.get("format", "auto")
     form = detect(first, where) if name == "auto" else get_format(name)
-    wanted = Wanted(form, length, samples, options.get("model"))
+    reader = RowReader(form, length, samples, options.get("model"))
     return TraceStream(
         where,
         _all_rows(looked, walk),
-        wanted,
+        reader,
         first,
         file=file if isinstance(file, FileRows) else None,
         tokenizer=options.get("tokenizer"),

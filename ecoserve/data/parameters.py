@@ -46,19 +46,14 @@ class RequestParameters:
     response_format: str | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything is said at all."""
-        return self != NOTHING_SAID
-
-    def said(self) -> tuple[str, ...]:
-        """Names of the parameters that say something."""
-        return tuple(name for name, nothing in _DEFAULTS if getattr(self, name) != nothing)
+        """Whether anything is stated at all."""
+        return self != NO_PARAMETERS
 
 
-#: Of a request that says nothing.
-NOTHING_SAID: Final = RequestParameters()
-_DEFAULTS: Final = tuple((f.name, getattr(NOTHING_SAID, f.name)) for f in fields(RequestParameters))
+#: Of a request that states nothing.
+NO_PARAMETERS: Final = RequestParameters()
 #: All parameters' names.
-NAMES: Final = tuple(name for name, _ in _DEFAULTS)
+NAMES: Final = tuple(f.name for f in fields(RequestParameters))
 
 
 def parameters_of(body: Mapping[str, Any]) -> RequestParameters:

@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import chain
 from typing import Final
 
-from ecoserve.data.cleaning import Draft, Items, Wanted
+from ecoserve.data.cleaning import Draft, Items, RowReader
 from ecoserve.data.duplicates import SeenKeys, TurnCounter
 from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange
@@ -48,7 +48,7 @@ class TraceStream:
     Args:
         where: the path or hub id.
         rows: the rows, first to last; closed at the end.
-        wanted: what is read from each.
+        reader: what is read from each.
         first: the first rows, for messages.
         file: the file they come from, if any.
         tokenizer, limit, progress: as in :func:`~ecoserve.data.loading.open_trace`.
@@ -58,7 +58,7 @@ class TraceStream:
         self,
         where: str,
         rows: Iterable[object],
-        wanted: Wanted,
+        reader: RowReader,
         first: list[object],
         *,
         file: FileRows | None = None,
@@ -68,12 +68,12 @@ class TraceStream:
     ) -> None:
         self.source = where
         #: The name of the format.
-        self.format = wanted.form.name
+        self.format = reader.form.name
         #: What was kept and dropped so far; complete after the last batch.
         self.report = LoadReport()
         #: Bytes of the file that the records so far came from, and its size; 0 where there is no file.
         self.bytes_read, self.bytes_total = 0, file.size if file is not None else 0
-        self._rows, self._wanted, self._first, self._file = rows, wanted, first, file
+        self._rows, self._reader, self._first, self._file = rows, reader, first, file
         self._tokenizer, self._limit, self._progress = tokenizer, limit, progress
         self._sources: Sources | None = None
         self._counter: TokenCounter | None = None
@@ -108,8 +108,8 @@ class TraceStream:
             self.report.note(f"read as {self._file.encoding}", self.report.kept)
         if not self.report.kept:
             raise self._nothing_usable()
-        if self._wanted.samples is not None and not self._sampled:
-            raise self._no_field(self._wanted.samples)
+        if self._reader.samples is not None and not self._sampled:
+            raise self._no_field(self._reader.samples)
         self._ended = True
 
     @property
@@ -137,8 +137,8 @@ class TraceStream:
         :func:`~ecoserve.data.load_trace` marks records that reach it as ``censored``.
         """
         self._need_end()
-        own = self._decided().response == OWN and not self._wanted.form.own_ids
-        return self._lengths.cap() if own or self._wanted.length is not None else None
+        own = self._decided().response == OWN and not self._reader.form.own_ids
+        return self._lengths.cap() if own or self._reader.length is not None else None
 
     def _cleaned(self) -> Generator[list[Items], None, None]:
         """What the rows give, some rows at a time; an error is raised after the rows before it were handed on."""
@@ -147,7 +147,7 @@ class TraceStream:
         start = position()
         try:
             for index, row in enumerate(self._rows):
-                batch.append(self._wanted.read(row, index))
+                batch.append(self._reader.read(row, index))
                 if len(batch) >= _ROWS_AT_ONCE or position() - start >= _BYTES_AT_ONCE:
                     yield batch
                     batch, start = [], position()
@@ -220,7 +220,7 @@ class TraceStream:
             characters += _characters(draft)
             if len(first) >= DECIDING or characters >= DECIDING_CHARACTERS:
                 break
-        length = self._wanted.length
+        length = self._reader.length
         self._sources = decide(first, length.text if length else None, self._tokenizer)
 
     def _finished(self, drafts: list[Draft]) -> list[Record]:
@@ -271,7 +271,7 @@ class TraceStream:
         return str(row.get(name) or OWN)
 
     def _nothing_usable(self) -> TraceError:
-        form, length, where = self._wanted.form, self._wanted.length, self.source
+        form, length, where = self._reader.form, self._reader.length, self.source
         if length is not None and set(self.report.dropped) == {f"no {length.text}"}:
             return self._no_field(length)
         row = next((r for r in self._first if isinstance(r, dict)), {})
@@ -280,7 +280,7 @@ class TraceStream:
 
     def _no_field(self, path: FieldPath) -> TraceError:
         row = next((r for r in self._first if isinstance(r, dict)), {})
-        fields = (i.fields for i in self._wanted.form.read(row, 0) if isinstance(i, Exchange))
+        fields = (i.fields for i in self._reader.form.read(row, 0) if isinstance(i, Exchange))
         what = f"no row has the field {path.text}"
         return TraceError(what, where=self.source, fix=f"the first has {describe(next(fields, row))}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Self, TypeAlias
 
 from ecoserve.data import Message, Record
-from ecoserve.data.parameters import NAMES, NOTHING_SAID, STOP_CHARACTERS, RequestParameters
+from ecoserve.data.parameters import NAMES, NO_PARAMETERS, STOP_CHARACTERS, RequestParameters
 
 #: One request as a predictor takes it: the prompt's text, or the whole context as chat messages, also with parameters
 #: (:class:`ChatRequest`).
@@ -55,7 +55,7 @@ class RequestView:
     #: length of the system messages
     system_characters: int = 0
     #: those that the predictor has learned from
-    parameters: RequestParameters = NOTHING_SAID
+    parameters: RequestParameters = NO_PARAMETERS
 
     @property
     def text(self) -> str:

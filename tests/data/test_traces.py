@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.data import LoadReport, TraceStream, load_trace, save_trace
-from ecoserve.data.cleaning import Wanted
+from ecoserve.data.cleaning import RowReader
 from ecoserve.data.fields import FieldPath
 from ecoserve.data.formats import get_format
 from ecoserve.data.measuring import LengthHistogram
@@ -95,8 +95,8 @@ def test_dirt_is_dropped_and_every_row_accounted_for(write: Write) -> None:
     st.booleans(),
 )
 def test_kept_and_dropped_add_up(lines: list[dict[str, Any]], by_field: bool) -> None:
-    wanted = Wanted(get_format("alpaca"), FieldPath.parse("tokens") if by_field else None)
-    stream = TraceStream("memory", lines, wanted, [*lines])
+    reader = RowReader(get_format("alpaca"), FieldPath.parse("tokens") if by_field else None)
+    stream = TraceStream("memory", lines, reader, [*lines])
     kept = []
     try:
         kept = [record for batch in stream.batches() for record in batch]

@@ -33,7 +33,7 @@ _CALLS: Final = ("tool_use", "tool_call", "function_call")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ChatMessage:
     """One message.
 
     Attributes:
@@ -52,10 +52,10 @@ class Said:
     notes: tuple[str, ...] = ()
 
 
-def read_message(message: object) -> Said:
+def read_message(message: object) -> ChatMessage:
     """Read one message; what is no object has neither role nor text."""
     if not isinstance(message, dict):
-        return Said(None, None, None, None, {})
+        return ChatMessage(None, None, None, None, {})
     role = first_of(message, "from", "role")
     value = first_of(message, "value", "content")
     calls = _calls(message.get("tool_calls")) + _calls(message.get("function_call"))
@@ -73,7 +73,7 @@ def read_message(message: object) -> Said:
         answer, missing = None, NOT_ALL_TEXT
     elif reasoning is not None and isinstance(value, str):
         answer = f"<think>\n{reasoning}\n</think>\n\n{value}"
-    return Said(_role(role), value, answer, missing, message, notes)
+    return ChatMessage(_role(role), value, answer, missing, message, notes)
 
 
 def _role(name: object) -> str | None:

@@ -26,7 +26,14 @@ from ecoserve.data.fields import (
     whole,
 )
 from ecoserve.data.formats.base import Exchange, Format, Reject
-from ecoserve.data.formats.openai_parts import Answer, Asked, is_request, is_response, read_request, read_response
+from ecoserve.data.formats.openai_parts import (
+    Answer,
+    Prompt,
+    is_request,
+    is_response,
+    read_request,
+    read_response,
+)
 from ecoserve.data.formats.turns import exchange_of
 from ecoserve.data.parameters import parameters_of
 from ecoserve.data.records import Record
@@ -62,7 +69,7 @@ def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
         yield _exchange(row, base, response, asked, answer, len(answers))
 
 
-def _exchange(row: Row, base: Record, response: Row, asked: list[Asked], answer: Answer, count: int) -> Exchange:
+def _exchange(row: Row, base: Record, response: Row, asked: list[Prompt], answer: Answer, count: int) -> Exchange:
     each = max(1, count // len(asked))
     which = min(answer.index // each, len(asked) - 1)
     prompt = asked[which]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
-from ecoserve.data.formats.messages import Said, read_message
+from ecoserve.data.formats.messages import ChatMessage, read_message
 from ecoserve.data.formats.turns import Context
 from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message
 
@@ -20,7 +20,7 @@ _DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Prompt:
     """One prompt of a request.
 
     Attributes:
@@ -42,7 +42,7 @@ class Answer:
     """One choice of a response: number, message, finish reason, tokens if it has ids, and its fields."""
 
     index: int
-    said: Said
+    said: ChatMessage
     reason: str | None
     tokens: int | None
     fields: Row
@@ -62,7 +62,7 @@ def is_response(value: Row) -> bool:
     return value.get("role") == ASSISTANT and isinstance(value.get("content"), list) and "usage" in value
 
 
-def read_request(request: Row) -> list[Asked] | str:
+def read_request(request: Row) -> list[Prompt] | str:
     """The prompts of a request, one that is not known if it has none; or why they are unusable."""
     system = first_of(request, "instructions", "system")
     opening = [{"role": SYSTEM, "content": system}] if system is not None else []
@@ -74,19 +74,19 @@ def read_request(request: Row) -> list[Asked] | str:
         return _chat([*opening, *messages]) if isinstance(messages, list) else "messages are not a list"
     prompt = request.get("prompt")
     if prompt is None:
-        return [Asked()]
+        return [Prompt()]
     several = isinstance(prompt, list) and any(isinstance(p, (str, list)) for p in prompt)
     asked = [_completion(p) for p in (prompt if several else [prompt])]
-    return next((a for a in asked if isinstance(a, str)), None) or [a for a in asked if isinstance(a, Asked)]
+    return next((a for a in asked if isinstance(a, str)), None) or [a for a in asked if isinstance(a, Prompt)]
 
 
-def _chat(messages: list[Any]) -> list[Asked] | str:
+def _chat(messages: list[Any]) -> list[Prompt] | str:
     context = Context()
     for message in messages:
         context.add(read_message(_item(message)))
     said = tuple(context.messages)
     problem = context.problem()
-    return problem or [Asked(said[-1].content, said, context.answers, notes=context.notes)]
+    return problem or [Prompt(said[-1].content, said, context.answers, notes=context.notes)]
 
 
 def _item(item: object) -> object:
@@ -101,10 +101,10 @@ def _item(item: object) -> object:
     return item
 
 
-def _completion(prompt: object) -> Asked | str:
+def _completion(prompt: object) -> Prompt | str:
     if isinstance(prompt, list):
-        return Asked(tokens=len(prompt)) if prompt and all(whole(t) is not None for t in prompt) else "no prompt"
-    return unusable_text(prompt, "prompt") or Asked(str(prompt))
+        return Prompt(tokens=len(prompt)) if prompt and all(whole(t) is not None for t in prompt) else "no prompt"
+    return unusable_text(prompt, "prompt") or Prompt(str(prompt))
 
 
 def read_response(response: Row) -> list[Answer]:
@@ -151,7 +151,7 @@ def _output(item: dict[str, Any]) -> list[dict[str, Any]]:
     return [item]
 
 
-def _seen(said: Said, response: Row) -> Said:
+def _seen(said: ChatMessage, response: Row) -> ChatMessage:
     """``said``, its text withheld if tokens of reasoning are counted that it does not show."""
     usage = response.get("usage")
     details = first_of(usage, *_DETAILS) if isinstance(usage, dict) else None

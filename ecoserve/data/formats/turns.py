@@ -28,7 +28,7 @@ from ecoserve.data.fields import (
     whole,
 )
 from ecoserve.data.formats.base import Exchange, Reject
-from ecoserve.data.formats.messages import ASKS, TEXT_LEFT_OUT, Said, read_message
+from ecoserve.data.formats.messages import ASKS, TEXT_LEFT_OUT, ChatMessage, read_message
 from ecoserve.data.records import ASSISTANT, SYSTEM, Message, Record
 
 LATE_START: Final = "conversation starts with an answer"
@@ -51,7 +51,7 @@ class Context:
     answers: int = 0
     broken: bool = False
     notes: tuple[str, ...] = ()
-    last: Said | None = None
+    last: ChatMessage | None = None
 
     def asks(self) -> bool:
         """Whether the next answer is an answer to something."""
@@ -62,7 +62,7 @@ class Context:
         question = self.last.text if self.last is not None else None
         return unusable_text(question, "prompt") or ("context is not text" if self.broken else None)
 
-    def add(self, said: Said) -> None:
+    def add(self, said: ChatMessage) -> None:
         """Add what was said."""
         if said.role == ASSISTANT and self.asks():
             self.answers += 1
@@ -113,7 +113,7 @@ def exchanges(turns: Sequence[object], base: Record, row: Row) -> Iterator[Excha
         context.add(message)
 
 
-def _of_chat(base: Record, context: Context, said: Said, row: Row | None) -> Exchange:
+def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row | None) -> Exchange:
     fields: Mapping[str, Any] = said.fields if row is None else {**row, **said.fields}
     prompt_tokens, tokens = usage_of(fields)
     count = whole(first_of(fields, *RESPONSE_COUNTS))
@@ -143,7 +143,7 @@ def _of_chat(base: Record, context: Context, said: Said, row: Row | None) -> Exc
     return exchange_of(record, said, fields, tuple(notes))
 
 
-def exchange_of(record: Record, said: Said, fields: Row, notes: tuple[str, ...] = ()) -> Exchange:
+def exchange_of(record: Record, said: ChatMessage, fields: Row, notes: tuple[str, ...] = ()) -> Exchange:
     """The exchange whose answer is ``said``; an empty one counts if the file says how long it was."""
     answer = said.answer
     if record.response_tokens is not None and isinstance(answer, str) and not answer.strip():

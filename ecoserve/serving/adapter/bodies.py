@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ecoserve.data import Message
-from ecoserve.data.parameters import LARGEST_LIMIT, NOTHING_SAID, RequestParameters, parameters_of
+from ecoserve.data.parameters import LARGEST_LIMIT, NO_PARAMETERS, RequestParameters, parameters_of
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.text import ChatRequest
 from ecoserve.serving.core import keys
@@ -42,7 +42,7 @@ class Ask:
     chats: tuple[tuple[Message, ...], ...]
     batch: bool = False
     limit: int | None = None
-    parameters: RequestParameters = NOTHING_SAID
+    parameters: RequestParameters = NO_PARAMETERS
 
     def requests(self) -> list[ChatRequest]:
         """The predictor's input: each context with the parameters."""
