@@ -77,12 +77,17 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
     kind, spelled = _kind(field), flag(name, model)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     unit = "SECONDS" if name.endswith("_s") else "MS" if name.endswith("_ms") else None
-    metavar = "|".join(map(str, choices)) or unit or _METAVARS.get(get_origin(kind) or kind, "TEXT")
+    metavar = unit or _METAVARS.get(get_origin(kind) or kind, "TEXT")
+    if choices:
+        listed = "|".join(map(str, choices))
+        # Long lists would leave no room for the options' names; they go into the text.
+        metavar = listed if len(listed) <= 16 else "NAME"
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     first, blank, rest = (field.description or "").removesuffix(".").partition(" ")
     first = first.capitalize() if first.isalpha() and first.islower() else first
+    among = f": {', '.join(map(str, choices))}" if metavar == "NAME" and choices else ""
     info: dict[str, Any] = {
-        "help": f"{first}{blank}{rest}{_upper_bound(field)}.",
+        "help": f"{first}{blank}{rest}{_upper_bound(field)}{among}.",
         "rich_help_panel": panel,
         "show_default": _shown(default),
     }

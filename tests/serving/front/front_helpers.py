@@ -1,4 +1,4 @@
-"""What the front door's tests share: applications that record what reaches them, predictors to order, real servers."""
+"""Shared by the tests of the API server's part: recording applications, predictors to order, real servers."""
 
 from __future__ import annotations
 

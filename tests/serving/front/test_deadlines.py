@@ -1,4 +1,4 @@
-"""Deadlines at the front door: what clients may ask for, what operators allow, and what goes on to the engine."""
+"""SLOs in the API server: what clients may ask for, what operators allow, and what goes on to the engine."""
 
 from __future__ import annotations
 

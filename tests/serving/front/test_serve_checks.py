@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from front_helpers import ROOT, free_port
 
 from ecoserve.errors import ConfigError
-from ecoserve.options import to_environment
+from ecoserve.options import to_environment, variable
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of importing vLLM
@@ -217,7 +218,7 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(tiny_model: Path, tmp_path: 
 
 @pytest.mark.engine
 def test_vllm_does_not_start_where_one_request_would_not_fit(tiny_model: Path) -> None:
-    """So no request can need more blocks than there are: max_model_len bounds it, at the front door."""
+    """So no request can need more blocks than there are: max_model_len bounds it, in the API server."""
     from ecoserve.serving.engine_run import EngineRunSettings, run_engine
 
     settings = EngineRunSettings(
@@ -235,3 +236,12 @@ def test_settings_reach_the_server_by_environment() -> None:
         "ECOSERVE_TRUST_CLIENT": "1",
         "ECOSERVE_REPLAY": "1",
     }
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    rows = dict(re.findall(r"^\| `(ECOSERVE_\w+)` \| (\S*) ?\|", text, re.MULTILINE))
+    defaults = {variable(name): field.default for name, field in MiddlewareSettings.model_fields.items()}
+    assert rows.keys() == defaults.keys()
+    for name, default in defaults.items():
+        assert rows[name] == ("" if default is None else f"{float(default):.10g}" if default != "clamp" else default)
