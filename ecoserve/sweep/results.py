@@ -277,19 +277,6 @@ class ResultFolder:
             raise _damaged(file, error, fix) from error
 
 
-def load_summary(path: str | Path) -> Summary:
-    """Read a ``summary.json``.
-
-    Raises:
-        InputError: if it is missing or is not one of this version.
-    """
-    path = Path(path)
-    try:
-        return Summary.model_validate(_read_json(path, "run `ecoserve report` on its folder"))
-    except ValidationError as error:
-        raise InputError(f"is not a summary of this version ({': '.join(problem(error))})", where=str(path)) from error
-
-
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON atomically; NaN is refused."""
     return write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ecoserve.deprecations import SUMMARY_KEYS
+from ecoserve.deprecations import SUMMARY_KEYS, renamed
 from ecoserve.sweep.axes import Positive
 from ecoserve.sweep.summary import RunRow
 
@@ -54,7 +54,7 @@ class SearchPlan(BaseModel):
     @field_validator("metric")
     @classmethod
     def _a_figure(cls, metric: str) -> str:
-        metric = SUMMARY_KEYS.get(metric, metric)
+        (metric,) = renamed({metric: None}, SUMMARY_KEYS, "summary key")
         figures = [
             name
             for name, info in RunRow.model_fields.items()

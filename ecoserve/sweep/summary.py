@@ -54,8 +54,7 @@ class RunRow(_Row):
 
     run: str = key("Name of the run: a hash of its resolved settings. Its request rows are `requests/<run>.parquet`.")
     engine: Engine = key(
-        "What ran it: vLLM's scheduler classes in virtual time, a vLLM engine in this process, or a server at a URL.",
-        default="virtual",
+        "What ran it: virtual time, a vLLM engine in this process, or a server at a URL.", default="virtual"
     )
     condition: str | None = maybe("Name of the load condition: `pressure`, `no-pressure`, or the plan's own name.")
     policy: str = key("Scheduling policy.")
@@ -76,12 +75,8 @@ class RunRow(_Row):
     rejected: int = count("Requests refused on arrival.")
     failed: int = count("Requests that ended in an error.")
     duration_s: float = key("First arrival to last token.", "s", ge=0)
-    throughput_rps: float | None = maybe(
-        "Completed requests per second of the run.", "requests/s", ge=0, better="higher"
-    )
-    output_tokens_per_s: float | None = maybe(
-        "Generated tokens of completed requests per second.", "tokens/s", ge=0, better="higher"
-    )
+    throughput_rps: float | None = maybe("Completed requests per second.", "requests/s", ge=0, better="higher")
+    output_tokens_per_s: float | None = maybe("Generated tokens per second.", "tokens/s", ge=0, better="higher")
     goodput_rps: float | None = maybe("Requests that met their SLO, per second.", "requests/s", ge=0, better="higher")
     slo_attainment: float | None = share(
         "Share of the accepted requests with an SLO that met it.", None, better="higher"
@@ -118,7 +113,7 @@ class RunRow(_Row):
     underprediction_recomputed: int | None = _counted("Shortages met by dropping the KV of a victim.")
     kv_used_mean: float | None = maybe("KV held, as a share of the usable KV, averaged over time.", "share 0..1", ge=0)
     kv_reserved_mean: float | None = maybe(
-        "KV promised beyond what is written, as a share of the usable KV, averaged over time.", "share", ge=0
+        "KV promised beyond what is written, as a share, averaged over time.", "share", ge=0
     )
     kv_lent_mean: float | None = maybe("KV lent to guests, as a share of the usable KV.", "share", ge=0)
     kv_demand_peak: float | None = maybe(
@@ -132,9 +127,7 @@ class RunRow(_Row):
     update_p50_ms: float | None = _wall("Time of one `update_from_output()` call, median.")
     steps: int = count("Engine steps.")
 
-    prediction_mae_tokens: float | None = tokens(
-        "Mean absolute error of the policy's lengths, over the completed requests.", None, better="lower"
-    )
+    prediction_mae_tokens: float | None = tokens("Mean absolute error of the policy's lengths.", None, better="lower")
     prediction_within_50: float | None = share("Completed requests whose length was within 50 tokens.", None)
     prediction_within_100: float | None = share("Completed requests whose length was within 100 tokens.", None)
     prediction_kendall_tau: float | None = maybe(
@@ -168,9 +161,7 @@ class SearchRow(_Row):
     value: float | None = maybe("The metric at `rate_rps`.")
     value_missed: float | None = maybe("The metric at `missed_from_rps`.")
     tried: list[float] = key("Rates tried, ascending.", default=[])
-    missed_below_rps: list[float] = key(
-        "Rates below the answer that miss the bound: the metric is not monotone.", default=[]
-    )
+    missed_below_rps: list[float] = key("Rates below the answer that miss the bound.", default=[])
     met_above_rps: list[float] = key("Rates above `missed_from_rps` that meet the bound: likewise.", default=[])
     runs: list[str] = key("Its runs, in the order in which they were requested.", default=[])
 
@@ -228,16 +219,12 @@ class Meta(_Row):
     scheduler_mode: str | None = maybe("`async` or `sync`, and the pipeline depth.")
     model_runner: str | None = maybe("vLLM's model runner (`V1`, `V2`), or `none` in virtual time.")
     versions: dict[str, str] = key("Versions of Python and of the packages that can change a result.", default={})
-    hardware: dict[str, str | int | float] = key(
-        "Machine: `cpu`, `cores`, `memory_gib`, `gpu`, `platform`.", default={}
-    )
+    hardware: dict[str, str | int | float] = key("`cpu`, `cores`, `memory_gib`, `gpu`, `platform`.", default={})
     commands: list[str] = key("Commands that made these results, in order.", default=[])
     notes: list[str] = key("What a reader must know, one sentence each.", default=[])
     settings: dict[str, Any] = key("The sweep's plan, as resolved.", default={})
     runs_sha256: str | None = maybe("Hash of all runs without wall-clock times: equal for equal results.")
-    tables_sha256: str | None = maybe(
-        "The same with every run's request rows: equal only if all tables are, wherever and however they were made."
-    )
+    tables_sha256: str | None = maybe("The same with every run's request rows: equal for equal tables.")
 
 
 class Summary(BaseModel):
@@ -249,9 +236,7 @@ class Summary(BaseModel):
     runs: list[RunRow] = key("Finished runs.", default=[])
     failures: list[FailureRow] = key("Runs that failed.", default=[])
     searches: list[SearchRow] = key("Results of the searches, if the plan has one.", default=[])
-    predictor: dict[str, PredictorRow] = key(
-        "Predictors by name: `encoder`, `lightgbm`, `constant-median`, ...", default={}
-    )
+    predictor: dict[str, PredictorRow] = key("Predictors by name (`encoder`, `lightgbm`, ...).", default={})
     meta: Meta = Field(default_factory=Meta, description="What ran, where, and how to run it again.")
 
     @model_serializer(mode="wrap")

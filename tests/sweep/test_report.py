@@ -21,7 +21,7 @@ from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.report import render, write_report
 from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.results import ResultFolder, load_summary
+from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, PredictorRow, Summary, TraceInfo
 
 #: Every figure of the full report and how many plots it has.
@@ -196,7 +196,7 @@ def test_rebuilding_from_the_folder_gives_the_same_page(full):
     before = (full.path / "report.html").read_text(encoding="utf-8")
     write_report(ResultFolder.open(full.path))
     assert (full.path / "report.html").read_text(encoding="utf-8") == before
-    assert render(load_summary(full.path / "summary.json"), Details(full)) == before
+    assert render(Summary.model_validate_json((full.path / "summary.json").read_text("utf-8")), Details(full)) == before
 
 
 def test_hostile_strings_stay_text(full):

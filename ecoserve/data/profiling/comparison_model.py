@@ -33,9 +33,7 @@ class SharedPrompts(Keys):
     ratio_high: float = key("Upper end.")
     sd_log_ratio: float = key("Standard deviation of log(length in B / length in A).")
     kendall_tau: float = key("Are the same prompts long in both? Kendall's tau-b.")
-    tau_within_a: float | None = maybe(
-        "The same between two answers in A, where prompts repeat there: the effect of chance."
-    )
+    tau_within_a: float | None = maybe("The same between two answers in A, if prompts repeat there.")
     mae_tokens: float = tokens("Mean distance between the length in A and in B.")
 
 
@@ -70,9 +68,7 @@ class Comparison(Keys):
     ks_by_chance: float = key("Distance that equal traffic of this size exceeds one time in 20.", "share 0..1")
     ks_p: float = key("How often equal traffic gives such a distance, at most.", "share 0..1")
     psi: float = key("Population stability index over A's deciles; by custom above 0.1 some shift, above 0.25 much.")
-    wasserstein_log: float = key(
-        "Mean distance between log lengths of equal rank; its exponential is a typical factor."
-    )
+    wasserstein_log: float = key("Mean distance between log lengths of equal rank.")
     quantiles: list[QuantileChange] = key("Quantiles on both sides.")
     shift_log: float = key("Difference of mean log length, B - A.")
     mix_log: float | None = maybe("Of that: another mix of requests (prompt length, first or later turn).")

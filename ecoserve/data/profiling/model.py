@@ -58,7 +58,7 @@ class Grouping(Keys):
     by: Literal["turn", "prompt_band", "model", "language", "split"] = key("What they are grouped by.")
     rows: int = key("Records counted: all, or the sample whose language was recognised.", "count", ge=0)
     explains: float | None = maybe(
-        "Adjusted R squared of log length by group; 0: knowing the group does not help.", "share 0..1", ge=0, le=1
+        "Adjusted R squared of log length by group; 0: it does not help.", "share 0..1", ge=0, le=1
     )
     groups: list[Group] = key("The groups; beyond twelve, the rarest are one called `other`.")
 
@@ -96,9 +96,7 @@ class Tail(Keys):
     top10_token_share: float = share("Share of all answer tokens that the longest tenth of the answers has.")
     top1_token_share: float = share("Share that the longest hundredth has.")
     laws: list[Law] = key("Laws, best (smallest AIC) first; none where too few lengths or all are equal.")
-    ks_by_chance: float | None = maybe(
-        "KS distance that chance alone exceeds one time in 20 at this number of answers."
-    )
+    ks_by_chance: float | None = maybe("KS distance that chance exceeds one time in 20 at this number of answers.")
     ends_at: int | None = tokens("Where answers are cut off, if they are; what lies beyond is not known.", None)
     indices: list[TailIndex] = key("Tail index above several thresholds; none with fewer than 50 answers above.")
     kind: Literal["ends", "light", "heavy", "mixed", "open", "unknown"] = key(
@@ -138,9 +136,7 @@ class SamePrompt(Keys):
     constant: NoiseFloor = key("Always the median of all these answers: what knowing nothing gives.")
     one_other: NoiseFloor = key("One other answer to the prompt, taken by chance.")
     mean_of_others: NoiseFloor | None = maybe("Mean of all other answers to the prompt; null with two answers each.")
-    floor_mae_low_tokens: float = tokens(
-        "Below any predictor's expected error, if a prompt's answers are alike: error of their own median."
-    )
+    floor_mae_low_tokens: float = tokens("Error of each prompt's own median: below any predictor's expected error.")
     floor_mae_high_tokens: float = tokens("A predictor can reach this: the best of the rows above, or the median.")
 
 
@@ -162,9 +158,7 @@ class AcrossModels(Keys):
 
     models: int = key("Models compared (those with most shared prompts, at most ten).", "count")
     prompts: int = key("Prompts that all of them have answered.", "count")
-    prompt_share: float | None = share(
-        "Share of the variance of log length that is the prompt's, whichever model answers.", None
-    )
+    prompt_share: float | None = share("Share of the variance of log length due to the prompt.", None)
     model_share: float | None = share("Share that is the model's habit, whatever the prompt.", None)
     rest_share: float | None = share("Share that is neither: this model with this prompt, and chance.", None)
     pairs: list[ModelPair] = key("Every two of them.")
@@ -187,9 +181,7 @@ class Predicted(Keys):
 
     predictor: str = key("The checkpoint.")
     rows: int = key("Records predicted: a seeded sample.", "count")
-    rows_are: Literal["held out", "all"] = key(
-        "`held out`: by the trace, or by the training on it; `all`: trained on something else."
-    )
+    rows_are: Literal["held out", "all"] = key("`held out` of the training; `all`: it was trained on another trace.")
     mae_tokens: float = tokens("Mean error of the predicted median.")
     mae_constant_tokens: float = tokens("Mean error of always saying the median of these records.")
     within_50: float = share("Share within 50 tokens.")
@@ -220,9 +212,7 @@ class Drift(Keys):
 
     order: Literal["arrival", "file"] = key("What the order is: recorded arrivals, or merely the file.")
     windows: list[Window] = key("Equally many records each.")
-    trend_tau: float | None = maybe(
-        "Mann-Kendall: Kendall's tau of the windows' medians with their number; + is longer."
-    )
+    trend_tau: float | None = maybe("Mann-Kendall: Kendall's tau of windows' medians and numbers; + is longer.")
     trend_p: float | None = maybe("How often chance alone gives such a trend.", "share 0..1")
     between_windows: float = share("Share of the variance of log length between windows, chance taken off.")
     between_windows_p: float = maybe("How often chance alone gives such differences between windows.", "share 0..1")
@@ -265,9 +255,7 @@ class Reservation(Keys):
         "token of the answer, and uses prompt + tokens written; an overflowing answer continues token by token."
     )
     answer_waste_share: float = share("The same, prompts left out.")
-    concurrency: float = key(
-        "Requests that fit at once, on average, over what fits with max_tokens on the same records."
-    )
+    concurrency: float = key("Mean number of requests that fit at once, over that with max_tokens.")
 
 
 class Waste(Keys):
@@ -309,9 +297,7 @@ class Curves(Keys):
     density_prompt_edges: list[int] = key("Bins of prompt length.", "tokens")
     density_response_edges: list[int] = key("Bins of response length.", "tokens")
     density: list[list[int]] = key("Records per prompt bin (rows) and response bin.", "count")
-    errors: list[Curve] = key(
-        "Share of answers predicted to within x tokens: by a constant, by other answers, by a predictor."
-    )
+    errors: list[Curve] = key("Share of answers predicted to within x tokens, by each guess.")
     spread_edges: list[float] = key("Bins of the coefficient of variation within a prompt.")
     spread: list[int] = key("Prompts per bin.", "count")
     rate_s: list[float] = key("Beginning of each piece of time.", "s")
@@ -332,9 +318,7 @@ class Source(Keys):
     dropped: dict[str, int] = key("Reason -> exchanges dropped.")
     noted: dict[str, int] = key("Peculiarity -> how often.")
     models: int = key("Served models named.", "count")
-    design_effect: float = key(
-        "Factor by which variances grow because a conversation's records resemble each other; 1: none."
-    )
+    design_effect: float = key("Factor on variances, for a conversation's records are alike; 1: none.")
 
 
 class Profile(Keys):

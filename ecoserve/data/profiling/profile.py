@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from ecoserve.data.profiling.across_models import across_models
@@ -97,18 +99,14 @@ def _by_model(table: TraceTable, answers: AnswerSets | None, seed: int) -> list[
 
 def describe_source(table: TraceTable, conversations: int, effect: float) -> Source:
     """Where a table's records come from; ``conversations``: how many. ``effect``: the design effect."""
-    origin = table.origin
+    report = table.origin.report
     return Source(
-        source=origin.source,
-        format=origin.format,
-        sha256=origin.sha256,
-        length_source=origin.length_source,
-        prompt_length_source=origin.prompt_length_source,
-        rows_in=origin.report.rows_in,
+        rows_in=report.rows_in,
         records=len(table),
         conversations=conversations,
-        dropped=dict(origin.report.dropped),
-        noted=dict(origin.report.noted),
+        dropped=dict(report.dropped),
+        noted=dict(report.noted),
         models=sum(name is not None for name in table.models),
         design_effect=effect,
+        **{f.name: getattr(table.origin, f.name) for f in fields(table.origin) if f.name != "report"},
     )

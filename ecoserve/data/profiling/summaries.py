@@ -21,7 +21,7 @@ PERCENTILES: Final = {
     "p1": 0.01, "p5": 0.05, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99,
     "p99_9": 0.999,
 }  # fmt: skip
-_CORRECTED: Final = {"km_p50": 0.5, "km_p90": 0.9, "km_p95": 0.95, "km_p99": 0.99}
+_CORRECTED: Final = ("p50", "p90", "p95", "p99")
 #: Lengths up to this are counted in an array as long as the longest.
 _LARGE: Final = 1 << 21
 #: Records, about, of a longer trace that figures are computed on which need more than counts (some 300 bytes each).
@@ -62,7 +62,8 @@ def summarise(counts: Histogram, design_effect: float = 1.0) -> Lengths:
     sd = math.sqrt(variance * n / (n - 1)) if n > 1 else 0.0
     third = float(weights @ from_mean**3 / n)
     cut = int(counts.cut.sum())
-    corrected = {name: KaplanMeier.of(counts).quantile(q) for name, q in _CORRECTED.items()} if cut else {}
+    km = KaplanMeier.of(counts) if cut else None
+    corrected = {f"km_{p}": km.quantile(PERCENTILES[p]) for p in _CORRECTED} if km is not None else {}
     low50, high50 = interval(counts, 0.5, design_effect)
     low90, high90 = interval(counts, 0.9, design_effect)
     return Lengths(

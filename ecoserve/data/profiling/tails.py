@@ -63,18 +63,10 @@ def _top_share(counts: Histogram, top: float) -> float:
 
 
 def _law(fit: FittedLaw) -> Law:
-    return Law(
-        name=fit.law.name,
-        parameters=dict(fit.law.parameters),
-        log_likelihood=fit.log_likelihood,
-        aic=fit.aic,
-        bic=fit.bic,
-        ks=fit.ks,
-        anderson_darling=fit.anderson_darling,
-        p50=fit.law.quantile(0.5),
-        p99=fit.law.quantile(0.99),
-        p99_9=fit.law.quantile(0.999),
-    )
+    law = fit.law
+    quantiles = {"p50": law.quantile(0.5), "p99": law.quantile(0.99), "p99_9": law.quantile(0.999)}
+    figures = ("log_likelihood", "aic", "bic", "ks", "anderson_darling")
+    return Law(name=law.name, parameters=dict(law.parameters), **{f: getattr(fit, f) for f in figures}, **quantiles)
 
 
 def _index(fit: TailFit) -> TailIndex:
