@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from arrival_statistics import ArrivalStatistics
 from scipy import stats
 
 from ecoserve.data import Trace, load_trace
-from ecoserve.data.laws import FittedLaw, fit_laws, fit_tails
+from ecoserve.data.laws import FittedLaw, TailFit, fit_laws, fit_tails
 from ecoserve.data.workloads import Workload, make_workload
 
 SEEDS = (0, 1, 2)
@@ -86,6 +86,11 @@ def law_row(fit: FittedLaw, best: float) -> dict[str, Any]:
     }
 
 
+def tail_row(tail: TailFit) -> dict[str, Any]:
+    """One tail, with its end: the longest length (tokens) that it allows, if xi is below 0."""
+    return {**asdict(tail), "end": tail.threshold + 0.5 - tail.scale / tail.xi if tail.xi < 0 else None}
+
+
 def fits(lengths: np.ndarray, cut: np.ndarray, longest: int | None) -> dict[str, Any]:
     """All laws, best first, unbounded and (where ``longest`` is known) conditioned on it; and the tail."""
     free = fit_laws(lengths, cut)
@@ -94,7 +99,7 @@ def fits(lengths: np.ndarray, cut: np.ndarray, longest: int | None) -> dict[str,
         "cut_off": int(cut.sum()),
         "ks_of_chance": free[0].chance_ks,
         "laws": [law_row(fit, free[0].aic) for fit in free],
-        "tails": [tail.as_dict() for tail in fit_tails(lengths, cut)],
+        "tails": [tail_row(tail) for tail in fit_tails(lengths, cut)],
     }
     if longest is not None:
         inside = lengths <= longest

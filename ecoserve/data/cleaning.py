@@ -79,7 +79,7 @@ class RowReader(NamedTuple):
         return Draft(record, item.notes + mended, key, item.counts_turn)
 
     def _record(self, item: Exchange) -> Record | str:
-        """The exchange with its answer and what the row says about lengths, or why it is dropped."""
+        """The exchange with its answer and the lengths that the row states, or why it is dropped."""
         record, fields = item.record, item.fields
         changes: dict[str, Any] = {}
         problem = unusable_text(item.answer, "answer")

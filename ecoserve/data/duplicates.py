@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ecoserve.data.records import Record
 
-#: Conversations whose turns are counted at the same time; who was silent for longer begins anew.
+#: Conversations whose turns are counted at the same time; one without a turn for longer starts again at 0.
 CONVERSATIONS: Final = 1 << 18
 
 

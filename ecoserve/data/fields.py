@@ -45,7 +45,7 @@ _CHARACTERS = 20
 _STEP = re.compile(r"([^.\[\]\s][^.\[\]]*)((?:\[\d+\])*)")
 #: A whole number as tables (CSV) write it; columns with gaps in them become ``12.0``.
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
-#: Why servers say that an answer ended before its end. A filter, or a client that went away, ends it as a limit does.
+#: Finish reasons of answers that were cut off. A filter, or a client that went away, ends one as a limit does.
 CUT_OFF: Final = frozenset(
     (
         *("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
@@ -228,7 +228,7 @@ def seconds(value: object) -> float | None:
 
 
 def was_cut_off(finish_reason: str | None, answer: object = None) -> bool:
-    """Whether the server's word for how the answer ended, or a mark at the end of its text, says it was cut off."""
+    """Whether the answer was cut off, by its finish reason or by a mark at the end of its text."""
     if finish_reason is not None and finish_reason.lower() in CUT_OFF:
         return True
     return isinstance(answer, str) and _MARK.search(answer, max(0, len(answer) - _TAIL)) is not None

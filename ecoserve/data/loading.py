@@ -197,7 +197,7 @@ def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], 
 
 
 class Reservoir(Generic[T]):
-    """At most ``size`` items of all that were added, each as likely as any other, whatever the batches.
+    """At most ``size`` items of all that were added, each as likely as any other, however they came in batches.
 
     Source: Vitter, Random Sampling with a Reservoir, ACM TOMS 1985, algorithm R.
 

@@ -118,7 +118,7 @@ class TraceBytes(io.RawIOBase):
 
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[TraceBytes]:
-    """The bytes of ``path``, which :func:`kind_of` says is of that ``kind``.
+    """The bytes of ``path``, whose ``kind`` is that of :func:`kind_of`.
 
     Raises:
         TraceError: if it cannot be read, is cut off or damaged, or is compressed in a way that cannot be read.
@@ -156,6 +156,6 @@ def reading(where: str) -> Iterator[None]:
     except OSError as e:
         if e.errno is not None:
             raise TraceError(f"cannot be read ({e.strerror or e})", where=where) from e
-        # bz2 and zstd say it with a plain OSError.
+        # bz2 and zstd raise a plain OSError.
         cut = "runcated" in str(e)
         raise TraceError(f"compressed file is {'cut off' if cut else 'damaged'}", where=where, fix=_AGAIN) from e

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from ecoserve.data.fields import LIMITS
 
-#: Larger limits say no more than this one.
+#: Larger limits are read as this one.
 LARGEST_LIMIT: Final = 1_000_000
 #: Stop strings that are kept of a request, and characters of each.
 STOP_STRINGS: Final = 4
 STOP_CHARACTERS: Final = 24
-#: More tools than this say no more.
+#: More tools are read as this many.
 MOST_TOOLS: Final = 128
 
 _EFFORTS: Final = frozenset(("none", "minimal", "low", "medium", "high", "xhigh", "max"))

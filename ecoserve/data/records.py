@@ -19,7 +19,7 @@ SYSTEM: Final = "system"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a chat: who said it (``user``, ``assistant``, ``system``, ...), and what."""
+    """One message of a chat: its role (``user``, ``assistant``, ``system``, ...) and its text."""
 
     role: str
     content: str

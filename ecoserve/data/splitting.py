@@ -16,7 +16,7 @@ from ecoserve.data.records import ASSISTANT, Record, Trace
 from ecoserve.data.similarity import Ints, near_duplicate_groups, renumbered, words
 from ecoserve.errors import TraceError
 
-#: Words from which a prompt within a conversation says what it is about.
+#: Words from which a prompt within a conversation is compared.
 _SUBSTANCE: Final = 8
 # Published ShareGPT samples cut long conversations into pieces: seven characters, an underscore, the piece's start.
 _PIECE: Final = re.compile(r"([A-Za-z0-9]{7})_\d+")

@@ -3,7 +3,7 @@
 In memory are one batch of rows, the first exchanges until they have decided where lengths come from, 8 to 16 bytes for
 each exchange with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths. What only the whole file tells
 is known after the last batch: the report, the fingerprint, and the limit at which answers were cut off
-(:meth:`TraceStream.cap`); records of a stream are marked as cut off only where their row says so.
+(:meth:`TraceStream.cap`); records of a stream are marked as cut off only where their row states it.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ class TraceStream:
             raise RuntimeError("that is known after the last batch")
 
     def _stated(self, name: str, source: str) -> str:
-        """What a saved trace says of its counts, else ``source``."""
+        """The source of its counts that a saved trace states, else ``source``."""
         row = self._first[0]
         if source != OWN or not isinstance(row, dict) or row.get(HEADER) is None:
             return source

@@ -15,7 +15,7 @@ class Task:
 
     Attributes:
         wordings: ways to say it, with ``{topic}`` and, where it counts something, ``{n}``.
-        fixed: tokens of the median answer, whatever is counted.
+        fixed: tokens of the median answer at ``n`` 0.
         per_item: further tokens of it for each of the ``n`` things asked for.
         sigma: log-sd of the answer's length around its median.
     """
@@ -99,7 +99,7 @@ STYLES: Final = {
     "Go into detail.": 1.9,
 }
 
-#: What may come before it; says nothing about the length.
+#: What may come before it; independent of the length.
 OPENERS: Final = ("", "Hello! ", "For my class: ", "I am curious. ", "Quick question: ", "Thanks in advance. ")
 
 #: How many things may be asked for.

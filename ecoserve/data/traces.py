@@ -1,4 +1,4 @@
-"""Opening and loading a trace, whatever it is: a file, a data set on the hub, or a workload file."""
+"""Opening and loading a trace of any kind: a file, a data set on the hub, or a workload file."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _check_rate(rate: float) -> None:
 def resampled_arrivals(
     n: int, times: npt.ArrayLike, seed: int, *, windows: int | None = None, share: float = 1.0
 ) -> Floats:
-    """Arrivals like those at ``times``: their rate over time, and on that their own gaps, drawn anew.
+    """Arrivals like those at ``times``: their rate over time, and on that their own gaps, drawn again.
 
     On the clock on which the recorded rate is constant, blocks of consecutive gaps are drawn (the stationary bootstrap
     of Politis and Romano 1994), so that the gaps and the correlation of neighbours stay. No law of gaps is fitted:

@@ -112,7 +112,7 @@ class RateProfile:
         """When the integral from ``start_s`` on reaches each of ``mass`` (seconds): seconds after ``start_s``."""
         edges, cumulated = self._pieces()
         whole, rest = np.divmod(np.asarray(mass, dtype=np.float64) + self.integral(start_s), self.period_s)
-        # The piece in which it is reached has a rate above 0, whatever pieces of rate 0 lie before.
+        # The piece in which it is reached has a rate above 0; pieces of rate 0 may lie before.
         piece = np.clip(np.searchsorted(cumulated, rest, side="right") - 1, 0, len(self.relative) - 1)
         width = self.period_s / len(self.relative)
         rate = np.asarray(self.relative)[piece]

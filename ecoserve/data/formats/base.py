@@ -29,7 +29,7 @@ class Exchange:
         fields: where ``length_field`` and ``sample_field`` are looked up.
         notes: peculiarities to be counted if the record is kept.
         missing: the reason to count where there is neither an answer's text nor its length; ``None``: the loader's.
-        counts_turn: the file says which conversation this is, but not which turn: the loader counts.
+        counts_turn: the file states the conversation, but not the turn: the loader counts.
     """
 
     record: Record
@@ -91,7 +91,7 @@ def counted(
     Args:
         record: what else is known of the request.
         fields: where ``length_field`` is looked up.
-        prompt: tokens of the prompt as the file has them; ``None`` or blank where it does not say.
+        prompt: tokens of the prompt as the file has them; ``None`` or blank where it does not state them.
         response: the same of the answer.
         arrival: when it came, by :func:`~ecoserve.data.fields.seconds`.
         notes: peculiarities to count.

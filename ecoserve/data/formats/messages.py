@@ -20,7 +20,7 @@ ROLES: Final = {
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "bing", "bard", "claude", "model", "bot"), ASSISTANT),
     **dict.fromkeys(("system",), SYSTEM),
 }
-#: Roles that speak for a tool: what they say is answered, as a user is.
+#: Roles of tools; their messages are answered as a user's are.
 TOOLS: Final = frozenset(("tool", "function", "function_response", "tool_response", "observation", "ipython"))
 #: Roles after which an answer is an answer.
 ASKS: Final = TOOLS | {USER}

@@ -70,7 +70,7 @@ class Context:
         if said.role is not None and problem is None:
             self.messages.append(Message(said.role, str(said.text)))
         else:
-            # An empty message says nothing and is left out; one that is no text may have said anything.
+            # An empty message is left out; one that is no text makes the context unusable.
             self.broken = self.broken or problem != "empty message"
         if TEXT_LEFT_OUT in said.notes and TEXT_LEFT_OUT not in self.notes:
             self.notes = (*self.notes, TEXT_LEFT_OUT)
@@ -144,7 +144,7 @@ def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row | None)
 
 
 def exchange_of(record: Record, said: ChatMessage, fields: Row, notes: tuple[str, ...] = ()) -> Exchange:
-    """The exchange whose answer is ``said``; an empty one counts if the file says how long it was."""
+    """The exchange whose answer is ``said``; an empty one counts if the file states its length."""
     answer = said.answer
     if record.response_tokens is not None and isinstance(answer, str) and not answer.strip():
         answer, notes = None, (*notes, "without a text, but with a length")

@@ -1,6 +1,6 @@
 """Lengths as they were seen: how often each occurs, and the Kaplan-Meier estimate where some were cut off.
 
-A length n that is marked as cut off says only that the answer would have been longer than n. Everything is
+A length n that is marked as cut off means only that the answer would have been longer than n. Everything is
 computed from counts of distinct lengths, so that a million rows cost what a few thousand do.
 """
 

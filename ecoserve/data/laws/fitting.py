@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -72,21 +72,6 @@ class FittedLaw:
         It holds for a law known beforehand and nothing cut off (Kolmogorov); fitted parameters make chance smaller.
         """
         return 1.358 / math.sqrt(self.n)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return {
-            **self.law.as_dict(),
-            "n": self.n,
-            "censored": self.censored,
-            "log_likelihood": self.log_likelihood,
-            "aic": self.aic,
-            "bic": self.bic,
-            "ks": self.ks,
-            "chance_ks": self.chance_ks,
-            "anderson_darling": self.anderson_darling,
-            "quantiles": [{"q": q.q, "seen": q.seen, "fitted": q.fitted} for q in self.quantiles],
-        }
 
 
 def fit_law(

@@ -65,7 +65,7 @@ class Continuous:
 
 
 def continuous(name: str, parameters: Mapping[str, float]) -> Continuous:
-    """The law of X behind the fittable law ``name``.
+    """The continuous law of X for the fittable law ``name``.
 
     Made of ``scipy.special``: a fit asks hundreds of times, and ``scipy.stats`` would take five times as long.
     """

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from ecoserve.data.laws.empirical import Histogram, KaplanMeier
 from ecoserve.data.laws.fitting import comparison_grid
-from ecoserve.data.laws.law import LONGEST, Floats
-from ecoserve.errors import TraceError
+from ecoserve.data.laws.law import Floats
 
 #: Quantiles of all lengths that serve as thresholds.
 THRESHOLDS: Final = (0.8, 0.9, 0.95, 0.99)
@@ -51,29 +50,6 @@ class TailFit:
     scale: float
     xi_error: float | None
     ks: float
-
-    @property
-    def end(self) -> float:
-        """The longest length this tail allows (tokens); infinite unless xi is below 0."""
-        return self.threshold + 0.5 - self.scale / self.xi if self.xi < 0 else math.inf
-
-    def quantile(self, q: float) -> int:
-        """The quantile of all lengths at ``q``, which must lie in the tail: 1 - share <= q < 1; tokens.
-
-        Raises:
-            TraceError: if it does not.
-        """
-        if not 1.0 - self.share - 1e-12 <= q < 1.0:
-            raise TraceError(f"quantile {q} does not lie in the tail, which begins at {1.0 - self.share:.4g}")
-        ratio = math.log(self.share / (1.0 - q))
-        beyond = self.scale * (math.expm1(self.xi * ratio) / self.xi if self.xi else ratio)
-        return max(self.threshold, min(LONGEST, math.ceil(self.threshold + beyond)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        names = ("q", "threshold", "share", "n", "censored", "xi", "xi_error", "scale", "ks")
-        row = {name: getattr(self, name) for name in names}
-        return {**row, "end": self.end if math.isfinite(self.end) else None}
 
 
 def fit_tails(

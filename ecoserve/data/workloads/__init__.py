@@ -1,6 +1,6 @@
-"""Synthetic workloads: a YAML file says what the traffic is like, and any command that takes a trace takes the file.
+"""Synthetic workloads: a YAML file describes the traffic, and any command that takes a trace takes the file.
 
-docs/workloads.md says how to describe one's own traffic.
+See docs/workloads.md.
 """
 
 from ecoserve.data.workloads.making import make_workload

@@ -121,7 +121,7 @@ def _choices(n: int, shares: Floats, seed: int) -> Ints:
 
 
 def _numbered(starts: Iterable[Start], first: int) -> Iterator[tuple[float, int, Start]]:
-    """When each start begins, and a number that decides who is first among those at the same time."""
+    """When each start begins, and a number that orders those at the same time."""
     for number, start in enumerate(starts, first):
         yield start[0][0], number, start
 

@@ -1,6 +1,6 @@
-"""A workload file: what it may say.
+"""A workload file: its keys.
 
-What a class of requests does not say for itself, it takes from the file's top level; a file without classes has
+A class of requests takes what it does not set from the file's top level; a file without classes has
 one. Everything random follows from the file's seed.
 """
 

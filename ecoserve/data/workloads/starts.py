@@ -25,7 +25,7 @@ from ecoserve.data.workloads.spec import FittedCorrelation, Rows, TrafficClass
 from ecoserve.data.workloads.texts import Templates, filler, tokens_of
 from ecoserve.errors import TraceError
 
-#: Requests that follow from one arrival, and when each comes (0 where nothing says when); at least one.
+#: Requests that follow from one arrival, and when each comes (0 without arrivals); at least one.
 Start = list[tuple[float, Record]]
 
 #: Uniform numbers of a request: prompt, response, and one for filler in a conversation.
@@ -122,7 +122,7 @@ def seed_for(seed: int, purpose: str) -> int:
 def starts_of(
     name: str, traffic: TrafficClass, n: int, seed: int, sources: Sources, times: Floats | None
 ) -> Iterator[Start]:
-    """``n`` starts of the class ``name``, the i-th at ``times[i]`` (seconds; ``None``: nothing says when).
+    """``n`` starts of the class ``name``, the i-th at ``times[i]`` (seconds; ``None``: without arrivals).
 
     Raises:
         TraceError: if a trace that it names cannot be used; while they are made, if a template cannot be rendered.
@@ -161,7 +161,7 @@ def _record(
     context: int = 0,
     messages: tuple[Message, ...] = (),
 ) -> Record:
-    """The request at place ``i`` of what was drawn, as a turn of the start ``number``, behind ``context`` tokens."""
+    """The request at place ``i`` of what was drawn, as a turn of the start ``number``, after ``context`` tokens."""
     cut = bool(drawn.cut[i])
     return Record(
         conversation=f"{name}-{number}",

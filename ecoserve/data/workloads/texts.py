@@ -1,7 +1,7 @@
 """Texts of prompts: templates with words put in, filled up to a length.
 
-Jinja's sandbox, and nothing to use but the words of the file; a word that is not there is an error when the file
-is read, not an empty place in a prompt. Four characters stand for a token.
+Templates run in Jinja's sandbox and use only the words of the file. An undefined word is an error when the file is
+read. Four characters count as a token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILLER: Final = "filler"
 _PLACE: Final = "\x00"
 _FILLER_CHARACTERS: Final = 2**18
 
-#: Words that say nothing.
+#: Words without a meaning.
 _WORDS: Final = (
     "the a of to and in that it is was for on are with as his they at be this from have or by one had not but "
     "what all were when we there can an your which their said if do will each about how up out them then she many "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,13 +168,6 @@ def test_distances_grow_with_what_is_wrong_and_not_with_n() -> None:
     assert few.ks > few.chance_ks
     right = fit_law("gamma", law.sample(np.random.default_rng(0), 3000))
     assert right.anderson_darling < few.anderson_darling / 10
-
-
-def test_a_fit_travels_as_json() -> None:
-    fit = fit_law("logt", TRUE[3].sample(np.random.default_rng(0), 500))
-    row = json.loads(json.dumps(fit.as_dict()))
-    assert row["law"] == "logt"
-    assert {"df", "aic", "bic", "ks", "anderson_darling", "log_likelihood", "chance_ks", "quantiles"} <= set(row)
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from scipy import stats
 
 from ecoserve.data.laws import Law, fit_tails
-from ecoserve.errors import TraceError
 
 
 def spliced(n: int, xi: float, scale: float, seed: int = 0) -> np.ndarray:
@@ -30,9 +28,6 @@ def test_shape_and_scale_are_found_again(xi: float) -> None:
     assert abs(fit.xi - xi) < 4 * fit.xi_error < 0.1
     assert fit.scale == pytest.approx(200, rel=0.1)
     assert fit.ks < 0.02
-    true = 500 + float(stats.genpareto(xi, scale=200).isf(0.1))
-    assert fit.quantile(0.99) == pytest.approx(true, rel=0.05)
-    assert math.isinf(fit.end) == (fit.xi >= 0)
 
 
 def test_the_standard_error_is_that_of_the_theory() -> None:
@@ -55,7 +50,6 @@ def test_several_thresholds_tell_a_tail_from_a_body() -> None:
     assert [f.q for f in fits] == [0.5, 0.9, 0.97]
     assert fits[1].ks < fits[0].ks / 3
     assert abs(fits[1].xi - fits[2].xi) < 3 * (fits[1].xi_error or 0) + 3 * (fits[2].xi_error or 0)
-    assert json.loads(json.dumps(fits[1].as_dict()))["q"] == 0.9
 
 
 def test_the_lomax_law_has_the_tail_index_of_its_shape() -> None:
@@ -70,10 +64,3 @@ def test_where_there_is_no_tail_there_is_no_fit() -> None:
     assert fit_tails([]) == []
     # It is not known where the 80 % quantile lies if half of the answers were cut off below it.
     assert fit_tails(list(range(1, 1001)) * 2, [n > 500 for n in range(1, 1001)] * 2, thresholds=[0.8]) == []
-
-
-def test_a_quantile_below_the_tail_is_refused() -> None:
-    (fit,) = fit_tails(spliced(20_000, 0.1, 200.0), thresholds=[0.9])
-    with pytest.raises(TraceError, match="does not lie in the tail"):
-        fit.quantile(0.5)
-    assert fit.quantile(1 - fit.share) == fit.threshold
