@@ -1,15 +1,9 @@
 """A run as a picture: a trace that Perfetto (ui.perfetto.dev) and ``chrome://tracing`` open.
 
-Rule: the JSON trace event format, written as it happens, so that a long run needs no memory; times are microseconds of
-the virtual clock. For each replica of each run there is
-
-- a track of its steps, with what each computed, and one of its host where that takes time;
-- counters: blocks of KV held, promised beyond that (reserved), lent, free; requests running and waiting;
-- a track for each request: what became of it, span after span (:data:`SPANS`), and its events as instants:
-  preemption, pause, re-reservation (a new promise for an answer that outlived the old one).
-
-It stays small: after the first ``requests`` requests have ended, or at the end of the time window, nothing more is
-written.
+The JSON trace event format, written as it happens, so that a long run needs no memory; times are microseconds of the
+virtual clock. Each replica of each run has a track of its steps and one of its host, counters of KV blocks and of
+requests, and a track for each request: its states as spans (:data:`SPANS`), and preemptions, pauses and re-reservations
+as instants. After the first ``requests`` requests have ended, or the time window, nothing more is written.
 """
 
 from __future__ import annotations
@@ -17,9 +11,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -28,8 +21,7 @@ from ecoserve.files import replacing
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.replica import Step
 
-#: What a request can be doing: waiting for its first step; prompt; generating; stopped with its KV kept; its KV
-#: dropped; computing again what it lost.
+#: States of a request; ``paused`` keeps its KV, ``preempted`` has lost it, ``recompute`` computes it again.
 SPANS: Final = ("queued", "prefill", "decode", "paused", "preempted", "recompute")
 
 _STEPS: Final = 1
@@ -37,39 +29,32 @@ _HOST: Final = 2
 #: Request tracks come after those.
 _FIRST_REQUEST: Final = 10
 
-Event = dict[str, Any]
-
 
 @contextmanager
 def trace_file(path: Path, *, requests: int = 1000, window_s: tuple[float, float] | None = None) -> Iterator[TraceFile]:
-    """A trace file that is there, whole, when the block ends well; ``.gz`` is compressed.
+    """A trace file, written whole when the block ends well, or not at all; ``.gz`` is compressed.
 
     Args:
         path: the file.
-        requests: of each run, only the first so many are drawn.
+        requests: draw only the first so many of each run.
         window_s: draw only what happens between these virtual seconds.
 
     Raises:
         RunError: if it cannot be written.
     """
     try:
-        with replacing(path) as file:
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(replacing(path))
             if path.suffix == ".gz":
                 # No name and no time in its head: equal runs give equal bytes.
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as packed:
-                    yield from _write(packed, requests, window_s)
-            else:
-                yield from _write(file, requests, window_s)
+                file = stack.enter_context(
+                    gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6)
+                )
+            trace = TraceFile(cast("IO[bytes]", file), requests, window_s or (0.0, float("inf")))
+            yield trace
+            trace.close()
     except OSError as error:
         raise RunError(f"cannot be written ({error.strerror or error})", where=str(path)) from error
-
-
-def _write(
-    file: IO[bytes] | BufferedIOBase, requests: int, window_s: tuple[float, float] | None
-) -> Iterator[TraceFile]:
-    trace = TraceFile(cast("IO[bytes]", file), requests, window_s or (0.0, float("inf")))
-    yield trace
-    trace.close()
 
 
 class TraceFile:
@@ -80,7 +65,7 @@ class TraceFile:
         self.requests = requests
         self.window_s = window_s
         self._processes = 0
-        self._events = 0
+        self._separator = b"\n"
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
 
     def run(self, name: str) -> RunRecorder:
@@ -90,17 +75,22 @@ class TraceFile:
     def process(self, name: str) -> int:
         """A new group of tracks; returns its number."""
         self._processes += 1
-        self.emit({"ph": "M", "name": "process_name", "pid": self._processes, "tid": 0, "args": {"name": name}})
+        self.emit("M", "process_name", self._processes, 0, {"name": name})
         return self._processes
 
-    def emit(self, event: Event) -> None:
+    def track(self, pid: int, tid: int, name: str) -> None:
+        """Name a track; tracks are sorted by their number."""
+        self.emit("M", "thread_name", pid, tid, {"name": name})
+        self.emit("M", "thread_sort_index", pid, tid, {"sort_index": tid})
+
+    def emit(self, phase: str, name: str, pid: int, tid: int, args: dict[str, Any] | None, **more: Any) -> None:
         """Write one event."""
-        self._file.write(b",\n" if self._events else b"\n")
-        self._file.write(json.dumps(event, separators=(",", ":")).encode())
-        self._events += 1
+        event = {"ph": phase, "name": name, "pid": pid, "tid": tid, **more, **({"args": args} if args else {})}
+        self._file.write(self._separator + json.dumps(event, separators=(",", ":")).encode())
+        self._separator = b",\n"
 
     def close(self) -> None:
-        """Write what ends the file."""
+        """Write the end of the file."""
         self._file.write(b"\n]}\n")
 
 
@@ -124,10 +114,10 @@ class RunRecorder:
         self._arrived = 0
         self._begin_s, self._end_s = file.window_s
         #: the last values of each replica's counters
-        self._counted: dict[tuple[int, str], tuple[int, ...]] = {}
+        self._counted: dict[tuple[int, str], dict[str, int]] = {}
         self._promised: dict[str, int] = {}
 
-    # -- what it is told ---------------------------------------------------------------------------------------
+    # -- events of the simulation -----------------------------------------------------------------------------
 
     def arrived(self, replica: int, row: RequestRow) -> None:
         """A track for the request, if it is one of the first."""
@@ -137,9 +127,7 @@ class RunRecorder:
             return
         tid = _FIRST_REQUEST + self._arrived
         self._tracks[row.request_id] = _Track(pid, tid, "queued", row.arrival_s)
-        args = {"name": f"{row.request_id} ({row.prompt_tokens} prompt tokens)"}
-        self._emit({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": args})
-        self._emit({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}})
+        self._file.track(pid, tid, f"{row.request_id} ({row.prompt_tokens} prompt tokens)")
 
     def stepped(self, replica: int, scheduler: Any, step: Step) -> None:
         """The step, the counters, and what its requests do now."""
@@ -162,10 +150,11 @@ class RunRecorder:
             if step.host_s > 0:
                 self._span(pid, _HOST, "host", step.began_s, step.began_s + step.host_s)
         g = step.gauges
-        kv = (g.held_blocks, g.reserved_blocks, g.lent_blocks, g.usable_blocks - g.held_blocks)
-        self._count(pid, "KV blocks", step.start_s, ("held", "reserved", "lent", "free"), kv)
-        queues = (g.running, g.waiting_prompts, g.waiting_generations)
-        self._count(pid, "requests", step.start_s, ("running", "waiting", "paused"), queues)
+        free = g.usable_blocks - g.held_blocks
+        kv = {"held": g.held_blocks, "reserved": g.reserved_blocks, "lent": g.lent_blocks, "free": free}
+        self._count(pid, "KV blocks", step.start_s, kv)
+        queues = {"running": g.running, "waiting": g.waiting_prompts, "paused": g.waiting_generations}
+        self._count(pid, "requests", step.start_s, queues)
 
     def ended(self, replica: int, row: RequestRow, at_s: float) -> None:
         """The end of its last span."""
@@ -209,7 +198,7 @@ class RunRecorder:
             self._close(track, at_s)
             track.span, track.since_s = span, at_s
 
-    def _close(self, track: _Track, at_s: float, args: Event | None = None) -> None:
+    def _close(self, track: _Track, at_s: float, args: Any = None) -> None:
         begin, end = max(track.since_s, self._begin_s), min(at_s, self._end_s)
         if end > begin or (end == begin and args):
             self._span(track.pid, track.tid, track.span, begin, end, args)
@@ -228,37 +217,22 @@ class RunRecorder:
     def _pid(self, replica: int) -> int:
         if replica not in self._pids:
             pid = self._pids[replica] = self._file.process(f"{self._name}, replica {replica}")
-            for tid, name in ((_STEPS, "steps (GPU)"), (_HOST, "host")):
-                self._emit({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}})
-                args = {"sort_index": tid}
-                self._emit({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": args})
+            self._file.track(pid, _STEPS, "steps (GPU)")
+            self._file.track(pid, _HOST, "host")
         return self._pids[replica]
 
-    def _span(self, pid: int, tid: int, name: str, begin_s: float, end_s: float, args: Event | None = None) -> None:
+    def _span(self, pid: int, tid: int, name: str, begin_s: float, end_s: float, args: Any = None) -> None:
         begin = _us(begin_s)
-        event: Event = {
-            "ph": "X",
-            "name": name,
-            "pid": pid,
-            "tid": tid,
-            "ts": begin,
-            "dur": round(_us(end_s) - begin, 3),
-        }
-        self._emit(event | ({"args": args} if args else {}))
+        self._file.emit("X", name, pid, tid, args, ts=begin, dur=round(_us(end_s) - begin, 3))
 
-    def _instant(self, track: _Track, name: str, at_s: float, args: Event | None = None) -> None:
+    def _instant(self, track: _Track, name: str, at_s: float, args: Any = None) -> None:
         if self._begin_s <= at_s <= self._end_s:
-            event: Event = {"ph": "i", "s": "t", "name": name, "pid": track.pid, "tid": track.tid, "ts": _us(at_s)}
-            self._emit(event | ({"args": args} if args else {}))
+            self._file.emit("i", name, track.pid, track.tid, args, s="t", ts=_us(at_s))
 
-    def _count(self, pid: int, name: str, at_s: float, names: tuple[str, ...], values: tuple[int, ...]) -> None:
+    def _count(self, pid: int, name: str, at_s: float, values: dict[str, int]) -> None:
         if self._counted.get((pid, name)) != values:
             self._counted[pid, name] = values
-            args = dict(zip(names, values, strict=True))
-            self._emit({"ph": "C", "name": name, "pid": pid, "tid": 0, "ts": _us(at_s), "args": args})
-
-    def _emit(self, event: Event) -> None:
-        self._file.emit(event)
+            self._file.emit("C", name, pid, 0, values, ts=_us(at_s))
 
 
 def _us(seconds: float) -> float:
