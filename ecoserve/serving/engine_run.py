@@ -13,7 +13,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -139,12 +138,6 @@ def stop_engine(engine: Any) -> None:
     gc.collect()
 
 
-@dataclass(slots=True)
-class _Pending:
-    load: LoadRequest
-    prompt: list[int]
-
-
 class _WallClock:
     """Seconds that pass."""
 
@@ -183,8 +176,8 @@ class _Drive:
         self.clock = _CpuClock() if settings.clock == "cpu" else _WallClock()
         self.watch = SchedulerWatch(engine.engine_core.engine_core.scheduler, self.clock.now)
         prompts = Prompts(engine.get_tokenizer(), self.limit - settings.max_tokens, settings.seed)
-        self.pending = deque(_Pending(r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s))
-        self.rows = {p.load.name: p.load.row(len(p.prompt)) for p in self.pending}
+        self.pending = deque((r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s))
+        self.rows = {r.name: r.row(len(prompt)) for r, prompt in self.pending}
         self.internal: dict[str, str] = {}
         self.begin = self.clock.now()
 
@@ -194,11 +187,11 @@ class _Drive:
         self.begin = begin = self.clock.now()
         while self.pending or self.engine.has_unfinished_requests():
             now = self.clock.now() - begin
-            while self.pending and self.pending[0].load.arrival_s <= now:
-                done += self._hand_over(self.pending.popleft())
+            while self.pending and self.pending[0][0].arrival_s <= now:
+                done += self._hand_over(*self.pending.popleft())
             if not self.engine.has_unfinished_requests():
                 if self.pending:
-                    self.clock.wait_until(begin + self.pending[0].load.arrival_s)
+                    self.clock.wait_until(begin + self.pending[0][0].arrival_s)
                 continue
             outputs = self.engine.step()
             now = self.clock.now() - begin
@@ -211,18 +204,18 @@ class _Drive:
 
     def _warm_up(self) -> None:
         """The first steps of an engine are slow and belong to no request of the load."""
-        prompt = self.pending[0].prompt[:8] if self.pending else [1]
+        prompt = self.pending[0][1][:8] if self.pending else [1]
         self._add("warm-up", prompt, None, 2)
         while self.engine.has_unfinished_requests():
             self.engine.step()
         self.engine.reset_prefix_cache()
         self.watch.restart()
 
-    def _hand_over(self, item: _Pending) -> int:
+    def _hand_over(self, load: LoadRequest, prompt: list[int]) -> int:
         """Give the request to the engine; 1 if it refuses it, and so is done with it."""
-        row = self.rows[item.load.name]
+        row = self.rows[load.name]
         try:
-            self.internal[row.request_id] = self._add(row.request_id, item.prompt, item.load, self.settings.max_tokens)
+            self.internal[load.name] = self._add(load.name, prompt, load, self.settings.max_tokens)
         except ValueError as error:
             row.status, row.error = "rejected", _line(error)
             return 1

@@ -1,7 +1,7 @@
 """The profiling run for the target forward size, on a vLLM engine in this process.
 
-Rule: forwards of prompts alone, from small to large, each one step of the engine; of several the median counts, after
-one that does not. With them come the times of an idle engine, from which an operator's SLO can be made.
+Forwards of prompts alone, from small to large, each one step of the engine: the median of several after a warm-up. The
+times of one request on an idle engine come with them, as a basis for SLOs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ecoserve.serving.engine_run import EngineRunSettings, engine_arguments, sta
 #: Progress: sizes done, sizes in all.
 Progress = Callable[[int, int], None]
 
-#: A size is timed again until it has been timed so often, or for so many seconds.
+#: A size is timed this often, or until so many seconds have passed.
 _REPEATS: Final = 5
 _ENOUGH_S: Final = 3.0
-#: Tokens after the first, of the request that has the engine to itself.
+#: Tokens after the first, of the request on an idle engine.
 _FURTHER: Final = 32
 
 
@@ -81,7 +81,7 @@ def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = N
 
 
 def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progress | None = None) -> ForwardRun:
-    """Time the forwards of an engine that has nothing else to do. No two prompts begin alike: no cache helps.
+    """Time the forwards of an idle engine. No two prompts share a prefix.
 
     Args:
         engine: vLLM's ``LLMEngine``, in this process.
@@ -120,7 +120,7 @@ def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progr
 
 
 class _Asks:
-    """Requests of word-like token ids to one engine."""
+    """Timed requests to one engine."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine

@@ -17,7 +17,7 @@ from ecoserve.serving.kv_series import KVPoint
 from ecoserve.serving.runs import EngineTotals, RequestRow
 from ecoserve.serving.simulate.engine import LazyRequest
 from ecoserve.serving.simulate.replica import ARRIVE, Live, Recorder, Replica
-from ecoserve.serving.simulate.router import Offer, RoundRobin, Router
+from ecoserve.serving.simulate.router import Offer, Router
 
 #: Called with (requests that have ended, virtual seconds).
 Progress = Callable[[int, float], None]
@@ -78,7 +78,7 @@ def run_replicas(
     Raises:
         RunError: if requests wait and no step of their replica makes progress.
     """
-    router = router or RoundRobin(len(replicas))
+    router = router or Router("round-robin", len(replicas))
     pending = deque(sorted(arrivals, key=lambda a: a.at_s))
     rows = {a.request.request_id: a.row() for a in pending}
     replica_of: dict[str, int] = {}

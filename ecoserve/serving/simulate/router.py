@@ -1,15 +1,15 @@
-"""Routers in front of several replicas.
+"""Routers in front of several replicas: a router is one weight of a request, and one row of :data:`ROUTERS`.
 
-A router decides when a request arrives, by what a real one would know then: the prompt's length, the predicted length
-if there is one, and the requests it has handed out that have not ended. It never sees a recorded length; it learns a
-response's length when the response ends. Ties go to the replica that was not chosen for longest.
+A request goes to the replica with the least outstanding weight; ties go to the one not chosen for longest. A router
+decides when a request arrives, by what a real one would know then: the prompt's length, the predicted length if there
+is one, and what it has handed out that has not ended. It learns a response's length when the response ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 RouterName = Literal["round-robin", "least-requests", "least-tokens"]
 
@@ -23,97 +23,48 @@ class Offer:
     expected_tokens: float | None
 
 
-class Router(Protocol):
-    """Chooses a replica for each request."""
-
-    def choose(self, offer: Offer) -> int:
-        """The index of the replica that serves it."""
-        ...
-
-    def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """A request that was handed to ``replica`` has ended after ``output_tokens`` tokens."""
-        ...
+def _tokens(offer: Offer, mean_tokens: float) -> float:
+    """Prompt and predicted response; without a prediction, the mean of those that have ended."""
+    return offer.prompt_tokens + (mean_tokens if offer.expected_tokens is None else offer.expected_tokens)
 
 
-class RoundRobin:
-    """One replica after the other."""
-
-    def __init__(self, replicas: int) -> None:
-        self._replicas = replicas
-        self._turn = -1
-
-    def choose(self, offer: Offer) -> int:
-        """The next one."""
-        self._turn = (self._turn + 1) % self._replicas
-        return self._turn
-
-    def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """Nothing to learn."""
+#: A request's weight by router, from the offer and the mean length of the responses that have ended.
+ROUTERS: Final[dict[RouterName, Callable[[Offer, float], float]]] = {
+    "round-robin": lambda offer, mean_tokens: 0.0,
+    "least-requests": lambda offer, mean_tokens: 1.0,
+    "least-tokens": _tokens,
+}
 
 
-class _LeastLoad:
-    """The replica with the least outstanding weight."""
+class Router:
+    """Chooses a replica for each request.
 
-    def __init__(self, replicas: int) -> None:
+    Args:
+        name: whose weights count.
+        replicas: how many there are.
+    """
+
+    def __init__(self, name: RouterName, replicas: int) -> None:
+        self._weight = ROUTERS[name]
         self._load = [0.0] * replicas
         self._chosen = [0] * replicas
         self._count = 0
         self._weights: dict[str, float] = {}
-
-    def weight(self, offer: Offer) -> float:
-        """The request's share of its replica's load."""
-        raise NotImplementedError
+        self._ended = 0
+        self._tokens = 0
 
     def choose(self, offer: Offer) -> int:
-        """The least loaded one."""
+        """The index of the replica that serves a request."""
         index = min(range(len(self._load)), key=lambda i: (self._load[i], self._chosen[i], i))
         self._count += 1
         self._chosen[index] = self._count
-        self._weights[offer.name] = weight = self.weight(offer)
+        weight = self._weight(offer, self._tokens / self._ended if self._ended else 0.0)
+        self._weights[offer.name] = weight
         self._load[index] += weight
         return index
 
     def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """Its weight comes off its replica."""
+        """A request that was handed to ``replica`` has ended after ``output_tokens`` tokens."""
         self._load[replica] -= self._weights.pop(name)
-
-
-class LeastRequests(_LeastLoad):
-    """The fewest outstanding requests: the usual reference."""
-
-    def weight(self, offer: Offer) -> float:
-        """1 for each request."""
-        return 1.0
-
-
-class LeastTokens(_LeastLoad):
-    """The fewest outstanding tokens: prompts and predicted responses.
-
-    Without a prediction a response counts as the mean of those that have ended.
-    """
-
-    def __init__(self, replicas: int) -> None:
-        super().__init__(replicas)
-        self._ended = 0
-        self._tokens = 0
-
-    def weight(self, offer: Offer) -> float:
-        """Prompt and predicted response, in tokens."""
-        expected = offer.expected_tokens
-        if expected is None:
-            expected = self._tokens / self._ended if self._ended else 0.0
-        return offer.prompt_tokens + expected
-
-    def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """Its weight comes off its replica, and its length enters the mean."""
-        super().ended(replica, name, output_tokens)
         self._ended += 1
         self._tokens += output_tokens
-
-
-#: Routers by name; each is made with the number of replicas.
-ROUTERS: Final[dict[RouterName, Callable[[int], Router]]] = {
-    "round-robin": RoundRobin,
-    "least-requests": LeastRequests,
-    "least-tokens": LeastTokens,
-}

@@ -25,7 +25,7 @@ from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
 from ecoserve.serving.simulate.machine import Machine, machine_of, scheduler_settings
 from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.replica import Recorder, Replica
-from ecoserve.serving.simulate.router import ROUTERS
+from ecoserve.serving.simulate.router import Router
 from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.workload import LoadRequest
@@ -57,7 +57,7 @@ def simulate(
     load = _load(settings)
     prompts = PromptIds(load)
     arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
-    router = ROUTERS[settings.router](settings.replicas)
+    router = Router(settings.router, settings.replicas)
     result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
     for row, request in zip(result.rows, load, strict=True):
         row.pit = request.pit

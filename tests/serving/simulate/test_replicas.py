@@ -13,7 +13,7 @@ from ecoserve.errors import RunError
 from ecoserve.serving.simulate.cost import LinearCost, StepWork, alone_s
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
 from ecoserve.serving.simulate.replica import Charge, Replica
-from ecoserve.serving.simulate.router import ROUTERS, LeastTokens, Offer, Router
+from ecoserve.serving.simulate.router import ROUTERS, Offer, Router, RouterName
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
 
@@ -105,19 +105,19 @@ def test_a_step_says_what_kernels_need() -> None:
 
 
 def serve(
-    specs: tuple[Spec, ...], replicas: int, router: str, predicted: bool = True, depth: int = 1, **engine: Any
+    specs: tuple[Spec, ...], replicas: int, router: RouterName, predicted: bool = True, depth: int = 1, **engine: Any
 ) -> LoopResult:
     case = Case(specs, policy=STOCK, depth=depth, **engine)
     engines = [Replica(scheduler_for(case), LinearCost(), depth, index=i) for i in range(replicas)]
     arrivals = arrivals_of(case)
     for arrival, spec in zip(arrivals, specs, strict=True):
         arrival.expected_tokens = float(spec.told_answer or spec.answer) if predicted else None
-    return run_replicas(engines, arrivals, ROUTERS[router](replicas))  # type: ignore[index]
+    return run_replicas(engines, arrivals, Router(router, replicas))
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("router", sorted(ROUTERS))
-def test_every_request_is_served_by_one_replica(router: str, depth: int) -> None:
+def test_every_request_is_served_by_one_replica(router: RouterName, depth: int) -> None:
     specs = tuple(Spec(gap_s=0.01, prompt=8 + i, answer=5 + 7 * i % 40) for i in range(30))
     result = serve(specs, 3, router, depth=depth)
     assert [r.output_tokens for r in result.rows] == [s.answer for s in specs]
@@ -179,7 +179,7 @@ def test_a_router_sees_what_has_ended_and_no_more() -> None:
 
 
 def test_without_predictions_answers_count_as_the_mean_so_far() -> None:
-    router = LeastTokens(2)
+    router = Router("least-tokens", 2)
     assert router.choose(Offer("a", 10, None)) == 0
     assert router.choose(Offer("b", 5, None)) == 1
     assert router.choose(Offer("c", 1, None)) == 1
@@ -191,8 +191,8 @@ def test_without_predictions_answers_count_as_the_mean_so_far() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))
-def test_ties_take_turns(name: str) -> None:
-    router: Router = ROUTERS[name](3)  # type: ignore[index]
+def test_ties_take_turns(name: RouterName) -> None:
+    router = Router(name, 3)
     chosen = []
     for i in range(6):
         chosen.append(router.choose(Offer(f"r{i}", 4, 4.0)))
@@ -210,11 +210,11 @@ def test_a_replica_that_hangs_is_an_error_even_if_others_are_done() -> None:
 
 def test_a_client_that_goes_away_comes_off_the_routers_load() -> None:
     case = Case((Spec(prompt=8, answer=100, max_tokens=150, abort_after_s=0.1), Spec(prompt=8, answer=4)), policy=STOCK)
-    router = ROUTERS["least-tokens"](2)
+    router = Router("least-tokens", 2)
     engines = [Replica(scheduler_for(case), LinearCost(), index=i) for i in range(2)]
     rows = run_replicas(engines, arrivals_of(case), router).rows
     assert [r.status for r in rows] == ["failed", "completed"]
-    assert router._load == [0.0, 0.0]  # type: ignore[attr-defined]
+    assert router._load == [0.0, 0.0]
 
 
 def test_totals_are_sums_and_shares_are_means() -> None:

@@ -130,11 +130,8 @@ def _write(path: Path, tables: Tables) -> None:
         return
 
 
-_SHAPES: Final[dict[str, tuple[int, ...]]] = {
-    "tokens": (len(TOKENS),),
-    "experts": (len(TOKENS),),
-    "reduce": (len(TOKENS),),
-    "dispatch": (len(TOKENS),),
+#: Sizes of the tables; of those that are not named, by TOKENS.
+_SHAPES: Final[dict[str, tuple[int, ...]]] = {f.name: (len(TOKENS),) for f in fields(Tables)} | {
     "logits": (len(SAMPLES),),
     "gather": (len(SAMPLES),),
     "prefill_attention": (len(PREFILL_NEW), len(PREFILL_CONTEXT)),
