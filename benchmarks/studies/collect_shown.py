@@ -30,7 +30,7 @@ from typing import Any
 import common
 
 #: EOS of the tiny model is made likelier, so that answers end by themselves: about 30 tokens, one in ten cut off.
-SAMPLING = {"temperature": 1.0, "max_tokens": 64, "body": '{"logit_bias": {"2": 5}}'}
+SAMPLING = {"temperature": 1.0, "max_tokens": 64, "body": {"logit_bias": {"2": 5}}}
 LOG_VARIABLE = "COLLECT_SHOWN_LOG"
 START_S = 400.0
 
@@ -284,7 +284,9 @@ def compare(plan: Plan, out: Path, record: Path) -> dict[str, Any]:
 
 def _collector(plan: Plan, url: str, out: Path, folder: Path) -> subprocess.Popen[bytes]:
     values = {"url": url, "samples": plan.samples, "limit": plan.prompts, "concurrency": plan.concurrency, **SAMPLING}
-    options = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    # JSON is how the options spell numbers and bodies.
+    spelled = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    options = [text for name, value in spelled.items() for text in (f"--{name.replace('_', '-')}", value)]
     command = [sys.executable, "-m", "ecoserve.cli.main", "profile", "synthetic:4000", "--collect", str(out), *options]
     with (folder / "collector.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=_environment())

@@ -62,20 +62,18 @@ class CollectResult:
     Attributes:
         output: the trace that was written.
         model: the model that answered.
-        prompts, samples: different prompts asked, answers wanted to each.
+        prompts: different prompts asked.
         rows, rows_earlier: answers in the trace; of these, collected by earlier runs.
         refused, missing: samples that the server refused; that failed, left out because of ``allow_missing``.
         censored: rows whose answer was cut off.
         tokens: sum of all rows' lengths.
-        requests_sent, retries, duration_s: of this run.
-        source: how many rows of the source were used and dropped, in words.
+        requests_sent, retries: of this run.
         finish_reasons: rows by finish reason.
     """
 
     output: Path
     model: str
     prompts: int
-    samples: int
     rows: int
     rows_earlier: int
     refused: int
@@ -84,8 +82,6 @@ class CollectResult:
     tokens: int
     requests_sent: int
     retries: int
-    duration_s: float
-    source: str
     finish_reasons: dict[str, int] = field(default_factory=dict)
 
 

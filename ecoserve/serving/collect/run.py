@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -68,7 +67,6 @@ class _Collection:
         self._journal = journal
         self._kept = kept
         self._progress = progress
-        self._began = time.monotonic()
         self._report = LoadReport()
         self._collector: Collector | None = None
 
@@ -94,7 +92,6 @@ class _Collection:
             output=s.output,
             model=self._kept["model"],
             prompts=journal.prompts,
-            samples=journal.samples,
             rows=journal.answered,
             rows_earlier=earlier,
             refused=journal.refused,
@@ -103,8 +100,6 @@ class _Collection:
             tokens=sum(tokens for _, tokens in reasons.values()),
             requests_sent=self._collector.state.sent if self._collector else 0,
             retries=self._collector.state.retries if self._collector else 0,
-            duration_s=time.monotonic() - self._began,
-            source=str(self._report),
             finish_reasons={reason: count for reason, (count, _) in reasons.items()},
         )
 

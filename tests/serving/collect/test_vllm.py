@@ -56,7 +56,7 @@ def test_a_model_is_served_for_the_collection_alone(
 
     monkeypatch.setattr(subprocess, "Popen", started)
     result = collect_trace(
-        "synthetic:10", out, model=str(tiny_model), samples=2, serve_flags=flags, quiet=True, **SAMPLING
+        "synthetic:10", out, model=str(tiny_model), samples=2, server_flags=tuple(flags.split()), quiet=True, **SAMPLING
     )
     assert (result.rows, result.model, result.refused) == (result.prompts * 2, tiny_model.name, 0)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(("out", "ecoserve-"))] == ["out.jsonl"]
@@ -73,7 +73,7 @@ def test_a_server_that_does_not_start_is_said_and_its_log_kept(tmp_path: Path) -
         collect_trace("synthetic:10", out, model="./no-such-model", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl.server.log"]
     with pytest.raises(ConfigError, match="--port=80: is set by the collection itself"):
-        collect_trace("synthetic:10", out, model="./no-such-model", serve_flags="--port=80", quiet=True)
+        collect_trace("synthetic:10", out, model="./no-such-model", server_flags=("--port=80",), quiet=True)
 
 
 def test_a_server_of_our_own_ends_with_its_collector(tmp_path: Path) -> None:
