@@ -1,7 +1,7 @@
-"""What must hold of our scheduler between any two calls, counted anew without its own books.
+"""What must hold of our scheduler between any two calls, counted anew without its own state.
 
-Four audits are hooked into one scheduler: *admission* (whoever is let in fits, by the KV policy's own rule),
-*shortage* (after the ladder the blocks needed now are free and the paused keep under the high-water mark), the *lives*
+Four audits are hooked into one scheduler: *admission* (what is admitted fits, by the KV policy's own rule),
+*shortage* (after relief the blocks needed now are free and the paused keep under the high-water mark), the *lives*
 of requests (admitted, paused, resumed, dropped, ended, each only when it may be) and, between steps, *structures*
 (queues, loans, rows of the forecast).
 """
@@ -177,7 +177,7 @@ def spread_peak(forecast: Forecast, tasks: list[Task], known: int, new: Task, sh
 
 
 def padded_peak(forecast: Padded, tasks: list[Task], known: int, new: Task, shared: int) -> float:
-    """Most blocks held at once if everybody ends at the forecast's quantile of what is believed of it."""
+    """Most blocks held at once if every request ends at the forecast's quantile of its length."""
     steps = forecast._steps
     usage, alive_known = np.zeros(len(steps)), np.zeros(len(steps))
     for i, task in enumerate([*tasks, new]):
@@ -212,7 +212,7 @@ def scenarios_over(forecast: Any, tasks: list[Task], known: int, new: Task, shar
 
 
 class Shortage:
-    """Looks at what the ladder's last rungs leave behind."""
+    """Looks at the state after a shortage was relieved."""
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
@@ -250,14 +250,14 @@ class Shortage:
         self._carry_out(plan)
         new, self._new = self._new, []
         need = sum(self._needs(r) for r in s.running)
-        assert need <= s.free_blocks, f"after the ladder {need} blocks are needed and {s.free_blocks} free"
+        assert need <= s.free_blocks, f"after relief {need} blocks are needed and {s.free_blocks} free"
         if not new:
             return
         held = sum(private[n] for n in s.paused_at)
         mark = s.settings.paused_share * s.usable_blocks
         candidates = [*s.running, *(s.requests[n] for n in s.paused_at)]
         stuck = len(candidates) == 1 or not any(private[r.request_id] for r in candidates)
-        assert s.running or stuck, "the ladder has put everybody to sleep"
+        assert s.running or stuck, "every request was paused"
         assert held <= mark or stuck, f"paused decodes hold {held} blocks, above the mark of {mark}"
 
 
@@ -358,7 +358,7 @@ def check_loans(kv_policy: Pipelined, tasks: dict[str, Task]) -> None:
     """Both sides of every loan are alive and know of it; no stretch is lent twice."""
     lending = kv_policy.lending
     live = {loan.guest: loan for loans in lending.loans_in.values() for loan in loans if loan.live}
-    assert live == lending.loan_of, "the two books of loans differ"
+    assert live == lending.loan_of, "the two lists of loans differ"
     for host, loans in lending.loans_in.items():
         assert tasks.get(host.request_id) is host, f"{host.request_id} is gone and still lends"
         for before, after in pairwise(loans):

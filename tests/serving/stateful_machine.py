@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from stateful_rig import Driven
-from virtual_rig import TELLINGS, Case, Spec, random_case, same
+from virtual_rig import SOURCES, Case, Spec, random_case, same
 
 #: More unfinished requests than this are not needed to fill any of these engines.
 CROWD = 40
@@ -62,7 +62,7 @@ def wishes(draw: st.DrawFn) -> dict[str, Any]:
         "prompt": draw(st.one_of(st.integers(1, 250), st.integers(1, 250), st.integers(1, 999))),
         "answer": draw(st.one_of(st.integers(1, 300), st.integers(1, 300), st.integers(1, 1000))),
         "most": draw(st.sampled_from([1000, 1000, 1000, 4000, 100, 0])),
-        "told": draw(st.sampled_from(TELLINGS)),
+        "source": draw(st.sampled_from(SOURCES)),
         "noise": draw(st.sampled_from([1.0, 0.25, 0.6, 1.7, 4.0])),
         "priority": draw(st.sampled_from([0, 0, 0, 1, -3])),
         "group": draw(st.integers(0, 2)),
@@ -82,7 +82,7 @@ def spec_of(wish: dict[str, Any], longest: int) -> Spec:
         prompt=prompt,
         answer=tokens(wish["answer"]),
         max_tokens=tokens(wish["most"]),
-        told=wish["told"],
+        source=wish["source"],
         noise=wish["noise"],
         priority=wish["priority"],
         group=wish["group"],
@@ -215,11 +215,11 @@ class EcoServeMachine(RuleBasedStateMachine):
 
     @rule(on=st.sampled_from([False, False, True]))
     def drain(self, on: bool) -> None:
-        """vLLM starts nobody new for a while."""
+        """vLLM starts no request for a while."""
         self.d.drain_only(on)
 
     def teardown(self) -> None:
-        """Serve whoever is left."""
+        """Serve the rest."""
         if self.driven is None or self.failed:
             return
         self.driven.run_out()

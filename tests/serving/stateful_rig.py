@@ -2,7 +2,7 @@
 
 :class:`Driven` is the engine around it: it hands over requests, schedules, gives outputs back at depth 1 or 2, aborts,
 and lets time pass. It keeps its own account of every request, so that one that is lost, ends twice or gets the wrong
-number of tokens is found at once, and whoever makes no progress is found soon.
+number of tokens is found at once, and a run without progress is found soon.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from collections import Counter
 from typing import Any
 
 from audits import Admission, Lives, Shortage, check_structures
-from virtual_rig import ByHand, Case, Spec, StrictWorker, check_empty, expected_tokens, prompt_of, scheduler_for, told
+from virtual_rig import (
+    ByHand,
+    Case,
+    Spec,
+    StrictWorker,
+    check_empty,
+    expected_tokens,
+    length_args,
+    prompt_of,
+    scheduler_for,
+)
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
@@ -73,10 +83,10 @@ class Driven(ByHand):
     # -- what may happen -------------------------------------------------------------------------------
 
     def add(self, spec: Spec, siblings: int = 1) -> None:
-        """Hand over a request, or several of one prompt that share what is told of them."""
+        """Hand over a request, or several of one prompt that share a prediction."""
         index = self._count
         case = self.case
-        extra = told(spec, spec.told_answer or spec.answer)
+        extra = length_args(spec, spec.predicted_answer or spec.answer)
         if extra is not None:
             self._asked.append((extra, copy.deepcopy(extra)))
         for _ in range(siblings):
@@ -164,7 +174,7 @@ class Driven(ByHand):
         self.check()
 
     def drain_only(self, on: bool) -> None:
-        """While on, vLLM starts nobody new."""
+        """While on, vLLM starts no request."""
         self.scheduler.set_pause_state(PauseState.PAUSED_NEW if on else PauseState.UNPAUSED)
 
     # -- what must hold -----------------------------------------------------------------------------------
@@ -186,7 +196,7 @@ class Driven(ByHand):
         assert c.predictions_used + c.predictions_missing == self._count
 
     def run_out(self) -> None:
-        """Serve whoever is left, and see that nothing is left behind."""
+        """Serve the rest, and see that nothing is left behind."""
         self.drain_only(False)
         s = self.scheduler
         left = sum(r.num_prompt_tokens + self.due[r.request_id] for r in s.requests.values())

@@ -1,7 +1,7 @@
 """Generated loads for real vLLM scheduler classes in virtual time, and everything that must hold of every run.
 
 A :class:`Case` is plain values, so that one which fails can be made smaller and pasted into a test. :func:`play` runs
-it and checks: the worker's books (:class:`StrictWorker`, which also keeps what every KV slot holds), the ledger's
+it and checks: the worker's accounting (:class:`StrictWorker`, which also keeps what every KV slot holds), the ledger's
 equations after every step, the length of every answer, that nothing is left behind, and that it ends at all.
 """
 
@@ -30,8 +30,8 @@ from ecoserve.serving.simulate.worker import WorkerError, WorkerModel
 OURS = tuple(POLICIES)
 STOCK = "vllm"
 
-#: What a request may be told of its length; ``told`` below says what each means.
-TELLINGS = ("true", "noisy", "inverted", "one", "huge", "none", "malformed")
+#: Where a request's predicted length comes from; :func:`length_args` says what each means.
+SOURCES = ("true", "noisy", "inverted", "one", "huge", "none", "malformed")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Spec:
     prompt: int = 8
     answer: int = 8
     max_tokens: int = 64
-    told: str = "true"
+    source: str = "true"
     noise: float = 1.0
     priority: int = 0
     #: prompts of one group begin alike
@@ -51,8 +51,8 @@ class Spec:
     abort_after_s: float | None = None
     #: deadlines are asked for: the first token after so long, each further one after a tenth of it
     slo_s: float | None = None
-    #: the answer that the telling is made from, where it is not this request's own
-    told_answer: int | None = None
+    #: the answer that the source is made from, where it is not this request's own
+    predicted_answer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ class Case:
         )
 
 
-def told(spec: Spec, answer: int) -> dict[str, Any] | None:
-    """The ``extra_args`` that tell the scheduler of a response of ``answer`` tokens, and of its deadlines."""
-    known = _lengths_told(spec, answer)
+def length_args(spec: Spec, answer: int) -> dict[str, Any] | None:
+    """The ``extra_args`` with the prediction for a response of ``answer`` tokens, and its deadlines."""
+    known = _predicted_lengths(spec, answer)
     if spec.slo_s is None:
         return known
     return {**(known or {}), keys.SLO_TTFT: spec.slo_s, keys.SLO_TPOT: spec.slo_s / 10}
 
 
-def _lengths_told(spec: Spec, answer: int) -> dict[str, Any] | None:
-    match spec.told:
+def _predicted_lengths(spec: Spec, answer: int) -> dict[str, Any] | None:
+    match spec.source:
         case "true":
             lengths = LengthDistribution.point(answer)
         case "noisy":
@@ -127,7 +127,7 @@ def prompt_of(index: int, spec: Spec) -> list[int]:
 
 
 def expected_tokens(case: Case, spec: Spec) -> int:
-    """Tokens that a request generates if nobody aborts it."""
+    """Tokens that a request generates if it is not aborted."""
     return min(spec.answer, spec.max_tokens, case.max_model_len - spec.prompt)
 
 
@@ -142,7 +142,7 @@ def arrivals_of(case: Case) -> list[Arrival]:
             prompt_of(i, spec),
             spec.max_tokens,
             now,
-            told(spec, spec.told_answer or spec.answer),
+            length_args(spec, spec.predicted_answer or spec.answer),
             priority=spec.priority,
             block_size=case.block_size if case.prefix_caching else None,
         )
@@ -163,7 +163,7 @@ def scheduler_for(case: Case) -> Any:
 
 
 class StrictWorker(WorkerModel):
-    """A model runner's books, plus what every slot of the KV holds.
+    """A model runner's state, plus what every slot of the KV holds.
 
     Each slot remembers the sequence that was written into it (as a chained hash of its tokens). A step may only read
     slots that hold its own sequence, and only run on input tokens that the runner has been given.
@@ -267,7 +267,7 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
                 held = pytest.approx(apart - ledger.shared_blocks())
                 assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KV is not in the forecast"
             else:
-                assert (forecast._alive[:, 0] == len(ledger.holders())).all(), "somebody is not in the forecast"
+                assert (forecast._alive[:, 0] == len(ledger.holders())).all(), "a request is not in the forecast"
         if on_step is not None:
             on_step(scheduler, output)
         if step in case.resets:
@@ -279,7 +279,7 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
 
 
 def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
-    """Every answer has its length, everything borrowed is back, and no book keeps growing."""
+    """Every response has its length, all KV is back, and no container keeps growing."""
     for spec, row in zip(case.specs, result.rows, strict=True):
         due = expected_tokens(case, spec)
         if row.status == "completed":
@@ -298,11 +298,11 @@ def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
     if not case.resets:
         assert c.preemptions == c.shortage_preemptions, "vLLM had to preempt by itself"
     assert c.predictions_used + c.predictions_missing == len(case.specs)
-    assert c.predictions_refused == sum(s.told == "malformed" for s in case.specs)
+    assert c.predictions_refused == sum(s.source == "malformed" for s in case.specs)
 
 
 def check_empty(scheduler: Any) -> None:
-    """After the last request, vLLM's own scheduler or ours holds nothing, and every book is as it was at first."""
+    """After the last request, vLLM's own scheduler or ours holds nothing, and every container is as it was at first."""
     s = scheduler
     assert s.free_blocks == s.usable_blocks
     assert not s.requests
@@ -400,13 +400,14 @@ class ByHand:
 def random_case(seed: int, **fixed: Any) -> Case:
     """Any engine with 12 to 60 blocks under any load; ``fixed`` fields are not drawn.
 
-    ``told``, ``aborts`` (default true), ``resets`` (default false) and ``most`` requests (default 30) may be fixed too.
-    More than half of them want more KV than there is and are told too little of it.
+    ``source``, ``aborts`` (default true), ``resets`` (default false) and ``most`` requests (default 30) may be
+    fixed too.
+    More than half of them want more KV than there is and are predicted too short.
     Drawn from a seed, for the examples that hypothesis draws hardly ever come under pressure.
     """
     rng = random.Random(seed)
     pressed = rng.random() < 0.6
-    telling = fixed.pop("told", None) or rng.choice([None, *(("one", "inverted", "noisy") if pressed else TELLINGS)])
+    source = fixed.pop("source", None) or rng.choice([None, *(("one", "inverted", "noisy") if pressed else SOURCES)])
     aborts, resets, most = fixed.pop("aborts", True), fixed.pop("resets", False), fixed.pop("most", 30)
     block_size = rng.choice([16, 16, 16, 4])
     blocks = rng.randint(12, 60)
@@ -424,7 +425,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
                 prompt=prompt,
                 answer=rng.randint(1, top_answer),
                 max_tokens=rng.choice([1, 16, longest, longest, longest, 4 * longest]),
-                told=telling or rng.choice(TELLINGS),
+                source=source or rng.choice(SOURCES),
                 noise=round(rng.lognormvariate(0.0, 0.8), 3),
                 priority=rng.choice([0, 0, 0, 1, -3]),
                 group=rng.randint(0, 2),

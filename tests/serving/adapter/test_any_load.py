@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from virtual_rig import OURS, STOCK, TELLINGS, Case, Played, play, random_case, same, smallest
+from virtual_rig import OURS, SOURCES, STOCK, Case, Played, play, random_case, same, smallest
 
 SOAK = "ECOSERVE_SOAK_STEPS"
 
@@ -51,9 +51,9 @@ def test_every_request_is_served_and_nothing_is_left_behind(policy: str, depth: 
         assert seen[what] >= (5 if policy in HARD else 1), f"hardly any {what} in all of the loads"
 
 
-@pytest.mark.parametrize("told", TELLINGS)
-def test_whatever_is_told_of_the_lengths(told: str) -> None:
-    play_all(range(6), told=told)
+@pytest.mark.parametrize("source", SOURCES)
+def test_any_source_of_lengths(source: str) -> None:
+    play_all(range(6), source=source)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

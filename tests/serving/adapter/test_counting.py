@@ -124,7 +124,7 @@ def test_an_aborted_request_leaves_no_debt() -> None:
 
 @pytest.mark.parametrize("policy", OURS)
 def test_every_pause_ends_in_one_way(policy: str) -> None:
-    """Paused = resumed + dropped while paused + over while paused; nobody stays paused."""
+    """Paused = resumed + dropped while paused + over while paused; none stays paused."""
     dropped_paused = over_paused = 0
     counters: list[Any] = []
     for seed in range(30, 42):
@@ -161,7 +161,7 @@ def test_every_pause_ends_in_one_way(policy: str) -> None:
 
 
 def test_what_was_told_too_short_or_too_long_is_counted() -> None:
-    specs = [Spec(answer=40, told="true"), Spec(answer=40, told="one"), Spec(answer=10, told="huge")]
+    specs = [Spec(answer=40, source="true"), Spec(answer=40, source="one"), Spec(answer=10, source="huge")]
     c = play(Case(tuple(specs), blocks=60, max_model_len=400)).scheduler.counters
     assert c.under_predictions == 1
     assert c.over_predictions == 1

@@ -38,7 +38,7 @@ class Gate:
 
 
 def engine(policy: str, depth: int, count: int, length: int, **knobs: float) -> ByHand:
-    """A scheduler with ``count`` prompts of two blocks, each told (truly) of ``length`` tokens."""
+    """A scheduler with ``count`` prompts of two blocks, each with a true prediction of ``length`` tokens."""
     case = Case(
         (),
         policy=policy,
@@ -50,9 +50,9 @@ def engine(policy: str, depth: int, count: int, length: int, **knobs: float) -> 
         knobs=tuple(knobs.items()),
     )
     hand = ByHand(scheduler_for(case), {f"r{i}": length for i in range(count)})
-    told = {keys.LENGTHS: LengthDistribution.point(length).to_wire()}
+    extra = {keys.LENGTHS: LengthDistribution.point(length).to_wire()}
     for i in range(count):
-        hand.scheduler.add_request(make_request(f"r{i}", [100 + i] * PROMPT, 900, 0.0, told))
+        hand.scheduler.add_request(make_request(f"r{i}", [100 + i] * PROMPT, 900, 0.0, extra))
     return hand
 
 
@@ -97,7 +97,7 @@ def test_what_waits_at_the_gate_counts_when_exact_admits_prompts(depth: int, sha
     assert len(s.kv_holding_waiting) == waiting
     assert len(s.waiting) == 20 - waiting
     assert hand.tokens == {r.request_id: 1 for r in s.kv_holding_waiting}
-    # Those who wait at the gate do not go, so nobody else is let in, however long it takes.
+    # Requests that wait at the gate do not resume, so no other is admitted, however long it takes.
     run(hand, depth, 30)
     assert len(s.kv_holding_waiting) == waiting
     gate.open()

@@ -23,13 +23,13 @@ def test_every_event_of_a_run_is_one_line_and_the_counters_agree(tmp_path: Path)
     lines: Counter[str] = Counter()
     for seed in range(4):
         log = tmp_path / f"events-{seed}.jsonl"
-        case = random_case(seed, policy="ecoserve-exact", told="one", aborts=False)
+        case = random_case(seed, policy="ecoserve-exact", source="one", aborts=False)
         done = play(same(case, knobs=(*case.knobs, ("event_log", str(log)))))
         done.scheduler.event_log.close()
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         lines.update(row["kind"] for row in rows)
         counters = done.scheduler.counters.as_dict()
-        seen.update({rung.value: counters[f"underprediction_{rung.value}"] for rung in UnderpredictionAction})
+        seen.update({action.value: counters[f"underprediction_{action.value}"] for action in UnderpredictionAction})
         seen.update({"finished": counters["finished"], "resumed": counters["resumes"]})
         assert all(row["blocks"] >= 0 and row["generated"] >= 0 and row["predicted"] >= 1 for row in rows)
         assert [row["at_s"] for row in rows] == sorted(row["at_s"] for row in rows)

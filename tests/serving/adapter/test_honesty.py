@@ -1,6 +1,6 @@
 """True lengths are for the clients' eyes only: before the first response ends, nothing depends on them.
 
-What is told of the lengths is fixed; the true ones change places among the requests. vLLM's outputs, step by step, must
+Predicted lengths are fixed; the true ones change places among the requests. vLLM's outputs, step by step, must
 be the same until the first response ends in either run.
 """
 
@@ -45,10 +45,10 @@ def first_difference(case: Case, seed: int) -> tuple[int, int | None]:
     """(steps compared, the first that differs) when the answers of a case change places."""
     answers = [s.answer for s in case.specs]
     random.Random(seed).shuffle(answers)
-    told = [replace(s, told_answer=s.answer) for s in case.specs]
+    specs = [replace(s, predicted_answer=s.answer) for s in case.specs]
     one, other = (
-        until_the_first_ends(same(case, specs=tuple(replace(s, answer=n) for s, n in zip(told, lengths, strict=True))))
-        for lengths in ([s.answer for s in told], answers)
+        until_the_first_ends(same(case, specs=tuple(replace(s, answer=n) for s, n in zip(specs, lengths, strict=True))))
+        for lengths in ([s.answer for s in specs], answers)
     )
     compared = min(len(one), len(other))
     return compared, next((i for i in range(compared) if one[i] != other[i]), None)
@@ -69,8 +69,10 @@ def test_no_decision_depends_on_lengths_that_are_not_over(policy: str, depth: in
 
 
 def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
-    """Responses that are told to be short and are all long: the ladder is walked long before the first one ends."""
-    specs = tuple(Spec(prompt=20 + i, answer=90 + 3 * i, told="one", max_tokens=400, told_answer=1) for i in range(12))
+    """Responses that are predicted short and are all long: every action is taken before the first one ends."""
+    specs = tuple(
+        Spec(prompt=20 + i, answer=90 + 3 * i, source="one", max_tokens=400, predicted_answer=1) for i in range(12)
+    )
     case = Case(specs, blocks=26, max_model_len=208, max_num_seqs=12, knobs=(("epsilon", 0.5), ("paused_share", 0.25)))
     seen = {}
 
@@ -89,7 +91,7 @@ def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
 @pytest.mark.parametrize("policy", OURS)
 def test_the_length_that_replay_forces_is_not_read(policy: str) -> None:
     """Replay sends the true length along, for the logits processor: a scheduler that looked would be seen here."""
-    case = random_case(3, policy=policy, told="noisy", aborts=False)
+    case = random_case(3, policy=policy, source="noisy", aborts=False)
 
     def run(forced: int | None) -> list[dict[str, Any]]:
         arrivals = arrivals_of(case)
@@ -104,8 +106,8 @@ def test_the_length_that_replay_forces_is_not_read(policy: str) -> None:
 
 
 def test_a_scheduler_that_peeks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test of the test: a scheduler that is told the truth behind our back decides by it."""
-    case = random_case(1, policy="ecoserve", told="noisy", aborts=False, knobs=())
+    """The test of the test: a scheduler that knows the true lengths decides by them."""
+    case = random_case(1, policy="ecoserve", source="noisy", aborts=False, knobs=())
     assert len(case.specs) > 8
     truth: dict[str, int] = {}
     task_of = predictions.task_of
@@ -122,7 +124,7 @@ def test_a_scheduler_that_peeks_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
         answers = [25 + 7 * i for i in range(len(case.specs))][::order]
         truth.update({f"r{i}": n for i, n in enumerate(answers)})
         specs = tuple(
-            replace(s, answer=n, told_answer=s.answer, max_tokens=4096)
+            replace(s, answer=n, predicted_answer=s.answer, max_tokens=4096)
             for s, n in zip(case.specs, answers, strict=True)
         )
         outputs.append(until_the_first_ends(same(case, specs=specs)))

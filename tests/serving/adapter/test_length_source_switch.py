@@ -1,4 +1,4 @@
-"""When predictions are found to be impossible, everybody who is here is seen with other eyes, in the real scheduler."""
+"""When predictions are found to be impossible, the lengths of all requests change, in the real scheduler."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ecoserve.serving.core import keys
 from ecoserve.serving.simulate.engine import make_request
 
 
-def crowd(told: int, correction: bool) -> tuple[ByHand, Any]:
-    """Eighty requests that all answer with 12 tokens; all but the last are told as ``told``, that one as 30."""
+def crowd(predicted: int, correction: bool) -> tuple[ByHand, Any]:
+    """Eighty requests that all answer with 12 tokens; ``predicted`` for all but the last, 30 for that."""
     knobs = (("correction", correction),)
     case = Case((), policy="ecoserve", blocks=60, max_model_len=640, max_num_seqs=16, knobs=knobs)
     hand = ByHand(scheduler_for(case))
     for i in range(80):
         name = f"r{i}"
         hand.answers[name] = 12
-        lengths = LengthDistribution.point(told if i < 79 else 30)
+        lengths = LengthDistribution.point(predicted if i < 79 else 30)
         hand.scheduler.add_request(
             make_request(name, [100 + i] * 20, 600, 0.001 * i, {keys.LENGTHS: lengths.to_wire()})
         )
@@ -31,25 +31,25 @@ def run_until_finished(hand: ByHand, scheduler: Any, finished: int) -> None:
         if scheduler.counters.finished >= finished:
             return
         hand.step()
-    raise AssertionError("nobody finishes")
+    raise AssertionError("no request finishes")
 
 
 def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished() -> None:
-    hand, s = crowd(told=600, correction=True)
+    hand, s = crowd(predicted=600, correction=True)
     run_until_finished(hand, s, 30)
     assert s.planner.learner.correction.source == "history"
     waiting = [s.task(r) for r in s.waiting]
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)
     keys_now = [s.waiting._where[r][0] for r in s.waiting]
-    assert keys_now == [s._prefill_key(r) for r in s.waiting] == sorted(keys_now), "everybody has the place of today"
+    assert keys_now == [s._prefill_key(r) for r in s.waiting] == sorted(keys_now), "a request has an old place"
     s.check()
     hand.drain()
     assert s.counters.finished == 80
 
 
 def test_without_a_correction_everybody_is_taken_at_his_word() -> None:
-    hand, s = crowd(told=600, correction=False)
+    hand, s = crowd(predicted=600, correction=False)
     run_until_finished(hand, s, 30)
     assert {t.lengths.quantile(0.5) for t in (s.task(r) for r in s.waiting)} <= {600, 30}
     hand.drain()

@@ -144,7 +144,7 @@ def test_b_not_even_when_nothing_else_runs(runner: int) -> None:
     assert hand.tokens == {"a": 30}
 
 
-# -- (c) runner V2 is told to free the slot ---------------------------------------------------------------------
+# -- (c) runner V2 frees the slot ---------------------------------------------------------------------
 
 
 def test_c_v2_frees_the_slot_and_gets_it_back_as_new() -> None:
@@ -270,7 +270,7 @@ def test_f_a_reset_takes_paused_kv_too(runner: int, caching: bool, in_flight: in
         hand.schedule()
     s = hand.scheduler
     pause(hand, "a")
-    assert not s.reset_prefix_cache(), "somebody holds KV"
+    assert not s.reset_prefix_cache(), "a request holds KV"
     assert "a" in s._blocks_of()
     assert s.reset_prefix_cache(reset_running_requests=True)
     assert s.free_blocks == s.usable_blocks

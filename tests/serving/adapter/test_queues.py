@@ -134,11 +134,11 @@ def test_who_vllm_must_look_at_is_never_hidden_and_asks_no_gate(rig: Rig) -> Non
 
 def test_skipped_and_put_back_everybody_is_where_he_was(rig: Rig) -> None:
     """vLLM pops those it skips and puts them back last first."""
-    everybody = rig.add(*items(1, 1, 1, 2, 2), Item("blocked", blocked=True))
-    for item in everybody:
-        item.key = (*item.key, float(everybody.index(item)))  # the scheduler's keys end in a number of their own
+    every = rig.add(*items(1, 1, 1, 2, 2), Item("blocked", blocked=True))
+    for item in every:
+        item.key = (*item.key, float(every.index(item)))  # the scheduler's keys end in a number of their own
     rig = Rig()
-    rig.add(*everybody)
+    rig.add(*every)
     before = rig.order()
     skipped = [rig.queue.pop_request() for _ in range(4)]
     rig.queue.prepend_requests(reversed(skipped))
@@ -254,7 +254,7 @@ class AnyUse(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(data=st.data(), shut=st.booleans(), change=st.sampled_from(["eligible", "blocked", "none"]))
     def next_step(self, data: st.DataObject, shut: bool, change: str) -> None:
-        """Between steps the world moves on: somebody becomes ready, the gate opens or shuts."""
+        """Between steps the world moves on: a request becomes ready, the gate opens or shuts."""
         item = data.draw(st.sampled_from(self.here))
         if change == "eligible":
             item.eligible = not item.eligible

@@ -49,16 +49,16 @@ def test_siblings_share_a_prompt_and_a_dict_that_nobody_writes_to(policy: str, d
         prefix_caching=True,
         scheduling_policy="fcfs",
     )
-    told: dict[str, Any] = {keys.LENGTHS: LengthDistribution.lognormal(40, 0.5, 400).to_wire(), "other": [1, 2]}
-    before = copy.deepcopy(told)
+    extra: dict[str, Any] = {keys.LENGTHS: LengthDistribution.lognormal(40, 0.5, 400).to_wire(), "other": [1, 2]}
+    before = copy.deepcopy(extra)
     answers = [40, 70, 10, 90, 30, 55]
     siblings = [
-        Arrival(0.0, make_request(f"{i}_parent", [77] * 40, 100, 5.0, told, block_size=16), n)
+        Arrival(0.0, make_request(f"{i}_parent", [77] * 40, 100, 5.0, extra, block_size=16), n)
         for i, n in enumerate(answers)
     ]
     s = scheduler_for(case)
     result = drive(s, siblings, depth, StrictWorker(case))
-    assert told == before
+    assert extra == before
     assert [r.output_tokens for r in result.rows] == answers
     assert s.counters.predictions_used == 6
     assert s.free_blocks == s.usable_blocks
@@ -162,7 +162,7 @@ def test_a_turn_that_ends_while_the_session_is_out_of_the_batch(how: str, queued
 
 
 def test_a_prefill_that_a_session_leaves_no_room_for_gives_way() -> None:
-    """A session's new input goes before everything. Nobody but the prefill can give way, and it cannot be paused."""
+    """A session's new input goes before everything. Only the prefill can give way, and it cannot be paused."""
     hand = by_hand({"s": 1, "long": 5}, blocks=12, max_model_len=192, max_num_batched_tokens=64, max_num_seqs=4)
     s = hand.scheduler
     s.scheduler_config.long_prefill_token_threshold = 32
@@ -188,7 +188,7 @@ def test_a_prefill_that_a_session_leaves_no_room_for_gives_way() -> None:
 
 @pytest.mark.parametrize("first", ["session", "generation"])
 def test_a_session_and_a_generation_do_not_block_each_other(first: str) -> None:
-    """Nothing runs, both hold KV, neither fits: whoever is first, somebody must go on."""
+    """Nothing runs, both hold KV, neither fits: one of them must go on, in either order."""
     hand = by_hand({"s": 30, "gt": 80}, blocks=12, max_model_len=192, max_num_batched_tokens=256, policy="ecoserve-d")
     s = hand.scheduler
     s.add_request(session("s", 16, at=0.0 if first == "session" else 9.0))
@@ -203,7 +203,7 @@ def test_a_session_and_a_generation_do_not_block_each_other(first: str) -> None:
         hand.step()
     assert s.paused_at.keys() == {"gt"}
     for _ in range(20):
-        assert hand.step() == {}, "nobody can go on but the client"
+        assert hand.step() == {}, "only the client can go on"
     s.add_request(session("s", 60))
     for _ in range(40):
         hand.step()
@@ -402,7 +402,7 @@ def test_vllms_statistics_are_made_of_our_queues() -> None:
 
 
 def test_check_end_sees_what_is_left_behind() -> None:
-    """The rig's own test: a block that nobody gives back is seen."""
+    """The rig's own test: a block that is never given back is seen."""
     played = play(Case(()))
     played.scheduler.kv_cache_manager.block_pool.get_new_blocks(1)
     with pytest.raises(AssertionError):

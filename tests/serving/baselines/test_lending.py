@@ -118,7 +118,7 @@ def test_a_host_that_goes_leaves_its_guests_without_a_loan() -> None:
 def test_with_true_lengths_no_guest_is_late_and_no_stretch_lent_twice(
     sizes: list[int], guests: list[int], buffer: int, relend: bool, seed: int
 ) -> None:
-    """Everybody generates one token a step; whoever reaches its promise leaves, as perfectly predicted ones do."""
+    """Every decode generates one token a step and leaves at its promise, as perfectly predicted ones do."""
     lending = Lending(buffer, 3, relend)
     running = [window(f"h{i}", n) for i, n in enumerate(sizes)]
     waiting = [window(f"g{i}", n) for i, n in enumerate(guests)]

@@ -1,4 +1,4 @@
-"""The alarm: silent for predictions that are right, roughly right or too short, whoever finishes first."""
+"""The alarm: silent for predictions that are right, roughly right or too short, in any order of finishing."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
     assert order.ended("c", 3) == []
     assert order.ended("b", None) == []
     assert order.ended("a", 1) == [prediction["a"], prediction["c"]]
-    assert order.ended("nobody", 5) == []
+    assert order.ended("unknown", 5) == []
     assert len(order) == 1
 
 

@@ -154,7 +154,7 @@ def test_pooled_is_the_more_careful_the_smaller_epsilon() -> None:
             if not policy.admits_prompt(task):
                 return i
             policy.admitted(task)
-        raise AssertionError("everybody was let in")
+        raise AssertionError("every request was admitted")
 
     assert admitted(0.0001) < admitted(0.023) < admitted(0.5)
 
@@ -189,7 +189,7 @@ def test_a_reservation_is_counted_at_once() -> None:
 def test_exact_never_promises_generations_more_than_there_is(
     load: list[tuple[int, int]], reserve: float, padding: float
 ) -> None:
-    """Whoever passes the gate, in any order, the sum of the promises stays within what is open."""
+    """Whatever passes the gate, in any order, the sum of the promises stays within what is open."""
     tasks = [
         holder(str(i), TaskState.PAUSED, prompt, prompt_tokens=prompt, lengths=exactly(length))
         for i, (prompt, length) in enumerate(load)
@@ -262,7 +262,7 @@ def test_the_longer_a_request_among_recent_arrivals_the_more_it_leaves_free() ->
 
     assert limits(0.2, 10, 40, 20, 30, 50) == [100, 88, 96, 92, 84]
     assert limits(0.0, 10, 40, 20) == [100] * 3
-    assert limits(0.2, 30, 30, 30) == [100] * 3, "nobody is shorter: nothing to leave free for"
+    assert limits(0.2, 30, 30, 30) == [100] * 3, "none is shorter: nothing to leave free for"
 
 
 def test_arrivals_of_long_ago_do_not_count_for_the_rank() -> None:

@@ -47,7 +47,7 @@ def test_shared_blocks_are_those_counted_twice() -> None:
     assert a_ledger(*pair, held=6).shared_blocks() == 0
 
 
-def books(**changes: Any) -> tuple[Ledger, dict[str, Any]]:
+def consistent(**changes: Any) -> tuple[Ledger, dict[str, Any]]:
     """A ledger that agrees with its pool: one of each state, two of them with a block in common."""
     ledger = a_ledger(
         holder("run", TaskState.DECODE, 30, generated=14),
@@ -65,7 +65,7 @@ def books(**changes: Any) -> tuple[Ledger, dict[str, Any]]:
 
 
 def test_books_that_agree_pass() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     ledger.check(**view)
 
 
@@ -76,61 +76,61 @@ def failing(ledger: Ledger, view: dict[str, Any]) -> str:
 
 
 def test_a_block_that_nobody_has_and_is_not_free() -> None:
-    assert failing(*books(free_blocks=5)) == "unique blocks of requests 4 != usable - free 5"
+    assert failing(*consistent(free_blocks=5)) == "unique blocks of requests 4 != usable - free 5"
 
 
 def test_a_block_that_is_used_and_called_free() -> None:
-    assert failing(*books(free_blocks=7)) == "unique blocks of requests 4 != usable - free 3"
+    assert failing(*consistent(free_blocks=7)) == "unique blocks of requests 4 != usable - free 3"
 
 
 def test_a_block_twice_in_one_request() -> None:
-    ledger, view = books(blocks_of={"run": [1, 2, 2], "wait": [1, 3], "fill": [4]})
+    ledger, view = consistent(blocks_of={"run": [1, 2, 2], "wait": [1, 3], "fill": [4]})
     assert failing(ledger, view) == "request run has a block twice"
 
 
 def test_blocks_of_a_request_nobody_knows() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     view["blocks_of"]["ghost"] = [4]
     assert failing(ledger, view) == "request ghost holds 1 blocks and is not in the ledger"
 
 
 def test_an_empty_entry_of_a_request_nobody_knows_is_no_fault() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     view["blocks_of"]["gone"] = []
     ledger.check(**view)
 
 
 def test_a_request_that_only_vllm_knows() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     view["states"]["new"] = TaskState.WAITING
     assert failing(ledger, view) == "requests in vLLM != requests in the ledger: new"
 
 
 def test_a_request_that_only_the_books_know() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     del view["states"]["queue"]
     assert failing(ledger, view) == "requests in vLLM != requests in the ledger: queue"
 
 
 def test_a_state_that_differs() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     view["states"]["wait"] = TaskState.DECODE
     assert failing(ledger, view) == "request wait is paused in the ledger, decode in vLLM"
 
 
 def test_a_waiting_request_with_blocks() -> None:
-    ledger, view = books(free_blocks=5)
+    ledger, view = consistent(free_blocks=5)
     view["blocks_of"]["queue"] = [5]
     assert failing(ledger, view) == "request queue waits and holds 1 blocks"
 
 
 def test_a_holder_with_too_few_blocks_for_what_it_wrote() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     ledger.tasks["run"].written = 33
     assert failing(ledger, view) == "request run has 2 blocks for 33 written tokens"
 
 
 def test_a_response_beyond_its_limit() -> None:
-    ledger, view = books()
+    ledger, view = consistent()
     ledger.tasks["run"].limit = 13
     assert failing(ledger, view) == "request run generated 14 > limit 13 tokens"

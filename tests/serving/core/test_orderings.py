@@ -117,7 +117,7 @@ def test_slo_counts_three_times_the_size_of_whoever_is_late_already() -> None:
         arrived("in time", 0.0, 100, deadline_s=11.0),
         arrived("no deadline", 0.0, 150),
     ]
-    first = "hopeless and tiny"  # two tokens make nobody else late
+    first = "hopeless and tiny"  # two tokens make no other request late
     expected = [first, "in time", "no deadline", "hopeless", "hopeless and longer"]
     assert order(tasks, "slo", "generation", now=0.5) == expected
     # Time passes: 100 tokens at 0.1 s are no longer in time.
@@ -129,7 +129,7 @@ def test_slo_counts_a_first_token_that_can_not_come_in_time() -> None:
     tasks = [arrived("too late", 0.0, 100, ttft_slo_s=0.5), arrived("usual", 0.0, 200)]
     assert order(tasks, "slo", "prompt", now=0.45) == ["usual", "too late"]
     assert order(tasks, "slo", "prompt", now=0.0) == ["too late", "usual"]
-    # Once it is out, it holds nobody back.
+    # Once it is out, it holds no request back.
     tasks[0].generated = 1
     assert order(tasks, "slo", "generation", now=0.45) == ["too late", "usual"]
 

@@ -126,7 +126,7 @@ def test_a_smaller_epsilon_admits_less() -> None:
             if not forecast.fits_with(task, 400, epsilon):
                 return i
             forecast.add(task)
-        raise AssertionError("everybody was let in")
+        raise AssertionError("every request was admitted")
 
     assert admitted(0.01) < admitted(0.1) < admitted(0.5)
 

@@ -152,7 +152,7 @@ def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
     assert len(stopped) == len(relief.pause)
     assert not dropped & stopped
     assert dropped <= {*running, *paused}
-    assert stopped <= {t for t in running if needs.get(t, 0) > 0}, "somebody who needs nothing was paused"
+    assert stopped <= {t for t in running if needs.get(t, 0) > 0}, "a request that needs nothing was paused"
     assert all(t.state is TaskState.DECODE for t in stopped), "only a decode can be paused"
 
     free = case["free_blocks"] + sum(held[t] for t in relief.drop)
@@ -172,7 +172,7 @@ def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
     survivors = len(running) + len(paused) - len(dropped)
     if stopped and useful and survivors > 1:
         assert waits <= case["paused_limit_blocks"], "too much waits while there is a victim"
-        assert served, "nobody is left to run while there is a victim"
+        assert served, "none is left to run while there is a victim"
 
 
 @given(shortages())

@@ -1,6 +1,6 @@
 """Each supported feature of vLLM on a real engine, all in one load that does not fit: docs/serving.md has the table.
 
-A tiny model on vLLM's CPU engine. First vLLM's own scheduler with room for everybody, then ours with a KV so small
+A tiny model on vLLM's CPU engine. First vLLM's own scheduler with room for all, then ours with a KV so small
 that it must pause; whatever a request asks for, it gets the same tokens.
 """
 
@@ -67,12 +67,12 @@ class Load:
 
         self.scheduler.schedule = noted
 
-    def add(self, name: str, prompt: list[int], tokens: int, told: int, priority: int = 0, **params: Any) -> None:
+    def add(self, name: str, prompt: list[int], tokens: int, predicted: int, priority: int = 0, **params: Any) -> None:
         from vllm import SamplingParams, TokensPrompt
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest("own", 1, str(self.adapter)) if params.pop("lora", False) else None
-        wire = LengthDistribution.lognormal(told, 0.2, 512).to_wire()
+        wire = LengthDistribution.lognormal(predicted, 0.2, 512).to_wire()
         known = {"temperature": 0.0, "max_tokens": tokens, "extra_args": {keys.LENGTHS: wire}, "ignore_eos": True}
         self.engine.add_request(
             name,
@@ -83,7 +83,7 @@ class Load:
         )
 
     def run(self, leaving: Mapping[int, str] | None = None) -> None:
-        """Until everybody is done; those of ``leaving`` are aborted before the step that is their key."""
+        """Until all are done; those of ``leaving`` are aborted before the step that is their key."""
         for step in range(4000):
             if not self.engine.has_unfinished_requests():
                 return
@@ -109,37 +109,37 @@ def words(seed: int, count: int) -> list[int]:
     return [10 + (seed * 977 + i * i * 31 + i * 7) % 4000 for i in range(count)]
 
 
-def play(engine: Any, adapter: Path, told: int) -> Seen:
-    """All features, over 24 plain requests; ``told`` is everybody's predicted length."""
+def play(engine: Any, adapter: Path, predicted: int) -> Seen:
+    """All features, over 24 plain requests; ``predicted`` is the predicted length of all."""
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     load = Load(engine, adapter)
     shared = words(99, 96)
     for turn, length in (("first", 8), ("second", 40)):
-        load.add(f"{turn} of a prefix", [*shared, *words(len(turn), 8)], length, told)
+        load.add(f"{turn} of a prefix", [*shared, *words(len(turn), 8)], length, predicted)
         load.run()
     leaving = {0: "aborted 0", 3: "aborted 1", 10: "aborted 2", 20: "aborted 3", 30: "aborted 4"}
     for i in range(5):
         load.add(f"aborted {i}", words(300 + i, 30), 100, 4)
     for i in range(24):
-        load.add(f"plain {i}", words(200 + i, 12 + i), 70, told)
-    load.add("long prompt", words(3, 5 * STEP), 30, told)
+        load.add(f"plain {i}", words(200 + i, 12 + i), 70, predicted)
+    load.add("long prompt", words(3, 5 * STEP), 30, predicted)
     # The most likely token each time, by the way of sampling: n > 1 is refused for greedy decoding, and vLLM's CPU
     # engine cannot run seeds together with prompts in pieces.
     whole = RequestOutputKind.FINAL_ONLY
-    load.add("siblings", words(4, 20), 50, told, n=3, temperature=1.0, top_k=1, output_kind=whole)
-    load.add("streamed", words(5, 20), 60, told, output_kind=RequestOutputKind.DELTA)
-    load.add("urgent", words(6, 20), 10, told, priority=-1)
+    load.add("siblings", words(4, 20), 50, predicted, n=3, temperature=1.0, top_k=1, output_kind=whole)
+    load.add("streamed", words(5, 20), 60, predicted, output_kind=RequestOutputKind.DELTA)
+    load.add("urgent", words(6, 20), 10, predicted, priority=-1)
     regex = StructuredOutputsParams(regex=CITY)
     schema = StructuredOutputsParams(json=SCHEMA)
-    load.add("regex", words(8, 20), 60, told, structured_outputs=regex, ignore_eos=False)
-    load.add("schema", words(9, 20), 200, told, structured_outputs=schema, ignore_eos=False)
+    load.add("regex", words(8, 20), 60, predicted, structured_outputs=regex, ignore_eos=False)
+    load.add("schema", words(9, 20), 200, predicted, structured_outputs=schema, ignore_eos=False)
     load.run(leaving)
     # By themselves: on vLLM's CPU engine adapters change what requests without one beside them say.
-    load.add("not adapted", words(700, 20), 60, told)
+    load.add("not adapted", words(700, 20), 60, predicted)
     load.run()
     for i in range(16):
-        load.add(f"adapted {i}", words(700 + i, 20), 60, told, lora=True)
+        load.add(f"adapted {i}", words(700 + i, 20), 60, predicted, lora=True)
     load.run()
     engine.step()
     load.seen.counters = load.scheduler.counters
@@ -192,7 +192,7 @@ def engine_for(model: Path, policy: str, blocks: int) -> Any:
 
 @pytest.fixture(scope="module")
 def stock(tiny_model: Path, adapter: Path) -> Seen:
-    """vLLM's own scheduler, with room for everybody."""
+    """vLLM's own scheduler, with room for all."""
     engine = engine_for(tiny_model, "vllm", 400)
     try:
         return play(engine, adapter, 60)

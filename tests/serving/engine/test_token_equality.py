@@ -35,7 +35,7 @@ class Outcome:
     blocks_missing: int
 
 
-def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], told: str) -> Outcome:
+def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], lengths: str) -> Outcome:
     """Run the 200 prompts through one engine."""
     from vllm import LLM, SamplingParams
 
@@ -44,9 +44,9 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
     noise = random.Random(8)
 
     def extra(length: int) -> dict[str, Any] | None:
-        if told == "nothing":
+        if lengths == "nothing":
             return None
-        if told == "far too short":
+        if lengths == "far too short":
             return {keys.LENGTHS: LengthDistribution.lognormal(4, 0.1, 512).to_wire()}
         median = max(1.0, length * noise.lognormvariate(0.0, 0.6))
         return {keys.LENGTHS: LengthDistribution.lognormal(median, 0.6, 512).to_wire()}
@@ -80,18 +80,18 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
 
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path) -> Outcome:
-    """vLLM's own scheduler, with room for everybody."""
-    outcome = generate(tiny_model, STOCK, blocks=1200, settings={}, told="nothing")
+    """vLLM's own scheduler, with room for all."""
+    outcome = generate(tiny_model, STOCK, blocks=1200, settings={}, lengths="nothing")
     assert outcome.counters.preemptions == 0
     return outcome
 
 
-#: Who waits or starts anew in so small a cache; where the whole answer is promised, nobody does.
+#: What happens in so small a cache; where the whole response is promised, nothing is paused or preempted.
 TROUBLE = {"ecoserve": "preemptions", "orca": None}
 
 
 @pytest.mark.parametrize(
-    ("settings", "told", "must_happen"),
+    ("settings", "lengths", "must_happen"),
     [
         *(
             pytest.param(
@@ -112,9 +112,9 @@ TROUBLE = {"ecoserve": "preemptions", "orca": None}
     ],
 )
 def test_same_tokens_while_requests_are_paused(
-    tiny_model: Path, reference: Outcome, settings: dict[str, Any], told: str, must_happen: list[str | None]
+    tiny_model: Path, reference: Outcome, settings: dict[str, Any], lengths: str, must_happen: list[str | None]
 ) -> None:
-    ours = generate(tiny_model, OURS, blocks=40, settings=settings, told=told)
+    ours = generate(tiny_model, OURS, blocks=40, settings=settings, lengths=lengths)
     equal = sum(a == b for a, b in zip(ours.tokens, reference.tokens, strict=True))
     print(f"{equal} of {REQUESTS} equal, {ours.counters}")
     assert equal == REQUESTS

@@ -156,7 +156,7 @@ def test_rows_are_in_order_of_arrival_and_carry_what_was_predicted() -> None:
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["ecoserve-paper", "ecoserve", STOCK])
 def test_kv_over_time_and_pauses_add_up_to_the_totals(policy: str, depth: int) -> None:
-    specs = tuple(Spec(gap_s=0.01, prompt=20, answer=30 + 5 * (i % 7), told="inverted") for i in range(24))
+    specs = tuple(Spec(gap_s=0.01, prompt=20, answer=30 + 5 * (i % 7), source="inverted") for i in range(24))
     case = Case(specs, policy=policy, depth=depth)
     replica = Replica(scheduler_for(case), COST, depth, StrictWorker(case))
     result = run_replicas([replica], arrivals_of(case))

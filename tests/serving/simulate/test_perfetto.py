@@ -22,7 +22,7 @@ Events = list[dict[str, Any]]
 
 #: Too little KV for all of them: there are preemptions and, where KV is reserved, pauses.
 PRESSED = Case(
-    tuple(Spec(gap_s=0.01, prompt=20 + i, answer=60 + 5 * i % 70, max_tokens=140, told="noisy") for i in range(14)),
+    tuple(Spec(gap_s=0.01, prompt=20 + i, answer=60 + 5 * i % 70, max_tokens=140, source="noisy") for i in range(14)),
     blocks=28,
     depth=2,
 )

@@ -111,7 +111,7 @@ def serve(
     engines = [Replica(scheduler_for(case), LinearCost(), depth, index=i) for i in range(replicas)]
     arrivals = arrivals_of(case)
     for arrival, spec in zip(arrivals, specs, strict=True):
-        arrival.expected_tokens = float(spec.told_answer or spec.answer) if predicted else None
+        arrival.expected_tokens = float(spec.predicted_answer or spec.answer) if predicted else None
     return run_replicas(engines, arrivals, Router(router, replicas))
 
 
@@ -160,9 +160,9 @@ def test_long_answers_that_come_in_step_with_the_turns_do_not_pile_up() -> None:
 
 def test_a_router_sees_predictions_and_never_true_lengths() -> None:
     """Permuting the true lengths of answers that have not ended changes no choice; permuting predictions does."""
-    specs = tuple(Spec(gap_s=0.001, prompt=8, answer=60 + i, told_answer=30 + 7 * i % 50) for i in range(12))
+    specs = tuple(Spec(gap_s=0.001, prompt=8, answer=60 + i, predicted_answer=30 + 7 * i % 50) for i in range(12))
     other = tuple(replace(s, answer=71 - i) for i, s in enumerate(specs))
-    wrong = tuple(replace(s, told_answer=80 - 5 * i) for i, s in enumerate(specs))
+    wrong = tuple(replace(s, predicted_answer=80 - 5 * i) for i, s in enumerate(specs))
     first, permuted, lied = (serve(x, 3, "least-tokens", blocks=100).replica_of for x in (specs, other, wrong))
     assert first == permuted
     assert first != lied
