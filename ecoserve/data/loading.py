@@ -83,6 +83,9 @@ def open_trace(
     Raises:
         TraceError: if the source cannot be opened or recognised; the rest is found while reading.
     """
+    if unknown := options.keys() - ReadOptions.__annotations__.keys():
+        known = ", ".join(ReadOptions.__annotations__)
+        raise TypeError(f"there is no option {min(unknown)!r}; options are {known}")
     limit = options.get("limit")
     if limit is not None and limit < 1:
         raise TraceError(f"a limit of {limit} records leaves nothing to load", fix="give 1 or more")

@@ -111,3 +111,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused(write: Write, how: dict[str, Any], problem: str) -> None:
     with pytest.raises(TraceError, match=problem):
         stream_trace(write(rows(2)), **how)
+
+
+def test_an_option_of_another_name_is_an_error(write: Write) -> None:
+    with pytest.raises(TypeError, match="no option 'length_fields'; options are format, length_field"):
+        load_trace(write(rows(2)), length_fields="n")  # type: ignore[call-arg]
