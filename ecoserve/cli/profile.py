@@ -11,7 +11,7 @@ import typer
 
 from ecoserve.cli import collecting
 from ecoserve.cli.common import ApiKeyOption, JsonOption, QuietOption, SeedOption, emit_json, stderr_console
-from ecoserve.cli.predictors import TraceOptions, reads_a_trace
+from ecoserve.cli.predictors import READING, reads_a_trace
 from ecoserve.errors import ConfigError
 from ecoserve.options import flag
 from ecoserve.serving.collect import CollectSettings
@@ -85,7 +85,7 @@ def command(
 
     if output is not None and output.exists() and not output.is_dir():
         raise ConfigError("is a file", where=f"-o {output}", fix="give a folder")
-    reading = {name: given.pop(name) for name in TraceOptions.model_fields if name in given}
+    reading = {name: given.pop(name) for name in READING if name in given}
     if compare is None and (compare_length_field or compare_format != "auto"):
         name = "--compare-length-field" if compare_length_field else "--compare-format"
         raise ConfigError("is an option of --compare, which is not given", where=name, fix="add --compare OTHER")

@@ -1,7 +1,7 @@
-"""What ``ecoserve profile`` does between its options and its tables: reading, predicting, writing.
+"""Reading, predicting and writing for ``ecoserve profile``.
 
-Rule: a trace is streamed into a compact table, whatever its size. Only a predictor needs it in memory: it reads texts,
-and the rows kept apart when it was trained are those that a split of the whole gives.
+A trace is streamed into a compact table. Only a predictor needs the trace in memory: it reads texts, and the rows held
+out of its training are found by splitting the whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ecoserve.data import Record
     from ecoserve.predictor.base import LengthPredictor
 
-#: Requests that a predictor is asked about, at most: an encoder takes some 10 ms for each.
+#: Most requests that are predicted: an encoder takes some 10 ms for each.
 PREDICTED: Final = 2000
 _BATCH: Final = 256
 
@@ -51,7 +51,7 @@ class Source:
 
 
 def read(source: Source, predictor: str | None, *, quiet: bool) -> tuple[TraceTable, Predictions | None]:
-    """The table of a trace, and what a predictor says about it.
+    """The table of a trace, and a predictor's predictions for it.
 
     Raises:
         TraceError, CheckpointError: if one of them cannot be used.
@@ -61,7 +61,7 @@ def read(source: Source, predictor: str | None, *, quiet: bool) -> tuple[TraceTa
         from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
         let_waiting_threads_sleep()
-        # Before the trace: a wrong checkpoint is found out at once.
+        # Before the trace, so that a wrong checkpoint is refused at once.
         checkpoint = load_predictor(predictor)
         trace = _load(source, quiet)
         return read_table(trace, seed=source.seed), predict(checkpoint, predictor, trace, source.seed, quiet=quiet)
@@ -78,14 +78,14 @@ def _load(source: Source, quiet: bool) -> Trace:
 
 
 def _bar(source: Source, quiet: bool) -> Any:
-    # Something has to be given, or load_trace shows a bar of its own.
+    # Without a function, load_trace shows a bar of its own.
     return nullcontext(lambda read, size: None) if quiet else reading_bar(f"reading {Path(source.path).name}")
 
 
 def predict(
     checkpoint: LengthPredictor, name: str, trace: Trace, seed: int, *, quiet: bool, most: int = PREDICTED
 ) -> Predictions:
-    """Ask a predictor about at most ``most`` rows of ``trace`` that it has not learned from.
+    """Predict at most ``most`` rows of ``trace`` that the predictor was not trained on.
 
     Raises:
         TraceError: if there is no row with a text to ask about.
@@ -111,7 +111,7 @@ def predict(
 
 
 def _unseen(checkpoint: LengthPredictor, trace: Trace) -> tuple[list[int], bool]:
-    """Rows that the checkpoint cannot have learned from, and whether they are what was held out of this trace."""
+    """Rows that the checkpoint was not trained on, and whether they were held out of this trace."""
     labelled = {r.split for r in trace.records}
     trained_here = checkpoint.config.trace_sha256 == trace.sha256
     if not trained_here and not ("train" in labelled and len(labelled) > 1):

@@ -26,7 +26,7 @@ def command(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="A", help="Another folder: what has changed from A to DIR, and how surely."),
+        typer.Option("--compare", metavar="A", help="Another folder: the changes from A to DIR, with their certainty."),
     ] = None,
     page: Annotated[
         Path | None,

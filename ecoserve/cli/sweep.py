@@ -42,10 +42,10 @@ def command(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in a folder; finished runs are not run again.")
+        bool, typer.Option("--resume", help="Continue in a folder; finished runs are not run again.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be run, and how long it takes.")
+        bool, typer.Option("--dry-run", help="Only show what would be run, and how long it takes.")
     ] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -63,10 +63,10 @@ def command(
     runs = expand(plan)
     searches = Searches(plan) if plan.search is not None else None
     if ray not in (None, "local") and jobs is not None:
-        raise ConfigError("a cluster decides itself how many run at once", where="--jobs", fix="leave --jobs out")
+        raise ConfigError("the cluster decides how many run at once", where="--jobs", fix="leave out --jobs")
     if plan.engine == "url" and (ray is not None or (jobs or 1) > 1):
         raise ConfigError(
-            "runs at one server disturb one another", where="engine: url", fix="leave --jobs and --ray out"
+            "parallel runs at one server disturb each other", where="engine: url", fix="leave out --jobs and --ray"
         )
     console = stderr_console(quiet)
     if dry_run:
@@ -101,7 +101,7 @@ def command(
         raise RunError(
             f"{tally.failed} of {tally.total} runs failed, the first with: {first.error}",
             where=str(output),
-            fix="mend that and try them again with --resume",
+            fix="fix that and run them again with --resume",
         )
 
 
@@ -172,17 +172,17 @@ def _say_what_would_run(
     done = {row["run"] for row in rows}
     todo = [run for run in known if run.key not in done]
     with console.status("timing short runs"):
-        told = estimate(todo, function=plan.run, engine=plan.engine, jobs=max(1, jobs), finished=rows)
+        estimated = estimate(todo, function=plan.run, engine=plan.engine, jobs=max(1, jobs), finished=rows)
     for run in known:
         mark = "finished" if run.key in done else "to run"
         console.print(f"{run.key}  {mark:8}  {run}", markup=False)
-    seconds = told.seconds
+    seconds = estimated.seconds
     if seconds is not None and todo and more:
         seconds *= (len(todo) + more) / len(todo)
     time = "unknown" if seconds is None else f"{'at most ' if more else ''}about {duration(seconds)}"
     count = f"{len(todo)} of {len(known)} runs to do"
     then = f", then at most {more} more of {len(searches or ())} searches" if more else ""
-    console.print(f"{count}{then}; time: {time} (from {told.basis})", markup=False)
+    console.print(f"{count}{then}; time: {time} (from {estimated.basis})", markup=False)
     listed = [{"run": run.key, "finished": run.key in done, **run.labels, **run.settings} for run in known]
     emit_json(
         {
@@ -190,7 +190,7 @@ def _say_what_would_run(
             "to_run": len(todo),
             "at_most_more": more,
             "estimated_s": seconds,
-            "estimated_from": told.basis,
+            "estimated_from": estimated.basis,
         },
         json,
     )

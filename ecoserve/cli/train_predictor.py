@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console, what_is_done
 from ecoserve.cli.options import Command, takes
-from ecoserve.predictor.base import DEFAULT_BACKEND, backend_class, trained_backends
+from ecoserve.cli.predictors import READING, read_trace, reads_a_trace, show_metrics, summary
+from ecoserve.errors import ConfigError
+from ecoserve.predictor.base import backend_class, trained_backends
 from ecoserve.predictor.config import BackendSettings
+from ecoserve.predictor.recipes import Recipe, read_recipe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ecoserve.data import Trace
     from ecoserve.predictor import LengthPredictor
-    from ecoserve.predictor.recipes import Recipe
-
-#: Columns of the table, by the part of the data that was evaluated.
-COLUMNS = {"held_out": "held-out part of train", "dev": "dev", "constant_median": "constant median"}
-
-
-#: Parameters of the command that decide nothing about the training.
-_ABOUT_THE_RUN = frozenset(("output", "recipe", "resume", "json", "quiet"))
 
 
 def _with_hyperparameters(command: Command) -> Command:
@@ -39,60 +36,39 @@ def _with_hyperparameters(command: Command) -> Command:
     return command
 
 
+@takes(Recipe, "backend")
+@reads_a_trace
+@takes(Recipe, "served_model max_rows held_out seed")
 @_with_hyperparameters
 def command(
-    context: typer.Context,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
     trace: Annotated[
         str | None, typer.Argument(metavar="TRACE", help="Trace: a file, or the id of a data set on the hub.")
     ] = None,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the checkpoint.")],
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="YAML with all of this; options given here win.")
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option("--backend", metavar="|".join(trained_backends()), help="What learns."),
-    ] = DEFAULT_BACKEND,
-    length_field: Annotated[
-        str | None, typer.Option("--length-field", help="Field with the lengths in tokens, as lengths[3].")
-    ] = None,
-    sample_field: Annotated[
-        str | None, typer.Option("--sample-field", help="Field with lengths of several answers to each prompt.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Served model's tokenizer, to count the answers' tokens.")
-    ] = None,
-    trace_format: Annotated[str, typer.Option("--format", help="Format of the trace.")] = "auto",
-    served_model: Annotated[
-        str | None, typer.Option("--served-model", help="The model that gave the answers, if the trace does not say.")
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option("--max-rows", min=1, help="Learn from at most so many rows, chosen at random.")
-    ] = None,
-    held_out: Annotated[
-        float, typer.Option("--held-out", help="Share of the train rows kept apart to choose and calibrate on.")
-    ] = 0.1,
-    seed: SeedOption = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in DIR.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in DIR.")] = False,
     json: JsonOption = None,
     quiet: QuietOption = False,
-    **hyperparameters: Any,
+    **given: Any,
 ) -> None:
     """Train a predictor of response lengths and evaluate it on the trace's dev rows.
 
-    A trace with a split of its own is used as it says; else a fifth of the conversations is kept apart as dev.
+    A trace with a split of its own is used as it says; otherwise a fifth of the conversations is held out as dev.
     """
-    from ecoserve.errors import ConfigError
-    from ecoserve.predictor.recipes import Recipe, read_recipe
     from ecoserve.predictor.runtime import first, let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     # Of several processes (torchrun, accelerate) one writes to the terminal.
     quiet = quiet or not first()
     console = stderr_console(quiet)
-    if hyperparameters.get("encoder") and hyperparameters.get("start_from"):
+    if "encoder" in given and "start_from" in given:
         raise ConfigError("starts from a checkpoint's encoder already", where="--start-from", fix="leave out --encoder")
-    wanted = (Recipe() if recipe is None else read_recipe(recipe)).with_options(_given(context))
+    if trace is not None:
+        given["trace"] = trace
+    wanted = (Recipe() if recipe is None else read_recipe(recipe)).with_options(given)
     try:
         predictor = _made(wanted, output, resume=resume, quiet=quiet)
     except KeyboardInterrupt:
@@ -100,37 +76,12 @@ def command(
             console.print(f"stopped; the same command with --resume goes on with what is in {output}")
         raise
     config = predictor.config
-    from ecoserve.cli.predictors import metrics_table
-
-    console.print(metrics_table({COLUMNS[part]: metrics for part, metrics in config.metrics.items()}))
+    show_metrics(config, console)
     console.print(f"{config.backend} predictor in {output}, {config.training_seconds:.0f} s of training")
     if not first():
         return
-    emit_json(
-        {
-            "checkpoint": str(output),
-            "backend": config.backend,
-            "served_model": config.served_model,
-            "rows_trained": config.rows_trained,
-            "rows_held_out": config.rows_held_out,
-            "training_seconds": config.training_seconds,
-            "seed": config.seed,
-            **config.metrics,
-        },
-        json,
-    )
-
-
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The options given on the command line, by the names of a recipe's fields."""
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if name not in _ABOUT_THE_RUN
-        and value is not None
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-    return {"format" if name == "trace_format" else name: value for name, value in given.items()}
+    rows = {"rows_trained": config.rows_trained, "rows_held_out": config.rows_held_out}
+    emit_json({**summary(output, config), **rows}, json)
 
 
 def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
@@ -146,7 +97,9 @@ def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthP
         for member, folder in zip(wanted.of_each_member(), folders, strict=True):
             _made(member, folder, resume=True, quiet=quiet)
         with what_is_done(quiet) as progress:
-            return combine_predictors(_trace(wanted), folders, output_dir=output, resume=resume, progress=progress)
+            return combine_predictors(
+                _trace(wanted, stderr_console(True)), folders, output_dir=output, resume=resume, progress=progress
+            )
     if wanted.first is not None:
         earlier = output.with_name(f"{output.name}-first")
         _made(wanted.first, earlier, resume=True, quiet=quiet)
@@ -158,9 +111,7 @@ def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> Length
     """One training, from its trace to its checkpoint."""
     from ecoserve.predictor import train_predictor
 
-    loaded = _trace(wanted)
-    source = f"{Path(loaded.source).name}: {loaded.report}; lengths from {loaded.length_source}"
-    stderr_console(quiet).print(source)
+    loaded = _trace(wanted, stderr_console(quiet))
     with what_is_done(quiet) as progress:
         return train_predictor(
             loaded,
@@ -177,17 +128,8 @@ def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> Length
         )
 
 
-def _trace(wanted: Recipe) -> Trace:
+def _trace(wanted: Recipe, console: Console) -> Trace:
     """The trace to learn from."""
-    from ecoserve.data import load_trace
-    from ecoserve.errors import ConfigError
-
     if wanted.trace is None:
         raise ConfigError("no trace to learn from", where="TRACE", fix="give a file, or the id of a data set")
-    return load_trace(
-        wanted.trace,
-        format=wanted.format,
-        length_field=wanted.length_field,
-        sample_field=wanted.sample_field,
-        tokenizer=wanted.tokenizer,
-    )
+    return read_trace(wanted.trace, {name: getattr(wanted, name) for name in READING}, console)

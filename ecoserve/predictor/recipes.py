@@ -44,17 +44,21 @@ class Recipe(BaseModel):
 
     about: str = Field(default="", description="what it is for")
     trace: str | None = Field(default=None, description="a file, from the recipe's folder, or an id on the hub")
-    format: str = "auto"
-    length_field: str | None = None
-    sample_field: str | None = None
-    tokenizer: str | None = None
-    served_model: str | None = None
-    backend: str = DEFAULT_BACKEND
+    format: str = Field(default="auto", description="format of the trace")
+    length_field: str | None = Field(default=None, description="field with the lengths in tokens, as lengths[3]")
+    sample_field: str | None = Field(default=None, description="field with lengths of several answers to each prompt")
+    tokenizer: str | None = Field(default=None, description="served model's tokenizer, to count the answers' tokens")
+    served_model: str | None = Field(
+        default=None, description="the model that gave the answers, if the trace does not name it"
+    )
+    backend: str = Field(default=DEFAULT_BACKEND, description=f"kind of predictor: {', '.join(trained_backends())}")
     settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
     bins: BinSettings = BinSettings()
-    max_rows: int | None = Field(default=None, ge=1)
-    held_out: float = Field(default=0.1, gt=0, lt=0.9)
-    seed: int = Field(default=0, ge=0)
+    max_rows: int | None = Field(default=None, ge=1, description="train on at most this many rows, chosen at random")
+    held_out: float = Field(
+        default=0.1, gt=0, lt=0.9, description="share of the train rows held out to choose and calibrate on"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of everything random")
     first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
     members: tuple[Member, ...] = Field(default=(), description="trained on the same rows, and combined in an ensemble")
 
