@@ -17,7 +17,7 @@ LINEAR: Final = "linear"
 LINEAR_BLOCKS: Final = 1800
 
 
-class SimulateSettings(LoadSettings, EngineLimits):
+class SimulateSettings(EngineLimits, LoadSettings):
     """What to run in virtual time."""
 
     policy: str = Field("ecoserve", description="scheduling policy")
