@@ -85,8 +85,8 @@ MUTATIONS = (
     Mutation(
         "the high-water mark of the paused is ignored",
         "core/shortage.py",
-        "if someone_runs and waiting <= paused_limit_blocks and not prefill_starves:",
-        "if someone_runs and not prefill_starves:",
+        "if some_run and idle_blocks <= paused_limit_blocks and not prefill_starves:",
+        "if some_run and not prefill_starves:",
     ),
     Mutation(
         "a shortage is counted one block too small",

@@ -269,11 +269,11 @@ class Lives:
 
     def __init__(self, scheduler: Any) -> None:
         self.s = scheduler
-        #: request id -> waiting, running, or asleep (paused, KV kept)
+        #: request id -> waiting, running, or paused (KV kept)
         self.place: dict[str, str] = {}
         self.ended: dict[str, str] = {}
         #: paused decodes that were dropped, and that ended
-        self.left_asleep = 0
+        self.left_paused = 0
         self.pauses = 0
         scheduler.planner.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
         self._pause = scheduler.pause
@@ -289,13 +289,13 @@ class Lives:
         name = request.request_id
         assert self.place[name] == "running", f"{name} is paused while it is {self.place[name]}"
         self._pause(request)
-        self.place[name] = "asleep"
+        self.place[name] = "paused"
         self.pauses += 1
 
     def _watched_preempt(self, request: Any, *args: Any, **kwargs: Any) -> None:
         name = request.request_id
         assert self.place[name] != "waiting", f"{name} is dropped and holds nothing"
-        self.left_asleep += self.place[name] == "asleep"
+        self.left_paused += self.place[name] == "paused"
         self._preempt(request, *args, **kwargs)
         self.place[name] = "waiting"
 
@@ -305,24 +305,24 @@ class Lives:
             assert self.place[name] == "waiting", f"{name} is admitted while it is {self.place[name]}"
             self.place[name] = "running"
         elif event.kind == "resumed":
-            assert self.place[name] == "asleep", f"{name} is resumed while it is {self.place[name]}"
+            assert self.place[name] == "paused", f"{name} is resumed while it is {self.place[name]}"
             self.place[name] = "running"
         elif event.kind in ("finished", "aborted"):
             assert name not in self.ended, f"{name} has {self.ended[name]} and now {event.kind}"
             self.ended[name] = event.kind
-            self.left_asleep += self.place.pop(name) == "asleep"
+            self.left_paused += self.place.pop(name) == "paused"
 
     def check(self) -> None:
         """Between two calls: places as vLLM has them, and pauses that add up."""
         s = self.s
         waiting = {r.request_id for r in s.waiting}
-        asleep = {r.request_id for r in s.kv_holding_waiting}
+        paused = {r.request_id for r in s.kv_holding_waiting}
         running = {r.request_id for r in s.running}
-        assert len(waiting) + len(asleep) + len(running) == len(s.requests), "a request is in two places or in none"
-        assert waiting | asleep | running == s.requests.keys() == self.place.keys(), "a request is lost"
-        assert asleep == s.paused_at.keys(), "who waits with KV is not who was paused"
+        assert len(waiting) + len(paused) + len(running) == len(s.requests), "a request is in two places or in none"
+        assert waiting | paused | running == s.requests.keys() == self.place.keys(), "a request is lost"
+        assert paused == s.paused_at.keys(), "who waits with KV is not who was paused"
         for name, place in self.place.items():
-            seen = "waiting" if name in waiting else "asleep" if name in asleep else "running"
+            seen = "waiting" if name in waiting else "paused" if name in paused else "running"
             assert place == seen, f"{name} should be {place} and is {seen}"
         for name in waiting:
             task = s.planner.ledger.tasks[name]
@@ -331,7 +331,7 @@ class Lives:
         status = {r.status for r in s.running} | {RequestStatus.RUNNING}
         assert status == {RequestStatus.RUNNING}
         c = s.counters
-        assert c.pauses == self.pauses == c.resumes + self.left_asleep + len(asleep), "pauses do not add up"
+        assert c.pauses == self.pauses == c.resumes + self.left_paused + len(paused), "pauses do not add up"
         assert c.finished == len(self.ended)
 
 

@@ -152,10 +152,10 @@ class Driven(ByHand):
     def abort(self, name: str) -> None:
         """The client goes away."""
         request = self.scheduler.requests[name]
-        asleep = name in self.scheduler.paused_at
+        paused = name in self.scheduler.paused_at
         self.happened["aborts"] += 1
-        self.happened["aborts of paused"] += asleep
-        self.happened["aborts of paused with output under way"] += asleep and request.num_in_flight_tokens > 0
+        self.happened["aborts of paused"] += paused
+        self.happened["aborts of paused with output under way"] += paused and request.num_in_flight_tokens > 0
         gone = self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
         assert [r.request_id for r in gone] == [name]
         self.aborted.add(name)

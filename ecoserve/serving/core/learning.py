@@ -6,18 +6,13 @@ the correction's source changes, the distributions of all requests are computed 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.alarm import Alarm
 from ecoserve.serving.core.common_error import CommonError
 from ecoserve.serving.core.correction import Correction, InOrder, Prediction
 from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.core.kv_policy import PoolForecast
 from ecoserve.serving.core.tasks import Task
-
-
-class _HasRho(Protocol):
-    rho: float
 
 
 class Learner:
@@ -29,7 +24,7 @@ class Learner:
         forecast: its ``rho`` is kept up to date.
     """
 
-    def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: _HasRho) -> None:
+    def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: PoolForecast) -> None:
         self.correction = correction
         self.common_error = common_error
         self._forecast = forecast

@@ -52,19 +52,19 @@ def relieve(
         the preemptions that this greedy rule finds, and the pauses that remain.
     """
     relief = Relief()
-    alive = list(running)
-    asleep = list(paused)
+    active = list(running)
+    idle = list(paused)
     free = free_blocks
     while True:
-        relief.pause = _unserved(needs, alive, free)
+        relief.pause = _unserved(needs, active, free)
         if not relief.pause:
             return relief
-        waiting = sum(held.get(t, 0) for t in asleep) + sum(held.get(t, 0) for t in relief.pause)
-        someone_runs = len(relief.pause) < len(alive)
+        idle_blocks = sum(held.get(t, 0) for t in idle) + sum(held.get(t, 0) for t in relief.pause)
+        some_run = len(relief.pause) < len(active)
         prefill_starves = any(t.state is TaskState.PREFILL for t in relief.pause)
-        if someone_runs and waiting <= paused_limit_blocks and not prefill_starves:
+        if some_run and idle_blocks <= paused_limit_blocks and not prefill_starves:
             return relief
-        victim = _victim([*alive, *asleep], held, spare_after)
+        victim = _victim([*active, *idle], held, spare_after)
         if victim is None:
             # No other request can give way. A prefill cannot be paused half-way: it is preempted itself.
             starved = [t for t in relief.pause if t.state is TaskState.PREFILL]
@@ -73,11 +73,11 @@ def relieve(
             return relief
         relief.drop.append(victim)
         free += held.get(victim, 0)
-        if victim in alive:
-            alive.remove(victim)
+        if victim in active:
+            active.remove(victim)
         else:
-            asleep.remove(victim)
-        if not alive:
+            idle.remove(victim)
+        if not active:
             relief.pause = []
             return relief
 

@@ -188,7 +188,7 @@ def test_gauges_say_what_is_there() -> None:
 
 
 def sizes(s: Any) -> dict[str, int]:
-    """Length of every container that hangs on the scheduler, its pre-pass, ledger, policy, forecast and queues."""
+    """Length of every container that hangs on the scheduler, its planner, ledger, policy, forecast and queues."""
     out = {}
     parts = {
         "scheduler": s,

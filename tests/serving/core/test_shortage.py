@@ -1,4 +1,4 @@
-"""What the ladder may and may not do, whatever the shortage."""
+"""What relief may and may not do, whatever the shortage."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_of_equally_long_rests_the_one_with_least_work_to_lose_starts_anew() -> 
 
 
 def test_a_generation_that_waits_already_can_be_the_victim() -> None:
-    running, asleep = decoding("running", 10, written=200), decoding("asleep", 500, written=20)
-    relief = ask({running: 1}, [running], free=0, paused=[asleep], paused_limit_blocks=4.0)
-    assert relief == Relief(drop=[asleep])
+    running, paused = decoding("running", 10, written=200), decoding("paused", 500, written=20)
+    relief = ask({running: 1}, [running], free=0, paused=[paused], paused_limit_blocks=4.0)
+    assert relief == Relief(drop=[paused])
 
 
 def test_somebody_goes_on_running() -> None:
-    running, asleep = decoding("running", 10, written=20), decoding("asleep", 500, written=200)
-    relief = ask({running: 1}, [running], free=0, paused=[asleep])
+    running, paused = decoding("running", 10, written=20), decoding("paused", 500, written=200)
+    relief = ask({running: 1}, [running], free=0, paused=[paused])
     assert len(relief.drop) == 1
     assert not relief.pause
 
