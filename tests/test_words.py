@@ -1,0 +1,69 @@
+"""Names, help, messages and docs use the field's words (docs/architecture.md maps the paper's).
+
+History is left as it was written: CHANGELOG.md's table of renames and the aliases that it lists.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = {".py", ".md", ".yaml", ".toml", ".j2", ".js", ".json", ".sh", ""}
+#: aliases of old names, their table, the page that maps the paper's words, recorded results, and this file
+EXCEPT = (
+    "ecoserve/deprecations.py",
+    "CHANGELOG.md",
+    "docs/paper-terms.md",
+    "benchmarks/results/",
+    "tests/test_words.py",
+)
+
+#: private words: what was predicted or taken as known, people in place of requests, the ledger, steps of a procedure
+PRIVATE = re.compile(
+    r"\b(?:fore|un)?told\b|\b(?:dis)?believ\w*|\b(?:no|some|every)body\b|\bwho(?:so)?ever\b|\bhow-manieth\b"
+    r"|\bbooks?\b|\brungs?\b|\brung_\w+|\bdef (?:meet|left|settles|believe)\b",
+    re.IGNORECASE,
+)
+#: the paper's abbreviations
+PAPER = re.compile(r"\b(?:PTs?|GTs?|KVC|TFS|RLs?)\b|(?<![A-Za-z])[Kk]vc(?![a-z])|Kvc[A-Z]")
+#: where such a word is a name of somebody else's
+FOREIGN = re.compile(r'"PT"')
+
+
+def found(text: str) -> list[str]:
+    """Words of the lists above in a text."""
+    return [m.group() for pattern in (PRIVATE, PAPER) for m in pattern.finditer(FOREIGN.sub("", text))]
+
+
+def test_the_words_of_names_help_and_docs() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    lines = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix not in SUFFIXES or name.startswith(EXCEPT) or not path.is_file():
+            continue
+        words = found(name)
+        lines += [f"{name}: {word} in its name" for word in words]
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            lines += [f"{name}:{number}: {word}" for word in found(line)]
+    assert not lines, f"{len(lines)} words that the project avoids:\n" + "\n".join(lines[:40])
+
+
+@pytest.mark.parametrize(
+    "text", ["it is told", "BELIEVED", "nobody", "Whoever waits", "rung_paused", "a GT", "KVC", "kvc_used"]
+)
+def test_such_a_word_is_found(text: str) -> None:
+    assert found(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["left over", "pt and gt", "kv_used", "bookkeeping", "VLLM_CPU_KVCACHE_SPACE", "wrung", "toldo"]
+)
+def test_other_words_are_not(text: str) -> None:
+    assert not found(text)
