@@ -18,7 +18,7 @@ NAMES = Path(__file__).with_name("public_names.txt")
 def settings() -> set[str]:
     """Keys of the scheduler's settings and of the API server's."""
     from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
-    from ecoserve.serving.adapter.settings import SchedulerSettings
+    from ecoserve.serving.core.settings import SchedulerSettings
 
     return {*SchedulerSettings.model_fields, *MiddlewareSettings.model_fields}
 
