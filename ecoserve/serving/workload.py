@@ -111,12 +111,13 @@ class LoadSettings(BaseModel):
 
     def load(self, max_prompt_tokens: int, lengths: LengthSource | None = None) -> list[LoadRequest]:
         """The requests. ``lengths``: a source of predictions in place of the settings' own."""
+        source = lengths or LengthSource.parse(self.lengths)  # refused before the trace is read
         return make_load(
             self.read_trace(),
             requests=self.requests,
             rate_rps=self.rate_rps,
             seed=self.seed,
-            lengths=lengths or LengthSource.parse(self.lengths),
+            lengths=source,
             max_tokens=self.max_tokens,
             max_prompt_tokens=max_prompt_tokens,
         )
