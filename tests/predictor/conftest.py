@@ -4,14 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from ecoserve.data import Trace, synthetic_trace
+from ecoserve.data import Trace, save_trace, synthetic_trace
+from ecoserve.errors import EcoServeError
 from ecoserve.predictor import BoostingSettings, EncoderSettings, LengthPredictor, train_predictor
 
 OneThread = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands set this for their own process, which here is that of all tests."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Any]:
+    """Runs a command by its module's name; its errors are raised as the command line's guard would get them."""
+
+    def run(name: str, *arguments: str | Path, text: str | None = None) -> Any:
+        app = typer.Typer()
+        app.command()(import_module(f"ecoserve.cli.{name}").command)
+        result = CliRunner().invoke(app, [str(a) for a in arguments], input=text)
+        if isinstance(result.exception, EcoServeError):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trace_file(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
+    save_trace(trace, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from ecoserve.cli import evaluate_predictor as evaluate_command
-from ecoserve.data import Record, Trace, save_trace
-from ecoserve.errors import ConfigError, EcoServeError, TraceError
+from ecoserve.data import Record, Trace
+from ecoserve.errors import ConfigError, TraceError
 from ecoserve.predictor import Bins, LengthPredictor
 from ecoserve.predictor.baselines import (
     NEIGHBOURS,
@@ -30,6 +27,7 @@ from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.examples import Examples, Parts, training_parts
 from ecoserve.predictor.text import RequestView
 
+Call = Callable[..., Any]
 BINS = Bins((0, 10, 20, 40, 80, 160, 320))
 
 
@@ -164,30 +162,19 @@ def test_without_other_samples_and_encoder_their_rows_are_missing(trace: Trace, 
 # -- the command -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def call(*arguments: str | Path) -> Any:
-    app = typer.Typer()
-    app.command()(evaluate_command.command)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if isinstance(result.exception, EcoServeError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result
-
-
-@pytest.fixture(scope="module")
-def file(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
-    save_trace(trace, path)
-    return path
-
-
-def test_the_command_prints_the_table(file: Path, boosted_dir: Path, tiny_encoder: Path) -> None:
-    done = call(boosted_dir, file, "--baselines", "--beside", boosted_dir, "--encoder", tiny_encoder, "--json", "-")
+def test_the_command_prints_the_table(call: Call, trace_file: Path, boosted_dir: Path, tiny_encoder: Path) -> None:
+    done = call(
+        "evaluate_predictor",
+        boosted_dir,
+        trace_file,
+        "--baselines",
+        "--beside",
+        boosted_dir,
+        "--encoder",
+        tiny_encoder,
+        "--json",
+        "-",
+    )
     said = json.loads(done.stdout)
     first, second = f"lightgbm ({boosted_dir.name})", str(boosted_dir)
     assert list(said["table"]) == [
@@ -201,16 +188,18 @@ def test_the_command_prints_the_table(file: Path, boosted_dir: Path, tiny_encode
         assert word in done.stderr
 
 
-def test_another_checkpoint_beside_it_without_baselines(file: Path, boosted_dir: Path) -> None:
-    said = json.loads(call(boosted_dir, file, "--beside", boosted_dir, "--json", "-", "--quiet").stdout)
+def test_another_checkpoint_beside_it_without_baselines(call: Call, trace_file: Path, boosted_dir: Path) -> None:
+    said = json.loads(
+        call("evaluate_predictor", boosted_dir, trace_file, "--beside", boosted_dir, "--json", "-", "--quiet").stdout
+    )
     assert len(said["table"]) == 2
     assert "nearest_prompts" not in said["table"]
 
 
-def test_what_does_not_go_together_is_refused(file: Path, boosted_dir: Path, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused(call: Call, trace_file: Path, boosted_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--baselines: would be tested on the rows they learn from"):
-        call(boosted_dir, file, "--baselines", "--split", "all")
+        call("evaluate_predictor", boosted_dir, trace_file, "--baselines", "--split", "all")
     with pytest.raises(ConfigError, match="--encoder: is for the nearest neighbours"):
-        call(boosted_dir, file, "--encoder", tmp_path)
+        call("evaluate_predictor", boosted_dir, trace_file, "--encoder", tmp_path)
     with pytest.raises(ConfigError, match="no such encoder"):
-        call(boosted_dir, file, "--baselines", "--encoder", tmp_path / "none")
+        call("evaluate_predictor", boosted_dir, trace_file, "--baselines", "--encoder", tmp_path / "none")

@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from ecoserve.data import Trace, save_trace
-from ecoserve.errors import CheckpointError, ConfigError, EcoServeError, TraceError
+from ecoserve.errors import CheckpointError, ConfigError, TraceError
 from ecoserve.predictor import load_predictor
 
+Call = Callable[..., Any]
 KEYS = {"rows", "mae_tokens", "within_50", "within_100", "kendall_tau", "bin_accuracy", "pinball_loss", "coverage_90"}
 
 
-def call(name: str, *arguments: str | Path, text: str | None = None) -> Any:
-    """Run a command; its exceptions come through as they would to the command line's guard."""
-    app = typer.Typer()
-    function: Callable[..., Any] = import_module(f"ecoserve.cli.{name}").command
-    app.command()(function)
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=text)
-    if isinstance(result.exception, EcoServeError):
-        raise result.exception
-    return result
-
-
-@pytest.fixture(autouse=True)
-def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands set this for their own process, which here is that of all tests."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@pytest.fixture(scope="module")
-def file(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("traces") / "trace.jsonl"
-    save_trace(trace, path)
-    return path
-
-
-def test_train_evaluate_predict(file: Path, tmp_path: Path) -> None:
+def test_train_evaluate_predict(call: Call, trace_file: Path, tmp_path: Path) -> None:
     folder, summary = tmp_path / "ckpt", tmp_path / "train.json"
     trained = call(
-        "train_predictor", file, "-o", folder, "--backend", "lightgbm", "--rounds", "10", "--max-rows", "400",
+        "train_predictor", trace_file, "-o", folder, "--backend", "lightgbm", "--rounds", "10", "--max-rows", "400",
         "--served-model", "m", "--seed", "3", "--json", summary,
     )  # fmt: skip
-    assert trained.exit_code == 0, trained.output
     said = json.loads(summary.read_text())
     assert set(said["dev"]) > KEYS
     assert said["rows_trained"] + said["rows_held_out"] == 400
@@ -57,17 +29,17 @@ def test_train_evaluate_predict(file: Path, tmp_path: Path) -> None:
     assert (config.served_model, config.seed, config.backend) == ("m", 3, "lightgbm")
     assert "constant median" in trained.stderr
 
-    evaluated = call("evaluate_predictor", folder, file, "--json", "-", "--quiet")
+    evaluated = call("evaluate_predictor", folder, trace_file, "--json", "-", "--quiet")
     figures = json.loads(evaluated.stdout)
     assert set(figures) > KEYS
     for key in KEYS - {"latency_p50_ms", "latency_p99_ms"}:
         assert figures[key] == pytest.approx(said["dev"][key])
     assert figures["constant_median"]["kendall_tau"] == 0
-    everything = json.loads(call("evaluate_predictor", folder, file, "--split", "all", "--json", "-").stdout)
+    everything = json.loads(call("evaluate_predictor", folder, trace_file, "--split", "all", "--json", "-").stdout)
     assert everything["rows"] == 900
 
 
-def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> None:
+def test_predict_reads_prompts_and_chats(call: Call, boosted_dir: Path, tmp_path: Path) -> None:
     lines = tmp_path / "prompts.jsonl"
     chat = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name two pets."}]}
     lines.write_text(f'plain text\n\n"quoted"\n{{"prompt": "object"}}\n{json.dumps(chat)}\n[sic] a bracket\n')
@@ -92,28 +64,28 @@ def test_predict_reads_prompts_and_chats(boosted_dir: Path, tmp_path: Path) -> N
     assert f" {predictor.upper_bounds(['plain text'], 0.8)[0]} " in bounded.stdout
 
 
-def test_bad_input_is_one_clear_error(file: Path, boosted_dir: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_clear_error(call: Call, trace_file: Path, boosted_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"--backend: no backend 'magic'; one of stacked, encoder, lightgbm"):
-        call("train_predictor", file, "-o", out, "--backend", "magic")
+        call("train_predictor", trace_file, "-o", out, "--backend", "magic")
     with pytest.raises(ConfigError, match="--epochs: is no option of the lightgbm backend"):
-        call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--epochs", "2")
+        call("train_predictor", trace_file, "-o", out, "--backend", "lightgbm", "--epochs", "2")
     with pytest.raises(ConfigError, match="--epochs: must be greater than 0"):
-        call("train_predictor", file, "-o", out, "--epochs", "0")
+        call("train_predictor", trace_file, "-o", out, "--epochs", "0")
     with pytest.raises(ConfigError, match="--body-lr: must be greater than 0"):
-        call("train_predictor", file, "-o", out, "--body-lr", "0")
+        call("train_predictor", trace_file, "-o", out, "--body-lr", "0")
     with pytest.raises(ConfigError, match="--start-from: starts from a checkpoint's encoder already"):
-        call("train_predictor", file, "-o", out, "--start-from", boosted_dir, "--encoder", "all-MiniLM-L6-v2")
+        call("train_predictor", trace_file, "-o", out, "--start-from", boosted_dir, "--encoder", "all-MiniLM-L6-v2")
     with pytest.raises(ConfigError, match="without an encoder to start from"):
-        call("train_predictor", file, "-o", out, "--start-from", boosted_dir)
+        call("train_predictor", trace_file, "-o", out, "--start-from", boosted_dir)
     with pytest.raises(TraceError, match="10 training rows"):
-        call("train_predictor", file, "-o", out, "--backend", "lightgbm", "--max-rows", "10")
+        call("train_predictor", trace_file, "-o", out, "--backend", "lightgbm", "--max-rows", "10")
     with pytest.raises(TraceError):
         call("train_predictor", tmp_path / "missing.json", "-o", out)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        call("evaluate_predictor", tmp_path / "nothing", file)
+        call("evaluate_predictor", tmp_path / "nothing", trace_file)
     with pytest.raises(ConfigError, match="--split"):
-        call("evaluate_predictor", boosted_dir, file, "--split", "test")
+        call("evaluate_predictor", boosted_dir, trace_file, "--split", "test")
     with pytest.raises(ConfigError, match="no prompt given"):
         call("predict", boosted_dir)
     with pytest.raises(ConfigError, match=r"no bound at 0\.7; this predictor's levels: 0\.5, 0\.8, 0\.9, 0\.95"):

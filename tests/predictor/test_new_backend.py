@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ecoserve.cli.main import main
-from ecoserve.data import Trace, save_trace
+from ecoserve.data import Trace
 from ecoserve.predictor import base, evaluate_predictor, load_predictor
 from ecoserve.predictor.recipes import Recipe
 
@@ -73,13 +73,11 @@ def _registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "first_word_backend.py").write_text(FILE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(base.BACKENDS, "first-word", "first_word_backend:FirstWordPredictor")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.mark.usefixtures("_registered")
-def test_it_trains_evaluates_saves_and_loads(trace: Trace, tmp_path: Path) -> None:
-    save_trace(trace, tmp_path / "trace.jsonl")
-    (tmp_path / "recipe.yaml").write_text("trace: trace.jsonl\nbackend: first-word\nsettings: {weight: 3}\n")
+def test_it_trains_evaluates_saves_and_loads(trace: Trace, trace_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"trace: {trace_file}\nbackend: first-word\nsettings: {{weight: 3}}\n")
     folder, summary = tmp_path / "ckpt", tmp_path / "summary.json"
     assert main(["train-predictor", "--recipe", str(tmp_path / "recipe.yaml"), "-o", str(folder), "--quiet"]) == 0
     predictor = load_predictor(folder)
@@ -89,7 +87,7 @@ def test_it_trains_evaluates_saves_and_loads(trace: Trace, tmp_path: Path) -> No
     assert config.hyperparameters["weight"] == 3
     assert "pydantic" in config.versions
     assert config.metrics["dev"]["mae_tokens"] < config.metrics["constant_median"]["mae_tokens"]
-    assert main(["evaluate-predictor", str(folder), str(tmp_path / "trace.jsonl"), "--json", str(summary)]) == 0
+    assert main(["evaluate-predictor", str(folder), str(trace_file), "--json", str(summary)]) == 0
     assert json.loads(summary.read_text())["mae_tokens"] == pytest.approx(config.metrics["dev"]["mae_tokens"])
     again = load_predictor(predictor.save_pretrained(tmp_path / "copy"))
     texts = [r.prompt or "" for r in trace.records[:20]]

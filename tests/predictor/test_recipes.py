@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
-from typer.testing import CliRunner
 
 from ecoserve.data import Trace, save_trace
-from ecoserve.errors import ConfigError, EcoServeError
+from ecoserve.errors import ConfigError
 from ecoserve.predictor import load_predictor
 from ecoserve.predictor.encoder.settings import EncoderSettings
 from ecoserve.predictor.recipes import Recipe, read_recipe
 
+Call = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def train(*arguments: str | Path) -> Any:
-    app = typer.Typer()
-    function: Callable[..., Any] = import_module("ecoserve.cli.train_predictor").command
-    app.command()(function)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if isinstance(result.exception, EcoServeError):
-        raise result.exception
-    return result
 
 
 def written(folder: Path, **content: Any) -> Path:
@@ -59,15 +42,14 @@ def test_every_recipe_of_the_repository_is_one(path: Path) -> None:
         recipe = recipe.first  # type: ignore[assignment]
 
 
-def test_a_recipe_trains_and_options_win(trace: Trace, tmp_path: Path) -> None:
+def test_a_recipe_trains_and_options_win(call: Call, trace: Trace, tmp_path: Path) -> None:
     save_trace(trace, tmp_path / "trace.jsonl")
     recipe = written(
         tmp_path, trace="trace.jsonl", backend="lightgbm", seed=3, max_rows=300, served_model="m",
         settings={"rounds": 30, "leaves": 5}, bins={"bins": 12},
     )  # fmt: skip
     out, summary = tmp_path / "out", tmp_path / "summary.json"
-    done = train("--recipe", recipe, "-o", out, "--rounds", "4", "--seed", "5", "--json", summary, "--quiet")
-    assert done.exit_code == 0, done.output
+    call("train_predictor", "--recipe", recipe, "-o", out, "--rounds", "4", "--seed", "5", "--json", summary, "--quiet")
     config = load_predictor(out).config
     assert (config.backend, config.served_model, config.seed) == ("lightgbm", "m", 5)
     asked = config.hyperparameters
@@ -76,7 +58,7 @@ def test_a_recipe_trains_and_options_win(trace: Trace, tmp_path: Path) -> None:
 
 
 def test_a_first_stage_is_trained_before(
-    trace: Trace, tiny_encoder: Path, tmp_path: Path, one_thread: Callable[[], Any]
+    call: Call, trace: Trace, tiny_encoder: Path, tmp_path: Path, one_thread: Callable[[], Any]
 ) -> None:
     save_trace(trace, tmp_path / "trace.jsonl")
     small = {"epochs": 1, "max_length": 32, "batch_size": 32}
@@ -86,8 +68,7 @@ def test_a_first_stage_is_trained_before(
         first={**first, "settings": {**small, "encoder": str(tiny_encoder)}},
     )  # fmt: skip
     with one_thread():
-        done = train(tmp_path / "trace.jsonl", "--recipe", recipe, "-o", tmp_path / "out", "--quiet")
-    assert done.exit_code == 0, done.output
+        call("train_predictor", tmp_path / "trace.jsonl", "--recipe", recipe, "-o", tmp_path / "out", "--quiet")
     earlier, config = load_predictor(tmp_path / "out-first").config, load_predictor(tmp_path / "out").config
     assert earlier.seed == 1
     assert config.model["started_from"]["trace_sha256"] == earlier.trace_sha256
@@ -117,15 +98,15 @@ def test_what_is_no_recipe_is_said_in_one_line(tmp_path: Path, content: str, say
     assert str(path) in str(caught.value)
 
 
-def test_missing_files(tmp_path: Path) -> None:
+def test_missing_files(call: Call, tmp_path: Path) -> None:
     from ecoserve.errors import TraceError
 
     with pytest.raises(ConfigError, match="no such recipe"):
-        train("--recipe", tmp_path / "nothing.yaml", "-o", tmp_path / "out")
+        call("train_predictor", "--recipe", tmp_path / "nothing.yaml", "-o", tmp_path / "out")
     with pytest.raises(ConfigError, match="TRACE: no trace to learn from"):
-        train("--recipe", written(tmp_path, backend="lightgbm"), "-o", tmp_path / "out")
+        call("train_predictor", "--recipe", written(tmp_path, backend="lightgbm"), "-o", tmp_path / "out")
     with pytest.raises(TraceError, match="missing"):
-        train("--recipe", written(tmp_path, trace="missing.jsonl"), "-o", tmp_path / "out")
+        call("train_predictor", "--recipe", written(tmp_path, trace="missing.jsonl"), "-o", tmp_path / "out")
 
 
 def test_another_backend_takes_none_of_the_recipes_hyperparameters() -> None:
