@@ -14,10 +14,10 @@ import numpy as np
 
 from ecoserve.data import Record, Trace, load_trace
 from ecoserve.lengths import LengthDistribution
-from ecoserve.predictor import Bins, BoostingSettings, Calibration, LengthPredictor, PredictorConfig, Predicts
+from ecoserve.predictor import Bins, BoostingSettings, LengthPredictor, PredictorConfig, Predicts
+from ecoserve.predictor.base import TrainingRun
 from ecoserve.predictor.baselines import Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.boosting.training import train_boosting
 from ecoserve.predictor.calibration_fitting import fit_calibration
 from ecoserve.predictor.control import control_of
 from ecoserve.predictor.encoder.predictor import FrozenEncoder
@@ -49,7 +49,6 @@ def load(folder: Path, name: str) -> Trace:
 def boosted(parts: Parts, seed: int) -> LengthPredictor:
     """A LightGBM predictor as ``train-predictor`` makes it of these parts of a trace, neither evaluated nor saved."""
     bins = Bins.fit(parts.fit.all_lengths())
-    booster, words = train_boosting(parts.fit, parts.held, bins, BoostingSettings(), seed=seed, progress=silent)
     config = PredictorConfig(
         backend="lightgbm",
         edges=bins.edges,
@@ -64,7 +63,8 @@ def boosted(parts: Parts, seed: int) -> LengthPredictor:
         seed=seed,
         parameters=parts.fit.parameters,
     )
-    predictor = BoostingPredictor(config, Calibration(), booster, words)
+    run = TrainingRun(config, parts.fit, parts.held, Path(), False, silent)
+    predictor = BoostingPredictor.fit(run, BoostingSettings())
     held = parts.held
     control = control_of(parts.fit_records, parts.held_records, config, BoostingSettings(), seed=seed)
     logits = predictor.logits(held.views)

@@ -38,10 +38,7 @@ class BoostingPredictor(LengthPredictor):
     @classmethod
     def fit(cls, run: TrainingRun, settings: BoostingSettings) -> BoostingPredictor:
         """Train on ``run.fit``; ``run.held`` chooses the round."""
-        booster, words = train_boosting(
-            run.fit, run.held, run.config.bins, settings, seed=run.config.seed, progress=run.progress
-        )
-        return cls(run.config, Calibration(), booster, words)
+        return cls(run.config, Calibration(), *train_boosting(run, settings))
 
     def _logits(self, views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
         x = feature_rows(views, self.words.scores(views), parameters=bool(self.config.parameters))

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.base import TrainingRun
 from ecoserve.predictor.boosting.features import feature_names, feature_rows
 from ecoserve.predictor.boosting.words import WordModel
 from ecoserve.predictor.calibration import cross_entropy, softmax
 from ecoserve.predictor.config import BackendSettings
 from ecoserve.predictor.examples import Examples
-from ecoserve.predictor.runtime import Progress
 
 Array = npt.NDArray[np.float64]
 #: Lengths at which the word model predicts survival, as quantiles of the training lengths.
@@ -33,57 +32,20 @@ class BoostingSettings(BackendSettings):
     patience: int = Field(default=10, ge=1, description="rounds without a better held-out loss before it stops")
 
 
-def train_boosting(
-    fit: Examples, held: Examples, bins: Bins, settings: BoostingSettings, *, seed: int, progress: Progress
-) -> tuple[Any, WordModel]:
-    """Train on ``fit``; ``held`` chooses the round. Returns LightGBM's booster and the word model.
+def train_boosting(run: TrainingRun, settings: BoostingSettings) -> tuple[Any, WordModel]:
+    """Train on ``run.fit``; ``run.held`` chooses the round. Returns LightGBM's booster and the word model.
 
-    The booster's raw scores are added to the logarithm of ``bins.shares(fit.all_lengths())``.
-    """
-    progress("reading words", 0, settings.rounds)
-    words, fit_scores = WordModel.fit(
-        fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed
-    )
-    parameters = bool(fit.parameters)
-    booster = boost(
-        (feature_rows(fit.views, fit_scores, parameters=parameters), fit.targets(bins).astype(np.float64)),
-        (
-            feature_rows(held.views, words.scores(held.views), parameters=parameters),
-            held.targets(bins).astype(np.float64),
-        ),
-        np.log(bins.shares(fit.all_lengths())),
-        settings,
-        seed=seed,
-        progress=progress,
-        names=feature_names(fit_scores.shape[1], parameters=parameters),
-    )
-    return booster, words
-
-
-def boost(
-    fit: tuple[Array, Array],
-    held: tuple[Array, Array],
-    prior: Array,
-    settings: BoostingSettings,
-    *,
-    seed: int,
-    progress: Progress,
-    names: list[str] | None = None,
-) -> Any:
-    """Boost trees, one per bin and round, whose raw scores are added to ``prior``; returns LightGBM's booster.
-
-    LightGBM's own multi-class objective takes one class a row; this one is the cross-entropy against soft targets. One
-    thread: on a busy machine, threads that wait for each other over so few rows took fourteen times as long.
-
-    Args:
-        fit: features ``[n, F]`` and distributions over the bins ``[n, K]`` to learn from.
-        held: the same of the rows that choose the round.
-        prior: logarithm of each bin's share, ``[K]``.
-        names: of the features.
+    There is one tree per bin and round; their raw scores are added to the logarithm of the config's prior. LightGBM's
+    own multi-class objective takes one class a row; this one is the cross-entropy against soft targets. One thread: on
+    a busy machine, threads that wait for each other over so few rows took fourteen times as long.
     """
     import lightgbm
 
-    targets, held_targets = fit[1], held[1]
+    fit, held, bins, seed = run.fit, run.held, run.config.bins, run.config.seed
+    run.progress("reading words", 0, settings.rounds)
+    words, scores = WordModel.fit(fit.views, _word_targets(fit), terms=settings.terms, ridge=settings.ridge, seed=seed)
+    targets, held_targets = fit.targets(bins).astype(np.float64), held.targets(bins).astype(np.float64)
+    parameters, prior = bool(fit.parameters), np.log(np.asarray(run.config.prior))
     k = len(prior)
 
     def objective(raw: Array, _: Any) -> tuple[Array, Array]:
@@ -94,19 +56,19 @@ def boost(
         return "cross_entropy", cross_entropy(raw.reshape(len(held_targets), k), held_targets), False
 
     def show(env: Any) -> None:
-        progress("boosting", env.iteration + 1, settings.rounds)
+        run.progress("boosting", env.iteration + 1, settings.rounds)
 
-    def data(features: Array, reference: Any = None) -> Any:
+    def data(rows: Examples, scores: Array, reference: Any = None) -> Any:
         return lightgbm.Dataset(
-            features,
-            np.zeros(len(features)),
-            init_score=np.tile(prior, (len(features), 1)),
-            feature_name=names or "auto",
+            feature_rows(rows.views, scores, parameters=parameters),
+            np.zeros(len(rows)),
+            init_score=np.tile(prior, (len(rows), 1)),
+            feature_name=feature_names(scores.shape[1], parameters=parameters),
             reference=reference,
             free_raw_data=False,
         )
 
-    train = data(fit[0])
+    train = data(fit, scores)
     booster = lightgbm.train(
         {
             "objective": objective,
@@ -127,12 +89,12 @@ def boost(
         },
         train,
         num_boost_round=settings.rounds,
-        valid_sets=[data(held[0], train)],
+        valid_sets=[data(held, words.scores(held.views), train)],
         feval=loss,
         callbacks=[lightgbm.early_stopping(settings.patience, verbose=False), show],
     )
-    progress("boosting", settings.rounds, settings.rounds)
-    return booster
+    run.progress("boosting", settings.rounds, settings.rounds)
+    return booster, words
 
 
 def _word_targets(examples: Examples) -> Array:

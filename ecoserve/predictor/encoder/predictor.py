@@ -51,19 +51,7 @@ class EncoderPredictor(LengthPredictor):
         """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch."""
         from ecoserve.predictor.encoder.training import train_encoder
 
-        start = settings.start()
-        model, tokenizer, about = train_encoder(
-            run.fit,
-            run.held,
-            run.config.bins,
-            settings,
-            seed=run.config.seed,
-            work=run.work,
-            resume=run.resume,
-            progress=run.progress,
-        )
-        if start:
-            about["started_from"] = start
+        model, tokenizer, about = train_encoder(run, settings)
         return cls(run.config.model_copy(update={"model": about}), Calibration(), model, tokenizer)
 
     @property

@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.predictor import checkpoint, hub
-from ecoserve.predictor.bins import Bins
+from ecoserve.predictor.base import TrainingRun
 from ecoserve.predictor.calibration import likeliest_temperature
 from ecoserve.predictor.encoder.model import (
     LengthEncoder,
@@ -38,7 +38,6 @@ from ecoserve.predictor.encoder.model import (
 from ecoserve.predictor.encoder.settings import EncoderSettings
 from ecoserve.predictor.encoder.source import find_encoder
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
-from ecoserve.predictor.examples import Examples
 from ecoserve.predictor.runtime import Progress, alone, first
 
 #: Seconds between two checkpoints of the training.
@@ -51,29 +50,18 @@ Row = dict[str, Any]
 
 
 def train_encoder(
-    fit: Examples,
-    held: Examples,
-    bins: Bins,
-    settings: EncoderSettings,
-    *,
-    seed: int,
-    work: Path,
-    resume: bool,
-    progress: Progress,
+    run: TrainingRun, settings: EncoderSettings
 ) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
-    """Fine-tune on ``fit``; ``held`` chooses the epoch.
-
-    Args:
-        work: folder for the training's own checkpoints, ours alone.
-        resume: go on from the newest complete checkpoint in ``work``, if there is one.
+    """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch.
 
     Returns:
         the network, its tokenizer, and what a config must say to build the network again.
     """
-    progress("loading the encoder", 0, 1)
-    prior = torch.tensor(bins.shares(fit.all_lengths()), dtype=torch.float32)
+    run.progress("loading the encoder", 0, 1)
+    bins, seed = run.config.bins, run.config.seed
+    prior = torch.tensor(run.config.prior, dtype=torch.float32)
     total: dict[str, torch.Tensor] = {}
-    for run in range(settings.runs):
+    for number in range(settings.runs):
         # The same head to begin with: only networks with a common start can be averaged.
         torch.manual_seed(seed)
         model, tokenizer, about = _load(settings, prior)
@@ -82,12 +70,13 @@ def train_encoder(
             raise ConfigError(
                 f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
             )
-        if run == 0:
-            rows = _rows(tokenizer(fit.views), fit.targets(bins, settings.smoothing))
+        if number == 0:
+            rows = _rows(tokenizer(run.fit.views), run.fit.targets(bins, settings.smoothing))
             # Sorted, so that a batch has little padding.
-            held_rows = sorted(_rows(tokenizer(held.views), held.targets(bins)), key=lambda r: len(r["input_ids"]))
-        place = work / f"run-{run}" if settings.runs > 1 else work
-        arguments = _arguments(settings, place, seed + run * _APART)
+            held_rows = _rows(tokenizer(run.held.views), run.held.targets(bins))
+            held_rows.sort(key=lambda r: len(r["input_ids"]))
+        place = run.work / f"run-{number}" if settings.runs > 1 else run.work
+        arguments = _arguments(settings, place, seed + number * _APART)
         with quiet_transformers():
             trainer = _LengthTrainer(
                 model=model,
@@ -96,11 +85,11 @@ def train_encoder(
                 eval_dataset=held_rows,
                 data_collator=_collate,
                 compute_metrics=_calibrated_loss,
-                callbacks=[_Watch(progress, SAVE_EVERY_S, run, settings.runs)],
+                callbacks=[_Watch(run.progress, SAVE_EVERY_S, number, settings.runs)],
             )
             trainer.settings, trainer.middles = settings, log_middles(bins.edges)
             trainer.remove_callback(PrinterCallback)
-            last = newest_checkpoint(place) if resume else None
+            last = newest_checkpoint(place) if run.resume else None
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         if not all(torch.isfinite(p).all() for p in model.parameters()):
             raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
@@ -109,11 +98,14 @@ def train_encoder(
             total[name] = total.get(name, torch.zeros(())) + value.detach()
     model.load_state_dict({name: value / settings.runs for name, value in total.items()}, strict=False)
     precision = "bfloat16" if arguments.bf16 else "float32"
-    return model, tokenizer, {**about, "max_length": settings.max_length, "trained_in": precision}
+    about |= {"max_length": settings.max_length, "trained_in": precision}
+    if start := settings.start():
+        about["started_from"] = start
+    return model, tokenizer, about
 
 
 def _load(settings: EncoderSettings, prior: torch.Tensor) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
-    """The network before training, its tokenizer, and what the config shall say of the body."""
+    """The network before training, its tokenizer, and what the config records of the body."""
     if settings.start_from is not None:
         folder = hub.locate(settings.start_from)
         earlier, _ = checkpoint.read(folder)
