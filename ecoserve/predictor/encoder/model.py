@@ -155,13 +155,16 @@ def pad(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def in_batches(
-    ids: Sequence[Sequence[int]], compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int
+    ids: Sequence[Sequence[int]],
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    width: int,
+    most_tokens: float = _BATCH_TOKENS,
 ) -> npt.NDArray[np.float64]:
-    """What ``compute`` makes of ids and mask, shape ``[n, width]``; batches are of like length and bounded size."""
+    """``compute`` of ids and mask, shape ``[n, width]``, in batches of like length and bounded rows and tokens."""
     out = np.empty((len(ids), width), dtype=np.float64)
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-        if batches[-1] and (len(batches[-1]) >= _BATCH_ROWS or (len(batches[-1]) + 1) * len(ids[i]) > _BATCH_TOKENS):
+        if batches[-1] and (len(batches[-1]) >= _BATCH_ROWS or (len(batches[-1]) + 1) * len(ids[i]) > most_tokens):
             batches.append([])
         batches[-1].append(i)
     with torch.inference_mode():

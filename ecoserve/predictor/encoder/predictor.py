@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -137,5 +138,7 @@ class FrozenEncoder:
         from ecoserve.predictor.encoder.model import in_batches
 
         ids = self._tokenizer(views)
-        found = in_batches(ids, lambda ids, mask: normalize(self._model.pooled(ids, mask), dim=1), self._hidden)
+        found = in_batches(
+            ids, lambda ids, mask: normalize(self._model.pooled(ids, mask), dim=1), self._hidden, most_tokens=math.inf
+        )
         return found.astype(np.float32)
