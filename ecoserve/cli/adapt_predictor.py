@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.predictors import (
     CheckpointArgument,
     CheckpointFolder,
@@ -49,7 +49,7 @@ def command(
     let_waiting_threads_sleep()
     console = stderr_console(quiet)
     loaded = read_trace(trace, reading, console)
-    with what_is_done(quiet) as progress:
+    with progress_of(quiet) as progress:
         adapted = adapt_predictor(
             checkpoint, loaded, output_dir=output, rows=rows, served_model=model, seed=seed, progress=progress
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.options import takes
 from ecoserve.options import checked
 from ecoserve.serving.forward_run import ForwardRun, ForwardRunSettings, measure_forwards
@@ -67,7 +67,7 @@ def command(
 
 def _measured(settings: ForwardRunSettings, quiet: bool) -> ForwardRun:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with what_is_done(quiet) as progress:
+    with progress_of(quiet) as progress:
         progress("engine starts", 0, None)
         return measure_forwards(settings, partial(progress, "forward sizes"))
 

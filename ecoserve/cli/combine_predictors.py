@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.predictors import CheckpointFolder, read_trace, reads_a_trace, show_metrics, summary
 
 
@@ -30,7 +30,7 @@ def command(
     let_waiting_threads_sleep()
     console = stderr_console(quiet)
     loaded = read_trace(trace, reading, console)
-    with what_is_done(quiet) as progress:
+    with progress_of(quiet) as progress:
         predictor = combine_predictors(loaded, checkpoints, output_dir=output, progress=progress)
     config = predictor.config
     show_metrics(config, console)

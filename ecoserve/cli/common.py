@@ -103,7 +103,7 @@ def progress_bar(quiet: bool = False) -> Progress:
 
 
 @contextmanager
-def what_is_done(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_of(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress bar of one line; gives a function that takes ``(what, done, total)``."""
     with progress_bar(quiet) as bar:
         task = bar.add_task("", total=None)

@@ -1,7 +1,6 @@
-"""``ecoserve``: one command per file of this package, and nothing heavy imported before it is needed.
+"""``ecoserve``: one command per file of this package, each a function ``command``.
 
-Each command lives in ``ecoserve/cli/<name>.py`` as a function ``command``. Only the module of the command that is
-called is imported; for all others the table below is enough, so ``ecoserve --help`` costs what Typer costs.
+Only the module of the command that is called is imported; the table below is enough for ``ecoserve --help``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ecoserve.data import Message
 
 _QUANTILES = (0.1, 0.5, 0.8, 0.9, 0.95)
-#: Level of the bound that the JSON has anyway, where the predictor gives it.
+#: Level of the bound that is always in the JSON, where the predictor has it.
 _BOUND = 0.9
 
 

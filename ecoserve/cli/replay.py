@@ -19,8 +19,8 @@ from ecoserve.cli.common import (
     chosen_split,
     emit_json,
     parsed_rate,
+    progress_of,
     stderr_console,
-    what_is_done,
 )
 from ecoserve.cli.options import takes
 from ecoserve.errors import ConfigError, RunError
@@ -128,7 +128,7 @@ def command(
 
 
 def _run(settings: ClientRunSettings | EngineRunSettings, quiet: bool) -> RunResult:
-    with what_is_done(quiet) as progress:
+    with progress_of(quiet) as progress:
         show = partial(progress, f"{settings.policy or 'server'}, seed {settings.seed}")
         show(0, settings.requests)
         return run_client(settings, show) if isinstance(settings, ClientRunSettings) else run_engine(settings, show)

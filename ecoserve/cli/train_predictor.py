@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console, what_is_done
+from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.options import Command, takes
 from ecoserve.cli.predictors import READING, read_trace, reads_a_trace, show_metrics, summary
 from ecoserve.errors import ConfigError
@@ -96,7 +96,7 @@ def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthP
         folders = [output.with_name(f"{output.name}-member{n}") for n in range(1, len(wanted.members) + 1)]
         for member, folder in zip(wanted.of_each_member(), folders, strict=True):
             _made(member, folder, resume=True, quiet=quiet)
-        with what_is_done(quiet) as progress:
+        with progress_of(quiet) as progress:
             return combine_predictors(
                 _trace(wanted, stderr_console(True)), folders, output_dir=output, resume=resume, progress=progress
             )
@@ -112,7 +112,7 @@ def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> Length
     from ecoserve.predictor import train_predictor
 
     loaded = _trace(wanted, stderr_console(quiet))
-    with what_is_done(quiet) as progress:
+    with progress_of(quiet) as progress:
         return train_predictor(
             loaded,
             backend=wanted.backend,

@@ -47,7 +47,7 @@ def server(tiny_model: Path, checkpoint: Path, tmp_path_factory: pytest.TempPath
     started = Server(
         [
             str(tiny_model),
-            *("--predictor", str(checkpoint), "--replay", "--prediction-timeout-ms", "20000"),
+            *("--predictor", str(checkpoint), "--replay", "--predict-timeout-ms", "20000"),
             *("--api-key", KEY, "--served-model-name", "tiny", "--enforce-eager", "--dtype", "float32"),
             *("--num-gpu-blocks-override", str(BLOCKS + 1), "--block-size", "32", "--max-model-len", "1024"),
             *("--max-num-seqs", "64", "--distributed-executor-backend", "uni"),
