@@ -275,7 +275,7 @@ class Lives:
         #: paused decodes that were dropped, and that ended
         self.left_paused = 0
         self.pauses = 0
-        scheduler.planner.recorder = Recorder(scheduler.counters, scheduler._state_of, self._event)
+        scheduler.planner.recorder = Recorder(scheduler.counters, scheduler._event_state, self._event)
         self._pause = scheduler.pause
         scheduler.pause = self._watched_pause
         self._preempt = scheduler._preempt_request
