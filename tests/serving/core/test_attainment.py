@@ -10,7 +10,7 @@ from ecoserve.serving.core.tasks import Task
 
 def task(name: str, ttft: float | None = None, tpot: float | None = None, generated: int = 0) -> Task:
     lengths = LengthDistribution.point(10)
-    return Task(name, 5, lengths, 10, True, arrival_s=100.0, generated=generated, ttft_slo_s=ttft, tpot_slo_s=tpot)
+    return Task(name, 5, lengths, 10, 14, True, arrival_s=100.0, generated=generated, ttft_slo_s=ttft, tpot_slo_s=tpot)
 
 
 def counted(counters: Counters) -> tuple[int, int, int, int]:
