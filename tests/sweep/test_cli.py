@@ -120,7 +120,7 @@ def test_dry_run_of_a_search_counts_what_may_come(plan, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--ray", "127.0.0.1:7", "--jobs", "2"], "--jobs: a cluster decides itself"),
+        (["--ray", "127.0.0.1:7", "--jobs", "2"], "--jobs: the cluster decides"),
         (["--ray", "nowhere"], "--ray nowhere: no Ray cluster answers"),
     ],
 )
