@@ -134,7 +134,7 @@ def test_a_cluster_that_cannot_be_used_leaves_nothing_behind(plan, tmp_path, cap
 def test_a_server_is_not_run_at_twice_at_once(plan, tmp_path, capsys):
     plan.write_text("{trace: synthetic, rates: 1, engine: url, urls: {vllm: 'http://127.0.0.1:9'}}", encoding="utf-8")
     assert call(sweep.command, plan, "-o", tmp_path / "out", "--jobs", "2") == 2
-    assert "disturb one another" in capsys.readouterr().err
+    assert "disturb each other" in capsys.readouterr().err
 
 
 def test_failed_runs_end_in_code_1_with_the_rest_written(plan, tmp_path, capsys):
