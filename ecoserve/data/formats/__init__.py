@@ -1,40 +1,38 @@
 """Trace formats: which there are, and which one a file is.
 
-A new format is one module here with a :class:`~ecoserve.data.formats.base.Format` called ``FORMAT``, and its name in
-the list below.
+A new format is a :class:`~ecoserve.data.formats.base.Format` in a module here, and its place in :data:`FORMATS`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Final
 
-from ecoserve.data.fields import Row, describe
+from ecoserve.data.fields import describe
+from ecoserve.data.formats import alpaca, conversations, openai, plain, recorded, records
 from ecoserve.data.formats.base import Exchange, Format, Reject
-from ecoserve.data.formats.records import check_layout, save_trace
+from ecoserve.data.formats.records import save_trace
 from ecoserve.errors import TraceError
 
-__all__ = ["FORMATS", "Exchange", "Format", "Reject", "Row", "detect", "get_format", "save_trace"]
+__all__ = ["FORMATS", "Exchange", "Format", "Reject", "detect", "get_format", "save_trace"]
 
-#: Modules of this package, in the order in which their formats are tried: a row has the first one that knows it.
-_MODULES: Final = (
-    "records",
-    "sharegpt",
-    "openai_log",
-    "chat",
-    "model_outputs",
-    "alpaca",
-    "vllm_bench",
-    "vllm_log",
-    "azure",
-    "mooncake",
-    "burstgpt",
-    "plain",
+#: Every format, in the order in which they are tried: a row has the first one that knows it.
+FORMATS: Final[tuple[Format, ...]] = (
+    records.FORMAT,
+    conversations.SHAREGPT,
+    openai.FORMAT,
+    conversations.CHAT,
+    alpaca.MODEL_OUTPUTS,
+    alpaca.ALPACA,
+    recorded.VLLM_BENCH,
+    recorded.VLLM,
+    recorded.AZURE,
+    recorded.MOONCAKE,
+    recorded.BURSTGPT,
+    plain.FORMAT,
 )
-#: Every format.
-FORMATS: Final[tuple[Format, ...]] = tuple(import_module(f"{__name__}.{module}").FORMAT for module in _MODULES)
+_KNOWN: Final = ", ".join(f.name for f in FORMATS)
 
 
 def get_format(name: str) -> Format:
@@ -46,8 +44,7 @@ def get_format(name: str) -> Format:
     for form in FORMATS:
         if form.name == name:
             return form
-    known = ", ".join(f.name for f in FORMATS)
-    raise TraceError(f"there is no trace format {name!r}", fix=f"use one of: auto, {known}")
+    raise TraceError(f"there is no trace format {name!r}", fix=f"use one of: auto, {_KNOWN}")
 
 
 def detect(rows: Sequence[object], where: str) -> Format:
@@ -64,12 +61,11 @@ def detect(rows: Sequence[object], where: str) -> Format:
         # Of equally many, the one that asks for more, which is tried earlier.
         form = FORMATS[min((-n, i) for i, n in votes.items() if i is not None)[1]]
         for row in objects if form.name == "records" else ():
-            check_layout(row, where)
+            records.check_layout(row, where)
         return form
     seen = f"fields {describe(objects[0])}" if objects else f"rows that are no objects ({type(rows[0]).__name__})"
-    known = ", ".join(f.name for f in FORMATS)
     fix = (
-        f"known formats are {known}; in a table, call the answer's length response_tokens, or name its column: "
+        f"known formats are {_KNOWN}; in a table, call the answer's length response_tokens, or name its column: "
         "--format plain --length-field NAME"
     )
     raise TraceError(f"unknown trace format, it has {seen}", where=where, fix=fix)

@@ -1,30 +1,21 @@
-"""Alpaca: one instruction with its answer a row (``instruction``, ``input``, ``output``).
+"""Alpaca, one instruction with its answer a row, and AlpacaEval's model outputs, which are read alike.
 
-The prompt is the instruction, then the input on a new line where there is one. Rows may carry a ``split``, lists of
-token lengths (``--length-field``), and the name of the model that answered (``model``, ``generator``).
+The prompt is the instruction, then the input on a new line where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Final
 
-from ecoserve.data.fields import (
-    PROMPT_COUNTS,
-    RESPONSE_COUNTS,
-    Row,
-    first_of,
-    text_or_none,
-    unusable_text,
-    was_cut_off,
-    whole,
-)
-from ecoserve.data.formats.base import Exchange, Format, Reject, has_fields
+from ecoserve.data import fields
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, has_fields
 from ecoserve.data.records import Record
 
 
-def instruction(row: Row, index: int) -> Exchange | Reject:
-    """The exchange of a row with an instruction, named by the row's number."""
+def _instruction(row: Row, index: int) -> Exchange | Reject:
     asked, extra = row.get("instruction"), row.get("input")
     problem = unusable_text(asked, "prompt")
     if problem is None and extra not in (None, ""):
@@ -36,24 +27,41 @@ def instruction(row: Row, index: int) -> Exchange | Reject:
     record = Record(
         conversation=f"row-{index}",
         prompt=f"{asked}\n{extra}" if text_or_none(extra) else str(asked),
-        response_tokens=whole(first_of(row, *RESPONSE_COUNTS)),
-        prompt_tokens=whole(first_of(row, *PROMPT_COUNTS)),
+        response_tokens=whole(first_of(row, *fields.RESPONSE_COUNTS)),
+        prompt_tokens=whole(first_of(row, *fields.PROMPT_COUNTS)),
         model=text_or_none(first_of(row, "model", "generator")),
         split=text_or_none(row.get("split")),
-        censored=was_cut_off(reason, row.get("output")),
+        censored=fields.was_cut_off(reason, row.get("output")),
         finish_reason=reason,
     )
     return Exchange(record, row.get("output"), row)
 
 
-def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
-    yield instruction(row, index)
+def _read(row: Row, index: int) -> Exchanges:
+    yield _instruction(row, index)
 
 
-FORMAT: Final = Format(
+def _read_outputs(row: Row, index: int) -> Exchanges:
+    """The prompt names the conversation: several models' answers to it, in any order, are one conversation's."""
+    item = _instruction(row, index)
+    if isinstance(item, Exchange):
+        digest = blake2b((item.record.prompt or "").encode(), digest_size=8).hexdigest()
+        sample = max(0, whole(row.get("sample")) or 0)
+        item = replace(item, record=replace(item.record, conversation=f"prompt-{digest}", sample=sample))
+    yield item
+
+
+ALPACA: Final = Format(
     "alpaca",
     looks_like="instruction, input, output",
     about="Stanford Alpaca and data sets in its layout: `split`, counts, lists of lengths by `--length-field`",
     matches=has_fields("instruction", "output"),
     read=_read,
+)
+MODEL_OUTPUTS: Final = Format(
+    "model_outputs",
+    looks_like="instruction, output, generator",
+    about="AlpacaEval's `model_outputs.json`: generator as model; answers to one prompt are one conversation",
+    matches=has_fields("instruction", "output", "generator"),
+    read=_read_outputs,
 )

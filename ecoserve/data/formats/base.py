@@ -1,7 +1,7 @@
-"""What a trace format is.
+"""What a trace format is: it turns one row into exchanges.
 
-A format turns one row into exchanges; token counts, duplicates and limits are the loader's. A row it cannot use
-becomes a :class:`Reject` with a reason to be counted, never an exception.
+A row that it cannot use becomes a :class:`Reject` whose reason is counted, never an exception. Token counts, duplicates
+and limits are the loader's.
 """
 
 from __future__ import annotations
@@ -47,9 +47,12 @@ class Reject:
     reason: str
 
 
+Exchanges = Iterator[Exchange | Reject]
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A trace format; each module of this package that is in the registry has one, called ``FORMAT``.
+    """A trace format.
 
     Attributes:
         name: what ``--format`` calls it.
@@ -64,7 +67,7 @@ class Format:
     looks_like: str
     about: str
     matches: Callable[[Row], bool]
-    read: Callable[[Row, int], Iterator[Exchange | Reject]]
+    read: Callable[[Row, int], Exchanges]
     own_ids: bool = False
 
 
@@ -83,19 +86,10 @@ def counted(
     notes: tuple[str, ...] = (),
     counts_turn: bool = False,
 ) -> Exchange | Reject:
-    """The exchange of a row that holds lengths but no text, as traces of production systems do.
+    """The exchange of a row that holds lengths (``prompt``, ``response``) but no text.
 
     An answer of no tokens is a request that failed; a prompt's length that is no length spoils the row, since a
     simulation would run it. Only the answer's length may come from elsewhere (``--length-field``).
-
-    Args:
-        record: what else is known of the request.
-        fields: where ``length_field`` is looked up.
-        prompt: tokens of the prompt as the file has them; ``None`` or blank where it does not state them.
-        response: the same of the answer.
-        arrival: when it came, by :func:`~ecoserve.data.fields.seconds`.
-        notes: peculiarities to count.
-        counts_turn: as in :class:`Exchange`.
     """
     prompt_tokens = whole(prompt)
     if prompt_tokens is None and not blank(prompt):

@@ -12,8 +12,14 @@ import pytest
 
 from ecoserve.data import Message, load_trace
 from ecoserve.data.formats import Exchange, Reject, detect
-from ecoserve.data.formats.messages import CALLS_TOOLS, NOT_ALL_TEXT, TEXT_LEFT_OUT, WITH_REASONING
-from ecoserve.data.formats.turns import ANSWER_TIME, LATE_START
+from ecoserve.data.formats.conversations import (
+    ANSWER_TIME,
+    CALLS_TOOLS,
+    LATE_START,
+    NOT_ALL_TEXT,
+    TEXT_LEFT_OUT,
+    WITH_REASONING,
+)
 
 Read = Callable[[dict[str, Any]], list[Exchange | Reject]]
 Only = Callable[[dict[str, Any]], Exchange]

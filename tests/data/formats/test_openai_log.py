@@ -13,8 +13,8 @@ from openai.types.responses import Response
 
 from ecoserve.data import Message, load_trace, save_trace
 from ecoserve.data.formats import Exchange, Reject, detect
-from ecoserve.data.formats.messages import CALLS_TOOLS, TEXT_LEFT_OUT
-from ecoserve.data.formats.openai_parts import HIDDEN
+from ecoserve.data.formats.conversations import CALLS_TOOLS, TEXT_LEFT_OUT
+from ecoserve.data.formats.openai import HIDDEN
 
 Read = Callable[[dict[str, Any]], list[Exchange | Reject]]
 Only = Callable[[dict[str, Any]], Exchange]

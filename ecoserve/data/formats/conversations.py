@@ -1,0 +1,279 @@
+"""Conversations, one a row: ShareGPT (``conversations``) and chats (``messages``), and how their messages are read.
+
+Every answer that follows a user's or a tool's message is one exchange, whose context is all that came before it. A
+conversation may begin with an answer (published samples cut long ones into pieces): that is context, no exchange. A
+message that is no text breaks the context, so that the exchanges after it are dropped.
+
+The text of a message is that of its text parts. Tool calls stand in a context as ``name(arguments)``. An answer with
+calls (or with images, sounds, hidden reasoning) is not measured by its text, since not all of its tokens are in it.
+Reasoning that is shown belongs to the answer, not to the context of the next turn: chat templates leave it out there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Final
+
+from ecoserve.data import fields as named
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
+from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message, Record
+
+#: Names that exports use for the three roles; any other name is kept as it is, in lower case.
+ROLES: Final = {
+    **dict.fromkeys(("human", "user"), USER),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bing", "bard", "claude", "model", "bot"), ASSISTANT),
+    "system": SYSTEM,
+}
+#: Roles after which an answer is an answer: a user, and tools.
+ASKS: Final = frozenset((USER, "tool", "function", "function_response", "tool_response", "observation", "ipython"))
+
+TEXT_LEFT_OUT: Final = "with parts left out that are not text"
+WITH_REASONING: Final = "with their reasoning"
+CALLS_TOOLS: Final = "answer calls tools, its tokens are not known"
+NOT_ALL_TEXT: Final = "answer is more than text, its tokens are not known"
+LATE_START: Final = "conversation starts with an answer"
+ANSWER_TIME: Final = "with the time of the answer as arrival"
+_CALLS: Final = ("tool_use", "tool_call", "function_call")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message.
+
+    Attributes:
+        role: ``user``, ``assistant``, ``system`` or another name; ``None`` if it has none.
+        text: what stands in a context, as found if it is no text.
+        answer: the text that was generated, reasoning included; ``None`` if more than text was (``missing``: what).
+        fields: the message as the file has it.
+        notes: peculiarities of it.
+    """
+
+    role: str | None
+    text: object
+    answer: object
+    missing: str | None
+    fields: Row
+    notes: tuple[str, ...] = ()
+
+
+def read_message(message: object) -> ChatMessage:
+    """Read one message; what is no object has neither role nor text."""
+    if not isinstance(message, dict):
+        return ChatMessage(None, None, None, None, {})
+    role = first_of(message, "from", "role")
+    value = first_of(message, "value", "content")
+    calls = _calls(message.get("tool_calls")) + _calls(message.get("function_call"))
+    reasoning = text_or_none(first_of(message, "reasoning_content", "reasoning"))
+    others = False
+    if _are_objects(value):
+        value, more, thought, others = _parts(value)
+        calls, reasoning = calls + more, reasoning or thought
+    notes = (TEXT_LEFT_OUT,) * others + (WITH_REASONING,) * (reasoning is not None)
+    answer, missing = value, None
+    if calls:
+        answer, missing = None, CALLS_TOOLS
+        value = "\n".join([value, *calls] if text_or_none(value) else calls)
+    elif others:
+        answer, missing = None, NOT_ALL_TEXT
+    elif reasoning is not None and isinstance(value, str):
+        answer = f"<think>\n{reasoning}\n</think>\n\n{value}"
+    role = ROLES.get(role.lower(), role.lower()) if isinstance(role, str) else None
+    return ChatMessage(role, value, answer, missing, message, notes)
+
+
+def _are_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+
+def _parts(parts: list[Any]) -> tuple[object, list[str], str | None, bool]:
+    """Text (the parts themselves, if they hold none), tool calls, reasoning, and whether something else is left out."""
+    texts: list[str] = []
+    calls: list[str] = []
+    thoughts: list[str] = []
+    others = False
+    for part in parts:
+        kind = part.get("type")
+        text = first_of(part, "text", "refusal")
+        if kind in _CALLS:
+            calls += _calls(part)
+        elif isinstance(text, str):
+            (thoughts if kind in ("reasoning", "thinking") else texts).append(text)
+        elif kind == "thinking" and isinstance(part.get("thinking"), str):
+            thoughts.append(part["thinking"])
+        elif kind == "tool_result":
+            inner = part.get("content")
+            inner = _parts(inner)[0] if _are_objects(inner) else inner
+            texts += [inner] if isinstance(inner, str) else []
+        else:
+            others = True
+    text = "\n".join(texts) if texts or not others else parts
+    return text, calls, "\n".join(thoughts) or None, others
+
+
+def _calls(value: object) -> list[str]:
+    """Tool calls as ``name(arguments)``."""
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        if not isinstance(call, dict):
+            continue
+        inner = call.get("function")
+        inner = inner if isinstance(inner, dict) else call
+        arguments = first_of(inner, "arguments", "input")
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False, default=str)
+        calls.append(f"{inner.get('name') or 'call'}({arguments})")
+    return calls
+
+
+@dataclass(slots=True)
+class Context:
+    """What came before an answer, message by message.
+
+    Attributes:
+        messages: those that are text.
+        answers: how many exchanges there have been.
+        broken: whether something was said that is no text.
+        notes: peculiarities of the messages, each once.
+        last: the message before, if any.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    answers: int = 0
+    broken: bool = False
+    notes: tuple[str, ...] = ()
+    last: ChatMessage | None = None
+
+    def asks(self) -> bool:
+        """Whether the next answer is an answer to something."""
+        return self.last is not None and self.last.role in ASKS
+
+    def problem(self) -> str | None:
+        """Why the context as it stands is no prompt, or ``None``."""
+        question = self.last.text if self.last is not None else None
+        return unusable_text(question, "prompt") or ("context is not text" if self.broken else None)
+
+    def add(self, said: ChatMessage) -> None:
+        """Add what was said."""
+        if said.role == ASSISTANT and self.asks():
+            self.answers += 1
+        problem = unusable_text(said.text, "message")
+        if said.role is not None and problem is None:
+            self.messages.append(Message(said.role, str(said.text)))
+        else:
+            # An empty message is left out; one that is no text makes the context unusable.
+            self.broken = self.broken or problem != "empty message"
+        if TEXT_LEFT_OUT in said.notes and TEXT_LEFT_OUT not in self.notes:
+            self.notes = (*self.notes, TEXT_LEFT_OUT)
+        self.last = said
+
+
+def _exchanges(turns: object, row: Row, index: int) -> Exchanges:
+    """The exchanges of row number ``index`` with the messages ``turns``; one :class:`Reject` if it has none.
+
+    The fields of a row with one answer are about that answer.
+    """
+    if not isinstance(turns, list) or not turns:
+        yield Reject("no conversation" if not turns else "conversation is not a list")
+        return
+    model, split = text_or_none(row.get("model")), text_or_none(row.get("split"))
+    base = Record(named.id_of(row, named.CHAT_IDS, index), model=model, split=split)
+    context = Context()
+    said = [read_message(turn) for turn in turns]
+    pairs = sum(b.role == ASSISTANT and a.role in ASKS for a, b in pairwise(said))
+    if not pairs:
+        yield Reject("no question with an answer")
+        return
+    for message in said:
+        if message.role == ASSISTANT and context.asks():
+            problem = context.problem()
+            yield Reject(problem) if problem else _of_chat(base, context, message, row if pairs == 1 else {})
+        context.add(message)
+
+
+def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row) -> Exchange:
+    fields: Mapping[str, Any] = {**row, **said.fields}
+    prompt_tokens, tokens = named.usage_of(fields)
+    count = whole(first_of(fields, *named.RESPONSE_COUNTS))
+    count = count if count is not None else whole(said.fields.get("tokens"))
+    reason = named.finish_reason_of(fields)
+    arrival = named.times_of(context.last.fields if context.last is not None else {})
+    notes = list(dict.fromkeys((*said.notes, *context.notes)))
+    if arrival is None and (arrival := named.times_of(fields)) is not None:
+        notes.append(ANSWER_TIME)
+    first = next((m.role for m in context.messages if m.role not in (SYSTEM, "developer")), None)
+    if context.answers == 0 and first == ASSISTANT:
+        notes.append(LATE_START)
+    record = replace(
+        base,
+        turn=context.answers,
+        prompt=context.messages[-1].content,
+        messages=tuple(context.messages),
+        response_tokens=count if count is not None else tokens,
+        prompt_tokens=prompt_tokens,
+        model=text_or_none(said.fields.get("model")) or base.model,
+        arrival_s=arrival,
+        censored=named.was_cut_off(reason, said.text),
+        finish_reason=reason,
+        max_tokens=named.limit_of(fields),
+    )
+    return exchange_of(record, said, fields, tuple(notes))
+
+
+def exchange_of(record: Record, said: ChatMessage, fields: Row, notes: tuple[str, ...]) -> Exchange:
+    """The exchange whose answer is ``said``; an empty one counts if the file states its length."""
+    answer = said.answer
+    if record.response_tokens is not None and isinstance(answer, str) and not answer.strip():
+        answer, notes = None, (*notes, "without a text, but with a length")
+    return Exchange(record, answer, fields, notes, missing=said.missing)
+
+
+def _is_sharegpt(row: Row) -> bool:
+    turns = row.get("conversations")
+    if turns is None:
+        return "conversations" in row and "id" in row
+    return isinstance(turns, list) and all(
+        isinstance(t, dict) and ("from" in t or "role" in t) and ("value" in t or "content" in t) for t in turns
+    )
+
+
+def _read_sharegpt(row: Row, index: int) -> Exchanges:
+    return _exchanges(row.get("conversations"), row, index)
+
+
+def _messages(row: Row) -> Any:
+    return first_of(row, "messages", "conversation")
+
+
+def _is_chat(row: Row) -> bool:
+    turns = _messages(row)
+    return isinstance(turns, list) and all(isinstance(t, dict) and "role" in t for t in turns)
+
+
+def _read_chat(row: Row, index: int) -> Exchanges:
+    # The last answer may stand beside the messages.
+    turns, answer = _messages(row), first_of(row, "response", "completion")
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if isinstance(answer, str) and isinstance(last, dict) and last.get("role") != ASSISTANT:
+        turns = [*turns, {"role": ASSISTANT, "content": answer}]
+    return _exchanges(turns, row, index)
+
+
+SHAREGPT: Final = Format(
+    "sharegpt",
+    looks_like="id, conversations[].from, conversations[].value",
+    about="exports of ShareGPT and data sets in its layout: counts, model, time, finish reason of each message",
+    matches=_is_sharegpt,
+    read=_read_sharegpt,
+)
+CHAT: Final = Format(
+    "chat",
+    looks_like="messages (or conversation)[].role, [].content",
+    about="fine-tuning files, LMSYS-Chat, WildChat; content as text or in parts, tool calls, reasoning: "
+    "counts, model, time, finish reason, `max_tokens`",
+    matches=_is_chat,
+    read=_read_chat,
+)
