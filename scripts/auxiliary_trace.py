@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ecoserve.data.similarity import near_duplicate_groups
+from ecoserve.data.splitting import near_duplicate_groups
 
 DEV_SHARE = 0.02
 

@@ -15,7 +15,7 @@ from predictor_data import asked, boosted, spread
 from scipy.stats import kendalltau
 
 from ecoserve.data import Record, Trace
-from ecoserve.data.similarity import shingles, similar_pairs
+from ecoserve.data.splitting import shingles, similar_pairs
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import ConstantMedian
 from ecoserve.predictor.evaluation import score, scored_records, true_lengths
@@ -94,7 +94,7 @@ def label_noise(
 
 
 def near_duplicates(texts: Sequence[str], known: Sequence[str]) -> list[list[int]]:
-    """For each of ``texts`` the places in ``known`` of its near-duplicates (:mod:`ecoserve.data.similarity`)."""
+    """For each of ``texts`` the places in ``known`` of its near-duplicates (:mod:`ecoserve.data.splitting`)."""
     distinct: dict[frozenset[str], int] = {}
     which = [distinct.setdefault(shingles(t), len(distinct)) for t in (*texts, *known)]
     of_known: dict[int, list[int]] = {}

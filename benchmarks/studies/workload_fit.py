@@ -23,7 +23,7 @@ from arrival_statistics import ArrivalStatistics
 from scipy import stats
 
 from ecoserve.data import Trace, load_trace
-from ecoserve.data.laws import FittedLaw, TailFit, fit_laws, fit_tails
+from ecoserve.data.laws import FittedLaw, Histogram, TailFit, fit_laws, fit_tails
 from ecoserve.data.workloads import Workload, make_workload
 
 SEEDS = (0, 1, 2)
@@ -93,17 +93,17 @@ def tail_row(tail: TailFit) -> dict[str, Any]:
 
 def fits(lengths: np.ndarray, cut: np.ndarray, longest: int | None) -> dict[str, Any]:
     """All laws, best first, unbounded and (where ``longest`` is known) conditioned on it; and the tail."""
-    free = fit_laws(lengths, cut)
+    free = fit_laws(Histogram.of(lengths, cut))
     row: dict[str, Any] = {
         "n": len(lengths),
         "cut_off": int(cut.sum()),
         "ks_of_chance": free[0].chance_ks,
         "laws": [law_row(fit, free[0].aic) for fit in free],
-        "tails": [tail_row(tail) for tail in fit_tails(lengths, cut)],
+        "tails": [tail_row(tail) for tail in fit_tails(Histogram.of(lengths, cut))],
     }
     if longest is not None:
         inside = lengths <= longest
-        bounded = fit_laws(lengths[inside], cut[inside], longest=longest)
+        bounded = fit_laws(Histogram.of(lengths[inside], cut[inside]), longest=longest)
         row["left_out_by_longest"] = int((~inside).sum())
         row["laws_with_longest"] = [law_row(fit, bounded[0].aic) for fit in bounded]
     return row

@@ -23,10 +23,10 @@ from ecoserve.data import (
     fingerprint,
     load_trace,
     record_groups,
-    similarity,
     split_trace,
+    splitting,
 )
-from ecoserve.data.similarity import THRESHOLD, near_duplicate_groups, shingles, similar_pairs
+from ecoserve.data.splitting import THRESHOLD, near_duplicate_groups, shingles, similar_pairs
 from ecoserve.errors import TraceError
 
 WORDS = st.sampled_from(["red", "green", "blue", "one", "two", "three", "sun", "moon", "sea", "fish"])
@@ -56,8 +56,8 @@ def test_every_pair_as_alike_as_asked_is_found_and_no_other(
     sets: list[frozenset[str]], threshold: float, batch: tuple[int, int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(similarity, "_PAIRS", batch[0])
-        patch.setattr(similarity, "_COMPARED", batch[1])
+        patch.setattr(splitting, "_PAIRS", batch[0])
+        patch.setattr(splitting, "_COMPARED", batch[1])
         found = [tuple(p) for pairs in similar_pairs(sets, threshold) for p in pairs.tolist()] if sets else []
     wanted = [
         (i, j)

@@ -18,7 +18,7 @@ from ecoserve.data import (
     synthetic_trace,
     true_distribution,
 )
-from ecoserve.data.synthetic_tasks import STYLES, TASKS, TOPICS
+from ecoserve.data.synthetic import STYLES, TASKS, TOPICS
 from ecoserve.errors import TraceError
 
 TRACE = synthetic_trace(4000, seed=11)

@@ -1,7 +1,9 @@
-"""Fitting laws to lengths, and saying how well they fit.
+"""Lengths as they were seen (some cut off), fitting laws to them, and saying how well they fit.
 
-Maximum likelihood on whole numbers, summed over distinct lengths: an answer of n tokens counts with P(N = n), one cut
-off at n with P(N > n). The fit is described by distances; with thousands of lengths a test rejects every law.
+A length n that is marked as cut off means only that the answer would have been longer than n. Everything is computed
+from counts of distinct lengths, so that a million rows cost what a few thousand do. Fits are of
+maximum likelihood on whole numbers: an answer of n tokens counts with P(N = n), one cut off at n with P(N > n). The fit
+is described by distances; with thousands of lengths a test rejects every law.
 
 * ``ks``: the largest difference between the law's and the Kaplan-Meier distribution function.
 * ``anderson_darling``: the squared difference weighted by 1 / (F (1 - F)), which counts the tails, averaged over the
@@ -13,15 +15,14 @@ off at n with P(N > n). The fit is described by distances; with thousands of len
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.data.laws.empirical import Histogram, KaplanMeier
-from ecoserve.data.laws.law import LAWS, Continuous, Floats, Ints, Law, continuous
+from ecoserve.data.laws.law import LAWS, LONGEST, Continuous, Floats, Ints, Law, continuous
 from ecoserve.errors import TraceError
 
 #: Fewer lengths say nothing about a law.
@@ -31,6 +32,88 @@ QUANTILES: Final = (0.1, 0.5, 0.9, 0.99)
 _DENSE: Final = 4096
 #: Shape parameters are looked for between these; a law that runs into one has become a simpler law.
 _SHAPES: Final = (0.02, 500.0)
+#: How many answers one answer may stand for in an estimate that a law is compared with.
+_MOST_FOR: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Distinct lengths and how often each was seen.
+
+    Attributes:
+        lengths: shape ``[k]``, ascending, tokens >= 1.
+        ended: shape ``[k]``, answers that ended at this length.
+        cut: shape ``[k]``, answers that were cut off there.
+    """
+
+    lengths: Ints
+    ended: Ints
+    cut: Ints
+
+    @property
+    def n(self) -> int:
+        """All answers."""
+        return int(self.ended.sum() + self.cut.sum())
+
+    @classmethod
+    def of(cls, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None) -> Histogram:
+        """Count ``lengths`` (shape ``[n]``, whole, >= 1); ``censored`` (shape ``[n]``) marks those cut off.
+
+        Raises:
+            TraceError: if they are no lengths, or the shapes differ.
+        """
+        given = np.asarray(lengths)
+        if given.ndim != 1 or given.dtype.kind not in "iuf":
+            raise TraceError("lengths must be a flat list of whole numbers")
+        if given.size and not (np.all(given == np.floor(given)) and given.min() >= 1 and given.max() <= LONGEST):
+            raise TraceError(f"lengths must be whole numbers from 1 to {LONGEST}")
+        x = given.astype(np.int64)
+        cut = np.zeros(len(x), dtype=bool) if censored is None else np.asarray(censored, dtype=bool)
+        if cut.shape != x.shape:
+            raise TraceError(f"{len(x)} lengths and {cut.size} marks of being cut off do not belong together")
+        size = int(x.max()) + 1 if len(x) else 1
+        ended_at, cut_at = np.bincount(x[~cut], minlength=size), np.bincount(x[cut], minlength=size)
+        seen = np.flatnonzero(ended_at + cut_at)
+        return cls(seen.astype(np.int64), ended_at[seen].astype(np.int64), cut_at[seen].astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class KaplanMeier:
+    """The share of answers longer than n, from lengths of which some were cut off (Kaplan and Meier, 1958).
+
+    Attributes:
+        lengths: shape ``[k]``, ascending: the distinct lengths at which answers ended.
+        survival: shape ``[k]``: P(N > length), constant up to the next.
+        reach: the longest length of which enough is known to compare a law with: up to there, one answer stands for
+            at most :data:`_MOST_FOR`. Without any cut off it is the longest length.
+    """
+
+    lengths: Ints
+    survival: Floats
+    reach: int
+
+    @classmethod
+    def of(cls, counts: Histogram) -> KaplanMeier:
+        """The estimate from ``counts``; with nothing cut off it is the plain share."""
+        everything = counts.ended + counts.cut
+        # Answers at least as long as each of the lengths, as far as is known.
+        at_risk = counts.n - np.cumsum(everything) + everything
+        survival = np.cumprod(1.0 - counts.ended / np.maximum(at_risk, 1))
+        ends = counts.ended > 0
+        would_be = counts.n * np.concatenate(([1.0], survival[:-1]))
+        known = np.flatnonzero(_MOST_FOR * at_risk >= would_be - 1e-6)
+        return cls(counts.lengths[ends], survival[ends], int(counts.lengths[known[-1]]) if len(known) else 0)
+
+    def survival_at(self, lengths: npt.ArrayLike) -> Floats:
+        """P(N > n) for each n of ``lengths``; beyond the last as at it."""
+        index = np.searchsorted(self.lengths, np.asarray(lengths), side="right")
+        return np.concatenate(([1.0], self.survival))[index]
+
+    def quantile(self, q: float) -> int | None:
+        """The least length that at least a share ``q`` does not exceed, or ``None``: too many were cut off before."""
+        # The product of many factors may miss a share by rounding.
+        reached = np.flatnonzero(self.survival <= 1.0 - q + 1e-12)
+        return int(self.lengths[reached[0]]) if len(reached) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +157,20 @@ class FittedLaw:
         return 1.358 / math.sqrt(self.n)
 
 
-def fit_law(
-    name: str, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, *, longest: int | None = None
-) -> FittedLaw:
-    """Fit one law by maximum likelihood.
+def fit_laws(counts: Histogram, names: Iterable[str] = tuple(LAWS), *, longest: int | None = None) -> list[FittedLaw]:
+    """Each law of ``names`` fitted as by :func:`fit_law`; the best (smallest AIC) first."""
+    return sorted((fit_law(name, counts, longest=longest) for name in names), key=lambda fit: fit.aic)
 
-    Args:
-        name: one of :data:`~ecoserve.data.laws.LAWS`.
-        lengths: shape ``[n]``, tokens, whole numbers >= 1.
-        censored: shape ``[n]``, true where the answer was cut off at that length.
-        longest: if given, longer answers were left out of these lengths, and the law is fitted and returned as
-            conditioned on that.
+
+def fit_law(name: str, counts: Histogram, *, longest: int | None = None) -> FittedLaw:
+    """Fit one law of :data:`~ecoserve.data.laws.LAWS` by maximum likelihood.
+
+    ``longest``: longer answers were left out of the lengths, and the law is fitted and returned as conditioned on that.
 
     Raises:
         TraceError: if there is no such law, or the lengths do not allow a fit: fewer than 10, all cut off, all that
             ended equally long, one above ``longest``.
     """
-    return fit_counts(name, Histogram.of(lengths, censored), longest)
-
-
-def fit_laws(
-    lengths: npt.ArrayLike,
-    censored: npt.ArrayLike | None = None,
-    names: Sequence[str] = tuple(LAWS),
-    *,
-    longest: int | None = None,
-) -> list[FittedLaw]:
-    """Fit each law of ``names``; the best (smallest AIC) first. Arguments and errors as of :func:`fit_law`."""
-    counts = Histogram.of(lengths, censored)
-    return sorted((fit_counts(name, counts, longest) for name in names), key=lambda fit: fit.aic)
-
-
-def fit_counts(name: str, counts: Histogram, longest: int | None = None) -> FittedLaw:
-    """:func:`fit_law` for lengths already counted."""
     from scipy import optimize
 
     if name not in LAWS:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from ecoserve.data.laws.empirical import Histogram, KaplanMeier
-from ecoserve.data.laws.fitting import comparison_grid
+from ecoserve.data.laws.fitting import Histogram, KaplanMeier, comparison_grid
 from ecoserve.data.laws.law import Floats
 
 #: Quantiles of all lengths that serve as thresholds.
@@ -52,19 +50,11 @@ class TailFit:
     ks: float
 
 
-def fit_tails(
-    lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None, thresholds: Sequence[float] = THRESHOLDS
-) -> list[TailFit]:
+def fit_tails(counts: Histogram, thresholds: Sequence[float] = THRESHOLDS) -> list[TailFit]:
     """Fit the tail above each threshold (a quantile of all lengths) with at least 50 ended answers above it.
 
-    Arguments as of :func:`~ecoserve.data.laws.fit_law`. Thresholds ascend; none where there are too few lengths, or all
-    above are equal.
+    Thresholds ascend; none where there are too few lengths, or all above are equal.
     """
-    return fit_tail_counts(Histogram.of(lengths, censored), thresholds)
-
-
-def fit_tail_counts(counts: Histogram, thresholds: Sequence[float] = THRESHOLDS) -> list[TailFit]:
-    """:func:`fit_tails` of lengths that are counted already."""
     seen = KaplanMeier.of(counts)
     fits = []
     for q in sorted(thresholds):

@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_counts, fit_tail_counts
-from ecoserve.data.laws.law import LAWS
+from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_laws, fit_tails
 from ecoserve.data.profiling.model import Law, Tail, TailIndex
 from ecoserve.data.profiling.summaries import Z95, quantile
 from ecoserve.errors import TraceError
@@ -28,11 +27,11 @@ CLOSE: Final = 0.05
 def tail(counts: Histogram, cap: int | None) -> tuple[Tail, list[FittedLaw]]:
     """The tail of the lengths in ``counts``, and the fitted laws for drawing; ``cap``: where answers are cut off."""
     try:
-        laws = sorted((fit_counts(name, counts) for name in LAWS), key=lambda fit: fit.aic)
+        laws = fit_laws(counts)
     except TraceError:
         # Too few lengths, or all alike: there is no law.
         laws = []
-    indices = [_index(f) for f in fit_tail_counts(counts)]
+    indices = [_index(f) for f in fit_tails(counts)]
     kind = _kind(indices)
     p50, p99 = _corrected(counts, 0.5), _corrected(counts, 0.99)
     found = Tail(

@@ -23,7 +23,7 @@ from ecoserve.data.arrivals import (
     resampled_arrivals,
     varying_arrivals,
 )
-from ecoserve.data.laws import Histogram, KaplanMeier, Law, fit_law, fit_laws
+from ecoserve.data.laws import LAWS, Histogram, KaplanMeier, Law, fit_laws
 from ecoserve.data.loading import load_file
 from ecoserve.data.reading import is_workload
 from ecoserve.data.records import Trace
@@ -122,9 +122,8 @@ class Sources:
         if spec.longest is not None:
             lengths, cut = lengths[lengths <= spec.longest], cut[lengths <= spec.longest]
         try:
-            if spec.law == "best":
-                return fit_laws(lengths, cut, longest=spec.longest)[0].law
-            return fit_law(spec.law, lengths, cut, longest=spec.longest).law
+            names = LAWS if spec.law == "best" else (spec.law,)
+            return fit_laws(Histogram.of(lengths, cut), names, longest=spec.longest)[0].law
         except TraceError as error:
             raise TraceError(error.what, where=f"{self.where}: {side} lengths of {spec.trace}", fix=error.fix) from None
 

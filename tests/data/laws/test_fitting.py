@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ecoserve.data.laws import LAWS, Histogram, KaplanMeier, Law, fit_law, fit_laws
+from ecoserve.data.laws import LAWS, FittedLaw, Histogram, KaplanMeier, Law, fitting
 from ecoserve.errors import TraceError
 
 TRUE = [
@@ -20,6 +21,12 @@ TRUE = [
     Law("exponential", {"scale": 90}),
 ]
 each = pytest.mark.parametrize("law", TRUE, ids=lambda law: law.name)
+
+
+def fit_law(
+    name: str, lengths: npt.ArrayLike, cut: npt.ArrayLike | None = None, *, longest: int | None = None
+) -> FittedLaw:
+    return fitting.fit_law(name, Histogram.of(lengths, cut), longest=longest)
 
 
 def cut_at(lengths: np.ndarray, limit: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +78,7 @@ def test_lengths_that_were_left_out_do_not_bias(name: str) -> None:
 
 @each
 def test_the_true_law_wins(law: Law) -> None:
-    fits = fit_laws(law.sample(np.random.default_rng(9), 30_000))
+    fits = fitting.fit_laws(Histogram.of(law.sample(np.random.default_rng(9), 30_000)))
     assert [f.aic for f in fits] == sorted(f.aic for f in fits)
     assert {f.law.name for f in fits} == set(LAWS)
     # Laws that hold it as a special case may come within their one parameter more.
@@ -93,12 +100,10 @@ def test_lognormal_agrees_with_the_closed_form(sigma: float, median: float, seed
         assert fit.law.parameters["median"] == pytest.approx(np.exp(logs.mean()), rel=2e-3)
         assert fit.law.parameters["sigma"] == pytest.approx(logs.std(), rel=5e-3)
     # Nothing near it is likelier.
-    from ecoserve.data.laws.fitting import judge
-
     counts = Histogram.of(lengths)
     for key, by in (("median", 1.02), ("median", 0.98), ("sigma", 1.02), ("sigma", 0.98)):
         other = Law("lognormal", {**fit.law.parameters, key: fit.law.parameters[key] * by})
-        assert judge(other, counts).log_likelihood < fit.log_likelihood + 1e-6
+        assert fitting.judge(other, counts).log_likelihood < fit.log_likelihood + 1e-6
 
 
 def test_a_censored_fit_agrees_with_scipys() -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from ecoserve.data.laws import Law, fit_tails
+from ecoserve.data.laws import Histogram, Law, TailFit, tails
+
+
+def fit_tails(lengths: npt.ArrayLike, cut: npt.ArrayLike | None = None, **options: Any) -> list[TailFit]:
+    return tails.fit_tails(Histogram.of(lengths, cut), **options)
 
 
 def spliced(n: int, xi: float, scale: float, seed: int = 0) -> np.ndarray:
