@@ -155,8 +155,8 @@ def reproduced(source: Source, trace: Trace, base: Path) -> dict[str, Any]:
     rows: dict[str, Any] = {"trace": seen}
     for kind, each in kinds.items():
         runs = [
-            described(make_workload(Workload.model_validate({**each, "seed": seed}), base=base, where="-"))
-            for seed in SEEDS
+            described(trace.with_records(make_workload(workload, base=base, where="-").records))
+            for workload in (Workload.model_validate({**each, "seed": seed}) for seed in SEEDS)
         ]
         rows[kind] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0] if key in seen}
         rows[f"{kind}_spread"] = {key: float(np.ptp([run[key] for run in runs])) for key in runs[0] if key in seen}

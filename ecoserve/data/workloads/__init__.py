@@ -3,8 +3,7 @@
 See docs/workloads.md.
 """
 
-from ecoserve.data.workloads.making import make_workload
-from ecoserve.data.workloads.reading import load_workload, read_workload, workload_rows
-from ecoserve.data.workloads.spec import Workload
+from ecoserve.data.workloads.making import make_workload, workload_rows
+from ecoserve.data.workloads.spec import Workload, read_workload
 
-__all__ = ["Workload", "load_workload", "make_workload", "read_workload", "workload_rows"]
+__all__ = ["Workload", "make_workload", "read_workload", "workload_rows"]

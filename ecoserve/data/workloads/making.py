@@ -1,4 +1,4 @@
-"""From a workload to a trace.
+"""From a workload to its requests.
 
 Every class of requests has random numbers of its own, a row of them for each request, so that another class or more
 requests leave the others as they are. Rates and weights count requests; a class with conversations has that many fewer
@@ -10,34 +10,27 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ecoserve.data.measuring import CHARACTERS_PER_TOKEN
-from ecoserve.data.records import LoadReport, Record, Trace, fingerprint
-from ecoserve.data.workloads.sources import Floats, Ints, Sources
-from ecoserve.data.workloads.spec import TrafficClass, Workload
+from ecoserve.data.formats.records import header
+from ecoserve.data.measuring import BY_CHARACTERS
+from ecoserve.data.records import LoadReport, Record, Trace
+from ecoserve.data.workloads.sources import Floats, Sources
+from ecoserve.data.workloads.spec import TrafficClass, Workload, read_workload
 from ecoserve.data.workloads.starts import Start, seed_for, starts_of
 
-FORMAT: Final = "workload"
-#: ``length_source`` of what a law gave, ``prompt_length_source`` of what texts gave.
+#: ``length_source`` of what a law gave.
 SYNTHETIC: Final = "synthetic"
-_BY_CHARACTERS: Final = f"characters/{CHARACTERS_PER_TOKEN}"
+#: From so many requests on, a bar shows how far it is.
+_MANY: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
-    """A workload being made.
-
-    Attributes:
-        records: its ``n`` requests, once, sorted by arrival.
-        n: how many.
-        length_source, prompt_length_source: as in :class:`~ecoserve.data.records.Trace`.
-    """
+class Making(NamedTuple):
+    """A workload being made: its ``n`` requests, once, sorted by arrival, and where their lengths come from."""
 
     records: Iterator[Record]
     n: int
@@ -45,7 +38,29 @@ class Making:
     prompt_length_source: str
 
 
-def making(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Making:
+def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = False) -> Iterator[dict[str, Any]]:
+    """The requests of a workload file (its first ``limit``) as rows of our own trace format, made when asked for.
+
+    ``shown``: show a bar on stderr, if that is a terminal and there are many.
+
+    Raises:
+        TraceError: naming the key that is wrong, or what cannot be made.
+    """
+    made = make_workload(read_workload(path), base=Path(path).resolve().parent, where=str(path), limit=limit)
+    # The first line of such a trace; what the records hash to is known only after the last one.
+    yield header(Trace((), str(path), "workload", "", made.length_source, LoadReport(), made.prompt_length_source))
+    records: Iterable[Record] = made.records
+    if shown and made.n >= _MANY:
+        from rich.console import Console
+        from rich.progress import track
+
+        bar = Console(stderr=True)
+        records = track(records, "making requests", made.n, console=bar, transient=True, disable=not bar.is_terminal)
+    for record in records:
+        yield record.as_row()
+
+
+def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Making:
     """What ``workload`` describes, made while it is read.
 
     Args:
@@ -66,18 +81,6 @@ def making(workload: Workload, *, base: Path, where: str = "workload", limit: in
     return Making(islice(records, n), n, ", ".join(sorted(set(lengths))), ", ".join(sorted(set(prompts))))
 
 
-def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Trace:
-    """The trace that ``workload`` describes, sorted by arrival; ``where`` becomes :attr:`Trace.source`.
-
-    Arguments and errors as of :func:`making`.
-    """
-    made = making(workload, base=base, where=where, limit=limit)
-    records = tuple(made.records)
-    report = LoadReport(rows_in=len(records), kept=len(records))
-    report.note("answers cut off", sum(r.censored for r in records))
-    return Trace(records, where, FORMAT, fingerprint(records), made.length_source, report, made.prompt_length_source)
-
-
 def _with_own_arrivals(
     workload: Workload, classes: dict[str, TrafficClass], n: int, sources: Sources
 ) -> Iterator[Record]:
@@ -95,7 +98,10 @@ def _mixed(workload: Workload, classes: dict[str, TrafficClass], n: int, sources
     """Classes that share arrivals by their weights."""
     weights = np.array([(each.weight or 1.0) / _turns(each) for each in classes.values()])
     share = float(weights.sum() / sum(each.weight or 1.0 for each in classes.values()))
-    chosen = _choices(n, weights / weights.sum(), workload.seed)
+    draws = np.random.default_rng(seed_for(workload.seed, "classes")).random(n)
+    edges = np.cumsum(weights / weights.sum())
+    # The class of each start.
+    chosen = np.minimum(np.searchsorted(edges, draws, side="right"), len(weights) - 1)
     times: Floats | None = None
     if workload.arrivals is not None:
         times = sources.arrivals(workload.arrivals, n, seed_for(workload.seed, "arrivals"), share)
@@ -112,12 +118,6 @@ def _mixed(workload: Workload, classes: dict[str, TrafficClass], n: int, sources
 
 def _turns(traffic: TrafficClass) -> float:
     return traffic.conversations.turns if traffic.conversations else 1.0
-
-
-def _choices(n: int, shares: Floats, seed: int) -> Ints:
-    """Which class each of ``n`` starts is of."""
-    draws = np.random.default_rng(seed_for(seed, "classes")).random(n)
-    return np.minimum(np.searchsorted(np.cumsum(shares), draws, side="right"), len(shares) - 1)
 
 
 def _numbered(starts: Iterable[Start], first: int) -> Iterator[tuple[float, int, Start]]:
@@ -144,4 +144,4 @@ def _length_sources(traffic: TrafficClass, sources: Sources) -> tuple[str, str]:
         trace = sources.trace(traffic.rows)
         return trace.length_source, trace.prompt_length_source
     by_text = traffic.prompt is not None and traffic.prompt.templates is not None
-    return SYNTHETIC, _BY_CHARACTERS if by_text else SYNTHETIC
+    return SYNTHETIC, BY_CHARACTERS if by_text else SYNTHETIC

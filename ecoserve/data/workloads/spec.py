@@ -1,18 +1,30 @@
-"""A workload file: its keys.
+"""A workload file: its keys, and reading it with one line about what is wrong with it.
 
-A class of requests takes what it does not set from the file's top level; a file without classes has
-one. Everything random follows from the file's seed.
+A class of requests takes what it does not set from the file's top level; a file without classes has one. Everything
+random follows from the file's seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, Tag, model_validator
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from ecoserve.data.workloads.parts import ArrivalSpec, LengthSpec, Strict, TraceSource
 from ecoserve.data.workloads.texts import check_templates
+from ecoserve.errors import TraceError
 
 #: The class of a file that names none.
 ONLY_CLASS: Final = "request"
@@ -204,3 +216,88 @@ class Workload(Traffic):
         if self.classes is not None:
             return dict(self.classes)
         return {ONLY_CLASS: TrafficClass(**{key: getattr(self, key) for key in Traffic.model_fields})}
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's own loader silently takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def read_workload(path: str | Path) -> Workload:
+    """Read and check a workload file.
+
+    Raises:
+        TraceError: naming the key that is wrong.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise TraceError("there is no such file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"cannot be read ({error})", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise TraceError(f"is not YAML ({_problem(error)})", where=str(path)) from error
+    if not isinstance(content, Mapping):
+        raise TraceError("is not a workload: it has no keys", where=str(path), fix="see docs/workloads.md")
+    try:
+        return Workload.model_validate(content)
+    except ValidationError as error:
+        raise TraceError(_first(error, content), where=str(path)) from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "cannot be read"
+    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)
+
+
+def _first(error: ValidationError, content: Mapping[Any, Any]) -> str:
+    """The first mistake: the key as the file has it, and what is wrong with it."""
+    first = error.errors()[0]
+    key = _key(first["loc"], content)
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    if first["type"] == "missing":
+        message = "is missing"
+    elif first["type"] == "union_tag_invalid":
+        expected = first["ctx"]["expected_tags"].replace("'", "")
+        message = f"process {first['ctx']['tag']!r} is none of {expected}"
+    elif first["type"] == "union_tag_not_found":
+        message = "process is missing: poisson, gamma, diurnal, bursts, recorded, fitted or at-once"
+    elif first["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = f"is {given!r}, but must have keys of its own"
+    elif first["type"] != "value_error" and not isinstance(given, Mapping | list):
+        message = f"{message[0].lower()}{message[1:]}, not {given!r}"
+    return f"{key}: {message}" if key else message
+
+
+def _key(location: Sequence[int | str], content: Any) -> str:
+    """``location`` without what is not in the file: names of alternatives, and classes for what they inherit."""
+    if len(location) > 2 and location[0] == "classes":
+        own = content["classes"].get(location[1])
+        if not (isinstance(own, Mapping) and location[2] in own) and location[2] in content:
+            location = location[2:]
+    names: list[str] = []
+    for i, part in enumerate(location):
+        if part in content if isinstance(content, Mapping) else isinstance(content, list) and isinstance(part, int):
+            content = content[part]
+        elif not isinstance(content, Mapping) or i < len(location) - 1:
+            continue  # the name of an alternative
+        elif ":" in str(part) or part == content.get("process"):
+            continue  # the same, where the mistake is in the alternative as a whole
+        names.append(str(part + 1) if isinstance(part, int) else str(part))
+    return ".".join(names)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -66,7 +66,8 @@ class Drawer:
         self._where, self._max_tokens = sources.where, response.max_tokens
         self._numbers, self._words = (np.random.default_rng([seed, i]) for i in (0, 1))
         self._templates = Templates(prompt.templates, prompt.words) if prompt.templates else None
-        self._correlation = _correlation(traffic, sources)
+        given = traffic.correlation
+        self._correlation = sources.correlation(given.fitted) if isinstance(given, FittedCorrelation) else float(given)
         self._prompt = sources.quantiles(prompt.tokens, "prompt") if prompt.tokens is not None else None
         self._response = sources.quantiles(response.tokens, "response")
 
@@ -98,11 +99,6 @@ class Drawer:
         return Drawn(asked, wanted, cut, texts, draws[:, 2])
 
 
-def _correlation(traffic: TrafficClass, sources: Sources) -> float:
-    given = traffic.correlation
-    return sources.correlation(given.fitted) if isinstance(given, FittedCorrelation) else float(given)
-
-
 def _tied(first: Floats, second: Floats, correlation: float) -> tuple[Floats, Floats]:
     """Two independent uniform variables as two whose normals have ``correlation``; the first one stays as it is."""
     from scipy import special
@@ -128,7 +124,8 @@ def starts_of(
         TraceError: if a trace that it names cannot be used; while they are made, if a template cannot be rendered.
     """
     if traffic.rows is not None:
-        return _from_rows(name, traffic.rows, traffic.model, n, seed_for(seed, f"{name}/rows"), sources, times)
+        records = sources.trace(traffic.rows).records
+        return _from_rows(name, traffic.rows, traffic.model, n, records, seed_for(seed, f"{name}/rows"), times)
     drawer = Drawer(traffic, seed_for(seed, name), sources)
     if traffic.conversations is None:
         return _requests(name, traffic, n, drawer, times)
@@ -228,38 +225,28 @@ def _talk(
 
 
 def _from_rows(
-    name: str, rows: Rows, model: str | None, n: int, seed: int, sources: Sources, times: Floats | None
+    name: str, rows: Rows, model: str | None, n: int, records: Sequence[Record], seed: int, times: Floats | None
 ) -> Iterator[Start]:
-    """``n`` records of a trace: without putting back, until all have been drawn, then again."""
-    records = sources.trace(rows).records
+    """``n`` of ``records`` as requests of the class: without putting back, until all were drawn, then again."""
     rng = np.random.default_rng(seed)
-
-    def drawn() -> Iterator[tuple[Record, str]]:
-        for again in range(-(-n // len(records))):
-            mark = f"#{again + 1}" if again else ""
-            for i in rng.permutation(len(records)).tolist():
-                yield records[i], mark
-
-    def made() -> Iterator[Start]:
-        chosen = drawn()
-        for _, when in _blocks(n, times):
-            for at in when:
-                yield [(at or 0.0, _moved(*next(chosen), name, rows, model, at))]
-
-    return made()
-
-
-def _moved(record: Record, mark: str, name: str, rows: Rows, model: str | None, at: float | None) -> Record:
-    """``record`` as a request of the class ``name``."""
-    wanted = record.response_tokens or 1
-    cut = rows.max_tokens is not None and wanted > rows.max_tokens
-    return replace(
-        record,
-        conversation=f"{name}-{record.conversation}{mark}",
-        response_tokens=rows.max_tokens if cut else wanted,
-        censored=record.censored or cut,
-        finish_reason="length" if cut else record.finish_reason,
-        max_tokens=rows.max_tokens or record.max_tokens,
-        model=record.model or model,
-        arrival_s=at,
+    order = (
+        (records[i], f"#{again + 1}" if again else "")
+        for again in range(-(-n // len(records)))
+        for i in rng.permutation(len(records)).tolist()
     )
+    for _, when in _blocks(n, times):
+        for at in when:
+            record, mark = next(order)
+            wanted = record.response_tokens or 1
+            cut = rows.max_tokens is not None and wanted > rows.max_tokens
+            moved = replace(
+                record,
+                conversation=f"{name}-{record.conversation}{mark}",
+                response_tokens=rows.max_tokens if cut else wanted,
+                censored=record.censored or cut,
+                finish_reason="length" if cut else record.finish_reason,
+                max_tokens=rows.max_tokens or record.max_tokens,
+                model=record.model or model,
+                arrival_s=at,
+            )
+            yield [(at or 0.0, moved)]

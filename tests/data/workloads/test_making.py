@@ -16,10 +16,9 @@ import pytest
 from arrival_statistics import ArrivalStatistics
 from scipy import stats
 
-from ecoserve.data import Record, Trace, load_trace, save_trace
+from ecoserve.data import LoadReport, Record, Trace, fingerprint, load_trace, save_trace
 from ecoserve.data.laws import Law
-from ecoserve.data.workloads import Workload, load_workload, make_workload, starts
-from ecoserve.data.workloads.making import making
+from ecoserve.data.workloads import Workload, make_workload, starts
 from ecoserve.data.workloads.parts import GivenLength
 
 LENGTHS: dict[str, Any] = {
@@ -30,7 +29,10 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "workloads").glob("*.ya
 
 
 def make(requests: int = 4000, limit: int | None = None, base: Path = Path(), **content: Any) -> Trace:
-    return make_workload(Workload.model_validate({"requests": requests, **content}), base=base, limit=limit)
+    made = make_workload(Workload.model_validate({"requests": requests, **content}), base=base, limit=limit)
+    records = tuple(made.records)
+    sources = (made.length_source, LoadReport(), made.prompt_length_source)
+    return Trace(records, "workload", "records", fingerprint(records), *sources)
 
 
 def of(trace: Trace, name: str) -> np.ndarray:
@@ -42,18 +44,19 @@ def of(trace: Trace, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_load_and_repeat_byte_for_byte(path: Path, tmp_path: Path) -> None:
-    trace = load_workload(path)
-    assert trace.format == "workload"
+    trace = load_trace(path)
+    assert trace.format == "records"
+    assert trace.report.noted.get("answers cut off", 0) == sum(r.censored for r in trace.records)
     assert trace.source == str(path)
     times = [r.arrival_s for r in trace.records]
     assert None not in times
     assert times == sorted(times)
     assert all(r.response_tokens and r.prompt_tokens for r in trace.records)
     assert len({(r.conversation, r.turn) for r in trace.records}) == len(trace)
-    one, two = (save_trace(load_workload(path), tmp_path / f"{i}.jsonl").read_bytes() for i in (1, 2))
+    one, two = (save_trace(load_trace(path), tmp_path / f"{i}.jsonl").read_bytes() for i in (1, 2))
     assert one == two
     assert load_trace(tmp_path / "1.jsonl").records == trace.records
-    part = load_workload(path, limit=200)
+    part = load_trace(path, limit=200)
     assert part.records == trace.records[:200]
 
 
@@ -137,7 +140,6 @@ def test_answers_are_cut_off_at_max_tokens_and_say_so() -> None:
         assert after.max_tokens == 200
     share = Law("gamma", {"scale": 100, "shape": 1.5}).survival(200)
     assert sum(r.censored for r in cut.records) / len(cut) == pytest.approx(share, abs=0.03)
-    assert cut.report.noted == {"answers cut off": sum(r.censored for r in cut.records)}
 
 
 def a_trace(path: Path, n: int = 3000, cap: int | None = None) -> Trace:
@@ -442,18 +444,18 @@ def test_requests_are_made_as_they_are_read() -> None:
     workload = Workload.model_validate({**content, "arrivals": {"process": "poisson", "rate": 9}})
     tracemalloc.start()
     try:
-        first = list(itertools.islice(making(workload, base=Path()).records, 20))
+        first = list(itertools.islice(make_workload(workload, base=Path()).records, 20))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert tuple(first) == make_workload(workload, base=Path(), limit=20).records
+    assert tuple(first) == tuple(make_workload(workload, base=Path(), limit=20).records)
     # Arrivals are drawn at once, 8 bytes each; records would be hundreds of bytes each.
     assert peak < 100 * 2**20
 
 
 def test_another_process_makes_the_same() -> None:
     """Hashes of texts differ from process to process; nothing may hang on them, nor on the order of a set."""
-    code = "import sys; from ecoserve.data.workloads import load_workload as w; print(w(sys.argv[1], limit=300).sha256)"
+    code = "import sys; from ecoserve.data import load_trace as w; print(w(sys.argv[1], limit=300).sha256)"
     path = next(path for path in EXAMPLES if path.stem == "chat")
     other = subprocess.run(
         [sys.executable, "-c", code, str(path)],
@@ -462,7 +464,7 @@ def test_another_process_makes_the_same() -> None:
         text=True,
         check=True,
     )
-    assert other.stdout.strip() == load_workload(path, limit=300).sha256
+    assert other.stdout.strip() == load_trace(path, limit=300).sha256
 
 
 # -- what the file says reaches the processes --------------------------------------------------------

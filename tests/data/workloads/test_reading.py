@@ -10,7 +10,7 @@ import yaml
 
 from ecoserve.data import Record, Trace, fingerprint, load_trace, save_trace, stream_trace
 from ecoserve.data.records import LoadReport
-from ecoserve.data.workloads import load_workload, read_workload
+from ecoserve.data.workloads import read_workload
 from ecoserve.errors import TraceError
 from ecoserve.serving.workload import trace_for
 
@@ -30,7 +30,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def test_a_bare_number_is_a_constant_length(tmp_path: Path) -> None:
-    trace = load_workload(written(tmp_path))
+    trace = load_trace(written(tmp_path))
     assert {r.prompt_tokens for r in trace.records} == {50}
     assert trace.source.endswith("w.yaml")
 
@@ -194,13 +194,13 @@ def source(**more: Any) -> dict[str, Any]:
 def test_what_a_trace_does_not_have_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     saved(tmp_path, *(Record(f"c{i}", response_tokens=i + 3, response="x") for i in range(4)))
     with pytest.raises(TraceError, match=said):
-        load_workload(written(tmp_path, **changes))
+        load_trace(written(tmp_path, **changes))
 
 
 def test_more_arrivals_than_were_recorded(tmp_path: Path) -> None:
     saved(tmp_path, *(Record(f"c{i}", response_tokens=5, response="x", arrival_s=float(i)) for i in range(4)))
     with pytest.raises(TraceError, match=r"20 arrivals are wanted, t\.jsonl has 4; lower requests"):
-        load_workload(written(tmp_path, arrivals={"process": "recorded", **source()}))
+        load_trace(written(tmp_path, arrivals={"process": "recorded", **source()}))
 
 
 def test_parts_may_be_merged_and_said_otherwise(tmp_path: Path) -> None:
@@ -226,15 +226,15 @@ def test_variables_and_the_files_folder(tmp_path: Path, monkeypatch: pytest.Monk
     )
     monkeypatch.setenv("MY_TRACES", str(tmp_path / "data"))
     by_variable = written(tmp_path, response={"tokens": {"empirical": {"trace": "${MY_TRACES}/t.jsonl"}}})
-    one = load_workload(by_variable).records
+    one = load_trace(by_variable).records
     by_path = written(tmp_path, response={"tokens": {"empirical": {"trace": "data/t.jsonl"}}})
-    assert load_workload(by_path).records == one
+    assert load_trace(by_path).records == one
 
 
 def test_every_command_that_takes_a_trace_takes_the_file(tmp_path: Path, tiny_model: Path) -> None:
     path = written(tmp_path, prompt={"templates": ["Say {{ word }}"], "words": {"word": ["yes", "no"]}})
     trace = load_trace(path)
-    assert trace.records == load_workload(path).records == load_trace(str(path)).records
+    assert trace.records == load_trace(str(path)).records
     assert trace.records[:7] == load_trace(path, limit=7).records
     named = load_trace(path, model="tiny", tokenizer=str(tiny_model))
     assert {r.model for r in named.records} == {"tiny"}
@@ -246,7 +246,7 @@ def test_every_command_that_takes_a_trace_takes_the_file(tmp_path: Path, tiny_mo
 
 def test_a_workload_streams_and_can_be_sampled(tmp_path: Path) -> None:
     path = written(tmp_path)
-    trace = load_workload(path)
+    trace = load_trace(path)
     stream = stream_trace(path)
     assert [r for batch in stream.batches() for r in batch] == list(trace.records)
     assert (stream.length_source, stream.prompt_length_source, stream.sha256) == (
