@@ -18,23 +18,16 @@ from ecoserve.data.records import Record, changed
 
 
 class Draft(NamedTuple):
-    """A record before its lengths are final.
+    """A record with its answer and the lengths that its row states, before its lengths are final.
 
-    Attributes:
-        record: with its answer, and with the lengths that its row states.
-        notes: peculiarities, counted if it is kept.
-        key: 64 bits that equal exchanges share (:func:`~ecoserve.data.duplicates.identity`).
-        counts_turn: the turn is to be counted along the file.
+    ``notes`` are counted if it is kept; equal exchanges share the ``key`` (:func:`~ecoserve.data.duplicates.identity`);
+    ``counts_turn``: the turn is to be counted along the file.
     """
 
     record: Record
     notes: tuple[str, ...] = ()
     key: int | None = None
     counts_turn: bool = False
-
-    def with_turn(self, turn: int) -> Draft:
-        """The same at that turn."""
-        return self._replace(record=changed(self.record, turn=turn))
 
 
 class Dropped(NamedTuple):

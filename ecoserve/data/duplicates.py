@@ -55,9 +55,7 @@ class SeenKeys:
         """Whether each of ``keys`` is new, within them too; they are then seen. ``None`` always is."""
         fresh = np.ones(len(keys), dtype=bool)
         known = [i for i, key in enumerate(keys) if key is not None]
-        if not known:
-            return [True] * len(keys)
-        values = np.fromiter((keys[i] or 0 for i in known), dtype=np.uint64, count=len(known))
+        values = np.array([keys[i] or 0 for i in known], dtype=np.uint64)
         distinct, firsts = np.unique(values, return_index=True)
         new = np.ones(len(distinct), dtype=bool)
         for run in self._runs:
@@ -66,18 +64,13 @@ class SeenKeys:
             new &= run[places] != distinct
         found = np.zeros(len(known), dtype=bool)
         found[firsts[new]] = True
-        fresh[np.asarray(known)] = found
-        self._add(distinct[new])
-        return [bool(f) for f in fresh]
-
-    def _add(self, keys: NDArray[np.uint64]) -> None:
-        if not len(keys):
-            return
-        self._runs.append(keys)
+        fresh[known] = found
+        if new.any():
+            self._runs.append(distinct[new])
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            merged = np.concatenate((self._runs.pop(), self._runs.pop()))
-            merged.sort()
-            self._runs.append(merged)
+            self._runs.append(np.sort(np.concatenate((self._runs.pop(), self._runs.pop()))))
+        answer: list[bool] = fresh.tolist()
+        return answer
 
 
 class TurnCounter:

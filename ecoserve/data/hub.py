@@ -6,20 +6,23 @@ Whether the hub can be reached is known within :data:`PATIENCE_S` seconds, befor
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.data.reading import quiet_datasets, table_rows
 from ecoserve.errors import TraceError
 
 #: Longest wait for a first answer of the hub, in seconds, name look-up included.
 PATIENCE_S: Final = 4.0
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".csv", ".txt")
+_BATCH: Final = 1000
 _FALSE: Final = ("", "0", "false", "no", "off")
 
 
@@ -73,11 +76,11 @@ def hub_rows(name: str) -> Iterator[object]:
     from_cache = offline()
     if not from_cache:
         require_hub(name, fix=fix)
-    with quiet_datasets() as datasets:
+    with _quiet_datasets() as datasets:
         try:
             splits: dict[str, Any] = datasets.load_dataset(name, streaming=not from_cache)
             for split, rows in splits.items():
-                for row in table_rows(rows):
+                for row in _table_rows(rows):
                     if len(splits) > 1 and isinstance(row, dict):
                         row.setdefault("split", split)
                     yield row
@@ -87,6 +90,34 @@ def hub_rows(name: str) -> Iterator[object]:
                 raise TraceError(what, where=name, fix=f"unset it; {fix}") from e
             reason = " ".join(str(e).split())[:200]
             raise TraceError(f"the hub's data set cannot be read ({reason})", where=name, fix="give a file") from e
+
+
+def _table_rows(dataset: Any) -> Iterator[object]:
+    """The rows of a streaming ``datasets`` dataset, its JSON-encoded columns decoded."""
+    for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
+        encoded = [f.name for f in table.schema if "json" in str(f.type)]
+        for row in table.to_pylist():
+            for name in encoded:
+                if isinstance(row[name], str):
+                    row[name] = json.loads(row[name])
+            yield row
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[Any]:
+    """The ``datasets`` module, its progress bars and log lines off."""
+    import datasets
+
+    log = datasets.utils.logging
+    level, quiet = log.get_verbosity(), datasets.are_progress_bars_disabled()
+    log.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
+    finally:
+        log.set_verbosity(level)
+        if not quiet:
+            datasets.enable_progress_bars()
 
 
 def offline() -> bool:

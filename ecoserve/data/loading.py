@@ -127,35 +127,23 @@ def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object,
             rest.close()
 
 
-def load_file(source: str | Path, **options: Unpack[ReadOptions]) -> Trace:
-    """The trace in a file or on the hub, without a bar.
-
-    Raises:
-        TraceError: as :func:`open_trace` and :func:`collect`.
-    """
-    return collect(open_trace(source, **options), limit=options.get("limit"))
-
-
 def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> Trace:
     """All records of ``stream``, those that reach its cap marked as cut off.
 
     Args:
         stream: not read yet.
         limit: how many records it has at most, where that is known.
-        sample: keep only so many, each as likely as any other.
-        seed: seed of the draw.
+        sample: keep only so many, each as likely as any other, drawn by ``seed``.
 
     Raises:
         TraceError: if the trace is damaged, holds no usable record, or more than fit into memory.
     """
-    # The fingerprint is taken at the end, when all is known about the records.
-    stream.without_fingerprint()
     if sample is None:
         with closing(_guarded(stream, limit)) as batches:
             records = [record for batch in batches for record in batch]
     else:
         reservoir = Reservoir[Record](sample, seed)
-        with closing(stream.batches()) as batches:
+        with closing(stream.batches(fingerprint=False)) as batches:
             for batch in batches:
                 reservoir.add(batch)
         records = reservoir.items()
@@ -167,6 +155,7 @@ def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None
     report.noted.pop(CUT_OFF, None)
     report.note(CUT_OFF, sum(r.censored for r in records))
     sources = (stream.length_source, report, stream.prompt_length_source)
+    # The fingerprint is taken when all is known about the records.
     return Trace(tuple(records), stream.source, stream.format, fingerprint(records), *sources)
 
 
@@ -178,7 +167,7 @@ def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], 
     """
     count, check = 0, 0
     weight: float | None = None
-    for batch in stream.batches():
+    for batch in stream.batches(fingerprint=False):
         yield batch
         count += len(batch)
         read, total = stream.bytes_read, stream.bytes_total
@@ -200,13 +189,9 @@ def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], 
 
 
 class Reservoir(Generic[T]):
-    """At most ``size`` items of all that were added, each as likely as any other, however they came in batches.
+    """At most ``size`` >= 1 items of all that were added, each as likely as any other, however they came in batches.
 
     Source: Vitter, Random Sampling with a Reservoir, ACM TOMS 1985, algorithm R.
-
-    Args:
-        size: how many are kept, 1 or more.
-        seed: seed of the draws.
     """
 
     def __init__(self, size: int, seed: int) -> None:

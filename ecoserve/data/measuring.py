@@ -39,19 +39,14 @@ def absurd(tokens: int | None) -> bool:
 
 
 class Sources(NamedTuple):
-    """Where lengths come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"`` or ``"characters/4.0"``.
-
-    Attributes:
-        response: the source of ``response_tokens``.
-        prompt: the source of ``prompt_tokens``.
-    """
+    """Where lengths come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"`` or ``"characters/4.0"``."""
 
     response: str
     prompt: str
 
     def tokenizer(self) -> bool:
         """Whether a tokenizer is needed."""
-        return _BY_TOKENIZER in (self.response[: len(_BY_TOKENIZER)], self.prompt[: len(_BY_TOKENIZER)])
+        return any(source.startswith(_BY_TOKENIZER) for source in self)
 
 
 def decide(records: Sequence[Record], length_field: str | None, tokenizer: str | None) -> Sources:
@@ -83,12 +78,12 @@ def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str |
     elif record.response is None and not sources.response.startswith("field:"):
         problem = "no answer text to count"
     elif sources.response == BY_CHARACTERS:
-        changes["response_tokens"] = tokens = _by_characters(record.response or "")
+        changes["response_tokens"] = tokens = estimated_tokens(record.response or "")
         problem = "absurd length" if absurd(tokens) else None
     if record.prompt is not None:
         missing = sources.prompt == OWN and record.prompt_tokens is None
         if missing or sources.prompt == BY_CHARACTERS:
-            changes["prompt_tokens"] = _by_characters("".join(m.content for m in record.chat()))
+            changes["prompt_tokens"] = estimated_tokens("".join(m.content for m in record.chat()))
             note = ESTIMATED_PROMPT if missing else None
     return (changed(record, **changes) if changes else record), problem, note
 
@@ -103,15 +98,15 @@ def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCoun
             if record.response is not None:
                 change["response_tokens"] = next(counts) + (not record.censored)
     if sources.prompt.startswith(_BY_TOKENIZER):
-        for record, change, tokens in zip(
-            records, changes, counter.count_contexts([r.chat() for r in records]), strict=True
-        ):
+        contexts = counter.count_contexts([r.chat() for r in records])
+        for record, change, tokens in zip(records, changes, contexts, strict=True):
             if record.prompt is not None:
                 change["prompt_tokens"] = tokens
     return [changed(r, **c) if c else r for r, c in zip(records, changes, strict=True)]
 
 
-def _by_characters(text: str) -> int:
+def estimated_tokens(text: str) -> int:
+    """Tokens of ``text`` by its characters."""
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 

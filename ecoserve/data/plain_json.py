@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, TextIO
 
 from ecoserve.data.encodings import MendedRow, is_clean, mend
 from ecoserve.errors import TraceError
@@ -22,17 +22,11 @@ _MARGIN: Final = 16
 _AGAIN: Final = "download or copy it again"
 
 
-class Text(Protocol):
-    """Where text comes from; wrong bytes are lone surrogates."""
-
-    def read(self, size: int = -1, /) -> str:
-        """The next ``size`` characters; fewer only at the end."""
-
-
-def json_rows(text: Text, where: str) -> Iterator[object]:
+def json_rows(text: TextIO, where: str) -> Iterator[object]:
     """The rows of ``[value, value, ...]`` or of ``value value ...``, decoded from a sliding buffer.
 
-    ``where`` is the file, for messages. :class:`MendedRow` stands around values whose text was mended.
+    ``text``: wrong bytes are lone surrogates. ``where`` is the file, for messages. :class:`MendedRow` stands around
+    values whose text was mended.
 
     Raises:
         TraceError: if it is cut off, or not JSON.

@@ -1,21 +1,25 @@
-"""Rows of a trace: from a file (JSON list, JSON lines, CSV, Parquet) or from the Hugging Face hub.
+"""Rows of a trace file: JSON list, JSON lines, CSV or Parquet, text also compressed.
 
-The content of a file, not its name, decides what it is. Rows come one batch at a time; nothing is left on disk or
-printed. The hub goes through ``datasets``, streaming. Files do not (:mod:`ecoserve.data.plain_json` says why; for
-Parquet ``datasets`` takes a path for a glob pattern and fails on a file without rows).
+The content of a file, not its name, decides what it is and how it is compressed; text is UTF-8 from here on. Rows come
+one batch at a time: memory is a few blocks at any size, and nothing is left on disk or printed. Files do not go through
+``datasets`` (:mod:`ecoserve.data.plain_json` says why; for Parquet it takes a path for a glob pattern and fails on a
+file without rows).
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import io
-import json
-import logging
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from ecoserve.data.opening import BLOCK, kind_of, opened
+from ecoserve.data.encodings import legacy_encoding, marked_encoding
 from ecoserve.data.plain_csv import Dialect, csv_rows, sniff
 from ecoserve.data.plain_json import json_rows
 from ecoserve.errors import TraceError
@@ -24,6 +28,17 @@ from ecoserve.errors import TraceError
 Progress = Callable[[int, int], None]
 _BATCH: Final = 1000
 _WORKLOADS: Final = (".yaml", ".yml")
+#: Bytes read at a time.
+BLOCK: Final = 1 << 20
+_MAGIC: Final = {
+    b"\x1f\x8b": "gzip",
+    b"PAR1": "parquet",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
+_AGAIN: Final = "download or copy it again"
 
 
 def is_workload(source: str | Path) -> bool:
@@ -91,7 +106,7 @@ class FileRows:
         except (OSError, pa.ArrowException) as e:
             reason = " ".join(str(e).split())[:120]
             what = f"is not a readable Parquet file ({reason})"
-            raise TraceError(what, where=str(self.path), fix="download or copy it again") from e
+            raise TraceError(what, where=str(self.path), fix=_AGAIN) from e
 
 
 def _dialect_of(head: bytes, where: str) -> Dialect | None:
@@ -110,29 +125,125 @@ def _dialect_of(head: bytes, where: str) -> Dialect | None:
     raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {begin[:20]!r}", where=where, fix=fix)
 
 
-def table_rows(dataset: Any) -> Iterator[object]:
-    """The rows of a streaming ``datasets`` dataset, its JSON-encoded columns decoded."""
-    for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
-        encoded = [f.name for f in table.schema if "json" in str(f.type)]
-        for row in table.to_pylist():
-            for name in encoded:
-                if isinstance(row[name], str):
-                    row[name] = json.loads(row[name])
-            yield row
+# -- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> str:
+    """What the file is by its first bytes: ``"parquet"``, ``"text"``, or what it is compressed with.
+
+    Raises:
+        TraceError: if it is missing, or cannot be read.
+    """
+    try:
+        with path.open("rb") as f:
+            head = f.read(8)
+    except FileNotFoundError:
+        raise TraceError("no such file", where=str(path), fix="check the path") from None
+    except IsADirectoryError:
+        raise TraceError("is a folder, not a trace file", where=str(path), fix="give one file in it") from None
+    except OSError as e:
+        raise TraceError(f"cannot be read ({e.strerror or e})", where=str(path)) from e
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "text")
+
+
+class TraceBytes(io.RawIOBase):
+    """The text of a trace as UTF-8 bytes; bytes that are wrong in its encoding stay as they are.
+
+    ``raw`` is the file on the disk, whose position is the progress, ``unpacked`` what is read.
+    """
+
+    def __init__(self, raw: BinaryIO, unpacked: Any) -> None:
+        self._raw, self._unpacked = raw, unpacked
+        self._ready = memoryview(b"")
+        self._first, self._ended, self._undecided = True, False, True
+        self._decoder: codecs.IncrementalDecoder | None = None
+        #: The encoding of the file, as far as it is known yet.
+        self.encoding = "utf-8"
+        self._position = 0
+
+    def position(self) -> int:
+        """Bytes of the file on the disk that have been read."""
+        return self._position
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Fill ``target`` with the next bytes; 0 at the end."""
+        while not self._ready and not self._ended:
+            self._ready = memoryview(self._next())
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _next(self) -> bytes:
+        block: bytes = self._unpacked.read(BLOCK)
+        # Asked once a block.
+        self._position = self._raw.tell()
+        self._ended = not block
+        if self._first and block:
+            self._first = False
+            if marked := marked_encoding(block):
+                self._undecided = False
+                block = block[marked[1] :]
+                self._decode_as(marked[0])
+        if self._undecided and not block.isascii():
+            self._undecided = False
+            self._decode_as(legacy_encoding(block) or "utf-8")
+        if self._decoder is None:
+            return block
+        # What is wrong in the other encoding comes out as the wrong byte again, for the row's reader to mend.
+        return self._decoder.decode(block, final=self._ended).encode("utf-8", "surrogateescape")
+
+    def _decode_as(self, encoding: str) -> None:
+        self.encoding = encoding
+        if encoding != "utf-8":
+            wide = encoding.startswith(("utf-16", "utf-32"))
+            self._decoder = codecs.getincrementaldecoder(encoding)("replace" if wide else "surrogateescape")
 
 
 @contextmanager
-def quiet_datasets() -> Iterator[Any]:
-    """The ``datasets`` module, its progress bars and log lines off for so long."""
-    import datasets
+def opened(path: Path, kind: str) -> Iterator[TraceBytes]:
+    """The bytes of ``path``, whose ``kind`` is that of :func:`kind_of`.
 
-    log = datasets.utils.logging
-    level, quiet = log.get_verbosity(), datasets.are_progress_bars_disabled()
-    log.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
+    Raises:
+        TraceError: if it cannot be read, is cut off or damaged, or is compressed in a way that cannot be read.
+    """
+    where = str(path)
+    if kind == "zip":
+        raise TraceError(f"is compressed with {kind}", where=where, fix="unpack it, or compress it with gzip")
+    with _reading(where), path.open("rb") as raw, _unpacked(raw, kind) as unpacked:
+        yield TraceBytes(raw, unpacked)
+
+
+def _unpacked(raw: BinaryIO, kind: str) -> Any:
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=raw)
+    if kind == "bzip2":
+        return bz2.BZ2File(raw)
+    if kind == "xz":
+        return lzma.LZMAFile(raw)
+    if kind == "zstd":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return raw
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What goes wrong while a file is read becomes a :class:`TraceError`."""
     try:
-        yield datasets
-    finally:
-        log.set_verbosity(level)
-        if not quiet:
-            datasets.enable_progress_bars()
+        yield
+    except EOFError as e:
+        raise TraceError("compressed file is cut off", where=where, fix=_AGAIN) from e
+    except (zlib.error, gzip.BadGzipFile, lzma.LZMAError) as e:
+        raise TraceError("compressed file is damaged", where=where, fix=_AGAIN) from e
+    except OSError as e:
+        if e.errno is not None:
+            raise TraceError(f"cannot be read ({e.strerror or e})", where=where) from e
+        # bz2 and zstd raise a plain OSError.
+        cut = "runcated" in str(e)
+        raise TraceError(f"compressed file is {'cut off' if cut else 'damaged'}", where=where, fix=_AGAIN) from e

@@ -1,9 +1,7 @@
 """A trace as a stream of records: a file of any size in memory that does not grow with it.
 
 In memory are one batch of rows, the first exchanges until they have decided where lengths come from, 8 to 16 bytes for
-each exchange with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths. What only the whole file tells
-is known after the last batch: the report, the fingerprint, and the limit at which answers were cut off
-(:meth:`TraceStream.cap`); records of a stream are marked as cut off only where their row states it.
+each exchange with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths.
 """
 
 from __future__ import annotations
@@ -13,24 +11,15 @@ from contextlib import closing
 from itertools import chain
 from typing import Final
 
+from ecoserve.data import measuring
 from ecoserve.data.cleaning import Draft, Items, RowReader
 from ecoserve.data.duplicates import SeenKeys, TurnCounter
 from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange
 from ecoserve.data.formats.records import HEADER
-from ecoserve.data.measuring import (
-    DECIDING,
-    DECIDING_CHARACTERS,
-    OWN,
-    LengthHistogram,
-    Sources,
-    absurd,
-    count_tokens,
-    decide,
-    measure,
-)
+from ecoserve.data.measuring import OWN, LengthHistogram, Sources
 from ecoserve.data.reading import FileRows, Progress
-from ecoserve.data.records import Fingerprint, LoadReport, Record
+from ecoserve.data.records import Fingerprint, LoadReport, Record, changed
 from ecoserve.data.tokens import TokenCounter
 from ecoserve.errors import EcoServeError, TraceError
 
@@ -43,7 +32,9 @@ _BYTES_AT_ONCE: Final = 1 << 21
 
 
 class TraceStream:
-    """The records of a trace, once, in the order of the file.
+    """The records of a trace, once, in the order of the file, marked as cut off only where their row states it.
+
+    What only the whole file tells is known after the last batch: the report, the fingerprint, and :meth:`cap`.
 
     Args:
         where: the path or hub id.
@@ -78,18 +69,13 @@ class TraceStream:
         self._sources: Sources | None = None
         self._counter: TokenCounter | None = None
         self._seen, self._turns = SeenKeys(), TurnCounter()
-        self._fingerprint: Fingerprint | None = Fingerprint()
+        self._fingerprint: Fingerprint | None = None
         self._lengths = LengthHistogram()
         self._taken = self._cut_off = 0
         self._begun = self._ended = self._sampled = False
 
-    def without_fingerprint(self) -> TraceStream:
-        """This stream, to be read without :attr:`sha256`, whose making takes time."""
-        self._fingerprint = None
-        return self
-
-    def batches(self) -> Generator[list[Record], None, None]:
-        """The records, up to 1,000 at a time.
+    def batches(self, *, fingerprint: bool = True) -> Generator[list[Record], None, None]:
+        """The records, up to 1,000 at a time; ``fingerprint``: for :attr:`sha256`, whose making takes time.
 
         Raises:
             TraceError: if the trace is damaged, or holds no usable record.
@@ -98,6 +84,7 @@ class TraceStream:
         if self._begun:
             raise RuntimeError("a trace stream can be read once; open another with stream_trace")
         self._begun = True
+        self._fingerprint = Fingerprint() if fingerprint else None
         with closing(self._drafts()) as drafts:
             for some in drafts:
                 for i in range(0, len(some), _BATCH):
@@ -177,7 +164,7 @@ class TraceStream:
                 else:
                     waiting += some
                     characters += sum(map(_characters, some))
-                    if len(waiting) >= DECIDING or characters >= DECIDING_CHARACTERS:
+                    if len(waiting) >= measuring.DECIDING or characters >= measuring.DECIDING_CHARACTERS:
                         self._decide(waiting)
                         yield waiting
                         waiting = []
@@ -201,7 +188,8 @@ class TraceStream:
                     report.drop(item.reason)
                     continue
                 if item.counts_turn:
-                    item = item.with_turn(self._turns.next(item.record.conversation))
+                    turn = self._turns.next(item.record.conversation)
+                    item = item._replace(record=changed(item.record, turn=turn))
                 if not next(fresh):
                     report.drop("duplicate")
                     continue
@@ -218,10 +206,10 @@ class TraceStream:
         for draft in drafts:
             first.append(draft.record)
             characters += _characters(draft)
-            if len(first) >= DECIDING or characters >= DECIDING_CHARACTERS:
+            if len(first) >= measuring.DECIDING or characters >= measuring.DECIDING_CHARACTERS:
                 break
         length = self._reader.length
-        self._sources = decide(first, length.text if length else None, self._tokenizer)
+        self._sources = measuring.decide(first, length.text if length else None, self._tokenizer)
 
     def _finished(self, drafts: list[Draft]) -> list[Record]:
         """The records of ``drafts`` that have a length."""
@@ -229,7 +217,7 @@ class TraceStream:
         records: list[Record] = []
         notes: list[tuple[str, ...]] = []
         for draft in drafts:
-            record, problem, note = measure(draft.record, sources)
+            record, problem, note = measuring.measure(draft.record, sources)
             if problem is not None:
                 report.drop(problem)
                 continue
@@ -238,8 +226,8 @@ class TraceStream:
         if sources.tokenizer() and records:
             if self._counter is None:
                 self._counter = TokenCounter(self._tokenizer or "")
-            records = count_tokens(records, sources, self._counter)
-            good = [not absurd(r.response_tokens) for r in records]
+            records = measuring.count_tokens(records, sources, self._counter)
+            good = [not measuring.absurd(r.response_tokens) for r in records]
             if not all(good):
                 report.drop("absurd length", len(good) - sum(good))
                 records = [r for r, ok in zip(records, good, strict=True) if ok]

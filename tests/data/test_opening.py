@@ -12,8 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ecoserve.data.opening import kind_of, opened
-from ecoserve.data.reading import FileRows, read_file
+from ecoserve.data.reading import FileRows, kind_of, opened, read_file
 from ecoserve.errors import TraceError
 
 ROWS = [{"instruction": f"n°{i} 你", "output": "xyz" * i} for i in range(300)]

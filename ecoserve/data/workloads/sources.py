@@ -24,7 +24,7 @@ from ecoserve.data.arrivals import (
     varying_arrivals,
 )
 from ecoserve.data.laws import LAWS, Histogram, KaplanMeier, Law, fit_laws
-from ecoserve.data.loading import load_file
+from ecoserve.data.loading import collect, open_trace
 from ecoserve.data.reading import is_workload
 from ecoserve.data.records import Trace
 from ecoserve.data.workloads import parts
@@ -70,9 +70,8 @@ class Sources:
         key = source.model_copy(update={"trace": name}).model_dump_json(include=set(parts.TraceSource.model_fields))
         if key not in self._loaded:
             try:
-                self._loaded[key] = load_file(
-                    name, format=source.format, length_field=source.length_field, tokenizer=source.tokenizer
-                )
+                options = source.model_dump(include={"format", "length_field", "tokenizer"})
+                self._loaded[key] = collect(open_trace(name, **options))
             except TraceError as error:
                 where = f"{self.where}: trace {error.where or name}"
                 raise TraceError(error.what, where=where, fix=error.fix) from error

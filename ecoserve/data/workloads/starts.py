@@ -19,10 +19,11 @@ from typing import Final
 import numpy as np
 
 from ecoserve.data.laws import LONGEST
+from ecoserve.data.measuring import estimated_tokens
 from ecoserve.data.records import ASSISTANT, USER, Message, Record
 from ecoserve.data.workloads.sources import Bools, Floats, Ints, Sources
 from ecoserve.data.workloads.spec import FittedCorrelation, Rows, TrafficClass
-from ecoserve.data.workloads.texts import Templates, filler, tokens_of
+from ecoserve.data.workloads.texts import Templates, filler
 from ecoserve.errors import TraceError
 
 #: Requests that follow from one arrival, and when each comes (0 without arrivals); at least one.
@@ -90,7 +91,7 @@ class Drawer:
                 except ValueError as error:
                     raise TraceError(str(error), where=self._where) from None
                 texts.append(text)
-            asked = np.array([tokens_of(text) for text in texts], dtype=np.int64)
+            asked = np.array([estimated_tokens(text) for text in texts], dtype=np.int64)
             wanted = np.clip(np.rint(wanted * factors), 1, LONGEST).astype(np.int64)
         assert asked is not None  # a prompt has tokens or templates
         if (most := self._max_tokens) is not None:

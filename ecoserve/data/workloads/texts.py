@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ecoserve.data.measuring import CHARACTERS_PER_TOKEN
+from ecoserve.data.measuring import CHARACTERS_PER_TOKEN, estimated_tokens
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -86,11 +86,6 @@ def filler(tokens: int, at: float) -> str:
     return cut[:-1] + "." if cut.endswith(" ") else cut
 
 
-def tokens_of(text: str) -> int:
-    """How many tokens ``text`` counts as."""
-    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
-
-
 class Templates:
     """Compiled templates and the words they draw from."""
 
@@ -119,7 +114,7 @@ class Templates:
             text = self._templates[index].render(chosen, filler=_PLACE)
         except (TemplateError, ArithmeticError, TypeError, ValueError) as error:
             raise ValueError(f"template {index + 1} cannot be rendered ({error})") from error
-        missing = 0 if tokens is None else tokens - tokens_of(text.replace(_PLACE, ""))
+        missing = 0 if tokens is None else tokens - estimated_tokens(text.replace(_PLACE, ""))
         if _PLACE in text:
             text = text.replace(_PLACE, filler(max(0, missing), draw[1]), 1).replace(_PLACE, "")
         elif missing > 0:
