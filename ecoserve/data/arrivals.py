@@ -13,7 +13,7 @@ of range is a :class:`~ecoserve.errors.TraceError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,25 +35,11 @@ _ARRIVALS_A_WINDOW: Final = 200
 _MOST_WINDOWS: Final = 48
 
 
-@dataclass(frozen=True, slots=True)
-class Harmonic:
-    """One wave of a day's rate: ``amplitude`` (of the mean rate), ``cycles`` a day, and the hour of a peak."""
-
-    amplitude: float
-    peak_hour: float
-    cycles: int = 1
-
-
 @dataclass(frozen=True)
 class RateProfile:
-    """A rate relative to its mean, as a periodic function of time: constant on each of its equal pieces.
+    """A rate that repeats after ``period_s`` seconds, constant on each of the period's equal pieces.
 
-    Args:
-        period_s: seconds after which it repeats, > 0.
-        relative: the rate in each of the equal pieces of a period, in any unit; kept with mean 1.
-
-    Raises:
-        TraceError: if the period is not above 0, or the rates are negative, not numbers, or all 0.
+    ``relative`` has the rate in each piece, in any unit; it is kept with mean 1.
     """
 
     period_s: float
@@ -76,12 +62,12 @@ class RateProfile:
         return cls(day_s, tuple(np.interp(at, np.arange(HOURS_A_DAY + 1), [*hours, hours[0]]).tolist()))
 
     @classmethod
-    def of_harmonics(cls, harmonics: Sequence[Harmonic], day_s: float) -> RateProfile:
-        """A day of ``day_s`` seconds whose rate is 1 plus a sum of cosines, which must not be negative."""
+    def of_waves(cls, waves: Iterable[tuple[float, float, int]], day_s: float) -> RateProfile:
+        """A day of ``day_s`` seconds whose rate is 1 plus waves (amplitude, hour of a peak, cycles a day)."""
         at = (np.arange(_MINUTES) + 0.5) * HOURS_A_DAY / _MINUTES
         rates = np.ones(_MINUTES)
-        for wave in harmonics:
-            rates += wave.amplitude * np.cos(2 * np.pi * wave.cycles * (at - wave.peak_hour) / HOURS_A_DAY)
+        for amplitude, peak_hour, cycles in waves:
+            rates += amplitude * np.cos(2 * np.pi * cycles * (at - peak_hour) / HOURS_A_DAY)
         if rates.min() < 0:
             worst = float(at[np.argmin(rates)])
             raise TraceError(f"the waves make the rate negative at {worst:.1f} h", fix="lower the amplitudes")
@@ -91,8 +77,7 @@ class RateProfile:
     def of_arrivals(cls, times: npt.ArrayLike, windows: int) -> RateProfile:
         """The rates seen in ``windows`` equal parts of the time from the first to the last of ``times`` (seconds).
 
-        Windows differ by chance, too: what a Poisson process would show of that is taken out of their variance. At
-        least two times must differ.
+        Windows differ by chance, too: what a Poisson process would show of that is taken out of their variance.
         """
         at = np.sort(np.asarray(times, dtype=np.float64))
         if len(at) < 2 or at[0] == at[-1]:
@@ -161,13 +146,9 @@ def burst_arrivals(
 ) -> Floats:
     """Arrivals of a two-state Markov-modulated process; ``cv`` 1 gives the Markov-modulated Poisson process.
 
-    Calm and burst take turns, each lasting an exponentially distributed time. They depend on the seed, not on the rate.
+    Calm and burst take turns, each lasting an exponentially distributed time (means ``calm_s`` and ``burst_s``, > 0).
+    They depend on the seed, not on the rate, which is the mean over both and in a burst ``factor`` >= 1 times higher.
     A start within a burst is as likely as the share of time in bursts.
-
-    Args:
-        n, rate, seed, cv: as above; the rate is the mean over calm and burst.
-        factor: how many times higher the rate is in a burst, >= 1.
-        burst_s, calm_s: mean durations of a burst and of the time between two, seconds, > 0.
     """
     for name, value in (("burst_s", burst_s), ("calm_s", calm_s)):
         if not 0 < value < math.inf:
@@ -201,7 +182,6 @@ def resampled_arrivals(
     Args:
         n: how many; more than were recorded go on with the recorded rate from its beginning.
         times: recorded arrivals, shape ``[m]``, seconds, at least three different ones.
-        seed: the same seed gives the same arrivals.
         windows: parts of the recorded time that have a rate each; default: 200 arrivals a part, up to 48.
         share: this many arrivals for each recorded one, > 0.
     """

@@ -62,18 +62,14 @@ _LARGEST_SECONDS: Final = 1e11
 
 @dataclass(frozen=True, slots=True)
 class FieldPath:
-    """A parsed path: names and list indices to follow, from the row inwards."""
+    """Names and list indices to follow, from the row inwards."""
 
     text: str
     steps: tuple[str | int, ...]
 
     @classmethod
     def parse(cls, text: str, what: str | None = None) -> FieldPath:
-        """Parse ``text``, which was given as ``what``.
-
-        Raises:
-            TraceError: if it is not a field path.
-        """
+        """Parse ``text``, which was given as ``what``; a :class:`TraceError` if it is no field path."""
         steps: list[str | int] = []
         for part in text.split("."):
             found = _STEP.fullmatch(part)
@@ -124,19 +120,13 @@ def shown(row: Mapping[str, object]) -> str:
     return ", ".join(words) or "no fields"
 
 
-# -- values ----------------------------------------------------------------------------------------------------------
-
-
 def first_of(row: Row, *names: str) -> Any:
     """The first of the fields ``names`` that the row has, else ``None``."""
     return next((row[n] for n in names if row.get(n) is not None), None)
 
 
 def whole(value: object) -> int | None:
-    """``value`` as a whole number, ``None`` if it is not one.
-
-    Readers widen whole columns to float, and tables (CSV) hold nothing but text.
-    """
+    """``value``, maybe widened to float or a table's text, as a whole number; ``None`` if it is not one."""
     if isinstance(value, str):
         return int(value.partition(".")[0]) if _WHOLE.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -150,10 +140,7 @@ def text_or_none(value: object) -> str | None:
 
 
 def unusable_text(value: object, what: str) -> str | None:
-    """Why ``value`` cannot be a prompt or an answer (``what``), or ``None`` if it can.
-
-    Lone surrogates are no text: neither UTF-8 nor a tokenizer takes them.
-    """
+    """Why ``value`` cannot be a prompt or an answer (``what``), or ``None`` if it can."""
     if value is None:
         return f"no {what}"
     if not isinstance(value, str):
@@ -161,7 +148,7 @@ def unusable_text(value: object, what: str) -> str | None:
     if not value.strip():
         return f"empty {what}"
     try:
-        value.encode()
+        value.encode()  # lone surrogates are no text: neither UTF-8 nor a tokenizer takes them
     except UnicodeEncodeError:
         return f"{what} is not valid Unicode"
     return None

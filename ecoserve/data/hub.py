@@ -1,7 +1,7 @@
 """Data sets and tokenizers on the Hugging Face hub.
 
-Whether the hub can be reached is known within :data:`PATIENCE_S` seconds, before anything is asked of it, and
-``HF_HUB_OFFLINE`` is obeyed; then rows are streamed, so that nothing is kept in the home directory.
+Whether the hub can be reached is known within :data:`PATIENCE_S` seconds, and ``HF_HUB_OFFLINE`` is obeyed; rows are
+streamed, so that nothing is kept in the home directory.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def require_hub(where: str, fix: str) -> None:
-    """Return if the hub can be reached.
-
-    ``where`` names what is wanted from it, and ``fix`` what the user can do without a hub, for the message.
+    """Return if the hub can be reached within :data:`PATIENCE_S` and ``HF_HUB_OFFLINE`` is not set.
 
     Raises:
-        TraceError: if it cannot be reached within :data:`PATIENCE_S`, or ``HF_HUB_OFFLINE`` is set.
+        TraceError: if not; ``where`` names what is wanted from it, ``fix`` what the user can do without a hub.
     """
     if offline():
         raise TraceError("is not on this machine, and HF_HUB_OFFLINE is set", where=where, fix=f"unset it, or {fix}")
@@ -68,9 +66,6 @@ def hub_rows(name: str) -> Iterator[object]:
     """The rows of every split of the data set ``name``, streamed, each with its split's name if there are several.
 
     Under ``HF_HUB_OFFLINE`` they come from the cache of ``datasets``, if they are there.
-
-    Raises:
-        TraceError: if the hub cannot be reached, or the data set cannot be read.
     """
     fix = "there is no such file either: give the path of a file, or download the data set elsewhere"
     from_cache = offline()

@@ -16,15 +16,14 @@ from typing import Final, Generic, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from ecoserve.data.cleaning import RowReader
-from ecoserve.data.encodings import MendedRow
 from ecoserve.data.fields import FieldPath
 from ecoserve.data.formats import detect, get_format
 from ecoserve.data.hub import hub_rows, is_hub_id
 from ecoserve.data.measuring import mark_cut_off
-from ecoserve.data.plain_csv import BadRow
 from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Message, Record, Trace, fingerprint
 from ecoserve.data.streaming import CUT_OFF, TraceStream
+from ecoserve.data.text_rows import BadRow, MendedRow
 from ecoserve.errors import TraceError
 
 #: Rows looked at to recognise a format.
@@ -47,10 +46,10 @@ class ReadOptions(TypedDict, total=False):
 
     Attributes:
         format: ``"auto"`` (default), or the name of a format (:data:`~ecoserve.data.formats.FORMATS`).
-        length_field: where the response length (tokens) is found, e.g. ``"vicuna_7b_tokens[3]"``: in the row; in a
-            chat in the answer's own message. Rows without it are dropped and counted.
-        sample_field: a field with a list of lengths of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``.
-            The one that ``length_field`` names is left out of :attr:`Record.sample_tokens`.
+        length_field: where the row (in a chat: the answer's message) has the response length in tokens, e.g.
+            ``"vicuna_7b_tokens[3]"``. Rows without it are dropped and counted.
+        sample_field: a list of lengths of several answers to the prompt, e.g. ``"vicuna_7b_tokens"``; the one that
+            ``length_field`` names is left out.
         tokenizer: path or hub id of the served model's tokenizer. Counts prompts, and answers where there is no
             ``length_field`` (plus one for EOS where the answer was not cut off).
         model: name of the model that gave the answers, where the trace does not state it.
@@ -72,13 +71,9 @@ def open_trace(
     progress: Progress | None = None,
     **options: Unpack[ReadOptions],
 ) -> TraceStream:
-    """Open the trace in a file, on the hub, or in ``rows``, as a stream of records.
+    """Open the trace in a file, on the hub, or in ``rows`` (then ``source`` is its name), as a stream of records.
 
-    Args:
-        source: a file or a hub id; the name of the trace where ``rows`` are given.
-        rows: the rows, where they come from elsewhere.
-        progress: called with the bytes read and the size of the file, after every batch of rows.
-        options: see :class:`ReadOptions`.
+    ``progress`` is called after every batch of rows.
 
     Raises:
         TraceError: if the source cannot be opened or recognised; the rest is found while reading.
@@ -130,10 +125,7 @@ def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object,
 def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> Trace:
     """All records of ``stream``, those that reach its cap marked as cut off.
 
-    Args:
-        stream: not read yet.
-        limit: how many records it has at most, where that is known.
-        sample: keep only so many, each as likely as any other, drawn by ``seed``.
+    ``limit``: how many it has at most, where that is known; ``sample``: keep only so many, drawn by ``seed``.
 
     Raises:
         TraceError: if the trace is damaged, holds no usable record, or more than fit into memory.
@@ -160,11 +152,7 @@ def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None
 
 
 def _guarded(stream: TraceStream, limit: int | None) -> Generator[list[Record], None, None]:
-    """The batches of ``stream``, as long as those still to come (``limit`` records at most) will fit into memory.
-
-    Raises:
-        TraceError: if they will not.
-    """
+    """The batches of ``stream``, as long as those still to come (``limit`` records at most) will fit into memory."""
     count, check = 0, 0
     weight: float | None = None
     for batch in stream.batches(fingerprint=False):
@@ -202,7 +190,6 @@ class Reservoir(Generic[T]):
         self.seen = 0
 
     def add(self, items: Sequence[T]) -> None:
-        """Add ``items``."""
         # One draw an item, needed or not: so batches make no difference.
         for item, draw in zip(items, self._draws.random(len(items)), strict=True):
             if self.seen < self._size:
@@ -214,9 +201,6 @@ class Reservoir(Generic[T]):
     def items(self) -> list[T]:
         """What is kept, in the order in which it came."""
         return [item for _, item in sorted(self._kept, key=lambda kept: kept[0])]
-
-
-# -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def available_memory() -> int | None:
@@ -255,9 +239,6 @@ def bytes_of(records: Iterable[Record]) -> int:
         return sys.getsizeof(value) + sum(map(size, inner))
 
     return sum(map(size, records))
-
-
-# -- progress --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -1,20 +1,22 @@
 """How long prompts and answers are, in tokens.
 
-Counts of the served model's tokenizer where it is given, else the trace's own, else characters / 4.0; never
-two sources for the responses of one trace. Which one it is, the first :data:`DECIDING` exchanges decide, so that a
-file of any size is read once. An answer that ended by itself is one token longer than its text: EOS.
+Counts of the served model's tokenizer where it is given, else the trace's own, else characters / 4.0; never two sources
+for the responses of one trace. The first :data:`DECIDING` exchanges decide which one it is, so that a file of any size
+is read once. An answer that ended by itself is one token longer than its text: EOS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecoserve.data.records import Record, changed
-from ecoserve.data.tokens import TokenCounter
+from ecoserve.data.hub import HUB_ID, require_hub
+from ecoserve.data.records import ASSISTANT, USER, Message, Record, changed
+from ecoserve.errors import TraceError
 
 #: ``length_source`` of the trace's own counts.
 OWN: Final = "trace"
@@ -31,6 +33,8 @@ ESTIMATED_PROMPT: Final = f"with a prompt estimated as {BY_CHARACTERS}"
 #: Fewest lengths that distinguish a cap from chance.
 _FEWEST: Final = 100
 _BY_TOKENIZER: Final = "tokenizer:"
+#: Texts tokenized at once.
+_BATCH: Final = 512
 
 
 def absurd(tokens: int | None) -> bool:
@@ -66,11 +70,7 @@ def decide(records: Sequence[Record], length_field: str | None, tokenizer: str |
 
 
 def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str | None]:
-    """``record`` with its lengths, except those that a tokenizer counts (:func:`count_tokens`).
-
-    Returns:
-        The record, why it is dropped or ``None``, and what is noted or ``None``.
-    """
+    """``record`` with its lengths, except those that a tokenizer counts; why it is dropped, and what is noted."""
     changes: dict[str, Any] = {}
     problem = note = None
     if sources.response == OWN:
@@ -86,6 +86,93 @@ def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str |
             changes["prompt_tokens"] = estimated_tokens("".join(m.content for m in record.chat()))
             note = ESTIMATED_PROMPT if missing else None
     return (changed(record, **changes) if changes else record), problem, note
+
+
+class TokenCounter:
+    """Counts tokens as the tokenizer ``name`` (:func:`load_tokenizer`) makes them."""
+
+    def __init__(self, name: str) -> None:
+        self._tokenizer = load_tokenizer(name)
+        self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:
+            # Encoders' tokenizer files cut and pad by themselves.
+            self._fast.no_truncation()
+            self._fast.no_padding()
+        self._overhead = self._chat_overhead()
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens not counted."""
+        lengths: dict[str, int] = {}
+        distinct = list(dict.fromkeys(texts))
+        # By length: a batch of equal texts wastes no padding and no thread.
+        distinct.sort(key=len)
+        for i in range(0, len(distinct), _BATCH):
+            batch = distinct[i : i + _BATCH]
+            lengths.update(zip(batch, self._lengths(batch), strict=True))
+        return [lengths[t] for t in texts]
+
+    def _lengths(self, batch: list[str]) -> list[int]:
+        if self._fast is not None:
+            # Half the time of the tokenizer's own call, which makes Python lists of all ids.
+            return [len(e) for e in self._fast.encode_batch_fast(batch, add_special_tokens=False)]
+        ids = self._tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [len(i) for i in ids["input_ids"]]
+
+    def count_contexts(self, chats: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of each chat as a prompt: its contents, and what the tokenizer's chat template puts around them."""
+        contents = iter(self.count([m.content for chat in chats for m in chat]))
+        first, more = self._overhead
+        return [sum(next(contents) for _ in chat) + round(first + more * (len(chat) - 1)) for chat in chats]
+
+    def _chat_overhead(self) -> tuple[float, float]:
+        """Tokens that a prompt has beyond its contents: of the first message, and of each further one.
+
+        Measured on a chat of one and of three messages; without a template it is the tokenizer's special tokens.
+        """
+        plain = (float(self._tokenizer.num_special_tokens_to_add(pair=False)), 0.0)
+        if not getattr(self._tokenizer, "chat_template", None):
+            return plain
+        word = "hello"
+        content = len(self._tokenizer(word, add_special_tokens=False)["input_ids"])
+        sizes = []
+        for roles in ((USER,), (USER, ASSISTANT, USER)):
+            chat = [{"role": r, "content": word} for r in roles]
+            try:
+                text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            except Exception:  # noqa: BLE001 - templates are programs of their authors and raise what they like
+                return plain
+            sizes.append(len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) - content * len(roles))
+        return float(sizes[0]), (sizes[1] - sizes[0]) / 2
+
+
+def load_tokenizer(name: str) -> Any:
+    """The Hugging Face tokenizer in the folder ``name``, or with that hub id.
+
+    Raises:
+        TraceError: if it is not there, cannot be read, or the hub would be needed and cannot be reached.
+    """
+    where = f"tokenizer {name}"
+    fix = "give a folder with tokenizer.json, or a hub id"
+    if not Path(name).exists():
+        if not HUB_ID.fullmatch(name):
+            raise TraceError("no such folder", where=where, fix=fix)
+        if not _is_cached(name):
+            require_hub(where, fix="give a folder with tokenizer.json")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).exists() or _is_cached(name))
+    except Exception as e:
+        # Whatever its files or its model's class make the library raise.
+        reason = " ".join(str(e).split())[:120] or type(e).__name__
+        raise TraceError(f"cannot be loaded ({reason})", where=where, fix=fix) from e
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's tokenizer ``name`` is in the local cache already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, f), str) for f in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCounter) -> list[Record]:
@@ -114,21 +201,18 @@ class LengthHistogram:
     """How often each length (tokens) came: all that is needed to find a cap, in at most 8 MiB."""
 
     def __init__(self) -> None:
-        self._counts: NDArray[np.int64] = np.zeros(1024, dtype=np.int64)
+        self._counts: NDArray[np.int64] = np.zeros(MAX_RESPONSE_TOKENS + 1, dtype=np.int64)
 
     def add(self, lengths: Iterable[int]) -> None:
         """Count ``lengths``, 0 to 2^20 each."""
         counts = np.bincount(np.fromiter(lengths, dtype=np.int64))
-        if len(counts) > len(self._counts):
-            self._counts = np.concatenate((self._counts, np.zeros(len(counts) - len(self._counts), dtype=np.int64)))
         self._counts[: len(counts)] += counts
 
     def cap(self) -> int | None:
         """The limit at which answers were cut off, by where their lengths pile up; else ``None``.
 
-        Rule: the smallest length c that nothing exceeds by more than 1 % and that is at least 10 times, and by at
-        least 10 answers, more frequent than the lengths from 0.9 c to c are on average. (A limit is often overshot by
-        a token or two: counts may include EOS or a special token.)
+        It is the smallest length c that nothing exceeds by more than 1 % (counts may include EOS or a special token)
+        and that is at least 10 times, and by at least 10 answers, more frequent than those from 0.9 c to c on average.
         """
         counts = self._counts
         if counts.sum() < _FEWEST:

@@ -46,7 +46,6 @@ class RequestParameters:
     response_format: str | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything is stated at all."""
         return self != NO_PARAMETERS
 
 

@@ -1,8 +1,9 @@
 """Rows of a trace file: JSON list, JSON lines, CSV or Parquet, text also compressed.
 
-The content of a file, not its name, decides what it is and how it is compressed; text is UTF-8 from here on. Rows come
-one batch at a time: memory is a few blocks at any size, and nothing is left on disk or printed. Files do not go through
-``datasets`` (:mod:`ecoserve.data.plain_json` says why; for Parquet it takes a path for a glob pattern and fails on a
+The content of a file, not its name, decides what it is and how it is compressed. Text that as a whole is in another
+encoding (by its byte order mark, or by its first text beyond ASCII) becomes UTF-8. Rows come one batch at a time, so
+that memory is a few blocks at any size; nothing is left on disk or printed. Files do not go through
+``datasets`` (:mod:`ecoserve.data.text_rows` says why; for Parquet it takes a path for a glob pattern and fails on a
 file without rows).
 """
 
@@ -19,9 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from ecoserve.data.encodings import legacy_encoding, marked_encoding
-from ecoserve.data.plain_csv import Dialect, csv_rows, sniff
-from ecoserve.data.plain_json import json_rows
+from ecoserve.data.text_rows import ESCAPED, Dialect, csv_rows, json_rows, sniff
 from ecoserve.errors import TraceError
 
 #: Called with the bytes of a file read so far, and with its size in bytes.
@@ -39,6 +38,23 @@ _MAGIC: Final = {
     b"\xfd7zXZ": "xz",
 }
 _AGAIN: Final = "download or copy it again"
+#: Bytes looked at to recognise an encoding, and the encodings that are recognised: those that are still met.
+_LOOK: Final = 1 << 16
+_LEGACY: Final = (
+    *("cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
+    *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp874"),
+)
+#: Western text in a one-byte encoding has fewer bytes beyond ASCII than this; others are recognised by their bytes.
+_WESTERN_SHARE: Final = 0.15
+
+# The longer mark first: UTF-32's begins with UTF-16's.
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def is_workload(source: str | Path) -> bool:
@@ -110,11 +126,7 @@ class FileRows:
 
 
 def _dialect_of(head: bytes, where: str) -> Dialect | None:
-    """How the CSV file that begins with ``head`` is written; ``None`` if it is JSON, or there is nothing at all.
-
-    Raises:
-        TraceError: if it is neither.
-    """
+    """How the CSV file that begins with ``head`` is written; ``None`` if it is JSON, or there is nothing at all."""
     text = head.decode("utf-8", "surrogateescape")
     begin = text.lstrip()
     if not begin or begin[0] in "[{":
@@ -125,15 +137,8 @@ def _dialect_of(head: bytes, where: str) -> Dialect | None:
     raise TraceError(f"is neither JSON nor CSV nor Parquet, it starts with {begin[:20]!r}", where=where, fix=fix)
 
 
-# -- bytes -----------------------------------------------------------------------------------------------------------
-
-
 def kind_of(path: Path) -> str:
-    """What the file is by its first bytes: ``"parquet"``, ``"text"``, or what it is compressed with.
-
-    Raises:
-        TraceError: if it is missing, or cannot be read.
-    """
+    """What the file is by its first bytes: ``"parquet"``, ``"text"``, or what it is compressed with."""
     try:
         with path.open("rb") as f:
             head = f.read(8)
@@ -247,3 +252,31 @@ def _reading(where: str) -> Iterator[None]:
         # bz2 and zstd raise a plain OSError.
         cut = "runcated" in str(e)
         raise TraceError(f"compressed file is {'cut off' if cut else 'damaged'}", where=where, fix=_AGAIN) from e
+
+
+def marked_encoding(head: bytes) -> tuple[str, int] | None:
+    """The encoding that the first bytes of a file state, and how many of them state it; ``None`` if none do.
+
+    UTF-16 is known without a mark too: traces begin with an ASCII character, whose other byte is zero.
+    """
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding, len(mark)
+    if len(head) >= 4 and 0 in head[:2] and head[0] != head[1] and head[0:2].index(0) == head[2:4].find(0):
+        return ("utf-16-be" if head[0] == 0 else "utf-16-le"), 0
+    return None
+
+
+def legacy_encoding(block: bytes) -> str | None:
+    """The encoding of the whole file, by a ``block`` with bytes beyond ASCII; ``None``: UTF-8, or nearly."""
+    start = next((i for i in range(0, len(block), _LOOK) if not block[i : i + _LOOK].isascii()), 0)
+    sample = block[start : start + _LOOK]
+    text = sample.decode("utf-8", "surrogateescape")
+    wrong = len(ESCAPED.findall(text))
+    right = sum(c > "\x7f" for c in text) - wrong
+    if wrong <= max(right, 4) or wrong < _WESTERN_SHARE * len(sample):
+        return None
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_isolation=list(_LEGACY), enable_fallback=False).best()
+    return best.encoding if best is not None else None

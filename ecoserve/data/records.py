@@ -33,26 +33,22 @@ class Record:
         conversation: id of the conversation, unique within the trace.
         turn: 0-based index of this exchange in its conversation. Exchanges that were dropped keep their index.
         prompt: the text asked now (the last user message); ``None`` in a trace of lengths only.
-        messages: the whole context, system message and earlier turns included, the prompt last; ``()`` if no
-            more than the prompt's text is known (see :meth:`chat`).
-        response: the answer's text as the trace has it, or ``None``. Where lengths were taken from a field they
-            may be another model's than this text; it is never a feature.
-        response_tokens: response length, the answer's length in tokens, EOS included where that is known.
+        messages: the whole context, the prompt last; ``()`` if no more than the prompt is known (see :meth:`chat`).
+        response: the answer's text as the trace has it; lengths that a field gave may be another model's. Never a
+            feature.
+        response_tokens: the answer's length in tokens, EOS included where that is known.
         prompt_tokens: length of the whole context in tokens.
         sample_tokens: lengths of *other* answers sampled for the same prompt. Never a feature.
         model: the model that gave the answer.
         arrival_s: arrival, in seconds on the trace's own clock.
         split: what the trace itself calls this row (``"train"``, ``"dev"``), else ``None``.
-        censored: the answer was cut off, so that response length is only a lower bound of what it wanted to be.
+        censored: the answer was cut off, so that its length is only a lower bound.
         sample: which of several answers to the same request this is, 0-based.
         finish_reason: why the answer ended, as the server said it (``"stop"``, ``"length"``, ...).
         max_tokens: the most tokens that the request allowed.
         prefix_hashes: ids of the prompt's consecutive pieces; equal ids at equal places are the same tokens, which a
             prefix cache keeps once (Mooncake's traces: 512 tokens a piece).
-        stop: strings at which the request wanted its answer to end.
-        tools: number of tools that the answer could call.
-        thinking: what the request said about thinking (:class:`~ecoserve.data.parameters.RequestParameters`).
-        response_format: the form that the answer had to have, ``None`` for free text.
+        stop, tools, thinking, response_format: as in :class:`~ecoserve.data.parameters.RequestParameters`.
     """
 
     conversation: str
@@ -114,16 +110,9 @@ def changed(record: Record, **changes: Any) -> Record:
 
 @dataclass(slots=True)
 class LoadReport:
-    """What became of a file's rows.
+    """What became of a file's rows: records kept, exchanges dropped by reason, peculiarities noted in what was kept.
 
-    Attributes:
-        rows_in: rows read from the file.
-        kept: records made of them.
-        dropped: reason -> how many exchanges were dropped for it.
-        noted: peculiarity -> how often it was met in what was kept.
-
-    A row of a chat file holds several exchanges, a row without any counts as one dropped:
-    :attr:`exchanges` ``= kept + sum(dropped)`` is what was looked at.
+    A row of a chat file holds several exchanges, a row without any counts as one dropped.
     """
 
     rows_in: int = 0
@@ -137,11 +126,11 @@ class LoadReport:
         return self.kept + sum(self.dropped.values())
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count ``count`` exchanges as dropped for ``reason``."""
+        """Count exchanges as dropped for ``reason``."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def note(self, what: str, count: int = 1) -> None:
-        """Count ``count`` cases of a peculiarity that is no reason to drop anything."""
+        """Count cases of a peculiarity that is no reason to drop anything."""
         if count:
             self.noted[what] = self.noted.get(what, 0) + count
 
@@ -162,8 +151,7 @@ class Trace:
         records: the records, in the order of the file.
         source: the path or hub id it was read from.
         format: name of the format it was read as.
-        sha256: fingerprint of the records themselves (:func:`fingerprint`): the same for a file and its
-            compressed copy, another one for a part of it.
+        sha256: fingerprint of the records themselves (:func:`fingerprint`).
         length_source: where ``response_tokens`` come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"``
             (the file's own counts), ``"characters/4.0"`` or ``"synthetic"``.
         report: what was kept and dropped when the file was loaded.
@@ -204,10 +192,8 @@ class Fingerprint:
         self._digest = hashlib.sha256()
 
     def add(self, records: Iterable[Record]) -> None:
-        """Go on with ``records``."""
         for record in records:
             self._digest.update(_as_json(record.as_row()).encode() + b"\n")
 
     def hexdigest(self) -> str:
-        """The fingerprint so far."""
         return self._digest.hexdigest()

@@ -44,12 +44,8 @@ def split_trace(trace: Trace, *, dev: float = 0.2, seed: int = 0) -> dict[str, T
     """Split ``trace`` into ``{"train": ..., "dev": ...}``, each in the order of the trace.
 
     Where all rows have a ``split`` and there are rows of both kinds, ``train`` are those called so. Else whole groups
-    go to either side by chance; a group with a row that is called something else than ``train`` goes to ``dev``.
-
-    Args:
-        trace: what to split.
-        dev: share of the records that goes to ``dev``, 0 < dev < 1, met up to the size of a group.
-        seed: which groups go to ``dev``; the same on every machine.
+    go to either side by chance (``seed``), up to the share ``dev``; a group with a row that is called something else
+    than ``train`` goes to ``dev``.
 
     Raises:
         TraceError: if ``dev`` is out of range, or all records are one group.
@@ -91,18 +87,29 @@ def _by_group(trace: Trace, dev: float, seed: int) -> np.ndarray:
 
 def record_groups(records: tuple[Record, ...]) -> Ints:
     """The group of each record, shape ``[len(records)]``: what has to stay on one side of any split."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     conversations: dict[str, int] = {}
     which = [conversations.setdefault(_whole_conversation(r.conversation), len(conversations)) for r in records]
     compared = [i for i, r in enumerate(records) if r.prompt is not None and _is_substantial(r)]
     same_prompt = near_duplicate_groups([records[i].prompt or "" for i in compared])
     # Two kinds of nodes, conversations and groups of prompts; a record joins its two.
-    nodes = len(conversations) + len(compared)
-    ends = (np.asarray([which[i] for i in compared], dtype=np.int64), len(conversations) + same_prompt)
-    graph = coo_array((np.ones(len(compared), dtype=np.int8), ends), shape=(nodes, nodes))
-    return renumbered(connected_components(graph, directed=False)[1][which])
+    ends = np.stack(
+        (np.asarray([which[i] for i in compared], dtype=np.int64), len(conversations) + same_prompt), axis=1
+    )
+    return _components(ends, len(conversations) + len(compared), which)
+
+
+def _components(edges: Ints, nodes: int, which: Any) -> Ints:
+    """The connected component of each node of ``which``, numbered from 0 in the order of first appearance."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(edges), dtype=np.int8), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
+    _, first, inverse = np.unique(
+        connected_components(graph, directed=False)[1][which], return_index=True, return_inverse=True
+    )
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(rank[inverse], dtype=np.int64)
 
 
 def _whole_conversation(name: str) -> str:
@@ -120,9 +127,6 @@ def _is_substantial(record: Record) -> bool:
     return opening or len(words(record.prompt or "")) >= _SUBSTANCE
 
 
-# -- near-duplicates -------------------------------------------------------------------------------------------------
-
-
 def words(text: str) -> list[str]:
     """The words of ``text`` that are compared."""
     found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
@@ -136,31 +140,14 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def near_duplicate_groups(texts: Sequence[str]) -> Ints:
-    """A group number for each text; near-duplicates, and near-duplicates of those, have the same.
-
-    Returns:
-        Shape ``[len(texts)]``, groups numbered from 0 in the order of their first text.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
+    """A group for each text, numbered from 0 as they come; near-duplicates, and theirs in turn, have the same."""
     if not texts:
         return np.zeros(0, dtype=np.int64)
     distinct: dict[frozenset[str], int] = {}
     which = np.asarray([distinct.setdefault(shingles(t), len(distinct)) for t in texts], dtype=np.int64)
     edges = list(similar_pairs(list(distinct)))
     pairs = np.concatenate(edges) if edges else np.zeros((0, 2), dtype=np.int64)
-    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(distinct),) * 2)
-    labels = connected_components(graph, directed=False)[1][which]
-    return renumbered(labels)
-
-
-def renumbered(labels: Any) -> Ints:
-    """``labels`` as numbers from 0 in the order of their first appearance, shape kept."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return np.asarray(rank[inverse], dtype=np.int64)
+    return _components(pairs, len(distinct), which)
 
 
 def similar_pairs(sets: Sequence[frozenset[str]], threshold: float = THRESHOLD) -> Iterator[Ints]:

@@ -1,7 +1,7 @@
 """A trace as a stream of records: a file of any size in memory that does not grow with it.
 
 In memory are one batch of rows, the first exchanges until they have decided where lengths come from, 8 to 16 bytes for
-each exchange with a text (:mod:`ecoserve.data.duplicates`), and a histogram of lengths.
+each exchange with a text (:mod:`ecoserve.data.cleaning`), and a histogram of lengths.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from itertools import chain
 from typing import Final
 
 from ecoserve.data import measuring
-from ecoserve.data.cleaning import Draft, Items, RowReader
-from ecoserve.data.duplicates import SeenKeys, TurnCounter
+from ecoserve.data.cleaning import Draft, Items, RowReader, SeenKeys, TurnCounter
 from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange
 from ecoserve.data.formats.records import HEADER
-from ecoserve.data.measuring import OWN, LengthHistogram, Sources
+from ecoserve.data.measuring import OWN, LengthHistogram, Sources, TokenCounter
 from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Fingerprint, LoadReport, Record, changed
-from ecoserve.data.tokens import TokenCounter
 from ecoserve.errors import EcoServeError, TraceError
 
 CUT_OFF: Final = "answers cut off"
@@ -34,15 +32,8 @@ _BYTES_AT_ONCE: Final = 1 << 21
 class TraceStream:
     """The records of a trace, once, in the order of the file, marked as cut off only where their row states it.
 
-    What only the whole file tells is known after the last batch: the report, the fingerprint, and :meth:`cap`.
-
-    Args:
-        where: the path or hub id.
-        rows: the rows, first to last; closed at the end.
-        reader: what is read from each.
-        first: the first rows, for messages.
-        file: the file they come from, if any.
-        tokenizer, limit, progress: as in :func:`~ecoserve.data.loading.open_trace`.
+    What only the whole file tells is known after the last batch: the report, the fingerprint, and :meth:`cap`. Made by
+    :func:`~ecoserve.data.loading.open_trace`; ``rows`` are closed at the end, the ``first`` ones are for messages.
     """
 
     def __init__(
@@ -121,7 +112,6 @@ class TraceStream:
         """The limit at which answers seem to have been cut off, after the last batch.
 
         ``None`` if there is none, or lengths are of a kind that cannot have one (estimates), or were marked before.
-        :func:`~ecoserve.data.load_trace` marks records that reach it as ``censored``.
         """
         self._need_end()
         own = self._decided().response == OWN and not self._reader.form.own_ids

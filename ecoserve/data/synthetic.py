@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from ecoserve.data.measuring import BY_CHARACTERS, estimated_tokens
 from ecoserve.data.records import LoadReport, Record, Trace, fingerprint
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
@@ -32,13 +33,9 @@ _DEV_SHARE: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of instruction.
+    """A kind of instruction: ways to say it, with ``{topic}`` and maybe ``{n}``, and the law of its answers' lengths.
 
-    Attributes:
-        wordings: ways to say it, with ``{topic}`` and, where it counts something, ``{n}``.
-        fixed: tokens of the median answer at ``n`` 0.
-        per_item: further tokens of it for each of the ``n`` things asked for.
-        sigma: log-sd of the answer's length around its median.
+    The median has ``fixed`` tokens and ``per_item`` for each of the ``n`` things asked for; ``sigma`` is the log-sd.
     """
 
     wordings: tuple[str, ...]
@@ -130,14 +127,11 @@ _FACTORS: Final = {topic: factor for factor, topics in TOPICS.values() for topic
 
 
 def synthetic_trace(n: int, *, seed: int = 0) -> Trace:
-    """A trace of ``n`` synthetic requests, format ``"synthetic"``.
+    """A trace of ``n`` >= 1 synthetic requests, format ``"synthetic"``.
 
     Each record has the length of one answer and of three others to the same prompt, the prompt's length as characters /
     4, and its own split: a pair of task and topic is either in ``train`` (four of five) or in ``dev``. The same seed
     gives the same trace; a longer one begins with the shorter.
-
-    Raises:
-        TraceError: if ``n`` is below 1.
     """
     if n < 1:
         raise TraceError(f"a synthetic trace of {n} records has nothing in it", fix="ask for 1 or more")
@@ -160,31 +154,19 @@ def synthetic_trace(n: int, *, seed: int = 0) -> Trace:
                 conversation=f"synthetic-{seed}-{i}",
                 prompt=prompt,
                 response_tokens=lengths[0],
-                prompt_tokens=max(1, round(len(prompt) / 4)),
+                prompt_tokens=estimated_tokens(prompt),
                 sample_tokens=tuple(lengths[1:]),
                 model=SYNTHETIC_MODEL,
                 split="dev" if held_out[task, topic] else "train",
                 censored=lengths[0] >= LONGEST,
             )
         )
-    report = LoadReport(rows_in=n, kept=n)
-    return Trace(
-        tuple(records),
-        f"synthetic (seed {seed})",
-        "synthetic",
-        fingerprint(records),
-        "synthetic",
-        report,
-        "characters/4.0",
-    )
+    source, sources = f"synthetic (seed {seed})", ("synthetic", LoadReport(rows_in=n, kept=n), BY_CHARACTERS)
+    return Trace(tuple(records), source, "synthetic", fingerprint(records), *sources)
 
 
 def true_distribution(record: Record) -> LengthDistribution:
-    """The distribution that the lengths of a synthetic record's prompt were drawn from.
-
-    Raises:
-        TraceError: if the record's prompt is not one of :func:`synthetic_trace`.
-    """
+    """The distribution that the lengths of a synthetic record's prompt were drawn from."""
     if record.prompt is None:
         raise TraceError("a record without a prompt is no synthetic one", where=record.conversation)
     return _law_of(record.prompt)
@@ -195,20 +177,15 @@ def bayes_optimal_mae(records: Sequence[Record]) -> float:
 
     It is an expectation over the law, not over the lengths that were drawn: the sum of P(length <= k) for k below the
     median and of P(length > k) from it on.
-
-    Raises:
-        TraceError: if there are no records, or one is no synthetic one.
     """
     if not records:
         raise TraceError("no records to take an error of")
-    return float(np.mean([_median_error(record) for record in records]))
-
-
-def _median_error(record: Record) -> float:
-    law = true_distribution(record)
-    survival = law.survival_at(np.arange(law.upper))
-    median = law.quantile(0.5)
-    return float((1.0 - survival[:median]).sum() + survival[median:].sum())
+    errors = []
+    for law in map(true_distribution, records):
+        survival = law.survival_at(np.arange(law.upper))
+        median = law.quantile(0.5)
+        errors.append((1.0 - survival[:median]).sum() + survival[median:].sum())
+    return float(np.mean(errors))
 
 
 _QUESTIONS: Final = ("What", "Is", "Should", "How", "Where", "Which", "Object,")

@@ -22,7 +22,7 @@ def stream_trace(
     Args:
         source: a file (JSON list, JSON lines, CSV, Parquet; text also compressed with gzip, bzip2, xz or zstd), a hub
             id (``owner/name``), or a workload file (YAML).
-        progress: called with the bytes read and the size of the file, after every batch of rows.
+        progress: called after every batch of rows.
         options: see :class:`~ecoserve.data.loading.ReadOptions`.
 
     Raises:
@@ -48,16 +48,13 @@ def load_trace(
     """Load a trace of requests with their response lengths.
 
     Args:
-        source: as in :func:`stream_trace`.
-        sample: load this many records, drawn from all (or from the first ``limit``), each as likely as any other.
-        seed: seed of the draw.
+        source, options: as in :func:`stream_trace`.
+        sample: load this many records, drawn by ``seed`` from all (or from the first ``limit``).
         progress: as in :func:`stream_trace`. Default: a bar, on a terminal.
-        options: see :class:`~ecoserve.data.loading.ReadOptions`.
 
     Returns:
-        The trace, its records in the order of the file. Without ``length_field`` and ``tokenizer``, lengths are the
-        trace's own counts if most of the first 10,000 exchanges have one (others are then dropped and counted), else
-        characters / 4.0.
+        The trace in the order of the file. Without ``length_field`` and ``tokenizer``, lengths are its own counts if
+        most of the first 10,000 exchanges have one (others are then dropped and counted), else characters / 4.0.
 
     Raises:
         TraceError: if the source cannot be read or recognised, holds no usable record, or more than fit into memory.

@@ -10,7 +10,6 @@ import pytest
 from arrival_statistics import ArrivalStatistics, index_of_dispersion
 
 from ecoserve.data.arrivals import (
-    Harmonic,
     RateProfile,
     burst_arrivals,
     gamma_arrivals,
@@ -20,7 +19,7 @@ from ecoserve.data.arrivals import (
 )
 from ecoserve.errors import TraceError
 
-DAY = RateProfile.of_harmonics([Harmonic(0.6, 15.0), Harmonic(0.3, 10.0, cycles=2)], day_s=600.0)
+DAY = RateProfile.of_waves([(0.6, 15.0, 1), (0.3, 10.0, 2)], day_s=600.0)
 
 Make = Callable[[int, float, int], np.ndarray]
 PROCESSES: dict[str, Make] = {
@@ -226,7 +225,7 @@ def test_statistics_of_little() -> None:
         (lambda: RateProfile(1.0, (0.0, 0.0)), "not all 0"),
         (lambda: RateProfile(1.0, (1.0, -1.0)), "numbers of at least 0"),
         (lambda: RateProfile.of_hours([1.0] * 23, 60.0), "a day has 24 hours, 23 rates are given"),
-        (lambda: RateProfile.of_harmonics([Harmonic(1.5, 3.0)], 60.0), r"negative at 15\.0 h; lower the amplitudes"),
+        (lambda: RateProfile.of_waves([(1.5, 3.0, 1)], 60.0), r"negative at 15\.0 h; lower the amplitudes"),
         (lambda: RateProfile.of_arrivals([4.0, 4.0], 3), "2 arrivals at one time have no rate"),
     ],
 )

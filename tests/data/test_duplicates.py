@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.data.duplicates import SeenKeys, TurnCounter, identity
+from ecoserve.data.cleaning import SeenKeys, TurnCounter, identity
 from ecoserve.data.records import Message, Record
 
 keys = st.integers(0, 40) | st.integers(0, 2**64 - 1) | st.none()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.data import load_trace
-from ecoserve.data.encodings import READ_AS_WINDOWS, REPLACED, is_clean, marked_encoding, mend
+from ecoserve.data.reading import marked_encoding
+from ecoserve.data.text_rows import READ_AS_WINDOWS, REPLACED, is_clean, mend
 
 TEXTS = {
     "cp1251": "Привет, как дела? Расскажи мне историю про кота.",

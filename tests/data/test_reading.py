@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecoserve.data import load_trace, plain_json
+from ecoserve.data import load_trace, text_rows
 from ecoserve.data.reading import read_file
 from ecoserve.errors import TraceError
 
@@ -58,7 +58,7 @@ def test_rows_come_back_whatever_the_buffer_cuts(
     path = tmp_path / "rows"
     path.write_bytes(gzip.compress(data) if packed else data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_json, "_CHUNK", chunk)
+        patch.setattr(text_rows, "_CHUNK", chunk)
         assert list(read_file(path)) == rows
 
 
@@ -72,7 +72,7 @@ def test_a_cut_off_file_is_never_taken_for_a_whole_one(tmp_path: Path, cut: int,
     got: list[Any] = []
     problem = ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_json, "_CHUNK", chunk)
+        patch.setattr(text_rows, "_CHUNK", chunk)
         try:
             got.extend(read_file(path))
         except TraceError as e:
@@ -124,7 +124,7 @@ def test_an_error_is_found_without_reading_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1}\n{"a" 2}\n' + '{"a": 1}\n' * 1_000_000)
     with path.open("rb") as f, io.TextIOWrapper(f) as text:
-        rows = plain_json.json_rows(text, "t")
+        rows = text_rows.json_rows(text, "t")
         assert next(rows) == {"a": 1}
         with pytest.raises(TraceError, match="row 2"):
             next(rows)

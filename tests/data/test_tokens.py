@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ecoserve.data import Message, load_trace, tokens
-from ecoserve.data.tokens import TokenCounter, load_tokenizer
+from ecoserve.data import Message, load_trace, measuring
+from ecoserve.data.measuring import TokenCounter, load_tokenizer
 from ecoserve.errors import TraceError
 
 Write = Callable[..., Path]
@@ -164,8 +164,8 @@ def test_a_tokenizer_in_the_hubs_cache_needs_no_hub(words: Path, monkeypatch: py
         asked.append((name, kwargs))
         return real(str(words))
 
-    monkeypatch.setattr(tokens, "_is_cached", lambda name: True)
-    monkeypatch.setattr(tokens, "require_hub", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(measuring, "_is_cached", lambda name: True)
+    monkeypatch.setattr(measuring, "require_hub", lambda *a, **k: pytest.fail("asked the hub"))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", cached)
     assert TokenCounter("owner/name").count(["a b"]) == [2]
     assert asked == [("owner/name", {"local_files_only": True})]

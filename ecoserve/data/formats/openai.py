@@ -26,9 +26,6 @@ _REQUESTS: Final = ("request", "request_body", "body", "input", "params")
 _RESPONSES: Final = ("response", "response_body", "output", "result")
 
 
-# -- requests --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """One prompt of a request: its text if known, a chat's whole context, and how many answers that holds.
@@ -90,9 +87,6 @@ def _completion(prompt: object) -> _Prompt | str:
     if isinstance(prompt, list):
         return _Prompt(tokens=len(prompt)) if prompt and all(whole(t) is not None for t in prompt) else "no prompt"
     return unusable_text(prompt, "prompt") or _Prompt(str(prompt))
-
-
-# -- responses -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +157,6 @@ def _seen(said: ChatMessage, response: Row) -> ChatMessage:
     hidden = whole(details.get("reasoning_tokens")) if isinstance(details, dict) else None
     shown = said.answer != said.text or said.missing is not None
     return said if not hidden or shown else replace(said, answer=None, missing=HIDDEN)
-
-
-# -- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _matches(row: Row) -> bool:

@@ -7,35 +7,26 @@ Needed is the answer's length, or prompt and answer as text. An arrival is in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from typing import Final
 
-from ecoserve.data.fields import (
-    FINISH_REASONS,
-    PROMPT_COUNTS,
-    RESPONSE_COUNTS,
-    Row,
-    blank,
-    number,
-    text_or_none,
-    unusable_text,
-    was_cut_off,
-    whole,
-)
-from ecoserve.data.formats.base import Exchange, Format, Reject, counted
+from ecoserve.data import fields
+from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, whole
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, counted
 from ecoserve.data.records import Record
 
 #: What a record needs -> names its column goes by, in lower case with underscores, the first one there counts.
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "response_tokens": (
-        *(*RESPONSE_COUNTS, "generated_tokens", "generation_tokens", "decode_tokens", "num_decode_tokens"),
+        *(*fields.RESPONSE_COUNTS, "generated_tokens", "generation_tokens", "decode_tokens", "num_decode_tokens"),
         *("num_output_tokens", "num_generated_tokens", "output_token_length", "output_length", "output_len"),
         *("response_length", "response_len", "decode_length", "decode_len", "generatedtokens", "output_toks"),
     ),
     "prompt_tokens": (
-        *(*PROMPT_COUNTS, "context_tokens", "prefill_tokens", "request_tokens", "num_prefill_tokens"),
+        *(*fields.PROMPT_COUNTS, "context_tokens", "prefill_tokens", "request_tokens", "num_prefill_tokens"),
         *("num_prompt_tokens", "num_input_tokens", "num_context_tokens", "input_token_length", "input_length"),
         *("input_len", "prompt_length", "prompt_len", "prefill_length", "prefill_len", "contexttokens", "input_toks"),
     ),
@@ -51,7 +42,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "sample": ("sample", "sample_id", "sample_index"),
     "model": ("model", "model_name", "generator", "served_model"),
     "split": ("split",),
-    "finish_reason": FINISH_REASONS,
+    "finish_reason": fields.FINISH_REASONS,
     "max_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens", "max_output_tokens"),
 }
 #: What pandas calls the numbers of its rows.
@@ -61,44 +52,30 @@ NO_UNIT: Final = "with an arrival without a unit, taken as seconds"
 
 
 class Layout:
-    """Which column of a table is what.
+    """Which column of a table is what: meaning -> name of its column.
 
-    Attributes:
-        of: meaning -> name of its column.
-        per_second: units of the arrival in a second; 0 if its name states none.
-        unused: names of the columns without a meaning.
+    ``per_second``: units of the arrival in a second, 0 if its name states none; ``unused``: columns without a meaning.
     """
-
-    __slots__ = ("of", "per_second", "unused")
 
     def __init__(self, names: tuple[str, ...]) -> None:
         plain = {n.strip().lower().replace(" ", "_").replace("-", "_"): n for n in reversed(names)}
         self.of: dict[str, str] = {}
         self.per_second = 0.0
         for meaning, known in COLUMNS.items():
-            for name in known:
-                if name in plain:
-                    self.of[meaning] = plain[name]
-                    break
+            if (name := next((n for n in known if n in plain), None)) is not None:
+                self.of[meaning] = plain[name]
         if "arrival" in self.of:
             self.per_second = float(self.of["arrival"].strip().lower() == "arrival_s")
         else:
-            self._arrival_with_unit(plain)
+            for name, (unit, per_second) in product(COLUMNS["arrival"], _UNITS.items()):
+                if f"{name}_{unit}" in plain:
+                    self.of["arrival"], self.per_second = plain[f"{name}_{unit}"], per_second
+                    break
         used = {*self.of.values()}
         self.unused = tuple(plain[p] for p in reversed(plain) if plain[p] not in used and p not in _ROW_NUMBERS)
 
-    def _arrival_with_unit(self, plain: Mapping[str, str]) -> None:
-        for name in COLUMNS["arrival"]:
-            for unit, per_second in _UNITS.items():
-                if f"{name}_{unit}" in plain:
-                    self.of["arrival"], self.per_second = plain[f"{name}_{unit}"], per_second
-                    return
 
-
-@lru_cache(maxsize=64)
-def layout(names: tuple[str, ...]) -> Layout:
-    """The layout of a table with these columns."""
-    return Layout(names)
+_layout: Final = lru_cache(maxsize=64)(Layout)
 
 
 def _matches(row: Row) -> bool:
@@ -107,14 +84,15 @@ def _matches(row: Row) -> bool:
 
 
 def _layout_of(row: Row) -> Layout:
-    return layout(tuple(n for n in row if isinstance(n, str)))
+    return _layout(tuple(n for n in row if isinstance(n, str)))
 
 
-def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
-    yield _exchange(row, index, _layout_of(row))
+def _read(row: Row, index: int) -> Exchanges:
+    yield _exchange(row, index)
 
 
-def _exchange(row: Row, index: int, columns: Layout) -> Exchange | Reject:
+def _exchange(row: Row, index: int) -> Exchange | Reject:
+    columns = _layout_of(row)
     found = {meaning: row.get(name) for meaning, name in columns.of.items()}
     asked = found.get("prompt")
     problem = None if "prompt" not in columns.of else unusable_text(asked, "prompt")
@@ -136,21 +114,14 @@ def _exchange(row: Row, index: int, columns: Layout) -> Exchange | Reject:
         prompt=None if asked is None else str(asked),
         model=text_or_none(found.get("model")),
         split=text_or_none(found.get("split")),
-        censored=was_cut_off(reason, found.get("response")),
+        censored=fields.was_cut_off(reason, found.get("response")),
         sample=max(0, whole(found.get("sample")) or 0),
         finish_reason=reason,
         max_tokens=limit if limit is not None and limit >= 1 else None,
     )
+    lengths = {"prompt": found.get("prompt_tokens"), "response": found.get("response_tokens")}
     counts_turn = conversation is not None and turn is None
-    item = counted(
-        record,
-        row,
-        prompt=found.get("prompt_tokens"),
-        response=found.get("response_tokens"),
-        arrival=arrival,
-        notes=notes,
-        counts_turn=counts_turn,
-    )
+    item = counted(record, row, **lengths, arrival=arrival, notes=notes, counts_turn=counts_turn)
     if isinstance(item, Reject) or "response" not in columns.of:
         return item
     answer = found["response"]

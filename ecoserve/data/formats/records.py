@@ -9,14 +9,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data.fields import Row, number, text_or_none, unusable_text, whole
-from ecoserve.data.formats.base import Exchange, Format, Reject
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
 from ecoserve.data.parameters import MOST_TOOLS, stops_of
 from ecoserve.data.records import Message, Record, Trace
 from ecoserve.errors import TraceError
@@ -34,7 +34,7 @@ def _matches(row: Row) -> bool:
     return "turn" in row and "conversation" in row and not isinstance(row["conversation"], list)
 
 
-def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
+def _read(row: Row, index: int) -> Exchanges:
     if row.get(HEADER) is not None:
         check_layout(row)
         return
@@ -69,11 +69,7 @@ def _read(row: Row, index: int) -> Iterator[Exchange | Reject]:
 
 
 def check_layout(row: Row, where: str | None = None) -> None:
-    """Return if ``row`` is no header, or that of a layout which is known.
-
-    Raises:
-        TraceError: if the layout is a later one.
-    """
+    """Return if ``row`` is no header, or that of a known layout; a later one is a :class:`TraceError`."""
     if row.get(HEADER) not in (None, VERSION):
         what = f"layout {row[HEADER]!r} of an ecoserve trace is not known, only {VERSION}"
         raise TraceError(what, where=where, fix="update ecoserve")
@@ -89,7 +85,9 @@ def _problem(row: Row) -> str | None:
     if row.get("prompt") is not None and (problem := unusable_text(row["prompt"], "prompt")):
         return problem
     messages = row.get("messages") or ()
-    if not isinstance(messages, (list, tuple)) or not all(_is_message(m) for m in messages):
+    if not isinstance(messages, (list, tuple)) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    ):
         return "messages are not role and content"
     arrival = row.get("arrival_s")
     if arrival is not None and ((time := number(arrival)) is None or time < 0):
@@ -101,10 +99,6 @@ def _problem(row: Row) -> str | None:
     if not isinstance(samples, (list, tuple)) or not all((whole(n) or 0) >= 1 for n in samples):
         return "sample_tokens are not lengths"
     return None
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def header(trace: Trace) -> dict[str, Any]:
@@ -122,9 +116,6 @@ def header(trace: Trace) -> dict[str, Any]:
 def save_trace(trace: Trace, path: str | Path) -> Path:
     """Write ``trace`` as JSONL (gzip-compressed if ``path`` ends in ``.jsonl.gz``); nothing half-written stays behind.
 
-    Returns:
-        The path written.
-
     Raises:
         TraceError: if the name has another suffix, or the file cannot be written.
     """
@@ -139,11 +130,7 @@ def save_trace(trace: Trace, path: str | Path) -> Path:
 
 
 def write_lines(target: Path, first: dict[str, Any], records: Iterable[Record]) -> None:
-    """Write a header and records one by one; the file appears when it is whole and on the disk.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a header and records one by one; the file appears when it is whole and on the disk."""
     with replacing(target) as raw:
         # mtime 0: the same trace gives the same bytes.
         packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else None

@@ -38,13 +38,7 @@ _MOST_FOR: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Distinct lengths and how often each was seen.
-
-    Attributes:
-        lengths: shape ``[k]``, ascending, tokens >= 1.
-        ended: shape ``[k]``, answers that ended at this length.
-        cut: shape ``[k]``, answers that were cut off there.
-    """
+    """Distinct lengths (ascending, tokens >= 1), and how many answers ended and were cut off at each; shape ``[k]``."""
 
     lengths: Ints
     ended: Ints
@@ -57,11 +51,7 @@ class Histogram:
 
     @classmethod
     def of(cls, lengths: npt.ArrayLike, censored: npt.ArrayLike | None = None) -> Histogram:
-        """Count ``lengths`` (shape ``[n]``, whole, >= 1); ``censored`` (shape ``[n]``) marks those cut off.
-
-        Raises:
-            TraceError: if they are no lengths, or the shapes differ.
-        """
+        """Count ``lengths`` (shape ``[n]``, whole, >= 1); ``censored`` (shape ``[n]``) marks those cut off."""
         given = np.asarray(lengths)
         if given.ndim != 1 or given.dtype.kind not in "iuf":
             raise TraceError("lengths must be a flat list of whole numbers")
@@ -84,8 +74,7 @@ class KaplanMeier:
     Attributes:
         lengths: shape ``[k]``, ascending: the distinct lengths at which answers ended.
         survival: shape ``[k]``: P(N > length), constant up to the next.
-        reach: the longest length of which enough is known to compare a law with: up to there, one answer stands for
-            at most :data:`_MOST_FOR`. Without any cut off it is the longest length.
+        reach: up to there, one answer stands for at most :data:`_MOST_FOR`, enough to compare a law with.
     """
 
     lengths: Ints
@@ -94,7 +83,7 @@ class KaplanMeier:
 
     @classmethod
     def of(cls, counts: Histogram) -> KaplanMeier:
-        """The estimate from ``counts``; with nothing cut off it is the plain share."""
+        """The estimate from ``counts``."""
         everything = counts.ended + counts.cut
         # Answers at least as long as each of the lengths, as far as is known.
         at_risk = counts.n - np.cumsum(everything) + everything
@@ -150,10 +139,7 @@ class FittedLaw:
 
     @property
     def chance_ks(self) -> float:
-        """The ``ks`` that 5 % of samples of this size exceed when the law is exactly right: 1.358 / sqrt(n).
-
-        It holds for a law known beforehand and nothing cut off (Kolmogorov); fitted parameters make chance smaller.
-        """
+        """The ``ks`` that 5 % of samples of this size exceed when the law was known beforehand (Kolmogorov)."""
         return 1.358 / math.sqrt(self.n)
 
 
@@ -215,8 +201,7 @@ def judge(law: Law, counts: Histogram, *, fitted_parameters: int = 0) -> FittedL
 def comparison_grid(seen: KaplanMeier) -> Ints:
     """The lengths at which a law is compared with ``seen``, ascending, shape ``[k]``.
 
-    Before and at each step of ``seen``, where the largest difference must be; between them every length up to 4,096 and
-    steps of a thousandth beyond, for the integral.
+    Before and at each step of ``seen``, where the largest difference must be; between them others for the integral.
     """
     steps = seen.lengths[seen.lengths <= seen.reach]
     dense = np.arange(1, min(seen.reach, _DENSE) + 1)

@@ -65,10 +65,7 @@ class Continuous:
 
 
 def continuous(name: str, parameters: Mapping[str, float]) -> Continuous:
-    """The continuous law of X for the fittable law ``name``.
-
-    Made of ``scipy.special``: a fit asks hundreds of times, and ``scipy.stats`` would take five times as long.
-    """
+    """The continuous law of X for the fittable law ``name``; ``scipy.stats`` would take five times as long in a fit."""
     from scipy import special, stats
 
     p = parameters
@@ -119,13 +116,10 @@ def _of_log(cdf: _Of, ppf: _Of, logpdf: _Of, median: float, sigma: float) -> Con
 
 @dataclass(frozen=True)
 class Law:
-    """A distribution over lengths 1, 2, ..., :data:`LONGEST` tokens.
+    """A distribution over lengths 1, 2, ..., :data:`LONGEST` tokens, with the parameters of the table above.
 
-    Args:
-        name: one of :data:`LAWS` or :data:`GIVEN_LAWS`.
-        parameters: as the table above says; positive numbers.
-        longest: if given, the law is conditioned on N <= ``longest``: longer ones were left out, as where a context
-            window decides what is in a data set. (Answers that were *cut off* at a limit are another matter.)
+    With ``longest`` it is conditioned on N <= ``longest``: longer ones were left out, as where a context window decides
+    what is in a data set. (Answers that were *cut off* at a limit are another matter.)
 
     Raises:
         TraceError: naming the law, or the parameter, that is not one.
@@ -195,11 +189,7 @@ class Law:
         return int(self.quantile_at(np.asarray([q]))[0])
 
     def quantile_at(self, q: npt.ArrayLike) -> Ints:
-        """:meth:`quantile` of each of ``q`` (any shape).
-
-        Raises:
-            TraceError: if one does not lie between 0 and 1.
-        """
+        """:meth:`quantile` of each of ``q`` (any shape)."""
         at = np.asarray(q, dtype=np.float64)
         if at.size and not (at.min() > 0.0 and at.max() < 1.0):
             raise TraceError("a quantile is asked for at a number between 0 and 1, both excluded")
@@ -214,12 +204,11 @@ class Law:
         return np.clip(x, 1, self._most).astype(np.int64)
 
     def sample(self, rng: np.random.Generator, n: int) -> Ints:
-        """``n`` lengths (shape ``[n]``, tokens): quantiles of uniform draws, so that two laws given the same
-        generator get lengths of the same ranks."""
+        """``n`` lengths (shape ``[n]``, tokens); two laws given the same generator get lengths of the same ranks."""
         # random() may give 0, whose quantile no law has.
         return self.quantile_at(np.maximum(rng.random(n), 2.0**-54))
 
     def as_dict(self) -> dict[str, Any]:
-        """``{"law": name, parameter: value, ...}``, for JSON and for workload files."""
+        """The law as workload files have it."""
         row: dict[str, Any] = {"law": self.name, **self.parameters}
         return row if self.longest is None else {**row, "longest": self.longest}

@@ -1,9 +1,8 @@
 """The longest lengths alone: a generalised Pareto law above a threshold.
 
 What exceeds a high threshold is close to P(X - u > y | X > u) = (1 + xi y / scale) ** (-1 / xi) (Balkema and de Haan
-1974, Pickands 1975). xi > 0 is a power-law tail, 0 an exponential one, below 0 it ends. It is fitted above several
-thresholds: an xi that keeps changing shows that none was high enough. Maximum likelihood on whole numbers, answers cut
-off through P(N > n).
+1974, Pickands 1975). xi > 0 is a power-law tail, 0 an exponential one, below 0 it ends. It is fitted as laws are, above
+several thresholds: an xi that keeps changing shows that none was high enough.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ _XI: Final = (-1.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class TailFit:
-    """A generalised Pareto law of the lengths above ``threshold``.
+    """A generalised Pareto law of the lengths above ``threshold`` (tokens).
 
     Attributes:
         q: share of all lengths that do not exceed the threshold, as asked for.
-        threshold: tokens.
         share: P(N > threshold), Kaplan-Meier.
         n: lengths above it; ``censored`` of them were cut off.
         xi, scale: shape and scale (tokens).

@@ -1,9 +1,8 @@
-"""From a workload to its requests.
+"""From a workload to its requests, made as they are asked for, by arrival.
 
 Every class of requests has random numbers of its own, a row of them for each request, so that another class or more
 requests leave the others as they are. Rates and weights count requests; a class with conversations has that many fewer
-starts. Requests are made as they are asked for, by arrival; in memory are the later turns of conversations that have
-begun.
+starts. In memory are the later turns of conversations that have begun.
 """
 
 from __future__ import annotations
@@ -61,13 +60,9 @@ def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = F
 
 
 def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Making:
-    """What ``workload`` describes, made while it is read.
+    """What ``workload`` describes (its first ``limit`` requests), made while it is read.
 
-    Args:
-        workload: as read from a file.
-        base: the folder that traces named in it are relative to.
-        where: the file's name, for messages.
-        limit: make only its first requests.
+    Traces named in it are relative to ``base``; ``where`` is the file's name, for messages.
 
     Raises:
         TraceError: if a trace that it names cannot be used; while records are read, if a template cannot be rendered.

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from ecoserve.data.arrivals import Harmonic, RateProfile
+from ecoserve.data.arrivals import RateProfile
 from ecoserve.data.laws import LAWS, LONGEST, Law
 from ecoserve.errors import TraceError
 
@@ -55,9 +55,6 @@ class TraceSource(Strict):
     tokenizer: str | None = Field(None, description="Tokenizer that counts tokens where the trace has only text.")
 
 
-# -- lengths -----------------------------------------------------------------------------------------
-
-
 class GivenLength(Strict):
     """A law with its parameters: see the table of laws."""
 
@@ -74,11 +71,7 @@ class GivenLength(Strict):
         return self
 
     def as_law(self) -> Law:
-        """The law.
-
-        Raises:
-            ValueError: if it is none.
-        """
+        """The law; a ``ValueError`` if it is none."""
         try:
             return Law(self.law, dict(self.model_extra or {}), self.longest)
         except TraceError as error:
@@ -126,8 +119,6 @@ LengthSpec = Annotated[
     Discriminator(_length_kind),
     BeforeValidator(_constant),
 ]
-
-# -- arrivals ----------------------------------------------------------------------------------------
 
 Rate = Annotated[float, Field(gt=0)]
 Cv = Annotated[float, Field(ge=0, le=100)]
@@ -177,16 +168,12 @@ class DiurnalArrivals(Strict):
         return self
 
     def profile(self) -> RateProfile:
-        """The day.
-
-        Raises:
-            ValueError: if it is none.
-        """
+        """The day; a ``ValueError`` if it is none."""
         try:
             if self.hours is not None:
                 return RateProfile.of_hours(self.hours, self.day_s)
-            waves = [Harmonic(wave.amplitude, wave.peak_hour, wave.cycles) for wave in self.waves or ()]
-            return RateProfile.of_harmonics(waves, self.day_s)
+            waves = [(wave.amplitude, wave.peak_hour, wave.cycles) for wave in self.waves or ()]
+            return RateProfile.of_waves(waves, self.day_s)
         except TraceError as error:
             raise ValueError(str(error)) from None
 

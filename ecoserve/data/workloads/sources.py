@@ -16,13 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.data.arrivals import (
-    burst_arrivals,
-    gamma_arrivals,
-    poisson_arrivals,
-    resampled_arrivals,
-    varying_arrivals,
-)
+from ecoserve.data import arrivals
 from ecoserve.data.laws import LAWS, Histogram, KaplanMeier, Law, fit_laws
 from ecoserve.data.loading import collect, open_trace
 from ecoserve.data.reading import is_workload
@@ -41,23 +35,14 @@ Quantiles = Callable[[Floats], tuple[Ints, Bools]]
 
 @dataclass
 class Sources:
-    """The traces that a workload file names, each loaded once.
-
-    Args:
-        base: the folder that their paths are relative to.
-        where: the workload file, for messages.
-    """
+    """The traces that the workload file ``where`` names, relative to the folder ``base``, each loaded once."""
 
     base: Path
     where: str
     _loaded: dict[str, Trace] = field(default_factory=dict)
 
     def trace(self, source: parts.TraceSource) -> Trace:
-        """The trace that ``source`` names.
-
-        Raises:
-            TraceError: if a variable is not set, the trace is another workload, or it cannot be loaded.
-        """
+        """The trace that ``source`` names; a :class:`TraceError` where there is none that can be used."""
         name = os.path.expanduser(os.path.expandvars(source.trace))
         if unset := re.search(r"\$\{?(\w+)\}?", name):
             what = f"the environment variable {unset[1]} is not set"
@@ -78,22 +63,17 @@ class Sources:
         return self._loaded[key]
 
     def lengths(self, source: parts.TraceSource, side: Side) -> tuple[Ints, Bools]:
-        """Lengths of the trace's prompts or responses, and which of them were cut off (shape ``[n]`` each).
-
-        Raises:
-            TraceError: if the trace does not know them.
-        """
+        """Lengths of the trace's prompts or responses, and which of them were cut off (shape ``[n]`` each)."""
         trace = self.trace(source)
         if side == "response":
-            counts = [r.response_tokens for r in trace.records]
-            cut = np.array([r.censored for r in trace.records], dtype=np.bool_)
+            found = [(r.response_tokens, r.censored) for r in trace.records]
         else:
-            counts = [r.prompt_tokens for r in trace.records]
-            cut = np.zeros(len(counts), dtype=np.bool_)
-        known = np.array([n is not None and n >= 1 for n in counts], dtype=np.bool_)
-        if not known.any():
+            found = [(r.prompt_tokens, False) for r in trace.records]
+        known = [(n, cut) for n, cut in found if n is not None and n >= 1]
+        if not known:
             raise TraceError(f"the trace has no {side} lengths", where=trace.source, fix="name a tokenizer")
-        return np.array([n for n in counts if n is not None and n >= 1], dtype=np.int64), cut[known]
+        lengths, cut = zip(*known, strict=True)
+        return np.array(lengths, dtype=np.int64), np.array(cut, dtype=np.bool_)
 
     def correlation(self, source: parts.TraceSource) -> float:
         """Correlation of the normals behind prompt and response length that gives their rank correlation.
@@ -132,20 +112,20 @@ class Sources:
             case parts.AtOnce():
                 return np.zeros(n)
             case parts.PoissonArrivals():
-                return poisson_arrivals(n, spec.rate * share, seed)
+                return arrivals.poisson_arrivals(n, spec.rate * share, seed)
             case parts.GammaArrivals():
-                return gamma_arrivals(n, spec.rate * share, spec.cv, seed)
+                return arrivals.gamma_arrivals(n, spec.rate * share, spec.cv, seed)
             case parts.BurstArrivals():
-                durations = {"burst_s": spec.burst_s, "calm_s": spec.calm_s}
-                return burst_arrivals(n, spec.rate * share, factor=spec.factor, seed=seed, cv=spec.cv, **durations)
+                shape = spec.model_dump(include={"factor", "burst_s", "calm_s", "cv"})
+                return arrivals.burst_arrivals(n, spec.rate * share, seed=seed, **shape)
             case parts.DiurnalArrivals():
-                start = spec.start_hour / 24.0 * spec.day_s
-                return varying_arrivals(n, spec.rate * share, spec.profile(), seed, cv=spec.cv, start_s=start)
+                start, rate = spec.start_hour / 24.0 * spec.day_s, spec.rate * share
+                return arrivals.varying_arrivals(n, rate, spec.profile(), seed, cv=spec.cv, start_s=start)
         times = self._recorded(spec)
         own_rate = (len(times) - 1) / float(times[-1])
         stretch = own_rate / (spec.rate or own_rate)
         if isinstance(spec, parts.FittedArrivals):
-            return resampled_arrivals(n, times, seed, windows=spec.windows, share=share) * stretch
+            return arrivals.resampled_arrivals(n, times, seed, windows=spec.windows, share=share) * stretch
         if n > len(times):
             what = f"{n:,} arrivals are wanted, {spec.trace} has {len(times):,}"
             raise TraceError(what, where=self.where, fix="lower requests, or take process: fitted")

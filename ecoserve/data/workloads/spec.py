@@ -218,9 +218,6 @@ class Workload(Traffic):
         return {ONLY_CLASS: TrafficClass(**{key: getattr(self, key) for key in Traffic.model_fields})}
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML's own loader silently takes the last."""
 
@@ -237,11 +234,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_workload(path: str | Path) -> Workload:
-    """Read and check a workload file.
-
-    Raises:
-        TraceError: naming the key that is wrong.
-    """
+    """Read and check a workload file; a :class:`TraceError` names the key that is wrong."""
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)

@@ -4,8 +4,7 @@ One row of uniform numbers is drawn per request, and one for its text, so that w
 response length are tied by a Gaussian copula: normal variables with the given correlation decide at which quantile of
 its own law each of the two lies (Nelsen 2006, section 2.3), so that either law stays what it is.
 
-A *start* is a request, or a conversation with all its turns. What a class draws depends on its name and the file's seed
-alone. It is drawn in blocks, of which one is in memory.
+A *start* is a request, or a conversation with all its turns. It depends on the class's name and the file's seed alone.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ecoserve.data.laws import LONGEST
 from ecoserve.data.measuring import estimated_tokens
 from ecoserve.data.records import ASSISTANT, USER, Message, Record
 from ecoserve.data.workloads.sources import Bools, Floats, Ints, Sources
-from ecoserve.data.workloads.spec import FittedCorrelation, Rows, TrafficClass
+from ecoserve.data.workloads.spec import Conversations, FittedCorrelation, Rows, TrafficClass
 from ecoserve.data.workloads.texts import Templates, filler
 from ecoserve.errors import TraceError
 
@@ -39,9 +38,7 @@ _BLOCK: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Requests of one class, arrays of shape ``[n]``: prompt and response in tokens, whether the answer was cut off,
-    texts (``None`` without templates), and a spare uniform number for each.
-    """
+    """Requests of one class, shape ``[n]`` each: tokens, whether the answer was cut off, texts, spare uniform draws."""
 
     prompt: Ints
     response: Ints
@@ -54,16 +51,13 @@ class Drawn:
 
 
 class Drawer:
-    """Requests of ``traffic``, as many at a time as are asked for: what comes does not depend on how it is cut up.
+    """Requests of the class ``name``: what comes does not depend on how many are drawn at a time."""
 
-    Raises:
-        TraceError: if a trace that it names cannot be used.
-    """
-
-    def __init__(self, traffic: TrafficClass, seed: int, sources: Sources) -> None:
+    def __init__(self, name: str, traffic: TrafficClass, seed: int, sources: Sources) -> None:
         assert traffic.prompt is not None
         assert traffic.response is not None
         prompt, response = traffic.prompt, traffic.response
+        self._name, self._traffic = name, traffic
         self._where, self._max_tokens = sources.where, response.max_tokens
         self._numbers, self._words = (np.random.default_rng([seed, i]) for i in (0, 1))
         self._templates = Templates(prompt.templates, prompt.words) if prompt.templates else None
@@ -73,11 +67,7 @@ class Drawer:
         self._response = sources.quantiles(response.tokens, "response")
 
     def take(self, n: int) -> Drawn:
-        """The next ``n`` requests.
-
-        Raises:
-            TraceError: if a template cannot be rendered.
-        """
+        """The next ``n`` requests."""
         draws = self._numbers.random((n, _OWN_DRAWS))
         at_prompt, at_response = _tied(draws[:, 0], draws[:, 1], self._correlation)
         asked = self._prompt(at_prompt)[0] if self._prompt is not None else None
@@ -98,6 +88,78 @@ class Drawer:
             cut = (cut & (wanted <= most)) | (wanted > most)
             wanted = np.minimum(wanted, most)
         return Drawn(asked, wanted, cut, texts, draws[:, 2])
+
+    def requests(self, n: int, times: Floats | None) -> Iterator[Start]:
+        """``n`` single requests."""
+        for block, when in _blocks(n, times):
+            drawn = self.take(len(block))
+            for i, at in enumerate(when):
+                yield [(at or 0.0, self._record(block[i], drawn, i, at))]
+
+    def talks(self, n: int, times: Floats | None, seed: int) -> Iterator[Start]:
+        """``n`` conversations."""
+        talks = self._traffic.conversations
+        assert talks is not None
+        turns = np.random.default_rng(seed_for(seed, f"{self._name}/turns"))
+        thinking = np.random.default_rng(seed_for(seed, f"{self._name}/thinking"))
+        for block, when in _blocks(n, times):
+            counts = turns.geometric(1.0 / talks.turns, size=len(block))
+            drawn = self.take(int(counts.sum()))
+            normals = thinking.standard_normal(len(drawn)).tolist()
+            ends = np.cumsum(counts).tolist()
+            for number, at, count, end in zip(block, when, counts.tolist(), ends, strict=True):
+                yield self._talk(talks, number, drawn, normals, range(end - count, end), at)
+
+    def _talk(
+        self, talks: Conversations, number: int, drawn: Drawn, normals: list[float], places: range, at: float | None
+    ) -> Start:
+        """A conversation whose turns were drawn at ``places``."""
+        context, later = 0, 0.0
+        before: tuple[Message, ...] = ()
+        requests: Start = []
+        for turn, i in enumerate(places):
+            answer, asked = int(drawn.response[i]), int(drawn.prompt[i])
+            if turn and context + asked + answer > talks.max_context_tokens:
+                break
+            messages: tuple[Message, ...] = ()
+            if drawn.texts is not None:
+                before = (*before, Message(USER, drawn.texts[i]))
+                messages = before if turn else ()
+                before = (*before, Message(ASSISTANT, filler(answer, float(drawn.spare[i]))))
+            when = None if at is None else at + later
+            said = self._record(number, drawn, i, when, turn=turn, context=context, messages=messages)
+            requests.append((when or 0.0, said))
+            # The load is open: it waits for the time that an answer is taken to need, then for the person.
+            later += talks.seconds_per_token * answer + talks.think_s * math.exp(talks.think_sigma * normals[i])
+            context += asked + answer
+        return requests
+
+    def _record(
+        self,
+        number: int,
+        drawn: Drawn,
+        i: int,
+        at: float | None,
+        *,
+        turn: int = 0,
+        context: int = 0,
+        messages: tuple[Message, ...] = (),
+    ) -> Record:
+        """The request at place ``i`` of what was drawn, as a turn of the start ``number``, after ``context`` tokens."""
+        cut = bool(drawn.cut[i])
+        return Record(
+            conversation=f"{self._name}-{number}",
+            turn=turn,
+            prompt=drawn.texts[i] if drawn.texts is not None else None,
+            messages=messages,
+            response_tokens=int(drawn.response[i]),
+            prompt_tokens=context + int(drawn.prompt[i]),
+            model=self._traffic.model,
+            arrival_s=at,
+            censored=cut,
+            finish_reason="length" if cut else "stop",
+            max_tokens=self._max_tokens,
+        )
 
 
 def _tied(first: Floats, second: Floats, correlation: float) -> tuple[Floats, Floats]:
@@ -127,10 +189,8 @@ def starts_of(
     if traffic.rows is not None:
         records = sources.trace(traffic.rows).records
         return _from_rows(name, traffic.rows, traffic.model, n, records, seed_for(seed, f"{name}/rows"), times)
-    drawer = Drawer(traffic, seed_for(seed, name), sources)
-    if traffic.conversations is None:
-        return _requests(name, traffic, n, drawer, times)
-    return _talks(name, traffic, n, drawer, seed, times)
+    drawer = Drawer(name, traffic, seed_for(seed, name), sources)
+    return drawer.requests(n, times) if traffic.conversations is None else drawer.talks(n, times, seed)
 
 
 def _blocks(n: int, times: Floats | None) -> Iterator[tuple[range, list[float | None]]]:
@@ -138,91 +198,6 @@ def _blocks(n: int, times: Floats | None) -> Iterator[tuple[range, list[float | 
     for first in range(0, n, _BLOCK):
         block = range(first, min(n, first + _BLOCK))
         yield block, [None] * len(block) if times is None else times[block.start : block.stop].tolist()
-
-
-def _requests(name: str, traffic: TrafficClass, n: int, drawer: Drawer, times: Floats | None) -> Iterator[Start]:
-    for block, when in _blocks(n, times):
-        drawn = drawer.take(len(block))
-        for i, at in enumerate(when):
-            yield [(at or 0.0, _record(name, block[i], traffic, drawn, i, at))]
-
-
-def _record(
-    name: str,
-    number: int,
-    traffic: TrafficClass,
-    drawn: Drawn,
-    i: int,
-    at: float | None,
-    *,
-    turn: int = 0,
-    context: int = 0,
-    messages: tuple[Message, ...] = (),
-) -> Record:
-    """The request at place ``i`` of what was drawn, as a turn of the start ``number``, after ``context`` tokens."""
-    cut = bool(drawn.cut[i])
-    return Record(
-        conversation=f"{name}-{number}",
-        turn=turn,
-        prompt=drawn.texts[i] if drawn.texts is not None else None,
-        messages=messages,
-        response_tokens=int(drawn.response[i]),
-        prompt_tokens=context + int(drawn.prompt[i]),
-        model=traffic.model,
-        arrival_s=at,
-        censored=cut,
-        finish_reason="length" if cut else "stop",
-        max_tokens=traffic.response.max_tokens if traffic.response else None,
-    )
-
-
-def _talks(
-    name: str, traffic: TrafficClass, n: int, drawer: Drawer, seed: int, times: Floats | None
-) -> Iterator[Start]:
-    talks = traffic.conversations
-    assert talks is not None
-    turns = np.random.default_rng(seed_for(seed, f"{name}/turns"))
-    thinking = np.random.default_rng(seed_for(seed, f"{name}/thinking"))
-    for block, when in _blocks(n, times):
-        counts = turns.geometric(1.0 / talks.turns, size=len(block))
-        drawn = drawer.take(int(counts.sum()))
-        normals = thinking.standard_normal(len(drawn)).tolist()
-        ends = np.cumsum(counts).tolist()
-        for number, at, count, end in zip(block, when, counts.tolist(), ends, strict=True):
-            yield _talk(name, number, traffic, drawn, normals, range(end - count, end), at)
-
-
-def _talk(
-    name: str,
-    number: int,
-    traffic: TrafficClass,
-    drawn: Drawn,
-    normals: list[float],
-    places: range,
-    at: float | None,
-) -> Start:
-    """A conversation whose turns were drawn at ``places``."""
-    talks = traffic.conversations
-    assert talks is not None
-    context, later = 0, 0.0
-    before: tuple[Message, ...] = ()
-    requests: Start = []
-    for turn, i in enumerate(places):
-        answer, asked = int(drawn.response[i]), int(drawn.prompt[i])
-        if turn and context + asked + answer > talks.max_context_tokens:
-            break
-        messages: tuple[Message, ...] = ()
-        if drawn.texts is not None:
-            before = (*before, Message(USER, drawn.texts[i]))
-            messages = before if turn else ()
-            before = (*before, Message(ASSISTANT, filler(answer, float(drawn.spare[i]))))
-        when = None if at is None else at + later
-        said = _record(name, number, traffic, drawn, i, when, turn=turn, context=context, messages=messages)
-        requests.append((when or 0.0, said))
-        # The load is open: it waits for the time that an answer is taken to need, then for the person.
-        later += talks.seconds_per_token * answer + talks.think_s * math.exp(talks.think_sigma * normals[i])
-        context += asked + answer
-    return requests
 
 
 def _from_rows(

@@ -1,7 +1,6 @@
 """Texts of prompts: templates with words put in, filled up to a length.
 
-Templates run in Jinja's sandbox and use only the words of the file. An undefined word is an error when the file is
-read. Four characters count as a token.
+Templates run in Jinja's sandbox and use only the words of the file; another is an error when the file is read.
 """
 
 from __future__ import annotations
@@ -43,11 +42,7 @@ def _environment() -> Environment:
 
 
 def check_templates(templates: Sequence[str], words: set[str], *, filled: bool) -> None:
-    """Refuse templates that are none, or that use what ``words`` does not name; ``filled``: filler may be used too.
-
-    Raises:
-        ValueError: naming the template, counted from 1, or the words that no template uses.
-    """
+    """Refuse templates that are none, or that use what ``words`` does not name; ``filled``: filler may be used too."""
     from jinja2 import TemplateError, meta
 
     if FILLER in words:
@@ -98,10 +93,7 @@ class Templates:
     def render(self, draw: Sequence[float], tokens: int | None) -> tuple[str, float]:
         """A text of about ``tokens`` tokens (``None``: as long as it is), and the product of its words' factors.
 
-        ``draw``: :attr:`draws` uniform numbers below 1.
-
-        Raises:
-            ValueError: if the template cannot be rendered, or gives an empty text.
+        ``draw``: :attr:`draws` uniform numbers below 1. A text that is empty or cannot be rendered is a ``ValueError``.
         """
         from jinja2 import TemplateError
 

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data import LoadReport, Message, Record, load_trace, synthetic_trace
-from ecoserve.data.encodings import MendedRow
 from ecoserve.data.fields import first_of, unusable_text, whole
 from ecoserve.data.formats import Exchange, Format, detect, get_format
 from ecoserve.data.hub import hub_rows, is_hub_id
-from ecoserve.data.plain_csv import BadRow
 from ecoserve.data.reading import read_file
 from ecoserve.data.records import ASSISTANT, USER
+from ecoserve.data.text_rows import BadRow, MendedRow
 from ecoserve.errors import TraceError
 
 #: Rows looked at to recognise a format.

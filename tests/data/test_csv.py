@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoserve.data import plain_csv
-from ecoserve.data.plain_csv import RAGGED, BadRow, csv_rows, sniff
+from ecoserve.data import text_rows
 from ecoserve.data.reading import read_file
+from ecoserve.data.text_rows import RAGGED, BadRow, csv_rows, sniff
 from ecoserve.errors import TraceError
 
 
@@ -80,7 +80,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_an_open_quote_does_not_swallow_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_csv, "_LONGEST", 1 << 18)
+    monkeypatch.setattr(text_rows, "_LONGEST", 1 << 18)
     limit = csv.field_size_limit(1 << 17)
     try:
         with pytest.raises(TraceError, match=r"row 3 is not CSV \(field larger"):
@@ -109,11 +109,11 @@ def test_what_a_writer_wrote_is_read(table: list[tuple[str, str, str]], delimite
     out = io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
     writer.writerows([("first", "second", "third"), *table])
-    dialect = plain_csv.Dialect(("first", "second", "third"), delimiter)
+    dialect = text_rows.Dialect(("first", "second", "third"), delimiter)
     got = list(csv_rows(io.StringIO(out.getvalue(), newline=""), dialect, "t"))
     assert got == [dict(zip(dialect.columns, (c or None for c in row), strict=True)) for row in table]
 
 
 def test_a_head_that_is_cut_in_a_line_is_enough() -> None:
     head = "a,b\n" + "1,2\n" * 10 + "3"
-    assert sniff(head) == plain_csv.Dialect(("a", "b"), ",")
+    assert sniff(head) == text_rows.Dialect(("a", "b"), ",")
