@@ -46,10 +46,15 @@ SUMMARY_KEYS: Final[dict[str, str]] = {
 #: Columns of ``requests/RUN.parquet``: old files are read.
 REQUEST_COLUMNS: Final[dict[str, str]] = {"told_rank": "pit"}
 
-#: Options of the command line.
+#: Hyperparameters of predictors: keys of recipes and of :class:`~ecoserve.predictor.EncoderSettings`.
+HYPERPARAMETERS: Final[dict[str, str | None]] = {"runs": None, "ranking": None}
+
+#: Options of the command line. Those that are gone took a value, which is ignored with them.
 CLI_OPTIONS: Final[dict[str, str | None]] = {
     "--prediction-timeout-ms": "--predict-timeout-ms",
     "--trust-client-predictions": "--trust-client",
+    "--runs": None,
+    "--ranking": None,
 }
 
 

@@ -21,7 +21,7 @@ from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.calibration_fitting import fit_calibration
 from ecoserve.predictor.control import control_of
 from ecoserve.predictor.encoder.predictor import FrozenEncoder
-from ecoserve.predictor.encoder.source import find_encoder
+from ecoserve.predictor.encoder.settings import find_encoder
 from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
 from ecoserve.predictor.examples import Parts
 from ecoserve.predictor.runtime import silent

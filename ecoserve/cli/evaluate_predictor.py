@@ -137,7 +137,7 @@ def _with_baselines(
 def _embedder(encoder: str | None) -> Embed | None:
     """The encoder that embeds prompts: the one given, or the default if it is on this machine."""
     from ecoserve.predictor.encoder.predictor import FrozenEncoder
-    from ecoserve.predictor.encoder.source import PACKAGED_IDS, find_encoder, is_here
+    from ecoserve.predictor.encoder.settings import PACKAGED_IDS, find_encoder, is_here
 
     if encoder is None and not is_here(PACKAGED_IDS[0]):
         return None

@@ -93,15 +93,21 @@ def _never_called() -> None:
     raise AssertionError("a command that was not loaded was called")
 
 
-def _renamed(argument: str) -> list[str]:
-    """An argument with the option's present name; none where the option is gone."""
-    name, equals, value = argument.partition("=")
-    return [f"{new}{equals}{value}" for new in renamed({name: ""}, CLI_OPTIONS, "option")]
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options' present names, without options that are gone and their values."""
+    given, left = [], iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        present = renamed({name: ""}, CLI_OPTIONS, "option")
+        given += [f"{new}{equals}{value}" for new in present]
+        if not present and not equals:
+            next(left, None)
+    return given
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name); returns the exit code."""
-    arguments = [new for argument in arguments for new in _renamed(argument)]
+    arguments = _renamed(arguments)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
 
     def call() -> Any:

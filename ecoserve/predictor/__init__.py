@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ecoserve.predictor.baselines import PromptLength as PromptLength
     from ecoserve.predictor.bins import Bins as Bins
     from ecoserve.predictor.bins import BinSettings as BinSettings
-    from ecoserve.predictor.boosting.training import BoostingSettings as BoostingSettings
+    from ecoserve.predictor.boosting.predictor import BoostingSettings as BoostingSettings
     from ecoserve.predictor.calibration import Calibration as Calibration
     from ecoserve.predictor.config import PredictorConfig as PredictorConfig
     from ecoserve.predictor.encoder.settings import EncoderSettings as EncoderSettings
@@ -32,7 +32,7 @@ _HOMES = {
     "adapt_predictor": "adaptation_fitting",
     "BinSettings": "bins",
     "Bins": "bins",
-    "BoostingSettings": "boosting.training",
+    "BoostingSettings": "boosting.predictor",
     "Calibration": "calibration",
     "combine_predictors": "ensemble",
     "ConstantMedian": "baselines",

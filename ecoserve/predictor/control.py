@@ -21,8 +21,7 @@ import numpy.typing as npt
 from ecoserve.data import Record
 from ecoserve.data.splitting import record_groups
 from ecoserve.predictor.base import TrainingRun
-from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.boosting.training import BoostingSettings
+from ecoserve.predictor.boosting.predictor import BoostingPredictor, BoostingSettings
 from ecoserve.predictor.calibration import cdf_of, softmax
 from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.conformal import scores_of

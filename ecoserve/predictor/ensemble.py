@@ -1,4 +1,4 @@
-"""The ensemble: trained predictors of the same rows, mixed (:mod:`~ecoserve.predictor.mixing`) and calibrated as one.
+"""The ensemble: trained predictors of the same rows, mixed and calibrated as one.
 
 Its checkpoint holds each member's whole checkpoint in a folder of its own (``member-1`` ...). The members' calibrations
 are not used. Weights and calibration are fitted on the rows that all members held out.
@@ -21,10 +21,9 @@ from ecoserve.data import Trace
 from ecoserve.errors import ConfigError
 from ecoserve.predictor import checkpoint, hub
 from ecoserve.predictor.base import LengthPredictor, trained_backends
-from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.calibration import Calibration, fit_weights, mixed
 from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.examples import Examples, training_parts
-from ecoserve.predictor.mixing import fit_weights, mixed
 from ecoserve.predictor.runtime import Progress, first, silent, wait_for_all
 from ecoserve.predictor.text import RequestView
 from ecoserve.predictor.training import finish

@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.predictor.base import LengthPredictor, TrainingRun
-from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.boosting.training import BoostingSettings
-from ecoserve.predictor.calibration import Calibration
+from ecoserve.predictor.boosting.predictor import BoostingPredictor, BoostingSettings
+from ecoserve.predictor.calibration import Calibration, fit_weights, mixed
 from ecoserve.predictor.config import BackendSettings, PredictorConfig
 from ecoserve.predictor.encoder.predictor import EncoderPredictor
 from ecoserve.predictor.encoder.settings import EncoderSettings
-from ecoserve.predictor.mixing import fit_weights, mixed
 from ecoserve.predictor.runtime import first
 from ecoserve.predictor.text import RequestView
 

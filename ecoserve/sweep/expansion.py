@@ -100,8 +100,7 @@ def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
         try:
             SchedulerSettings.parse({**known, "policy": policy})
         except ConfigError as error:
-            what = f"{error.where}: {error.what}"
-            raise ConfigError(what, where="knobs", fix="docs/serving.md lists the knobs") from error
+            raise ConfigError(f"{error.where}: {error.what}", where="knobs", fix=error.fix) from error
 
 
 def _loads(axes: Mapping[str, Any]) -> Iterator[Part]:

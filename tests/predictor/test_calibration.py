@@ -13,7 +13,7 @@ from scipy.special import ndtr
 from ecoserve.data import synthetic_trace
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.bins import Bins
-from ecoserve.predictor.boosting.training import BoostingSettings
+from ecoserve.predictor.boosting.predictor import BoostingSettings
 from ecoserve.predictor.calibration import (
     Calibration,
     LevelMap,

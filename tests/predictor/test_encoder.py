@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -126,59 +125,6 @@ def test_a_killed_run_goes_on_and_ends_where_an_undisturbed_one_ends(
     )
 
 
-def test_of_several_runs_the_weights_are_averaged(
-    tiny_settings: EncoderSettings,
-    trace: Trace,
-    tmp_path: Path,
-    one_thread: OneThread,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from ecoserve.predictor.encoder import training
-    from ecoserve.predictor.encoder.predictor import EncoderPredictor
-
-    once = tiny_settings.model_copy(update={"epochs": 1})
-    twice = once.model_copy(update={"runs": 2})
-    steps: list[tuple[int, int]] = []
-
-    def weights(name: str, settings: EncoderSettings, *, stop_at: int = 0, resume: bool = False) -> dict[str, Any]:
-        def progress(what: str, done: int, total: int, /) -> None:
-            if what == "fine-tuning":
-                steps.append((done, total))
-                if done == stop_at:
-                    raise KeyboardInterrupt
-
-        with one_thread():
-            found = train_predictor(
-                trace,
-                backend="encoder",
-                output_dir=tmp_path / name,
-                settings=settings,
-                resume=resume,
-                progress=progress,
-            )
-        assert isinstance(found, EncoderPredictor)
-        return dict(found.model.state_dict())
-
-    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        return all(bool((one[k] == other[k]).all()) for k in one)
-
-    single = weights("once", once)
-    both = weights("twice", twice)
-    last = steps[-1]
-    assert last[0] == last[1] == 2 * (last[1] // 2)
-    assert not same(single, both)
-    with monkeypatch.context() as patch:
-        # In one and the same order two runs end alike, and so does their mean.
-        patch.setattr(training, "_APART", 0)
-        assert same(single, weights("alike", twice))
-    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
-    with pytest.raises(KeyboardInterrupt):
-        weights("stopped", twice, stop_at=last[1] // 2 + 9)
-    steps.clear()
-    assert same(both, weights("stopped", twice, resume=True))
-    assert steps[0][0] > last[1] // 2, "the first run was not done again"
-
-
 def test_resuming_a_finished_run_loads_it(
     encoded: LengthPredictor, trace: Trace, tiny_settings: EncoderSettings
 ) -> None:
@@ -277,24 +223,3 @@ def test_layers_learn_slower_the_deeper_they_lie(encoded: LengthPredictor) -> No
             assert rate[id(value)] == pytest.approx(0.1 * 0.5 ** (layers - 1 - number))
         else:
             assert rate[id(value)] == pytest.approx(0.1 * 0.5**layers), name
-
-
-def test_the_ranking_loss_punishes_wrong_order_by_how_wrong_it_is() -> None:
-    import torch
-
-    from ecoserve.predictor.encoder.model import log_middles, ranking_loss
-
-    middles = log_middles((0, 10, 100, 1000))
-    assert torch.allclose(middles.expm1(), torch.tensor([5.0, 55.0, 550.0]))
-    targets = torch.eye(3)
-    right, wrong = 9.0 * targets, 9.0 * targets.flip(0)
-    level = torch.zeros(3, 3, requires_grad=True)
-    losses = [ranking_loss(said, targets, middles).item() for said in (right, level, wrong)]
-    assert losses == sorted(losses)
-    assert losses[1] == pytest.approx(0.6931, abs=1e-3)
-    # Its gradient pushes the shortest answer's row towards the first bin, the longest's towards the last.
-    ranking_loss(level, targets, middles).backward()
-    assert level.grad is not None
-    assert level.grad[0, 0] < 0 < level.grad[0, 2]
-    assert level.grad[2, 2] < 0 < level.grad[2, 0]
-    assert ranking_loss(right, torch.ones(3, 3) / 3, middles).item() == pytest.approx(0.0, abs=1e-3)

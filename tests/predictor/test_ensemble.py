@@ -23,9 +23,9 @@ from ecoserve.predictor import (
     load_predictor,
     train_predictor,
 )
+from ecoserve.predictor.calibration import fit_weights, mixed
 from ecoserve.predictor.ensemble import EnsemblePredictor
 from ecoserve.predictor.examples import training_parts
-from ecoserve.predictor.mixing import fit_weights, mixed
 from ecoserve.predictor.recipes import Recipe, read_recipe
 
 OneThread = Callable[[], AbstractContextManager[None]]

@@ -18,8 +18,7 @@ from ecoserve.predictor import (
     load_predictor,
     train_predictor,
 )
-from ecoserve.predictor.calibration import cross_entropy, softmax
-from ecoserve.predictor.mixing import _rounded, fit_weights, mixed
+from ecoserve.predictor.calibration import _rounded, cross_entropy, fit_weights, mixed, softmax
 from ecoserve.predictor.stacking import StackedPredictor
 from ecoserve.predictor.text import read_request
 

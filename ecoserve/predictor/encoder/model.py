@@ -1,4 +1,4 @@
-"""The network: transformer, mean over tokens, one linear layer to the length bins; its batches and ranking loss."""
+"""The network: transformer, mean over tokens, one linear layer to the length bins; its batches."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ _BODY: Final = "body."
 #: Padded tokens in one forward pass, and rows.
 _BATCH_TOKENS: Final = 4096
 _BATCH_ROWS: Final = 64
-#: How steeply the ranking loss of a pair falls, per unit of log length.
-_STEEPNESS: Final = 4.0
 
 
 class LengthEncoder(nn.Module):
@@ -171,26 +169,3 @@ def in_batches(
         for rows in batches:
             out[rows] = compute(*pad([ids[i] for i in rows])).float().cpu().numpy()
     return out
-
-
-def log_middles(edges: tuple[int, ...]) -> torch.Tensor:
-    """Log length in the middle of each bin, shape ``[K]``, from ``K + 1`` edges in tokens."""
-    at = torch.tensor(edges, dtype=torch.float32)
-    return torch.log1p((at[1:] + at[:-1]) / 2)
-
-
-def ranking_loss(logits: torch.Tensor, targets: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
-    """A logistic loss over all pairs of a batch, weighted by the distance of their mean log lengths; a scalar.
-
-    Schedulers order requests by predicted length, so a pair in the wrong order costs something (Burges et al.,
-    "Learning to Rank using Gradient Descent", ICML 2005).
-
-    Args:
-        logits: shape ``[n, K]``.
-        targets: distributions over the bins, shape ``[n, K]``.
-        middles: log length of each bin, shape ``[K]``.
-    """
-    predicted, true = logits.float().softmax(-1) @ middles, targets.float() @ middles
-    weight = (true[:, None] - true[None, :]).clamp(min=0)
-    each = functional.softplus(-_STEEPNESS * (predicted[:, None] - predicted[None, :]))
-    return (weight * each).sum() / weight.sum().clamp(min=1e-6)

@@ -115,7 +115,7 @@ class FrozenEncoder:
     """A pretrained encoder as it comes, which embeds requests (:data:`ecoserve.predictor.baselines.Embed`)."""
 
     def __init__(self, folder: Path, max_length: int = 128) -> None:
-        """Load the encoder in ``folder`` (:func:`~ecoserve.predictor.encoder.source.find_encoder`).
+        """Load the encoder in ``folder`` (:func:`~ecoserve.predictor.encoder.settings.find_encoder`).
 
         ``max_length``: tokens read of a request at most, or as many as the encoder has positions for.
         """

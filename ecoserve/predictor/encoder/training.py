@@ -1,9 +1,8 @@
 """Fine-tuning the encoder with the transformers Trainer.
 
 The whole body is trained, its head ten times faster; both rates rise shortly, then fall to zero. The epoch with the
-smallest held-out loss at its best temperature is kept. Several runs, which differ only in the order of the rows, have
-their weights averaged. A checkpoint of the training is written every half minute: an interrupted run goes on there and
-ends with the same weights as an uninterrupted one.
+smallest held-out loss at its best temperature is kept. A checkpoint of the training is written every half minute: an
+interrupted run goes on there and ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,24 +25,13 @@ from ecoserve.errors import ConfigError, RunError
 from ecoserve.predictor import checkpoint, hub
 from ecoserve.predictor.base import TrainingRun
 from ecoserve.predictor.calibration import likeliest_temperature
-from ecoserve.predictor.encoder.model import (
-    LengthEncoder,
-    log_middles,
-    pad,
-    pretrained,
-    quiet_transformers,
-    ranking_loss,
-    started,
-)
-from ecoserve.predictor.encoder.settings import EncoderSettings
-from ecoserve.predictor.encoder.source import find_encoder
+from ecoserve.predictor.encoder.model import LengthEncoder, pad, pretrained, quiet_transformers, started
+from ecoserve.predictor.encoder.settings import EncoderSettings, find_encoder
 from ecoserve.predictor.encoder.tokenizing import RequestTokenizer
 from ecoserve.predictor.runtime import Progress, alone, first
 
 #: Seconds between two checkpoints of the training.
 SAVE_EVERY_S = 30.0
-#: Between the seeds of the row orders of two runs whose weights are averaged.
-_APART = 1000
 #: In a checkpoint of the training: it was written to its end.
 _COMPLETE = "complete"
 Row = dict[str, Any]
@@ -59,44 +47,33 @@ def train_encoder(
     """
     run.progress("loading the encoder", 0, 1)
     bins, seed = run.config.bins, run.config.seed
-    prior = torch.tensor(run.config.prior, dtype=torch.float32)
-    total: dict[str, torch.Tensor] = {}
-    for number in range(settings.runs):
-        # The same head to begin with: only networks with a common start can be averaged.
-        torch.manual_seed(seed)
-        model, tokenizer, about = _load(settings, prior)
-        positions = getattr(model.body.config, "max_position_embeddings", None)
-        if positions is not None and settings.max_length > positions:
-            raise ConfigError(
-                f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
-            )
-        if number == 0:
-            rows = _rows(tokenizer(run.fit.views), run.fit.targets(bins, settings.smoothing))
-            # Sorted, so that a batch has little padding.
-            held_rows = _rows(tokenizer(run.held.views), run.held.targets(bins))
-            held_rows.sort(key=lambda r: len(r["input_ids"]))
-        place = run.work / f"run-{number}" if settings.runs > 1 else run.work
-        arguments = _arguments(settings, place, seed + number * _APART)
-        with quiet_transformers():
-            trainer = _LengthTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=rows,
-                eval_dataset=held_rows,
-                data_collator=_collate,
-                compute_metrics=_calibrated_loss,
-                callbacks=[_Watch(run.progress, SAVE_EVERY_S, number, settings.runs)],
-            )
-            trainer.settings, trainer.middles = settings, log_middles(bins.edges)
-            trainer.remove_callback(PrinterCallback)
-            last = newest_checkpoint(place) if run.resume else None
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if not all(torch.isfinite(p).all() for p in model.parameters()):
-            raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
-        model.to("cpu")
-        for name, value in model.named_parameters():
-            total[name] = total.get(name, torch.zeros(())) + value.detach()
-    model.load_state_dict({name: value / settings.runs for name, value in total.items()}, strict=False)
+    torch.manual_seed(seed)
+    model, tokenizer, about = _load(settings, torch.tensor(run.config.prior, dtype=torch.float32))
+    positions = getattr(model.body.config, "max_position_embeddings", None)
+    if positions is not None and settings.max_length > positions:
+        raise ConfigError(
+            f"max_length {settings.max_length}, this encoder reads {positions} tokens", where="max_length"
+        )
+    # Sorted, so that a batch has little padding.
+    held_rows = sorted(_rows(tokenizer(run.held.views), run.held.targets(bins)), key=lambda row: len(row["input_ids"]))
+    arguments = _arguments(settings, run.work, seed)
+    with quiet_transformers():
+        trainer = _LengthTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=_rows(tokenizer(run.fit.views), run.fit.targets(bins, settings.smoothing)),
+            eval_dataset=held_rows,
+            data_collator=_collate,
+            compute_metrics=_calibrated_loss,
+            callbacks=[_Watch(run.progress, SAVE_EVERY_S)],
+        )
+        trainer.settings = settings
+        trainer.remove_callback(PrinterCallback)
+        last = newest_checkpoint(run.work) if run.resume else None
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if not all(torch.isfinite(p).all() for p in model.parameters()):
+        raise RunError("training diverged: the weights are not finite", fix="lower the learning rates")
+    model.to("cpu")
     precision = "bfloat16" if arguments.bf16 else "float32"
     about |= {"max_length": settings.max_length, "trained_in": precision}
     if start := settings.start():
@@ -138,15 +115,10 @@ class _LengthTrainer(Trainer):
     """The Trainer with a learning rate by depth, and batches of like lengths in an order that only the seed decides."""
 
     settings: EncoderSettings
-    middles: torch.Tensor
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         found = model(**inputs)
-        loss = found["loss"]
-        if model.training and self.settings.ranking > 0.0:
-            middles = self.middles.to(found["logits"].device)
-            loss = loss + self.settings.ranking * ranking_loss(found["logits"], inputs["labels"], middles)
-        return (loss, found) if return_outputs else loss
+        return (found["loss"], found) if return_outputs else found["loss"]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if getattr(self, "optimizer", None) is None:
@@ -192,13 +164,12 @@ class _LikeLengths(Sampler[int]):
 class _Watch(TrainerCallback):
     """Reports progress, asks for a checkpoint now and then, and marks complete ones."""
 
-    def __init__(self, progress: Progress, save_every_s: float, run: int, runs: int) -> None:
+    def __init__(self, progress: Progress, save_every_s: float) -> None:
         self.progress, self.save_every_s = progress, save_every_s
-        self.run, self.runs = run, runs
         self.saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        self.progress("fine-tuning", self.run * state.max_steps + state.global_step, self.runs * state.max_steps)
+        self.progress("fine-tuning", state.global_step, state.max_steps)
         # Several processes would have to agree on the time; they save after each epoch only.
         if alone() and time.monotonic() - self.saved_at >= self.save_every_s:
             control.should_save = True
