@@ -1,8 +1,4 @@
-"""Settings of a pydantic model, read from options, environment variables or a config; errors name what the user wrote.
-
-Rule: a model's field is the only definition of a setting: its name, type, default, bounds and description. The command
-line (:mod:`ecoserve.cli.options`) makes an option of it, :func:`from_environment` a variable.
-"""
+"""Settings of a pydantic model, read from options, environment variables or a config."""
 
 from __future__ import annotations
 
@@ -33,16 +29,10 @@ def variable(name: str) -> str:
 
 
 def checked(model: type[Model], values: Any, where: str | Callable[[str], str] | None = None) -> Model:
-    """Settings from what a user gave.
+    """Settings from what a user gave, by the fields' names or old ones (:data:`~ecoserve.deprecations.SETTINGS`).
 
-    Args:
-        model: the settings' class.
-        values: by the fields' names; old names (:data:`~ecoserve.deprecations.SETTINGS`) are taken too.
-        where: the name of the whole, or a function from a field ("" for the whole) to what the user wrote; None: fields
-            are options of the command line.
-
-    Raises:
-        ConfigError: for the first value that does not fit, with the bounds or the names that are allowed.
+    ``where`` is the name of the whole, or a function from a field ("" for the whole) to what the user wrote; None:
+    fields are options of the command line. The first value that does not fit is a ConfigError, with what is allowed.
     """
     spelled = where if callable(where) else lambda name: where or (flag(name, model) if name else model.__name__)
     if not isinstance(values, Mapping):

@@ -11,8 +11,9 @@ dev rows. Columns are the ways from one and the same logits to quantiles, fitted
 - ``isotonic``: isotonic regression of "response length <= edge" on the CDF at that edge;
 - ``whole map``: a map of levels through the scores of the served answers, which does not give way;
 - ``no control``: a temperature by coverage of all answers, then the map that gives way;
-- ``shipped``: the same, the rows weighed by what trees that have not seen them know (``ecoserve.predictor.control``);
-- ``bounds``: ``upper_bounds`` at 0.9, which stand beside the distribution.
+- ``shipped``: the same, the rows weighed by what trees that have not seen them know
+(``ecoserve.predictor.calibration_fitting``); - ``bounds``: ``upper_bounds`` at 0.9, which stand beside the
+distribution.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from ecoserve.predictor import Bins, BoostingSettings, LengthPredictor, Predicto
 from ecoserve.predictor.base import TrainingRun
 from ecoserve.predictor.baselines import Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.calibration_fitting import fit_calibration
-from ecoserve.predictor.control import control_of
+from ecoserve.predictor.calibration_fitting import control_of, fit_calibration
 from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.encoder.settings import find_encoder
 from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths

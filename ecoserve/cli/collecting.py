@@ -31,17 +31,9 @@ collects = takes(CollectSettings, SETTINGS, panel="With --collect")
 
 
 def collect_trace(prompts: str, output: Path, *, quiet: bool = False, **options: Any) -> CollectResult:
-    """Collect, with progress and the result on stderr.
+    """Collect the lengths of responses to ``prompts`` into ``output``, with progress and the result on stderr.
 
-    Args:
-        prompts: TRACE of the command line.
-        output: FILE of ``--collect``.
-        quiet: no progress, no result.
-        **options: by the names of their settings.
-
-    Raises:
-        EcoServeError: as :func:`ecoserve.serving.collect.collect`, and for a wrong option.
-        typer.Exit: 130 or 143 after a signal; how to resume has been printed.
+    After a signal the exit code is 130 or 143; how to resume has been printed.
     """
     values = {**options, "prompts": prompts, "output": output}
     settings = checked(CollectSettings, values, lambda name: flag(name or "output", CollectSettings))
@@ -60,7 +52,6 @@ def collect_trace(prompts: str, output: Path, *, quiet: bool = False, **options:
 
 
 def in_words(result: CollectResult) -> str:
-    """The result of a collection, on one line."""
     parts = [f"{result.rows:,} answers of {result.model} to {result.prompts:,} prompts in {result.output}"]
     if result.rows_earlier:
         parts.append(f"{result.rows_earlier:,} of them from earlier runs")

@@ -39,7 +39,6 @@ OutputOption = Annotated[
 
 
 def _place_for_json(target: str | None) -> str | None:
-    """Refuse a folder now rather than after the work is done."""
     if target is not None and target != "-" and Path(target).is_dir():
         raise ConfigError("is a folder", where=f"--json {target}", fix="give a file in it, or - for stdout")
     return target
@@ -76,26 +75,16 @@ def stderr_console(quiet: bool = False) -> Console:
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """A progress bar on stderr, to be used as a context manager.
-
-    Nothing is drawn with ``quiet`` or where stderr is not a terminal; it vanishes when done.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """A progress bar on stderr, for a ``with``; nothing is drawn with ``quiet`` or where stderr is no terminal."""
+    from rich import progress
 
     console = stderr_console(quiet)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,
@@ -120,15 +109,10 @@ def progress_of(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]
 
 
 def emit_json(summary: Any, target: str | Path | None) -> None:
-    """Write a summary as JSON to a file or to stdout.
+    """Write a summary as JSON to a file, replaced in one step, or to stdout for ``"-"``; None: nowhere.
 
-    Args:
-        summary: mappings, sequences, dataclasses, NumPy values, paths and plain values. NaN and infinities become null.
-        target: a path, ``"-"`` for stdout, or None for nowhere. Missing folders are made; a file is replaced in one
-            step.
-
-    Raises:
-        RunError: the file cannot be written.
+    NumPy values, dataclasses and paths are taken too; NaN and infinities become null. A file that cannot be written is
+    a RunError.
     """
     if target is None:
         return
@@ -157,10 +141,7 @@ def json_text(summary: Any) -> str:
 
 
 def guard(action: Callable[[], Any]) -> int:
-    """Run a command; returns the exit code, with at most one line on stderr.
-
-    The action's own result is the exit code if it is an integer, else 0.
-    """
+    """Run a command; returns the exit code (the action's result if an integer), with at most one line on stderr."""
     try:
         result = action()
     except EcoServeError as error:

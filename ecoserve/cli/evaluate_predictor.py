@@ -10,6 +10,7 @@ import typer
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
 from ecoserve.cli.predictors import CheckpointArgument, metric_text, metrics_table, read_trace, reads_a_trace
+from ecoserve.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,6 @@ def command(
     Where the trace has no split of its own, the seed of the training gives the dev rows, which it was not trained on.
     """
     from ecoserve.data import split_trace
-    from ecoserve.errors import ConfigError, TraceError
     from ecoserve.predictor import ConstantMedian, evaluate_predictor, load_predictor
     from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
@@ -135,7 +135,6 @@ def _with_baselines(
 
 
 def _embedder(encoder: str | None) -> Embed | None:
-    """The encoder that embeds prompts: the one given, or the default if it is on this machine."""
     from ecoserve.predictor.encoder.predictor import FrozenEncoder
     from ecoserve.predictor.encoder.settings import PACKAGED_IDS, find_encoder, is_here
 

@@ -28,10 +28,9 @@ def takes(
 ) -> Callable[[Command], Command]:
     """A decorator that gives a command an option for each field in ``names``, a list in one text.
 
-    The command gets what the user has typed as keyword arguments by the fields' names: text (a bool for flags, a list
-    for what may be given several times), to be checked by :func:`ecoserve.options.checked`. What is not typed is left
-    out. ``defaults`` are the command's own, where they are not the model's. In the help these options come before those
-    that the command has behind ``*``.
+    The command gets what the user has typed as keyword arguments by the fields' names, to be checked by
+    :func:`ecoserve.options.checked`. ``defaults`` are the command's own, where they are not the model's. In the help
+    these options come before those that the command has behind ``*``.
     """
     fields = {name: model.model_fields[name] for name in names.split()}
 
@@ -66,7 +65,6 @@ def taken(model: type[Model], given: dict[str, Any], **own: Any) -> Model:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type of a field's values, None aside."""
     annotation: Any = field.annotation
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
@@ -101,7 +99,6 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
 
 
 def _shown(default: Any) -> str | bool:
-    """A default as help shows it; False where there is nothing to show."""
     if isinstance(default, bool) or default in (None, "", ()) or not isinstance(default, int | float | str | Path):
         return False
     return f"{default:,.10g}" if isinstance(default, float) else str(default)
@@ -116,7 +113,6 @@ def _upper_bound(field: FieldInfo) -> str:
 
 
 def _parsed(field: FieldInfo, value: Any, spelled: str) -> Any:
-    """A text with several values in it, taken apart; anything else as it is."""
     kind = get_origin(_kind(field))
     try:
         if kind is dict:

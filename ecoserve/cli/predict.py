@@ -12,6 +12,7 @@ import typer
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json
 from ecoserve.cli.predictors import CheckpointArgument
+from ecoserve.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
     from ecoserve.data import Message
@@ -40,7 +41,6 @@ def command(
     A line of --input is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [{"role": ..., "content": ...}]}; an
     object may also hold max_tokens, stop, tools and the like, as bodies of requests do.
     """
-    from ecoserve.errors import ConfigError
     from ecoserve.predictor import load_predictor
     from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
@@ -99,9 +99,6 @@ def _show(rows: Sequence[dict[str, object]], bound: float | None) -> None:
 
 
 def _read(source: str) -> list[str | Sequence[Message]]:
-    """Requests of a file, or of stdin."""
-    from ecoserve.errors import TraceError
-
     try:
         content = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -118,7 +115,6 @@ def _read(source: str) -> list[str | Sequence[Message]]:
 def _request(line: str, where: str) -> str | Sequence[Message]:
     from ecoserve.data import Message
     from ecoserve.data.parameters import NO_PARAMETERS, parameters_of
-    from ecoserve.errors import TraceError
     from ecoserve.predictor.text import ChatRequest
 
     if not line.lstrip().startswith(("{", "[", '"')):

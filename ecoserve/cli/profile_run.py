@@ -51,11 +51,7 @@ class Source:
 
 
 def read(source: Source, predictor: str | None, *, quiet: bool) -> tuple[TraceTable, Predictions | None]:
-    """The table of a trace, and a predictor's predictions for it.
-
-    Raises:
-        TraceError, CheckpointError: if one of them cannot be used.
-    """
+    """The table of a trace, and a predictor's predictions for it."""
     if predictor is not None:
         from ecoserve.predictor import load_predictor
         from ecoserve.predictor.runtime import let_waiting_threads_sleep
@@ -85,11 +81,7 @@ def _bar(source: Source, quiet: bool) -> Any:
 def predict(
     checkpoint: LengthPredictor, name: str, trace: Trace, seed: int, *, quiet: bool, most: int = PREDICTED
 ) -> Predictions:
-    """Predict at most ``most`` rows of ``trace`` that the predictor was not trained on.
-
-    Raises:
-        TraceError: if there is no row with a text to ask about.
-    """
+    """Predict at most ``most`` rows of ``trace`` that the predictor was not trained on."""
     from ecoserve.predictor.text import asked_of, read_record
 
     rows, held_out = _unseen(checkpoint, trace)
@@ -132,22 +124,14 @@ def working(what: str, quiet: bool) -> Iterator[None]:
 
 
 def write_profile(folder: Path, profile: Profile, commands: list[str], console: Console) -> None:
-    """Write ``profile.json`` and ``profile.html``.
-
-    Raises:
-        RunError: if they cannot be written.
-    """
+    """Write ``profile.json`` and ``profile.html``."""
     from ecoserve.data.profiling.reporting import render_profile
 
     _write(folder, "profile", profile.model_dump_json(indent=1), render_profile(profile, commands), console)
 
 
 def write_comparison(folder: Path, comparison: Comparison, commands: list[str], console: Console) -> None:
-    """Write ``comparison.json`` and ``comparison.html``.
-
-    Raises:
-        RunError: if they cannot be written.
-    """
+    """Write ``comparison.json`` and ``comparison.html``."""
     from ecoserve.data.profiling.reporting import render_comparison
 
     page = render_comparison(comparison, commands)

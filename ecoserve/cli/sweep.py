@@ -106,7 +106,6 @@ def command(
 
 
 def _say_what_was_found(summary: Summary, console: Console) -> None:
-    """A line for every search."""
     from ecoserve.sweep.identity import short_lengths
 
     for row in summary.searches:

@@ -85,11 +85,7 @@ def command(
 
 
 def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
-    """What a recipe makes.
-
-    Its first stage and its members are runs of their own, in folders beside ``output``; what has ended before is only
-    loaded.
-    """
+    """What a recipe makes; its first stage and its members are runs of their own, in folders beside ``output``."""
     if wanted.members:
         from ecoserve.predictor import combine_predictors
 
@@ -108,7 +104,6 @@ def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthP
 
 
 def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
-    """One training, from its trace to its checkpoint."""
     from ecoserve.predictor import train_predictor
 
     loaded = _trace(wanted, stderr_console(quiet))
@@ -129,7 +124,6 @@ def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> Length
 
 
 def _trace(wanted: Recipe, console: Console) -> Trace:
-    """The trace to learn from."""
     if wanted.trace is None:
         raise ConfigError("no trace to learn from", where="TRACE", fix="give a file, or the id of a data set")
     return read_trace(wanted.trace, {name: getattr(wanted, name) for name in READING}, console)

@@ -106,12 +106,10 @@ def with_share(cdf: Array, mix: float, prior: npt.ArrayLike) -> Array:
 
 
 def base_features(base: LengthPredictor, views: Sequence[RequestView]) -> tuple[Array, Array]:
-    """What a base with B bins knows of ``n`` requests.
+    """What a base with B bins knows of ``n`` requests: features, and its P(length <= edge), shape ``[n, B + 1]``.
 
-    Returns:
-        the features, shape ``[n, F]``: mean and spread of the log length, logs of quantiles, counts of the request's
-        text, and the logits, which know more than lengths (of an encoder, all that its head reads); and the base's
-        P(length <= edge), shape ``[n, B + 1]``.
+    Features, shape ``[n, F]``: mean and spread of the log length, logs of quantiles, counts of the request's text, and
+    the logits, which know more than lengths (of an encoder, all that its head reads).
     """
     logits = base.logits(views)
     probabilities = base.calibration.probabilities(logits)

@@ -2,10 +2,9 @@
 
 Everything is chosen by cross-validation over the given rows, rows of the same prompt together. Of the three kinds
 (:mod:`ecoserve.predictor.adaptation`) a simpler one stays unless the next one's pinball loss is lower by more than the
-standard error of the difference, so few rows, or a base that is right already, make nothing worse by more than noise.
-The calibration is fitted on the predictions for rows that were left out: its bounds hold as
-:mod:`ecoserve.predictor.conformal` says but for the difference between those models and the one of all rows, and for
-the choices made on the same rows.
+standard error of the difference, so few rows make nothing worse by more than noise. The calibration is fitted on
+predictions for rows that were left out: its bounds hold but for the difference between those models and the one of all
+rows, and for the choices made on the same rows.
 """
 
 from __future__ import annotations
@@ -62,12 +61,10 @@ def adapt_predictor(
     Args:
         base: folder or hub id of the predictor to start from.
         trace: requests with the lengths of the new model's responses; its ``train`` rows adapt, its ``dev`` rows
-            evaluate the result, the base and the constant median.
+            evaluate.
         output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace, not the base's.
         rows: adapt from at most so many rows, chosen at random.
         served_model: the new model; by default what the trace says. Of several models' responses, its own are taken.
-        seed: of the split, the choice of rows and the folds.
-        progress: called with what is being done, and how far it is.
 
     Raises:
         CheckpointError: if the base is missing, damaged, or adapted itself, or ``output_dir`` holds other files.
@@ -185,7 +182,6 @@ def choose(
 
 
 def _fit(kind: Kind, features: Array, target: Array, penalty: float) -> Adaptation:
-    """The regression of one kind on all given rows."""
     if kind == "none":
         return Adaptation()
     from sklearn.linear_model import Ridge
@@ -212,7 +208,6 @@ def _left_out(kind: Kind, features: Array, target: Array, folds: npt.NDArray[np.
 
 
 def _folds(texts: list[str], seed: int) -> npt.NDArray[np.int64]:
-    """A random fold for each row, the same for the same text."""
     _, which = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
     count = int(which.max()) + 1
     fold = np.random.default_rng(seed).permutation(count) % min(_FOLDS, count)
@@ -238,7 +233,6 @@ def adapted_bins(lengths: Array, base_edges: tuple[int, ...], censored: tuple[bo
 
 
 def _check(examples: Examples, source: str) -> None:
-    """Refuse too few responses, or responses of one length, with a TraceError."""
     ended = sum(not c for c in examples.censored)
     if ended < MIN_ROWS:
         raise TraceError(

@@ -1,9 +1,7 @@
 """The length predictor: what every backend shares, and the registry of backends.
 
-A backend is one class, in a file or folder of its own, and one line in :data:`BACKENDS`. It learns (:meth:`fit`), turns
-requests into logits over the length bins (:meth:`_logits`), and writes and reads its files (:meth:`_write`,
-:meth:`_load`). How requests are read, calibration, distributions, training runs, evaluation and the rest of the
-checkpoint are the same for all.
+A backend is one class and one line in :data:`BACKENDS`. It learns (:meth:`~LengthPredictor.fit`), turns requests into
+logits over the length bins (``_logits``), and writes and reads its files (``_write``, ``_load``).
 """
 
 from __future__ import annotations
@@ -67,10 +65,6 @@ class LengthPredictor(ABC):
     """Predicts how many tokens the response to a request will have.
 
     Safe to use from several threads at once. After loading it needs no network and no file.
-
-    Attributes:
-        config: what it was trained on and how.
-        calibration: how its logits become probabilities.
     """
 
     #: the backend's hyperparameters; None: it is made from trained predictors, not trained itself
@@ -88,8 +82,6 @@ class LengthPredictor(ABC):
     def backend(self) -> str:
         """Its name in :data:`BACKENDS`."""
         return self.config.backend
-
-    # -- what a backend defines ------------------------------------------------------------------
 
     @classmethod
     def fit(cls, run: TrainingRun, settings: Any) -> LengthPredictor:
@@ -109,14 +101,8 @@ class LengthPredictor(ABC):
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> LengthPredictor:
         """Read what :meth:`_write` wrote; the files' hashes have been checked."""
 
-    # -- predicting ------------------------------------------------------------------------------
-
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """The length distributions of the responses to ``n`` requests, over the config's bins, in their order.
-
-        A request is a prompt or a list of chat messages (:class:`~ecoserve.data.Message`), with parameters as
-        :class:`~ecoserve.predictor.text.ChatRequest`.
-        """
+        """The length distributions of the responses to ``n`` requests, in their order."""
         if isinstance(requests, str):
             raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
         edges, closed_by = self.config.edges, self.config.closed_by
@@ -128,7 +114,7 @@ class LengthPredictor(ABC):
     def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
         """A length (tokens) per request that at least a share of ``level`` of responses stays within.
 
-        The guarantee is stated in :mod:`ecoserve.predictor.conformal`. No bound at this level is a ConfigError.
+        :mod:`ecoserve.predictor.conformal` states the guarantee. A level without a bound is a ConfigError.
         """
         views = self._views(requests)
         if (bounds := self.calibration.bounds) is None:
@@ -143,23 +129,15 @@ class LengthPredictor(ABC):
     def _views(self, requests: Sequence[Request]) -> list[RequestView]:
         return [read_request(r, self.config.parameters) for r in requests]
 
-    # -- checkpoints -----------------------------------------------------------------------------
-
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Write the checkpoint into ``directory``, which appears, or changes, only when everything is written.
-
-        Raises:
-            CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
-            RunError: if it cannot be written.
-        """
+        """Write the checkpoint into ``directory`` (:func:`ecoserve.predictor.checkpoint.save`)."""
         return checkpoint.save(Path(directory), self.config, self.calibration, self._write)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> LengthPredictor:
         """Load a checkpoint from a folder or, for an id ``owner/name`` that is no folder here, from the hub.
 
-        Raises:
-            CheckpointError: if it is missing, damaged, edited, or of another version.
+        A checkpoint that is missing, damaged, edited, or of another version is a CheckpointError.
         """
         folder = hub.locate(source)
         config, calibration = checkpoint.read(folder)
@@ -189,11 +167,7 @@ def trained_backends() -> dict[str, type[BackendSettings]]:
 
 
 def settings_class(backend: str) -> type[BackendSettings]:
-    """The settings of a backend that is trained from a trace.
-
-    Raises:
-        ConfigError: if there is no such backend.
-    """
+    """The settings of a backend that is trained from a trace; another backend is a ConfigError."""
     known = trained_backends()
     if backend not in known:
         raise ConfigError(f"no backend {backend!r}", where="--backend", fix=f"one of {', '.join(known)}")

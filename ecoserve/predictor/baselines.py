@@ -71,7 +71,7 @@ class ConstantMedian:
         return cls(LengthDistribution.from_weights(bins.edges, bins.shares(examples.all_lengths()), bins.closed_by))
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """The same distribution ``n`` times."""
+        """One distribution per request."""
         return [self.distribution] * len(requests)
 
 
@@ -112,8 +112,8 @@ class PromptLength:
 class HistoryWindow:
     """The lengths of the last :data:`WINDOW` responses that finished, for every request.
 
-    What schedulers without a predictor use (the history window of Past-Future scheduling). Alone among the baselines it
-    goes on learning where it is tested: from requests that have finished before the one that it predicts.
+    What schedulers without a predictor use (Past-Future scheduling). Alone among the baselines it goes on learning
+    where it is tested.
     """
 
     def __init__(self, bins: Bins, lengths: Iterable[int] = (), window: int = WINDOW) -> None:
@@ -195,8 +195,7 @@ class NearestPrompts:
 class OtherSample:
     """A response's length given that of another response to the same prompt: an upper bound, not a predictor.
 
-    A server does not have that other response. No model of the prompt can predict much better, because the rest is the
-    sampler's randomness. Learned from training rows, with a Gaussian kernel over bins.
+    The rest is the sampler's randomness. Learned from training rows, with a Gaussian kernel over bins.
     """
 
     def __init__(self, bins: Bins, table: Array, width: float) -> None:
@@ -256,9 +255,6 @@ def side_by_side(
         Name -> the keys of :func:`~ecoserve.predictor.evaluation.evaluate_predictor`: ``constant_median``,
         ``prompt_length``, ``history_window``, ``nearest_prompts`` (given ``embed``), the names of ``trained``, and
         where every row has other responses :data:`UPPER_BOUNDS` (the second is a point, so it has :data:`POINT_KEYS`).
-
-    Raises:
-        TraceError: if no record has both a text and a length.
     """
     rows = scored_records(records)
     requests = [request_of(r) for r in rows]

@@ -55,11 +55,7 @@ class Bins:
 
     @classmethod
     def fit(cls, lengths: npt.ArrayLike, settings: BinSettings | None = None) -> Bins:
-        """Lay bins over training ``lengths`` (tokens, any shape, all >= 1).
-
-        Raises:
-            TraceError: if there are too few different lengths for two bins.
-        """
+        """Lay bins over training ``lengths`` (tokens, all >= 1); too few different ones are a TraceError."""
         settings = settings or BinSettings()
         x = np.asarray(lengths, dtype=np.int64).ravel()
         if x.size == 0:
@@ -105,7 +101,6 @@ def soft_targets(
     length: its share is spread over the bins from its own on as all responses are spread there.
 
     Args:
-        bins: K bins.
         lengths: response length of each example in tokens, shape ``[n]``.
         samples: lengths of other responses to each prompt, ``n`` lists that may be empty.
         censored: whether each answer was cut off, shape ``[n]``.

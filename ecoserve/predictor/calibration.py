@@ -1,12 +1,11 @@
-"""Calibration: logits to probabilities that agree with how often things happen.
+"""Calibration: logits to probabilities that agree with how often things happen; mixes of several predictors.
 
 1. A temperature T divides the logits before the softmax (Guo et al., "On Calibration of Modern Neural Networks", ICML
    2017).
 2. An ascending map of levels: where the CDF says p, a share of map(p) of responses has ended (after Kuleshov et al.,
    "Accurate Uncertainties for Deep Learning Using Calibrated Regression", ICML 2018). Most predictors need none.
 
-Both are fitted in :mod:`ecoserve.predictor.calibration_fitting`. Bounds with a guarantee that holds for any predictor
-are in :mod:`ecoserve.predictor.conformal`, apart from the distribution.
+:mod:`ecoserve.predictor.calibration_fitting` fits both.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Calibration(BaseModel):
     bounds: GroupBounds | None = None
 
     def probabilities(self, logits: npt.ArrayLike) -> Array:
-        """Probabilities of the bins, shape ``[n, K]`` as the logits; rows are not negative and add up to 1."""
+        """Probabilities of the bins, shape ``[n, K]`` as the logits."""
         return np.diff(self.cdf(logits), axis=1)
 
     def cdf(self, logits: npt.ArrayLike) -> Array:
@@ -94,9 +93,7 @@ class Calibration(BaseModel):
 def likeliest_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[float, float]:
     """The temperature with the smallest cross-entropy, and that: mean per row, in nats.
 
-    Args:
-        logits: shape ``[n, K]``.
-        targets: the lengths as distributions over the bins (one-hot where known), shape ``[n, K]``.
+    ``logits`` and ``targets``, the lengths as distributions over the bins, have shape ``[n, K]``.
     """
     from scipy.optimize import minimize_scalar
 
@@ -145,9 +142,8 @@ def mixed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
 def fit_weights(parts: Sequence[Array], targets: npt.ArrayLike) -> tuple[float, ...]:
     """The weights with the smallest cross-entropy at the mix's best temperature, to three digits, adding up to 1.
 
-    Args:
-        parts: logits of at least two predictors for the same held-out rows, shape ``[n, K]`` each.
-        targets: the lengths as distributions over the bins, shape ``[n, K]``.
+    ``parts`` are logits of two or more predictors for the same held-out rows, ``targets`` distributions: ``[n, K]``
+    each.
     """
     from scipy.optimize import minimize
 

@@ -1,8 +1,8 @@
 """Checkpoints on disk: config.json, calibration.json, the backend's files, and a model card in README.md.
 
-A checkpoint is there whole or not at all: it is written beside its place and renamed. config.json, which holds the
-SHA-256 of every other file and of itself, comes last. Reading checks all of them; anything wrong is one
-CheckpointError. JSON, safetensors and LightGBM's text only: nothing in a checkpoint is executed or unpickled.
+A checkpoint is written beside its place and renamed. config.json, which holds the SHA-256 of every other file and of
+itself, comes last. Reading checks all of them; anything wrong is one CheckpointError. JSON, safetensors and LightGBM's
+text only: nothing in a checkpoint is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ _RETRAIN = "train it again, or fetch it again"
 def save(directory: Path, config: PredictorConfig, calibration: Calibration, write: Callable[[Path], None]) -> Path:
     """Write a checkpoint into ``directory``; ``write`` writes the backend's files into an empty folder.
 
-    Raises:
-        CheckpointError: if ``directory`` holds something that is not a checkpoint of ours.
-        RunError: if it cannot be written.
+    A ``directory`` with other things in it is a CheckpointError, one that cannot be written a RunError.
     """
     check_place(directory)
     fresh = not directory.exists()
@@ -92,11 +90,7 @@ def check_place(directory: Path) -> None:
 
 
 def read(folder: Path) -> tuple[PredictorConfig, Calibration]:
-    """Read and check everything in a checkpoint but the backend's files, whose hashes alone are checked.
-
-    Raises:
-        CheckpointError: naming the file and what is wrong with it.
-    """
+    """Read and check everything in a checkpoint but the backend's files, whose hashes alone are checked."""
     content = _json(folder / CONFIG)
     if content.get("format") != FORMAT:
         raise CheckpointError("is not the config of a length predictor", where=str(folder / CONFIG))

@@ -67,9 +67,8 @@ class PredictorConfig(BaseModel):
 
 
 class BackendSettings(BaseModel):
-    """A backend's hyperparameters.
+    """A backend's hyperparameters: keys of a recipe and options of ``train-predictor``.
 
-    A field is the one definition of a setting: key of a recipe, option of ``train-predictor``, default, bounds, help.
     A field that is itself settings is a section (one level deep): its fields are options, the section is none.
     """
 
@@ -93,11 +92,7 @@ class BackendSettings(BaseModel):
         return {name: section for section, kind in cls.parts().items() for name in kind.options()}
 
     def recorded(self) -> dict[str, Any]:
-        """The settings by option as a checkpoint records them: without paths of this machine.
-
-        Raises:
-            ConfigError, CheckpointError: if a setting names something that is missing or does not fit.
-        """
+        """The settings by option as a checkpoint records them: without paths of this machine."""
         content = self.model_dump(mode="json")
         for name, value in self:
             if isinstance(value, BackendSettings):

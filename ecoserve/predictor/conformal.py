@@ -96,14 +96,7 @@ class GroupBounds(BaseModel):
 
     @classmethod
     def fit(cls, cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike, views: Sequence[RequestView]) -> GroupBounds:
-        """Bounds from ``n >= 1`` rows.
-
-        Args:
-            cdf: P(length <= edge) by the plain softmax, shape ``[n, K + 1]``.
-            edges: ``K + 1`` bin edges in tokens.
-            lengths: of the served responses, tokens, shape ``[n]``.
-            views: the requests.
-        """
+        """Bounds from ``n >= 1`` rows: ``cdf`` of the plain softmax, shape ``[n, K + 1]``, and served lengths."""
         scores = scores_of(cdf, edges, lengths)
         characters = _characters(views)
         count = max(1, min(MOST_BANDS, len(scores) // BAND_ROWS))
@@ -116,11 +109,7 @@ class GroupBounds(BaseModel):
         return cls(levels=BOUND_LEVELS[:reached], whole=whole, band_characters=cuts, bands=tuple(bands))
 
     def upper(self, cdf: Array, edges: npt.ArrayLike, views: Sequence[RequestView], level: float) -> list[int]:
-        """The bounds of ``n`` requests in tokens; arguments as for :meth:`fit`.
-
-        Raises:
-            ConfigError: if ``level`` is none of :attr:`levels`.
-        """
+        """The bounds of ``n`` requests in tokens; a ``level`` that is none of :attr:`levels` is a ConfigError."""
         if level not in self.levels:
             listed = ", ".join(f"{q:g}" for q in self.levels) or "none"
             raise ConfigError(f"no bound at {level:g}", where="level", fix=f"this predictor's levels: {listed}")
@@ -140,8 +129,7 @@ class GroupBounds(BaseModel):
 def scores_of(cdf: Array, edges: npt.ArrayLike, lengths: npt.ArrayLike) -> Array:
     """The CDF just before each row's length (tokens, shape ``[n]``), shape ``[n]``; 1 beyond the last edge.
 
-    Args:
-        cdf: P(length <= edge), shape ``[n, K + 1]``, at ``edges`` in tokens, shape ``[K + 1]``.
+    ``cdf`` is P(length <= edge), shape ``[n, K + 1]``, at ``edges`` in tokens, shape ``[K + 1]``.
     """
     e = np.asarray(edges, dtype=np.float64)
     before = np.asarray(lengths, dtype=np.float64) - 1.0

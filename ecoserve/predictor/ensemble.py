@@ -65,12 +65,12 @@ class EnsemblePredictor(LengthPredictor):
 
     def _write(self, folder: Path) -> None:
         for number, member in enumerate(self.members, 1):
-            member.save_pretrained(_home(folder, number))
+            member.save_pretrained(folder / f"member-{number}")
 
     @classmethod
     def _load(cls, folder: Path, config: PredictorConfig, calibration: Calibration) -> EnsemblePredictor:
         numbers = range(1, len(config.model[WEIGHTS]) + 1)
-        return cls(config, calibration, [LengthPredictor.from_pretrained(_home(folder, n)) for n in numbers])
+        return cls(config, calibration, [LengthPredictor.from_pretrained(folder / f"member-{n}") for n in numbers])
 
 
 def combine_predictors(
@@ -81,13 +81,9 @@ def combine_predictors(
     resume: bool = False,
     progress: Progress = silent,
 ) -> LengthPredictor:
-    """Combine trained predictors of one trace and seed into an ensemble, and save its checkpoint.
+    """Combine two or more trained predictors of one trace and seed into an ensemble, and save its checkpoint.
 
-    Args:
-        trace: the trace that they were trained on.
-        checkpoints: at least two: folders, or ids on the hub.
-        output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace.
-        resume: if the very same ensemble is in ``output_dir`` already, it is loaded.
+    With ``resume`` the very same ensemble that is in ``output_dir`` already is loaded.
 
     Raises:
         ConfigError: if they do not go together, or not with the trace.
@@ -124,7 +120,6 @@ def combine_predictors(
 
 
 def _check(configs: Sequence[PredictorConfig], names: Sequence[str]) -> None:
-    """Refuse members that have not learned the same from the same rows."""
     for config, name in zip(configs, names, strict=True):
         if config.backend not in trained_backends():
             raise ConfigError(f"is an {config.backend} predictor, and only trained ones can be combined", where=name)
@@ -161,7 +156,3 @@ def _weighed(
         }
     )
     return EnsemblePredictor(config, Calibration(), members)
-
-
-def _home(folder: Path, number: int) -> Path:
-    return folder / f"member-{number}"

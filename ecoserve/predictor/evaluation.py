@@ -41,7 +41,7 @@ _BATCH = 512
 
 
 def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[str, float]:
-    """Measure a predictor on ``records``; those without a text or a length are left out.
+    """Measure a predictor on those of ``records`` that have a text and a length; none is a TraceError.
 
     Returns:
         ``rows``; ``mae_tokens``; ``within_50``, ``within_100`` (shares of rows whose median is that near to the
@@ -49,9 +49,6 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
         whose likeliest bin holds the length); ``pinball_loss`` (tokens, mean over the quantiles 0.05, 0.10, ... 0.95);
         ``crps`` (tokens); ``ece`` (0 to 1); ``coverage_50/80/90/95`` (shares); ``latency_p50_ms``, ``latency_p99_ms``
         (one request at a time).
-
-    Raises:
-        TraceError: if no record has both a text and a length.
     """
     rows = scored_records(records)
     requests = [request_of(r) for r in rows]
@@ -59,11 +56,7 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
 
 
 def scored_records(records: Iterable[Record]) -> list[Record]:
-    """Those of ``records`` that have both a text and a length.
-
-    Raises:
-        TraceError: if there are none.
-    """
+    """Those of ``records`` that have both a text and a length; none at all is a TraceError."""
     rows = usable(records)
     if not rows:
         what = "no record has both a prompt's text and a length to evaluate on"
@@ -104,7 +97,9 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
         "within_50": float((error <= 50).mean()),
         "within_100": float((error <= 100).mean()),
         "kendall_tau": _tau(medians, y),
-        "bin_accuracy": float(np.mean([_likeliest_bin_holds(d, n) for d, n in zip(predicted, y, strict=True)])),
+        "bin_accuracy": float(
+            np.mean([Bins(d.edges).index(n) == np.argmax(d.probs) for d, n in zip(predicted, y, strict=True)])
+        ),
         "pinball_loss": float(pinball.mean()),
         "crps": float(np.mean([crps(d, n) for d, n in zip(predicted, y, strict=True)])),
         "ece": expected_calibration_error(predicted, y),
@@ -161,7 +156,3 @@ def _tau(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> f
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0
     return float(kendalltau(predicted, true).statistic)
-
-
-def _likeliest_bin_holds(distribution: LengthDistribution, length: float) -> bool:
-    return int(Bins(distribution.edges).index(length)) == int(np.argmax(distribution.probs))

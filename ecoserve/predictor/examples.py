@@ -81,7 +81,6 @@ def usable(records: Iterable[Record]) -> list[Record]:
 
 
 def require_texts(trace: Trace) -> None:
-    """Refuse a trace of lengths alone with a TraceError."""
     if not any(read_record(r) is not None for r in trace.records):
         what = "has lengths only, and a predictor learns from the texts of prompts"
         raise TraceError(what, where=trace.source, fix="give a trace with prompts")
@@ -96,13 +95,10 @@ def at_most(rows: list[Record], most: int | None, seed: int) -> list[Record]:
 
 
 def training_parts(trace: Trace, *, seed: int, max_rows: int | None = None, held_out: float = 0.1) -> Parts:
-    """Split a trace for training.
+    """Split a trace for training; too few rows with a text and a length that ended by themselves are a TraceError.
 
     ``train`` and ``dev`` are those of the trace, or of :func:`~ecoserve.data.split_trace`; the held-out rows are a part
     of ``train``, split the same way (conversations and near-duplicate prompts stay on one side).
-
-    Raises:
-        TraceError: if too few rows have a text and a length, or too few responses ended by themselves.
     """
     require_texts(trace)
     parts = split_trace(trace, seed=seed)

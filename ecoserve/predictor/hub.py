@@ -23,11 +23,7 @@ _PLACE: Final = "THIS_FOLDER"
 
 
 def locate(source: str | Path) -> Path:
-    """The folder of a checkpoint: ``source`` itself, or a snapshot of the hub's repository of that id.
-
-    Raises:
-        CheckpointError: if it is neither, or cannot be fetched.
-    """
+    """The folder of a checkpoint: ``source`` itself, or a snapshot of the hub's repository of that id."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -50,11 +46,7 @@ def cached(repo_id: str) -> Path | None:
 
 
 def snapshot(repo_id: str, *, fix: str = "give a folder, or connect to the hub") -> Path:
-    """The local folder of a hub repository's files, downloaded if need be.
-
-    Raises:
-        CheckpointError: if it is not in the cache and cannot be fetched.
-    """
+    """The local folder of a hub repository's files, downloaded if need be; a CheckpointError if it cannot be."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -1,9 +1,7 @@
 """Recipes: everything that decides a training, in one YAML file, so that one command repeats it.
 
-A recipe holds what ``ecoserve train-predictor`` takes as options; options given on the command line win. ``first`` is a
-recipe of its own that is trained before: the encoder starts from its checkpoint. ``members`` are trainings on the same
-rows, combined in an ensemble. A recipe does not depend on the machine: the same file serves a CPU, a GPU, and several
-processes (torchrun, accelerate).
+A recipe holds what ``ecoserve train-predictor`` takes as options; options on the command line win. ``first`` is a
+recipe of its own, trained before: the encoder starts from its checkpoint. ``members`` are combined in an ensemble.
 """
 
 from __future__ import annotations
@@ -92,11 +90,7 @@ class Recipe(BaseModel):
         return settings_class(self.backend).model_validate(self.settings)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
-        """The same recipe with other values for some of its fields and hyperparameters.
-
-        Raises:
-            ConfigError: naming the option that the backend does not have, or whose value does not fit.
-        """
+        """The same recipe with other values for some of its fields and hyperparameters, or a ConfigError."""
         content = {name: getattr(self, name) for name in self.model_fields_set}
         if self.members:
             of_one = {"backend", *(name for kind in trained_backends().values() for name in kind.places())}
@@ -135,7 +129,6 @@ Member.model_rebuild()
 
 
 def _recipe_of(content: dict[str, Any]) -> Recipe:
-    """A recipe made of a recipe's fields and the command's options."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -144,11 +137,7 @@ def _recipe_of(content: dict[str, Any]) -> Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe; the traces that it names by a file become paths from here.
-
-    Raises:
-        ConfigError: if it is missing, is no YAML, has a key that is not known, or a value that does not fit.
-    """
+    """Read a recipe; the traces that it names by a file become paths from here. What does not fit is a ConfigError."""
     file = Path(path).expanduser()
     try:
         raw = file.read_bytes()
@@ -170,7 +159,6 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _located(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with its traces as paths from here, not from the recipe's folder."""
     found = dict(content)
     trace = found.get("trace")
     if isinstance(trace, str) and (folder / Path(trace).expanduser()).exists():

@@ -64,10 +64,7 @@ class RequestView:
 
 
 def read_request(request: Request, parameters: Collection[str] = ()) -> RequestView:
-    """Read a request; messages after the last user message (tool results, ...) count as context.
-
-    ``parameters``: names of the parameters that are read of a :class:`ChatRequest`.
-    """
+    """Read a request, with these ``parameters`` of a :class:`ChatRequest`."""
     view = _read_messages(request)
     if not parameters or not isinstance(request, ChatRequest):
         return view
@@ -129,7 +126,6 @@ def parameters_that_vary(records: Iterable[Record]) -> tuple[str, ...]:
 
 
 def _parameters_line(said: RequestParameters) -> str:
-    """In words and numbers, which tokenizers and word counts can read; a line end is a word too."""
     words = []
     if said.max_tokens is not None:
         words.append(f"at most {said.max_tokens} tokens")

@@ -1,9 +1,9 @@
 """Training a predictor, from a trace to a checkpoint.
 
-Only ``train`` rows are learned from; a part of them is held out for choosing and calibrating. ``dev`` rows are used
-once, to evaluate the result. The state of an unfinished run lies in ``OUTPUT/.training``, which belongs to the run with
-the fingerprint kept there and is removed at the end. Under torchrun or accelerate all processes call the backend's
-``fit``; the rest is done by the first.
+Only ``train`` rows are learned from; a part of them is held out for choosing and calibrating. ``dev`` rows only
+evaluate the result. The state of an unfinished run lies in ``OUTPUT/.training``. Under torchrun or accelerate all
+processes call
+the backend's ``fit``; the rest is done by the first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from ecoserve.predictor import checkpoint
 from ecoserve.predictor.base import LengthPredictor, TrainingRun, backend_class, settings_class
 from ecoserve.predictor.baselines import ConstantMedian
 from ecoserve.predictor.bins import Bins, BinSettings
-from ecoserve.predictor.calibration_fitting import fit_calibration
+from ecoserve.predictor.calibration_fitting import control_of, fit_calibration, tree_settings
 from ecoserve.predictor.config import BackendSettings, PredictorConfig
-from ecoserve.predictor.control import control_of, tree_settings
 from ecoserve.predictor.evaluation import evaluate_predictor
 from ecoserve.predictor.examples import Parts, training_parts, usable
 from ecoserve.predictor.runtime import Progress, Stopwatch, first, silent, wait_for_all
@@ -52,21 +51,17 @@ def train_predictor(
 
     Args:
         trace: requests with the lengths of their responses; its own ``train``/``dev`` split is used if it has one.
-        backend: a name in :data:`ecoserve.predictor.base.BACKENDS`: ``"stacked"``, ``"encoder"``, ``"lightgbm"``.
+        backend: a name in :data:`ecoserve.predictor.base.BACKENDS`.
         output_dir: folder for the checkpoint: new, empty, or an older checkpoint to replace.
-        seed: seed of everything random; the same seed on the same machine gives the same weights.
-        settings: the backend's hyperparameters.
-        bins: how length bins are laid.
+        seed: the same seed on the same machine gives the same weights.
         served_model: the model whose responses these are; by default what the trace says.
         max_rows: use at most so many ``train`` rows, chosen at random.
         held_out: share of the ``train`` rows kept apart for choosing and calibrating.
-        resume: go on with an interrupted run of the same settings, data and seed in ``output_dir``; if that run had
-            ended, its checkpoint is loaded. A backend that is not resumable starts again.
-        progress: called with what is being done, and how far it is.
+        resume: go on with an interrupted run of the same settings, data and seed, or load its checkpoint if it has
+            ended. A backend that is not resumable starts again.
 
     Returns:
-        the predictor as loaded from its checkpoint; ``config.metrics`` has its evaluation on ``held_out`` and ``dev``
-        rows and that of the constant median.
+        the predictor as loaded; ``config.metrics`` has its evaluation and that of the constant median.
 
     Raises:
         TraceError: if the trace has too few rows with text and length.
@@ -138,7 +133,8 @@ def finish(
 ) -> None:
     """Calibrate a fitted predictor on the held-out rows, evaluate it and save it in ``output``.
 
-    ``trained`` are the configs of the trainings behind it (:func:`~ecoserve.predictor.control.tree_settings`).
+    ``trained`` are the configs of the trainings behind it
+    (:func:`~ecoserve.predictor.calibration_fitting.tree_settings`).
     """
     progress("calibrating", 0, 1)
     held, config = parts.held, predictor.config
@@ -170,19 +166,16 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _fingerprint(about: dict[str, Any]) -> str:
-    """Two runs with one fingerprint end with the same predictor."""
     keys = ("backend", "hyperparameters", "versions", "trace_sha256", "seed", "served_model")
     return hashlib.sha256(json.dumps([about[k] for k in keys], sort_keys=True).encode()).hexdigest()
 
 
 def _model_of(trace: Trace) -> str | None:
-    """The model that gave all responses of the trace, if it was one."""
     names = {r.model for r in trace.records}
     return names.pop() if len(names) == 1 else None
 
 
 def _open_work(output: Path, run: str, *, resume: bool) -> None:
-    """Open the run's work folder: the interrupted one's if ``resume``, else a fresh one."""
     work = output / WORK
     note = work / _RUN
     try:

@@ -25,14 +25,15 @@ from ecoserve.predictor.calibration import (
 from ecoserve.predictor.calibration_fitting import (
     LEVELS,
     Answers,
+    Control,
     Spans,
+    control_of,
     fit_calibration,
     fit_map,
     pinball,
     quantiles,
 )
 from ecoserve.predictor.config import PredictorConfig
-from ecoserve.predictor.control import Control, control_of
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.text import RequestView
 

@@ -37,35 +37,9 @@ _ASKS: Final[dict[str, str]] = {
     "extract": r"extract|find|select|pick|count|sort|fill in|complete",
     "make": r"write|generate|create|compose|design|develop|construct|make|suggest|propose|come up",
 }
-_PATTERNS = [re.compile(rf"\b(?:{p})\b") for p in _ASKS.values()]
+_PATTERNS = {name: re.compile(rf"\b(?:{p})\b") for name, p in _ASKS.items()}
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\b\d{1,5}\b")
-
-NAMES: Final[tuple[str, ...]] = (
-    "characters",
-    "words",
-    "word_length",
-    "lines",
-    "first_line_characters",
-    "after_first_line_characters",
-    "question_marks",
-    "commas",
-    "colons",
-    "quotes",
-    "brackets",
-    "digits",
-    "uppercase_share",
-    "other_script_share",
-    "numbers",
-    "largest_number",
-    "ends_with_question",
-    "context_characters",
-    "turn",
-    "last_answer_words",
-    "mean_answer_words",
-    "system_characters",
-    *(f"asks_{name}" for name in _ASKS),
-)
 
 #: Features of the parameters, see :func:`_parameters_row`.
 PARAMETER_NAMES: Final = ("max_tokens", "stop_strings", "stops_at_line_end", "tools", "thinking", "formatted")
@@ -91,10 +65,10 @@ def feature_names(scores: int, *, parameters: bool = False) -> list[str]:
 
 def request_features(views: Sequence[RequestView]) -> npt.NDArray[np.float64]:
     """Features of ``n`` requests, shape ``[n, len(NAMES)]``; -1 where there is no number or no earlier answer."""
-    return np.asarray([_row(v) for v in views], dtype=np.float64).reshape(len(views), len(NAMES))
+    return np.asarray([[*_row(v).values()] for v in views], dtype=np.float64).reshape(len(views), len(NAMES))
 
 
-def _row(view: RequestView) -> list[float]:
+def _row(view: RequestView) -> dict[str, float]:
     prompt = view.prompt
     lower = prompt.lower()
     words = _WORD.findall(lower)
@@ -102,31 +76,31 @@ def _row(view: RequestView) -> list[float]:
     size = max(1, len(prompt))
     first = prompt.find("\n") if "\n" in prompt else len(prompt)
     answers = view.answer_words
-    return [
-        float(len(prompt)),
-        float(len(words)),
-        sum(map(len, words)) / max(1, len(words)),
-        float(prompt.count("\n")),
-        float(first),
-        float(len(prompt) - first),
-        float(prompt.count("?")),
-        float(prompt.count(",")),
-        float(prompt.count(":")),
-        float(prompt.count('"')),
-        float(sum(map(prompt.count, "{}[]()<>"))),
-        float(_count(str.isdigit, digits, prompt)),
-        _count(str.isupper, ascii_uppercase, prompt) / size,
-        0.0 if prompt.isascii() else sum(ord(c) > 0x24F for c in prompt) / size,
-        float(len(numbers)),
-        float(max(numbers, default=-1)),
-        float(lower.rstrip().endswith("?")),
-        float(len(view.context)),
-        float(view.turn),
-        float(answers[0]) if answers else -1.0,
-        sum(answers) / len(answers) if answers else -1.0,
-        float(view.system_characters),
-        *(float(p.search(lower) is not None) for p in _PATTERNS),
-    ]
+    return {
+        "characters": float(len(prompt)),
+        "words": float(len(words)),
+        "word_length": sum(map(len, words)) / max(1, len(words)),
+        "lines": float(prompt.count("\n")),
+        "first_line_characters": float(first),
+        "after_first_line_characters": float(len(prompt) - first),
+        "question_marks": float(prompt.count("?")),
+        "commas": float(prompt.count(",")),
+        "colons": float(prompt.count(":")),
+        "quotes": float(prompt.count('"')),
+        "brackets": float(sum(map(prompt.count, "{}[]()<>"))),
+        "digits": float(_count(str.isdigit, digits, prompt)),
+        "uppercase_share": _count(str.isupper, ascii_uppercase, prompt) / size,
+        "other_script_share": 0.0 if prompt.isascii() else sum(ord(c) > 0x24F for c in prompt) / size,
+        "numbers": float(len(numbers)),
+        "largest_number": float(max(numbers, default=-1)),
+        "ends_with_question": float(lower.rstrip().endswith("?")),
+        "context_characters": float(len(view.context)),
+        "turn": float(view.turn),
+        "last_answer_words": float(answers[0]) if answers else -1.0,
+        "mean_answer_words": sum(answers) / len(answers) if answers else -1.0,
+        "system_characters": float(view.system_characters),
+        **{f"asks_{name}": float(p.search(lower) is not None) for name, p in _PATTERNS.items()},
+    }
 
 
 def _parameters_row(view: RequestView) -> list[float]:
@@ -146,3 +120,7 @@ def _parameters_row(view: RequestView) -> list[float]:
 def _count(kind: Callable[[str], bool], among_ascii: str, text: str) -> int:
     """How many characters of ``text`` are of a kind; ``among_ascii`` are those of ASCII, which are counted faster."""
     return sum(map(text.count, among_ascii)) if text.isascii() else sum(map(kind, text))
+
+
+#: Names of the columns of :func:`request_features`.
+NAMES: Final = tuple(_row(RequestView("")))

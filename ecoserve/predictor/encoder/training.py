@@ -42,8 +42,7 @@ def train_encoder(
 ) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
     """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch.
 
-    Returns:
-        the network, its tokenizer, and what a config must say to build the network again.
+    Returns the network, its tokenizer, and what a config must say to build the network again.
     """
     run.progress("loading the encoder", 0, 1)
     bins, seed = run.config.bins, run.config.seed
