@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
+from rich.table import Table
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
 from ecoserve.cli.predictors import CheckpointArgument, metric_text, metrics_table, read_trace, reads_a_trace
+from ecoserve.data import Trace, split_trace
 from ecoserve.errors import ConfigError, TraceError
+from ecoserve.predictor import ConstantMedian, LengthPredictor, evaluate_predictor, load_predictor
+from ecoserve.predictor.baselines import Embed, side_by_side
+from ecoserve.predictor.encoder.predictor import FrozenEncoder
+from ecoserve.predictor.encoder.settings import PACKAGED_IDS, find_encoder, is_here
+from ecoserve.predictor.examples import training_parts
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-
-    from ecoserve.data import Trace
-    from ecoserve.predictor import LengthPredictor
-    from ecoserve.predictor.baselines import Embed
 
 #: Columns of the comparison, which have to fit a terminal: key of the evaluation, and what stands above it.
 _COMPARED = {
@@ -68,10 +72,6 @@ def command(
 
     Where the trace has no split of its own, the seed of the training gives the dev rows, which it was not trained on.
     """
-    from ecoserve.data import split_trace
-    from ecoserve.predictor import ConstantMedian, evaluate_predictor, load_predictor
-    from ecoserve.predictor.runtime import let_waiting_threads_sleep
-
     let_waiting_threads_sleep()
     if split not in ("dev", "train", "all"):
         raise ConfigError(f"no split {split!r}", where="--split", fix="one of dev, train, all")
@@ -115,9 +115,6 @@ def _with_baselines(
     console: Console,
 ) -> dict[str, dict[str, float]]:
     """The whole table; baselines learn from the training rows of ``predictor``, over its bins."""
-    from ecoserve.predictor.baselines import side_by_side
-    from ecoserve.predictor.examples import training_parts
-
     used = predictor.config.hyperparameters
     parts = training_parts(trace, seed=seed, max_rows=used.get("max_rows"), held_out=float(used.get("held_out", 0.1)))
     embed = _embedder(encoder)
@@ -135,9 +132,6 @@ def _with_baselines(
 
 
 def _embedder(encoder: str | None) -> Embed | None:
-    from ecoserve.predictor.encoder.predictor import FrozenEncoder
-    from ecoserve.predictor.encoder.settings import PACKAGED_IDS, find_encoder, is_here
-
     if encoder is None and not is_here(PACKAGED_IDS[0]):
         return None
     return FrozenEncoder(find_encoder(encoder or PACKAGED_IDS[0])[0])
@@ -145,9 +139,6 @@ def _embedder(encoder: str | None) -> Embed | None:
 
 def comparison_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     """A table of many predictors, a line each; metrics that a row does not have stay empty."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     table = Table(
         "", box=SIMPLE, padding=(0, 1, 0, 0), caption="errors in tokens; in q90: not longer than it, 90 % is right"
     )

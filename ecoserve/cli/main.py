@@ -1,4 +1,4 @@
-"""``ecoserve``: one command per file of this package, each a function ``command``.
+"""``ecoserve``: a table of the commands, most of them a file of this package each.
 
 Only the module of the command that is called is imported; the table below is enough for ``ecoserve --help``.
 """
@@ -24,16 +24,14 @@ class Entry:
     name: str
     summary: str
     passes_options_on: bool = False
-
-    @property
-    def module(self) -> str:
-        """Where its function ``command`` lives."""
-        return f"ecoserve.cli.{self.name.replace('-', '_')}"
+    #: module and function in this package; by default ``command`` in the module of the command's name
+    at: str = ""
 
     def load(self) -> Callable[..., Any]:
-        """Import it."""
-        function: Callable[..., Any] = import_module(self.module).command
-        return function
+        """Import its function."""
+        module, _, function = (self.at or f"{self.name.replace('-', '_')}:command").partition(":")
+        found: Callable[..., Any] = getattr(import_module(f"ecoserve.cli.{module}"), function)
+        return found
 
     @property
     def context_settings(self) -> dict[str, Any]:
@@ -48,10 +46,10 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("profile", "Response lengths of a trace, and if prediction pays."),
     Entry("train-predictor", "Learn response lengths from a trace."),
     Entry("evaluate-predictor", "Evaluate a predictor."),
-    Entry("adapt-predictor", "Adapt a predictor to another model's answers."),
-    Entry("combine-predictors", "Combine predictors of one trace in an ensemble."),
+    Entry("adapt-predictor", "Adapt a predictor to another model's answers.", at="predictors:adapt"),
+    Entry("combine-predictors", "Combine predictors of one trace in an ensemble.", at="predictors:combine"),
     Entry("predict", "Predict the lengths of answers to prompts."),
-    Entry("push-predictor", "Publish a predictor on the Hugging Face hub."),
+    Entry("push-predictor", "Publish a predictor on the Hugging Face hub.", at="predictors:push"),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Replay a trace at a URL or on an engine here."),
     Entry("simulate", "Run a trace on modelled GPUs, in virtual time."),

@@ -6,16 +6,20 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json
 from ecoserve.cli.predictors import CheckpointArgument
+from ecoserve.data import Message
+from ecoserve.data.parameters import NO_PARAMETERS, parameters_of
 from ecoserve.errors import ConfigError, TraceError
-
-if TYPE_CHECKING:
-    from ecoserve.data import Message
+from ecoserve.predictor import load_predictor
+from ecoserve.predictor.runtime import let_waiting_threads_sleep
+from ecoserve.predictor.text import ChatRequest, Request
 
 _QUANTILES = (0.1, 0.5, 0.8, 0.9, 0.95)
 #: Level of the bound that is always in the JSON, where the predictor has it.
@@ -24,7 +28,7 @@ _BOUND = 0.9
 
 def command(
     checkpoint: CheckpointArgument,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Prompts.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Prompts.")] = None,
     source: Annotated[
         str | None,
         typer.Option("--input", metavar="FILE|-", help="One prompt a line; a line of JSON may hold chat messages."),
@@ -41,11 +45,8 @@ def command(
     A line of --input is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [{"role": ..., "content": ...}]}; an
     object may also hold max_tokens, stop, tools and the like, as bodies of requests do.
     """
-    from ecoserve.predictor import load_predictor
-    from ecoserve.predictor.runtime import let_waiting_threads_sleep
-
     let_waiting_threads_sleep()
-    requests: list[str | Sequence[Message]] = list(texts or [])
+    requests: list[Request] = list(texts or [])
     if source is not None:
         requests += _read(source)
     if not requests:
@@ -73,9 +74,6 @@ def command(
 
 def _show(rows: Sequence[dict[str, object]], bound: float | None) -> None:
     """The predictions as a table on stdout, with a column for the bound that was asked for."""
-    from rich.console import Console
-    from rich.table import Table
-
     heads = ["median" if q == 0.5 else f"p{100 * q:g}" for q in _QUANTILES]
     heads += ["bound"] if bound is not None else []
     title = "tokens" if bound is None else f"tokens; {100 * bound:g} % stay within the bound"
@@ -98,7 +96,7 @@ def _show(rows: Sequence[dict[str, object]], bound: float | None) -> None:
     console.print(table)
 
 
-def _read(source: str) -> list[str | Sequence[Message]]:
+def _read(source: str) -> list[Request]:
     try:
         content = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -112,11 +110,7 @@ def _read(source: str) -> list[str | Sequence[Message]]:
     return [_request(line, f"{source}:{number}") for number, line in lines if line.strip()]
 
 
-def _request(line: str, where: str) -> str | Sequence[Message]:
-    from ecoserve.data import Message
-    from ecoserve.data.parameters import NO_PARAMETERS, parameters_of
-    from ecoserve.predictor.text import ChatRequest
-
+def _request(line: str, where: str) -> Request:
     if not line.lstrip().startswith(("{", "[", '"')):
         return line
     try:

@@ -10,16 +10,16 @@ import typer
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.options import Command, takes
 from ecoserve.cli.predictors import READING, read_trace, reads_a_trace, show_metrics, summary
+from ecoserve.data import Trace
 from ecoserve.errors import ConfigError
+from ecoserve.predictor import LengthPredictor, combine_predictors, train_predictor
 from ecoserve.predictor.base import backend_class, trained_backends
 from ecoserve.predictor.config import BackendSettings
 from ecoserve.predictor.recipes import Recipe, read_recipe
+from ecoserve.predictor.runtime import first, let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from ecoserve.data import Trace
-    from ecoserve.predictor import LengthPredictor
 
 
 def _with_hyperparameters(command: Command) -> Command:
@@ -58,8 +58,6 @@ def command(
 
     A trace with a split of its own is used as it says; otherwise a fifth of the conversations is held out as dev.
     """
-    from ecoserve.predictor.runtime import first, let_waiting_threads_sleep
-
     let_waiting_threads_sleep()
     # Of several processes (torchrun, accelerate) one writes to the terminal.
     quiet = quiet or not first()
@@ -87,8 +85,6 @@ def command(
 def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
     """What a recipe makes; its first stage and its members are runs of their own, in folders beside ``output``."""
     if wanted.members:
-        from ecoserve.predictor import combine_predictors
-
         folders = [output.with_name(f"{output.name}-member{n}") for n in range(1, len(wanted.members) + 1)]
         for member, folder in zip(wanted.of_each_member(), folders, strict=True):
             _made(member, folder, resume=True, quiet=quiet)
@@ -104,8 +100,6 @@ def _made(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthP
 
 
 def _train(wanted: Recipe, output: Path, *, resume: bool, quiet: bool) -> LengthPredictor:
-    from ecoserve.predictor import train_predictor
-
     loaded = _trace(wanted, stderr_console(quiet))
     with progress_of(quiet) as progress:
         return train_predictor(
