@@ -92,8 +92,6 @@ class LengthDistribution:
         put(self, "_cdf", tuple(min(c, 1.0) for c in cdf))
         put(self, "_mean", None)
 
-    # -- making one --------------------------------------------------------------------------------
-
     @classmethod
     def from_weights(
         cls, edges: Sequence[int], weights: Iterable[float], closed_by: ClosedBy = "support"
@@ -150,8 +148,6 @@ class LengthDistribution:
         widths = np.diff(np.asarray(edges, dtype=float))
         return cls.from_weights(edges, counts + widths / widths.sum(), closed_by)
 
-    # -- asking it -----------------------------------------------------------------------------------
-
     @property
     def upper(self) -> int:
         """The largest length with room in the last bin, in tokens."""
@@ -203,8 +199,6 @@ class LengthDistribution:
         x = np.asarray(n, dtype=np.float64)
         out = 1.0 - np.interp(x, np.asarray(self.edges, dtype=np.float64), np.asarray(self._cdf))
         return np.asarray(out, dtype=np.float64)
-
-    # -- making another from it ------------------------------------------------------------------------
 
     def given_longer_than(self, n: int) -> LengthDistribution:
         """P(length | length > n): once ``n`` tokens are out and none of them was the last.
@@ -268,8 +262,6 @@ class LengthDistribution:
         weights = [reached[b] - reached[a] for a, b in itertools.pairwise(edges)]
         return LengthDistribution.from_weights(edges, weights, self.closed_by)
 
-    # -- travelling ------------------------------------------------------------------------------------
-
     def to_wire(self) -> list[float]:
         """A flat list of floats: version, code of ``closed_by``, K + 1 edges, K probabilities."""
         head = [float(WIRE_VERSION), float(CLOSERS.index(self.closed_by))]
@@ -298,8 +290,6 @@ class LengthDistribution:
             raise PredictionError(f"code {closer:g} says nothing about what closes the last bin")
         bins = len(numbers) // 2
         return cls(numbers[: bins + 1], numbers[bins + 1 :], CLOSERS[int(closer)])
-
-    # -- being a value ---------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"LengthDistribution is immutable, cannot set {name}")

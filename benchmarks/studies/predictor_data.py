@@ -21,10 +21,10 @@ from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.calibration_fitting import control_of, fit_calibration
 from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.encoder.settings import find_encoder
-from ecoserve.predictor.evaluation import predict_all, request_of, score, scored_records, true_lengths
+from ecoserve.predictor.evaluation import predict_all, score, scored_records, true_lengths
 from ecoserve.predictor.examples import Parts
 from ecoserve.predictor.runtime import silent
-from ecoserve.predictor.text import RequestView
+from ecoserve.predictor.text import RequestView, asked_of
 
 #: File of each trace, and how its lengths are read.
 TRACES: Final[dict[str, tuple[str, dict[str, str]]]] = {
@@ -73,7 +73,7 @@ def boosted(parts: Parts, seed: int) -> LengthPredictor:
 
 def asked(predictor: Predicts, records: Sequence[Record]) -> list[LengthDistribution]:
     """What a predictor says of records."""
-    return predict_all(predictor, [request_of(r) for r in records])
+    return predict_all(predictor, [asked_of(r) or "" for r in records])
 
 
 def scored_on_dev(predictor: Predicts, parts: Parts) -> dict[str, float]:

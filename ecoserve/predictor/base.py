@@ -105,11 +105,8 @@ class LengthPredictor(ABC):
         """The length distributions of the responses to ``n`` requests, in their order."""
         if isinstance(requests, str):
             raise TypeError("predict takes a list of requests; for one prompt give [prompt]")
-        edges, closed_by = self.config.edges, self.config.closed_by
-        return [
-            LengthDistribution.from_weights(edges, row, closed_by)
-            for row in self.calibration.probabilities(self.logits(self._views(requests)))
-        ]
+        bins, logits = self.config.bins, self.logits(self._views(requests))
+        return [bins.distribution(row) for row in self.calibration.probabilities(logits)]
 
     def upper_bounds(self, requests: Sequence[Request], level: float = 0.9) -> list[int]:
         """A length (tokens) per request that at least a share of ``level`` of responses stays within.

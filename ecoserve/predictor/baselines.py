@@ -24,14 +24,13 @@ from ecoserve.predictor.config import PredictorConfig
 from ecoserve.predictor.evaluation import (
     measure_latency,
     predict_all,
-    request_of,
     score,
     scored_records,
     true_lengths,
 )
 from ecoserve.predictor.examples import Examples, Parts
 from ecoserve.predictor.runtime import Progress, silent
-from ecoserve.predictor.text import Request, RequestView, read_request
+from ecoserve.predictor.text import Request, RequestView, asked_of, read_request
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -62,13 +61,13 @@ class ConstantMedian:
     @classmethod
     def of(cls, config: PredictorConfig) -> ConstantMedian:
         """From the lengths that a trained predictor has seen."""
-        return cls(LengthDistribution.from_weights(config.edges, config.prior, config.closed_by))
+        return cls(config.bins.distribution(config.prior))
 
     @classmethod
     def fit(cls, examples: Examples, bins: Bins | None = None) -> ConstantMedian:
         """Learn from training rows; ``bins`` are laid over their lengths unless given."""
         bins = bins or Bins.fit(examples.all_lengths())
-        return cls(LengthDistribution.from_weights(bins.edges, bins.shares(examples.all_lengths()), bins.closed_by))
+        return cls(bins.distribution(bins.shares(examples.all_lengths())))
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
         """One distribution per request."""
@@ -100,7 +99,7 @@ class PromptLength:
             counts = 10.0 * overall
             for i in np.flatnonzero(group == g):
                 np.add.at(counts, bins.index([examples.lengths[i], *examples.samples[i]]), 1.0)
-            distributions.append(LengthDistribution.from_weights(bins.edges, counts, bins.closed_by))
+            distributions.append(bins.distribution(counts))
         return cls(cuts.tolist(), distributions, examples.parameters)
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
@@ -135,8 +134,7 @@ class HistoryWindow:
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
         """The window's distribution, ``n`` times; half a count more in each bin keeps every length possible."""
-        now = LengthDistribution.from_weights(self.bins.edges, self._counts + 0.5, self.bins.closed_by)
-        return [now] * len(requests)
+        return [self.bins.distribution(self._counts + 0.5)] * len(requests)
 
     def follow(self, lengths: Iterable[int]) -> list[LengthDistribution]:
         """The prediction for each of ``lengths`` (tokens) before it finished, one after the other."""
@@ -181,7 +179,7 @@ class NearestPrompts:
         if not requests:
             return []
         shares = self._spread(self._nearest([read_request(r, self._parameters) for r in requests], self.k))
-        return [LengthDistribution.from_weights(self.bins.edges, row, self.bins.closed_by) for row in shares]
+        return [self.bins.distribution(row) for row in shares]
 
     def _nearest(self, views: Sequence[RequestView], k: int) -> npt.NDArray[np.int64]:
         found: npt.NDArray[np.int64] = self._index.kneighbors(self._embed(views), n_neighbors=k, return_distance=False)
@@ -221,7 +219,7 @@ class OtherSample:
         """One distribution per record, from its last other sample; a record without one is a TraceError."""
         _require_samples([r.sample_tokens for r in records])
         rows = self.bins.index([r.sample_tokens[-1] for r in records])
-        return [LengthDistribution.from_weights(self.bins.edges, self.table[j], self.bins.closed_by) for j in rows]
+        return [self.bins.distribution(self.table[j]) for j in rows]
 
 
 def _require_samples(samples: Sequence[Sequence[int]]) -> None:
@@ -257,7 +255,7 @@ def side_by_side(
         where every row has other responses :data:`UPPER_BOUNDS` (the second is a point, so it has :data:`POINT_KEYS`).
     """
     rows = scored_records(records)
-    requests = [request_of(r) for r in rows]
+    requests = [asked_of(r) or "" for r in rows]
     y = true_lengths(rows)
     predictors: dict[str, Predicts] = {
         "constant_median": ConstantMedian.fit(parts.fit, bins),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.errors import TraceError
-from ecoserve.lengths import MAX_BINS, MAX_LENGTH, ClosedBy
+from ecoserve.lengths import MAX_BINS, MAX_LENGTH, ClosedBy, LengthDistribution
 
 #: Share of responses at the largest length from which that length is taken for a cap.
 PILE_UP_SHARE = 0.004
@@ -80,6 +80,10 @@ class Bins:
         x = np.asarray(lengths)
         found = np.searchsorted(np.asarray(self.edges), x, side="left") - 1
         return np.clip(found, 0, len(self) - 1).astype(np.int64)
+
+    def distribution(self, weights: npt.ArrayLike) -> LengthDistribution:
+        """A distribution over the bins in proportion to ``weights``, shape ``[K]``."""
+        return LengthDistribution.from_weights(self.edges, np.asarray(weights), self.closed_by)
 
     def shares(self, lengths: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Share of ``lengths`` in each bin, with half a pseudo-count each, shape ``[K]``."""

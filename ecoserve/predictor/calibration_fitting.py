@@ -112,24 +112,16 @@ class Answers:
     def spans(self, cdf: Array, edges: Array) -> Spans:
         """Where the answers lie in the CDFs of their rows, shape ``[n, K + 1]``."""
         own = cdf[self.row]
-        return Spans(
-            scores_of(own, edges, self.length),
-            scores_of(own, edges, self.length + 1.0),
-            self.weight,
-            self.row,
-            self.stratum,
-        )
+        return Spans(self, scores_of(own, edges, self.length), scores_of(own, edges, self.length + 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The CDF just before and at the length of ``a`` answers, shapes ``[a]``; weights, rows, strata as above."""
+    """The CDF just before and at the length of ``a`` answers, shapes ``[a]``."""
 
+    answers: Answers
     low: Array
     high: Array
-    weight: Array
-    row: npt.NDArray[np.intp]
-    stratum: npt.NDArray[np.intp]
 
     def below(self, score: float) -> Array:
         """The share of each answer below ``score``, shape ``[a]``."""
@@ -140,18 +132,16 @@ class Spans:
         from scipy.optimize import brentq
 
         def off(score: float) -> float:
-            return float(self.weight @ self.below(score)) - level
+            return float(self.answers.weight @ self.below(score)) - level
 
         return None if off(1.0) <= 0.0 else float(brentq(off, 0.0, 1.0, xtol=1e-9))
 
     def error(self, level: float) -> tuple[float, float]:
         """How much more than ``level`` the quantile covers, and the standard error of that over the rows."""
-        below = self.below(level)
-        usual = np.bincount(self.stratum, self.weight * below) / np.maximum(
-            np.bincount(self.stratum, self.weight), 1e-300
-        )
-        of_rows = np.bincount(self.row, self.weight * (below - usual[self.stratum]))
-        return float(self.weight @ below) - level, float(np.sqrt((of_rows**2).sum()))
+        below, weight, stratum = self.below(level), self.answers.weight, self.answers.stratum
+        usual = np.bincount(stratum, weight * below) / np.maximum(np.bincount(stratum, weight), 1e-300)
+        of_rows = np.bincount(self.answers.row, weight * (below - usual[stratum]))
+        return float(weight @ below) - level, float(np.sqrt((of_rows**2).sum()))
 
 
 def fit_calibration(

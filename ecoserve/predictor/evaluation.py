@@ -51,7 +51,7 @@ def evaluate_predictor(predictor: Predicts, records: Iterable[Record]) -> dict[s
         (one request at a time).
     """
     rows = scored_records(records)
-    requests = [request_of(r) for r in rows]
+    requests = [asked_of(r) or "" for r in rows]
     return {**score(predict_all(predictor, requests), true_lengths(rows)), **measure_latency(predictor, requests)}
 
 
@@ -62,11 +62,6 @@ def scored_records(records: Iterable[Record]) -> list[Record]:
         what = "no record has both a prompt's text and a length to evaluate on"
         raise TraceError(what, fix="give a trace with texts, or name the lengths with --length-field")
     return rows
-
-
-def request_of(record: Record) -> Request:
-    """The request of a record with a text."""
-    return asked_of(record) or ""
 
 
 def true_lengths(records: Sequence[Record]) -> npt.NDArray[np.float64]:

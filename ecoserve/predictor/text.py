@@ -129,7 +129,8 @@ def _parameters_line(said: RequestParameters) -> str:
     words = []
     if said.max_tokens is not None:
         words.append(f"at most {said.max_tokens} tokens")
-    words += [f"stop at {stop}" for stop in map(_spelled, said.stop)]
+    for stop in said.stop:
+        words.append("stop at " + _one_line(stop.replace("\n", " newline "), 2 * STOP_CHARACTERS))
     if said.tools:
         words.append(f"{said.tools} tools")
     if said.thinking is not None:
@@ -137,10 +138,6 @@ def _parameters_line(said: RequestParameters) -> str:
     if said.response_format is not None:
         words.append(f"format {_one_line(said.response_format, _WORD_CHARACTERS)}")
     return ", ".join(words)
-
-
-def _spelled(stop: str) -> str:
-    return _one_line(stop.replace("\n", " newline "), 2 * STOP_CHARACTERS)
 
 
 def clip(text: str, characters: int) -> str:

@@ -248,7 +248,7 @@ def test_a_control_undoes_the_luck_of_the_held_out_rows() -> None:
         pit = ndtr(own)
         for which, known in ((0, None), (1, control)):
             answers = Answers.of([[1.0]] * 1000, known)
-            spans = Spans(pit, pit, answers.weight, answers.row, answers.stratum)
+            spans = Spans(answers, pit, pit)
             off, error = spans.error(0.9)
             hits.append((which, off))
             errors.append((which, error))
