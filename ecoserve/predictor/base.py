@@ -171,6 +171,4 @@ def settings_class(backend: str) -> type[BackendSettings]:
     return known[backend]
 
 
-def load_predictor(dir_or_hub_id: str | Path) -> LengthPredictor:
-    """Load a predictor's checkpoint: :meth:`LengthPredictor.from_pretrained`."""
-    return LengthPredictor.from_pretrained(dir_or_hub_id)
+load_predictor = LengthPredictor.from_pretrained

@@ -45,13 +45,14 @@ def save(directory: Path, config: PredictorConfig, calibration: Calibration, wri
         raise RunError(f"cannot write here: {error.strerror or error}", where=str(directory)) from error
     try:
         write(stage)
-        _write_text(stage / CALIBRATION, calibration.model_dump_json(indent=2) + "\n")
+        (stage / CALIBRATION).write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
         # Cards are for people, who may edit them: they carry no hash.
         vouched = sorted(p for p in stage.rglob("*") if p.is_file() and p.name != CARD)
         hashes = {str(p.relative_to(stage).as_posix()): _sha256(p) for p in vouched}
         content = {**config.model_dump(mode="json"), _FILES: hashes}
-        _write_text(stage / CONFIG, json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n")
-        _write_text(stage / CARD, model_card(config, calibration))
+        text = json.dumps({**content, _SELF: _digest(content)}, indent=2) + "\n"
+        (stage / CONFIG).write_text(text, encoding="utf-8")
+        (stage / CARD).write_text(model_card(config, calibration), encoding="utf-8")
         mode = (stage / CONFIG).stat().st_mode
         for path in filter(Path.is_file, stage.rglob("*")):
             # Libraries may write private files; all get the umask's mode.
@@ -175,7 +176,3 @@ def _digest(content: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -30,15 +30,13 @@ class Member(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: str = DEFAULT_BACKEND
+    backend: str = Field(default=DEFAULT_BACKEND, description=f"kind of predictor: {', '.join(trained_backends())}")
     settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
     first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
 
 
-class Recipe(BaseModel):
+class Recipe(Member):
     """One training. Its fields have the names of the command's options, with ``_`` for ``-``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str = Field(default="", description="what it is for")
     trace: str | None = Field(default=None, description="a file, from the recipe's folder, or an id on the hub")
@@ -49,15 +47,12 @@ class Recipe(BaseModel):
     served_model: str | None = Field(
         default=None, description="the model that gave the answers, if the trace does not name it"
     )
-    backend: str = Field(default=DEFAULT_BACKEND, description=f"kind of predictor: {', '.join(trained_backends())}")
-    settings: dict[str, Any] = Field(default={}, description="the backend's hyperparameters")
     bins: BinSettings = BinSettings()
     max_rows: int | None = Field(default=None, ge=1, description="train on at most this many rows, chosen at random")
     held_out: float = Field(
         default=0.1, gt=0, lt=0.9, description="share of the train rows held out to choose and calibrate on"
     )
     seed: int = Field(default=0, ge=0, description="seed of everything random")
-    first: Recipe | None = Field(default=None, description="trained before; the encoder starts from it")
     members: tuple[Member, ...] = Field(default=(), description="trained on the same rows, and combined in an ensemble")
 
     @model_validator(mode="after")

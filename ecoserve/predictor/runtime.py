@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 from ecoserve.files import write_atomically
 
+#: Called with what is being done, how much of it is done, and how much there is.
+Progress: TypeAlias = Callable[[str, int, int], None]
 #: Turns of GNU OpenMP's waiting loop before a thread sleeps (docs/log.md has what was tried).
 _SPINS: Final = "1000"
 #: File in a run's work folder with the seconds so far, and how often it is written.
 _KEPT: Final = "seconds"
 _EVERY_S: Final = 5.0
-
-
-class Progress(Protocol):
-    """Called with what is being done, how much of it is done, and how much there is."""
-
-    def __call__(self, what: str, done: int, total: int, /) -> None: ...
 
 
 def silent(what: str, done: int, total: int, /) -> None:
@@ -60,7 +57,7 @@ def let_waiting_threads_sleep() -> None:
 class Stopwatch:
     """Seconds that a training has taken, including what ran before an interruption; passes progress on.
 
-    The time is kept in the run's work folder every few seconds, so at most those are lost when a run is killed.
+    The time is kept in the run's work folder every few seconds.
     """
 
     def __init__(self, work: Path, progress: Progress) -> None:

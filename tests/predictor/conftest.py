@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ecoserve.cli.main import COMMANDS
 from ecoserve.data import Trace, save_trace, synthetic_trace
 from ecoserve.errors import EcoServeError
 from ecoserve.predictor import BoostingSettings, EncoderSettings, LengthPredictor, train_predictor
@@ -27,11 +27,13 @@ def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Any]:
-    """Runs a command by its module's name; its errors are raised as the command line's guard would get them."""
+    """Runs a command by its name; its errors are raised as the command line's guard would get them."""
+
+    commands = {entry.name.replace("-", "_"): entry for entry in COMMANDS}
 
     def run(name: str, *arguments: str | Path, text: str | None = None) -> Any:
         app = typer.Typer()
-        app.command()(import_module(f"ecoserve.cli.{name}").command)
+        app.command()(commands[name].load())
         result = CliRunner().invoke(app, [str(a) for a in arguments], input=text)
         if isinstance(result.exception, EcoServeError):
             raise result.exception
