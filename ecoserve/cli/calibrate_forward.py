@@ -103,5 +103,4 @@ def _show(summary: dict[str, Any], quiet: bool) -> None:
     console.print(
         f'  ecoserve serve ... --additional-config \'{{"ecoserve": {{"target_forward_tokens": {target}}}}}\' '
         f"--unloaded-ttft-ms {summary['unloaded_ttft_ms']:.1f} --unloaded-tpot-ms {summary['unloaded_tpot_ms']:.1f}",
-        markup=False,
     )

@@ -68,10 +68,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no t
 
 
 def stderr_console(quiet: bool = False) -> Console:
-    """A rich console on stderr; silent with ``quiet``."""
+    """A rich console on stderr that prints text as it is, brackets included; silent with ``quiet``."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 def progress_bar(quiet: bool = False) -> Progress:

@@ -81,7 +81,10 @@ def build_app(called: str | None) -> typer.Typer:
     app.callback()(_top)
     for entry in COMMANDS:
         if entry.name == called:
-            app.command(entry.name, context_settings=entry.context_settings)(entry.load())
+            function = entry.load()
+            # Paragraphs wrap at the terminal's width, not where they do in the source.
+            text = "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
+            app.command(entry.name, help=text, context_settings=entry.context_settings)(function)
         else:
             app.command(entry.name, help=entry.summary)(_never_called)
     return app

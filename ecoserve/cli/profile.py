@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 import typer
+from pydantic import BaseModel, Field
 
 from ecoserve.cli import collecting
 from ecoserve.cli.common import ApiKeyOption, JsonOption, QuietOption, SeedOption, emit_json, stderr_console
+from ecoserve.cli.options import taken, takes
 from ecoserve.cli.predictors import READING, reads_a_trace
 from ecoserve.data import Trace, load_trace, split_trace, stream_trace
 from ecoserve.data.loading import reading_bar
@@ -59,55 +61,45 @@ class Source:
         return {name: getattr(self, name) for name in names}
 
 
+class ProfileOptions(BaseModel):
+    """What the command takes besides how traces are read and collected."""
+
+    output: Path | None = Field(
+        None,
+        description="write profile.json and profile.html into this folder",
+        json_schema_extra={"short": "-o", "metavar": "DIR"},
+    )
+    compare: str | None = Field(
+        None,
+        description="another trace, to see if a predictor of TRACE would serve it",
+        json_schema_extra={"metavar": "OTHER"},
+    )
+    predictor: str | None = Field(
+        None, description="checkpoint whose accuracy and savings are shown", json_schema_extra={"metavar": "CKPT"}
+    )
+    limit: int | None = Field(None, ge=1, description="only the first N records")
+    sample: int | None = Field(None, ge=1, description="only N records, drawn by the seed")
+    max_tokens: int | None = Field(
+        None, ge=1, description="longest answer that a request allows, if TRACE does not say; with --collect, sent"
+    )
+    collect: Path | None = Field(
+        None, description=str(CollectSettings.model_fields["output"].description), json_schema_extra={"metavar": "FILE"}
+    )
+    compare_length_field: str | None = Field(
+        None, description="--length-field of OTHER, if another; none for its own lengths"
+    )
+    compare_format: str = Field("auto", description="format of OTHER")
+
+
 @reads_a_trace
+@takes(ProfileOptions, "output compare predictor limit sample max_tokens collect")
+@takes(ProfileOptions, "compare_length_field compare_format", panel=_COMPARE)
 @collecting.collects
 def command(
     trace: Annotated[
-        str,
-        typer.Argument(metavar="TRACE", help="A file, or a data set on the hub; with --collect, the prompts."),
+        str, typer.Argument(metavar="TRACE", help="A file, or a data set on the hub; with --collect, the prompts.")
     ],
     *,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write profile.json and profile.html into this folder."),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option("--compare", metavar="OTHER", help="Another trace: would a predictor of TRACE serve it?"),
-    ] = None,
-    predictor: Annotated[
-        str | None, typer.Option("--predictor", metavar="CKPT", help="Predictor: its accuracy and savings here.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N records.")] = None,
-    sample: Annotated[int | None, typer.Option("--sample", min=1, help="Only N records, drawn by the seed.")] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            min=1,
-            help="Longest answer that a request allows, if the trace does not state it; with --collect, sent.",
-        ),
-    ] = None,
-    compare_length_field: Annotated[
-        str | None,
-        typer.Option(
-            "--compare-length-field",
-            help="--length-field of OTHER, if another; none for its own lengths.",
-            rich_help_panel=_COMPARE,
-        ),
-    ] = None,
-    compare_format: Annotated[
-        str, typer.Option("--compare-format", help="Format of OTHER.", rich_help_panel=_COMPARE)
-    ] = "auto",
-    collect: Annotated[
-        Path | None,
-        typer.Option(
-            "--collect",
-            metavar="FILE",
-            help="Send the prompts to --url or --model, write the answers' lengths to FILE (.jsonl[.gz]), profile "
-            "those.",
-        ),
-    ] = None,
     api_key: ApiKeyOption = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
@@ -121,35 +113,38 @@ def command(
     """
     from ecoserve.cli.profile_tables import show_comparison, show_profile
 
+    options = taken(ProfileOptions, given)
+    output, limit, sample = options.output, options.limit, options.sample
     if output is not None and output.exists() and not output.is_dir():
         raise ConfigError("is a file", where=f"-o {output}", fix="give a folder")
     reading = {name: given.pop(name) for name in READING if name in given}
-    if compare is None and (compare_length_field or compare_format != "auto"):
-        name = "--compare-length-field" if compare_length_field else "--compare-format"
+    if options.compare is None and (options.compare_length_field or options.compare_format != "auto"):
+        name = "--compare-length-field" if options.compare_length_field else "--compare-format"
         raise ConfigError("is an option of --compare, which is not given", where=name, fix="add --compare OTHER")
-    if collect is not None:
+    if options.collect is not None:
         if unfit := next((name for name in reading if name != "format"), None):
             what = "is for a trace with lengths; collected lengths are the model's own"
             raise ConfigError(what, where=flag(unfit), fix="leave it out with --collect")
-        part = {"limit": limit, "sample": sample, "seed": seed, "max_tokens": max_tokens}
-        collecting.collect_trace(trace, collect, quiet=quiet, api_key=api_key, **part, **reading, **given)
-        source = Source(str(collect), seed=seed)
+        part = {"limit": limit, "sample": sample, "seed": seed, "max_tokens": options.max_tokens}
+        collecting.collect_trace(trace, options.collect, quiet=quiet, api_key=api_key, **part, **reading, **given)
+        source = Source(str(options.collect), seed=seed)
     else:
         if name := next(iter(given), ""):
             what = "is an option of --collect, which is not given"
             raise ConfigError(what, where=flag(name, CollectSettings), fix="add --collect FILE")
         source = Source(trace, **reading, limit=limit, sample=sample, seed=seed)
     # All input is read, and refused, before anything is computed, shown or written.
-    table, predictions = _read(source, predictor, quiet=quiet)
+    table, predictions = _read(source, options.predictor, quiet=quiet)
     other = None
-    if compare is not None:
-        field = None if compare_length_field == "none" else compare_length_field or source.length_field
+    if options.compare is not None:
+        named = options.compare_length_field
+        field = None if named == "none" else named or source.length_field
         # OTHER needs no sample field: the noise of sampling is estimated from TRACE.
-        also = Source(compare, compare_format, field, None, source.tokenizer, limit, sample, seed)
+        also = Source(options.compare, options.compare_format, field, None, source.tokenizer, limit, sample, seed)
         other, _ = _read(also, None, quiet=quiet)
     console = stderr_console(quiet)
     with _working("computing the profile", quiet):
-        profile = profile_trace(table, predictions=predictions, max_tokens=max_tokens, seed=seed)
+        profile = profile_trace(table, predictions=predictions, max_tokens=options.max_tokens, seed=seed)
     show_profile(profile, console)
     if other is None:
         emit_json(profile.model_dump(mode="json"), json)
@@ -248,4 +243,4 @@ def _write(folder: Path, name: str, summary: str, page: str, console: Console) -
         written = write_atomically(folder / f"{name}.html", page)
     except OSError as error:
         raise RunError(f"cannot be written ({error.strerror or error})", where=str(folder)) from error
-    console.print(f"{written}", markup=False)
+    console.print(f"{written}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rich import box
+from rich.table import Table as RichTable
+
 from ecoserve.data.profiling.reporting import comparison_page, tables, worth_figures
 from ecoserve.data.profiling.reporting.length_figures import groups
 from ecoserve.pages import NOTHING
@@ -48,7 +51,7 @@ def show_profile(profile: Profile, console: Console) -> None:
         if table is not None:
             _print(table, console)
     if profile.drift is not None:
-        console.print(f"\n{profile.drift.verdict}", markup=False, soft_wrap=False)
+        console.print(f"\n{profile.drift.verdict}", soft_wrap=False)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -63,23 +66,20 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 
 def _say(sentences: list[str], notes: list[str], console: Console) -> None:
     for sentence in sentences:
-        console.print(f"• {sentence}", markup=False, soft_wrap=False)
+        console.print(f"• {sentence}", soft_wrap=False)
     for note in notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=False)
+        console.print(f"note: {note}", soft_wrap=False)
 
 
 def _print(table: Table, console: Console) -> None:
     """One of the page's tables; columns that say nothing are left out."""
-    from rich import box
-    from rich.table import Table as RichTable
-
     dropped = _NARROW.get(table.name, frozenset()) if console.width < _WIDE else frozenset()
     kept = [
         i
         for i, column in enumerate(table.columns)
         if column.title not in dropped and any(row[i].text not in ("", NOTHING) for row in table.rows)
     ]
-    console.print(f"\n{_plain(table.caption)}", style="bold", soft_wrap=False)
+    console.print(f"\n{table.caption}", style="bold", soft_wrap=False)
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for i in kept:
         column = table.columns[i]
@@ -91,13 +91,7 @@ def _print(table: Table, console: Console) -> None:
     last = ""
     for group, row in table.grouped():
         if group and group != last:
-            shown.add_row(f"[italic]{_plain(group)}[/italic]")
+            shown.add_row(group, style="italic")
             last = group
-        shown.add_row(*(_plain(row[i].text or "") for i in kept))
+        shown.add_row(*(row[i].text or "" for i in kept))
     console.print(shown, soft_wrap=False)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

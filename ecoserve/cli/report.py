@@ -62,11 +62,11 @@ def command(
     report = write_report(results)
     if figures is not None:
         files = write_figure_files(results, figures)
-        console.print(f"{len(files)} files in {figures}", markup=False)
+        console.print(f"{len(files)} files in {figures}")
     summary = results.summary()
     emit_json(summary.model_dump(mode="json"), json)
-    console.print(f"{report}", markup=False)
-    console.print(f"tables sha256 {summary.meta.tables_sha256}", markup=False)
+    console.print(f"{report}")
+    console.print(f"tables sha256 {summary.meta.tables_sha256}")
 
 
 def _compare(
@@ -87,11 +87,11 @@ def _compare(
         )
     if not console.quiet:
         for sentence in shown.sentences(comparison):
-            console.print(f"• {sentence}", markup=False)
+            console.print(f"• {sentence}")
         _print(shown.settings_table(comparison) if by_setting else shown.overall_table(comparison), console)
     emit_json(shown.plain(comparison), json)
     if page is not None:
-        console.print(f"{shown.write_page(comparison, first, second, page)}", markup=False)
+        console.print(f"{shown.write_page(comparison, first, second, page)}")
     if fail_on_worse and comparison.worse:
         words = "; ".join(f"{d.metric} {shown.change(d)}" for d in comparison.worse)
         raise ThresholdError(f"worse than {a}: {words}", where=str(b))

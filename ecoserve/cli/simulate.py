@@ -118,9 +118,9 @@ def command(*, seed: SeedOption = 0, json: JsonOption = None, quiet: QuietOption
         command=shlex.join(["ecoserve", *sys.argv[1:]]),
     )
     for note in simulations.meta.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     if picture is not None and options.resume:
-        console.print("note: the picture shows the runs that are run now, not those finished before", markup=False)
+        console.print("note: the picture shows the runs that are run now, not those finished before")
     folder = None
     if options.output is not None:
         folder = ResultFolder.create(options.output, simulations.meta, resume=options.resume)

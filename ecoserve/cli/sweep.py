@@ -94,8 +94,8 @@ def command(
     summary = folder.summary()
     emit_json(summary.model_dump(mode="json"), json)
     _say_what_was_found(summary, console)
-    console.print(f"{report}", markup=False)
-    console.print(f"tables sha256 {summary.meta.tables_sha256}", markup=False)
+    console.print(f"{report}")
+    console.print(f"tables sha256 {summary.meta.tables_sha256}")
     if tally.failed:
         first = summary.failures[0]
         raise RunError(
@@ -116,7 +116,7 @@ def _say_what_was_found(summary: Summary, console: Console) -> None:
         missed = "" if row.missed_from_rps is None else f", missed from {row.missed_from_rps:.4g}"
         contrary = "; not monotone" if row.missed_below_rps or row.met_above_rps else ""
         tried = f"{len(row.tried)} rates tried"
-        console.print(f"{name}: {rate}{missed} ({row.state}; {tried}{contrary})", markup=False)
+        console.print(f"{name}: {rate}{missed} ({row.state}; {tried}{contrary})")
 
 
 def _meta(plan: SweepPlan) -> Meta:
@@ -174,14 +174,14 @@ def _say_what_would_run(
         estimated = estimate(todo, function=plan.run, engine=plan.engine, jobs=max(1, jobs), finished=rows)
     for run in known:
         mark = "finished" if run.key in done else "to run"
-        console.print(f"{run.key}  {mark:8}  {run}", markup=False)
+        console.print(f"{run.key}  {mark:8}  {run}")
     seconds = estimated.seconds
     if seconds is not None and todo and more:
         seconds *= (len(todo) + more) / len(todo)
     time = "unknown" if seconds is None else f"{'at most ' if more else ''}about {duration(seconds)}"
     count = f"{len(todo)} of {len(known)} runs to do"
     then = f", then at most {more} more of {len(searches or ())} searches" if more else ""
-    console.print(f"{count}{then}; time: {time} (from {estimated.basis})", markup=False)
+    console.print(f"{count}{then}; time: {time} (from {estimated.basis})")
     listed = [{"run": run.key, "finished": run.key in done, **run.labels, **run.settings} for run in known]
     emit_json(
         {

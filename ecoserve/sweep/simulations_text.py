@@ -120,7 +120,7 @@ def show(runs: list[RunRow], console: Console) -> None:
         return
     low, high = min(pressures), max(pressures)
     span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
-    console.print(f"pressure: with no queueing, the load's peak KV demand is {span} times the KV", markup=False)
+    console.print(f"pressure: with no queueing, the load's peak KV demand is {span} times the KV")
     if high <= _NO_PRESSURE:
         fix = "raise --rate or lower --kv-blocks"
-        console.print(f"note: there is no KV pressure, so lengths can gain a policy little; {fix}", markup=False)
+        console.print(f"note: there is no KV pressure, so lengths can gain a policy little; {fix}")
