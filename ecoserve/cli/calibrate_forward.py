@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.options import takes
@@ -87,8 +88,6 @@ def _modelled(settings: ForwardRunSettings, replica: SimulateSettings, gpu: str)
 
 
 def _show(summary: dict[str, Any], quiet: bool) -> None:
-    from rich.table import Table
-
     table = Table("forward", "ms", "tokens/s", title=f"{summary['model']} on {summary['gpu'] or 'this machine'}")
     for row in summary["forwards"]:
         table.add_row(str(row["tokens"]), f"{row['forward_ms']:.2f}", f"{row['tokens_per_s']:,.0f}")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import typer
 
 from ecoserve.cli.common import progress_bar, stderr_console
 from ecoserve.cli.options import takes
 from ecoserve.options import checked, flag
-from ecoserve.serving.collect import CollectInterrupted, CollectSettings, collect
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ecoserve.serving.collect import CollectProgress, CollectResult, Progress
+from ecoserve.serving.collect import (
+    CollectInterrupted,
+    CollectProgress,
+    CollectResult,
+    CollectSettings,
+    Progress,
+    collect,
+)
 
 #: Seconds between two lines of progress where there is no terminal.
 _LINE_S = 60.0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
@@ -20,9 +21,6 @@ from ecoserve.predictor.encoder.predictor import FrozenEncoder
 from ecoserve.predictor.encoder.settings import PACKAGED_IDS, find_encoder, is_here
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.runtime import let_waiting_threads_sleep
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 #: Columns of the comparison, which have to fit a terminal: key of the evaluation, and what stands above it.
 _COMPARED = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from ecoserve.cli.common import JsonOption, QuietOption, SeedOption, emit_json, progress_of, stderr_console
@@ -16,9 +17,6 @@ from ecoserve.predictor import PredictorConfig, adapt_predictor, combine_predict
 from ecoserve.predictor.hub import push as push_checkpoint
 from ecoserve.predictor.recipes import Recipe
 from ecoserve.predictor.runtime import let_waiting_threads_sleep
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 CheckpointArgument = Annotated[str, typer.Argument(metavar="CKPT", help="Predictor: a folder, or an id on the hub.")]
 CheckpointFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the new checkpoint.")]

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
 from pydantic import BaseModel, Field
+from rich.console import Console
 
 from ecoserve.cli import collecting
 from ecoserve.cli.common import ApiKeyOption, JsonOption, QuietOption, SeedOption, emit_json, stderr_console
@@ -33,9 +34,6 @@ from ecoserve.predictor.evaluation import predict_all
 from ecoserve.predictor.runtime import let_waiting_threads_sleep
 from ecoserve.predictor.text import asked_of, read_record
 from ecoserve.serving.collect import CollectSettings
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _COMPARE = "With --compare"
 #: Most requests that are predicted: an encoder takes some 10 ms for each.

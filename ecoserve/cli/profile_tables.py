@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich import box
+from rich.console import Console
 from rich.table import Table as RichTable
 
+from ecoserve.data.profiling import Comparison, Profile
 from ecoserve.data.profiling.reporting import comparison_page, tables, worth_figures
 from ecoserve.data.profiling.reporting.length_figures import groups
-from ecoserve.pages import NOTHING
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ecoserve.data.profiling import Comparison, Profile
-    from ecoserve.pages import Table
-
+from ecoserve.pages import NOTHING, Table
 
 #: From this width on, a table is shown with all its columns.
 _WIDE: Final = 120

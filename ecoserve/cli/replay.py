@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ecoserve.cli.common import (
     ApiKeyOption,
@@ -145,8 +146,6 @@ def _write(folder: Path, results: list[RunResult], summaries: Any) -> None:
 
 
 def _show(runs: list[dict[str, Any]], quiet: bool) -> None:
-    from rich.table import Table
-
     table = Table(
         caption="TTFT: median, E2EL and E2EL per token: mean, in ms; preemptions, tokens computed again, pauses",
         box=None,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, stderr_console
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ecoserve.pages import Table
+from ecoserve.pages import Table
 
 _COMPARE = "With --compare"
 #: Narrower terminals do without the columns after the verdict.
@@ -98,8 +96,6 @@ def _compare(
 
 
 def _print(table: Table, console: Console) -> None:
-    from rich.table import Table as RichTable
-
     if not console.is_terminal:
         console.width = 200  # a file has no edge to cut figures at
     columns = table.columns if console.width >= _WIDE else table.columns[:-1]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from ecoserve.cli.common import JsonOption, OutputOption, QuietOption, emit_json, stderr_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ecoserve.sweep.identity import PlannedRun
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.results import ResultFolder

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from ecoserve.cli.common import JsonOption, QuietOption, emit_json, progress_of, stderr_console
 from ecoserve.cli.options import Command, takes
@@ -17,9 +18,6 @@ from ecoserve.predictor.base import backend_class, trained_backends
 from ecoserve.predictor.config import BackendSettings
 from ecoserve.predictor.recipes import Recipe, read_recipe
 from ecoserve.predictor.runtime import first, let_waiting_threads_sleep
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def _with_hyperparameters(command: Command) -> Command:

@@ -7,8 +7,6 @@ files only, in both directions. What is published is a checkpoint whose every fi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -62,8 +60,7 @@ def snapshot(repo_id: str, *, fix: str = "give a folder, or connect to the hub")
     except RepositoryNotFoundError as error:
         raise CheckpointError("no such folder here, and no such repository on the hub", where=repo_id) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"cannot be fetched from the hub: {line}", where=repo_id) from error
+        raise CheckpointError(f"cannot be fetched from the hub: {_line(error)}", where=repo_id) from error
 
 
 def push(
@@ -82,6 +79,7 @@ def push(
         RunError: if the hub cannot be reached, or fails.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     if not HUB_ID.fullmatch(repo_id):
         raise ConfigError("is no id on the hub", where=repo_id, fix="give owner/name")
@@ -99,33 +97,23 @@ def push(
     except TraceError as error:
         raise RunError(error.what, where=repo_id, fix="connect to it, or set HF_ENDPOINT") from error
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), library_name="ecoserve")
-    with _refusals(repo_id):
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.create_commit(repo_id, parts, commit_message=message or "Response length predictor, by ecoserve")
-    return str(address), sorted(p.path_in_repo for p in parts)
-
-
-@contextmanager
-def _refusals(repo_id: str) -> Iterator[None]:
-    """Turn the hub's errors into one line."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
     fix = "log in with hf auth login, or set HF_TOKEN to a token that may write there"
     try:
-        yield
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, parts, commit_message=message or "Response length predictor, by ecoserve")
     except LocalTokenNotFoundError as error:
         raise ConfigError("the hub wants a token, and there is none", where=repo_id, fix=fix) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403, 404):
-            raise ConfigError(
-                f"the hub does not let you write there (status {status})", where=repo_id, fix=fix
-            ) from error
+            what = f"the hub does not let you write there (status {status})"
+            raise ConfigError(what, where=repo_id, fix=fix) from error
         if status in (400, 422):
             raise ConfigError(f"the hub refuses it: {_line(error)}", where=repo_id) from error
         raise RunError(f"the hub failed: {_line(error)}", where=repo_id, fix="try again later") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise RunError(f"cannot be sent to the hub: {_line(error)}", where=repo_id, fix="try again later") from error
+    return str(address), sorted(p.path_in_repo for p in parts)
 
 
 def _line(error: Exception) -> str:

@@ -64,7 +64,7 @@ def train_encoder(
             eval_dataset=held_rows,
             data_collator=_collate,
             compute_metrics=_calibrated_loss,
-            callbacks=[_Watch(run.progress, SAVE_EVERY_S)],
+            callbacks=[_Watch(run.progress)],
         )
         trainer.settings = settings
         trainer.remove_callback(PrinterCallback)
@@ -163,14 +163,14 @@ class _LikeLengths(Sampler[int]):
 class _Watch(TrainerCallback):
     """Reports progress, asks for a checkpoint now and then, and marks complete ones."""
 
-    def __init__(self, progress: Progress, save_every_s: float) -> None:
-        self.progress, self.save_every_s = progress, save_every_s
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self.saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         self.progress("fine-tuning", state.global_step, state.max_steps)
         # Several processes would have to agree on the time; they save after each epoch only.
-        if alone() and time.monotonic() - self.saved_at >= self.save_every_s:
+        if alone() and time.monotonic() - self.saved_at >= SAVE_EVERY_S:
             control.should_save = True
         return control
 
