@@ -47,7 +47,7 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "a loan is not entered with its host",
-        "baselines/lending.py",
+        "baselines/pipelined.py",
         "        insort(self.loans_in.setdefault(loan.host, []), loan)\n",
         "",
     ),
@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "epsilon is ignored in the fit",
         "core/forecast.py",
-        "return self.peak_with(task, deviations(epsilon)) <= limit_blocks",
-        "return self.peak_with(task, 0.0) <= limit_blocks",
+        "return self.peak(deviations(epsilon), task) <= limit_blocks",
+        "return self.peak(0.0, task) <= limit_blocks",
     ),
     Mutation(
         "the high-water mark of the paused is ignored",
@@ -108,7 +108,7 @@ MUTATIONS = (
     ),
     Mutation(
         "prompts let in within one step are not counted",
-        "core/pooled.py",
+        "core/kv_policy.py",
         "        self._rebase()\n        self.forecast.add(task)\n",
         "        self._rebase()\n",
     ),

@@ -5,7 +5,7 @@
 For each of the machines below (model x GPU x tensor parallelism): KV beside the memory that the weights leave, and
 steps (decodes of several batch sizes and contexts, pieces of prompts, both together) beside the time in which memory
 and matrix units could do them at their published peaks. ``lifted`` is the share of kernel times that were measured
-below that bound, from a cache that a model would not find them in, and are lifted to it (``gpu/floors.py``). Exit code
+below that bound, from a cache that a model would not find them in, and are lifted to it (``gpu/tables.py``). Exit code
 1 if a number beats physics. ``--only NAME`` takes machines whose text (``llama-3.1-8b h100_sxm tp1``) holds NAME.
 """
 
@@ -21,10 +21,9 @@ import common
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, ModelShape, find_gpu, load_shape
-from ecoserve.serving.simulate.gpu.floors import Floors
 from ecoserve.serving.simulate.gpu.hardware import Gpu
 from ecoserve.serving.simulate.gpu.kernels import kernels_version
-from ecoserve.serving.simulate.gpu.tables import lifted, make_tables
+from ecoserve.serving.simulate.gpu.tables import Floors, lifted, make_tables
 
 #: model, GPU, tensor parallelism.
 MACHINES: Final = [

@@ -40,7 +40,7 @@ def command(
     The target forward size is the smallest that gives 90 % of the best throughput. It goes to ecoserve serve as a
     scheduler setting, the unloaded times as the basis of an SLO; both are printed as options.
     """
-    from ecoserve.serving.core.forward_size import target_forward_size
+    from ecoserve.serving.forward_run import target_forward_size
 
     on_gpu = {"depth": 2, **{name: given.pop(name) for name in ("tp", "depth") if name in given}}
     replica = checked(SimulateSettings, {"trace": "", **on_gpu})
@@ -76,7 +76,7 @@ def _measured(settings: ForwardRunSettings, quiet: bool) -> ForwardRun:
 def _modelled(settings: ForwardRunSettings, replica: SimulateSettings, gpu: str) -> ForwardRun:
     from ecoserve.serving.simulate.cost import alone_s
     from ecoserve.serving.simulate.gpu import gpu_model, load_shape
-    from ecoserve.serving.simulate.machine import LARGEST, forward_times
+    from ecoserve.serving.simulate.settings import LARGEST, forward_times
 
     cost = gpu_model(gpu, load_shape(settings.model), replica.tp)
     prompt_tokens, depth = settings.prompt_tokens, replica.depth

@@ -21,8 +21,7 @@ from pydantic import ValidationError
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.files import write_atomically
 from ecoserve.options import problem
-from ecoserve.serving.kv_series import KVPoint
-from ecoserve.serving.runs import RunResult
+from ecoserve.serving.runs import KVPoint, RunResult
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, SearchRow, Summary, with_current_names

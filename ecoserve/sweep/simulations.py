@@ -20,9 +20,9 @@ from ecoserve.data import Trace
 from ecoserve.errors import ConfigError, TraceError
 from ecoserve.options import checked
 from ecoserve.serving.core.policies import STOCK_POLICIES
-from ecoserve.serving.simulate.machine import machine_of
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
+from ecoserve.serving.simulate.settings import machine_of
 from ecoserve.serving.workload import prompt_length, trace_for
 from ecoserve.sweep.axes import LENGTH_BLIND, SYNTHETIC
 from ecoserve.sweep.environment import describe_run

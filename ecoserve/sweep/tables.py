@@ -15,8 +15,7 @@ from typing import Any, Final
 from ecoserve.deprecations import REQUEST_COLUMNS
 from ecoserve.errors import InputError
 from ecoserve.files import write_atomically
-from ecoserve.serving.kv_series import KVPoint
-from ecoserve.serving.runs import RequestRow
+from ecoserve.serving.runs import KVPoint, RequestRow
 from ecoserve.sweep.identity import canonical
 
 #: Columns and their types; ``run`` names the table and is no part of its content.

@@ -15,10 +15,9 @@ import numpy as np
 from vllm.v1.request import RequestStatus
 
 from ecoserve.serving.baselines.pipelined import Pipelined
-from ecoserve.serving.core.events import Event, Recorder
-from ecoserve.serving.core.forecast import Forecast, deviations
-from ecoserve.serving.core.padded import Padded
-from ecoserve.serving.core.pooled import Pooled
+from ecoserve.serving.core.counters import Event, Recorder
+from ecoserve.serving.core.forecast import Forecast, Padded, deviations
+from ecoserve.serving.core.kv_policy import Pooled
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -196,7 +195,7 @@ def scenarios_over(forecast: Any, tasks: list[Task], known: int, new: Task, shar
     usage = np.zeros((forecast.count, len(steps)))
     alive_all = np.zeros_like(usage)
     for task in [*tasks, new]:
-        rest = forecast._lengths[task.row] - task.generated if task.row >= 0 else None
+        rest = forecast._tables[task.row] - task.generated if task.row >= 0 else None
         assert rest is not None, f"{task.request_id} has no scenarios"
         alive = (rest[:, None] > steps).astype(float)
         span = max(task.written, task.prompt_tokens + task.generated)
@@ -348,7 +347,7 @@ def check_structures(s: Any) -> None:
     planner = s.planner
     forecast, tasks = planner.forecast, planner.ledger.tasks
     rows = [t.row for t in tasks.values() if t.row >= 0]
-    tables = forecast._tables if isinstance(forecast, Forecast) else forecast._lengths
+    tables = forecast._tables
     assert sorted([*rows, *forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
     if isinstance(planner.kv_policy, Pipelined):
         check_loans(planner.kv_policy, tasks)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.serving.kv_series import FIRST_WIDTH_S, MOST, KVSeries
+from ecoserve.serving.runs import FIRST_WIDTH_S, MOST, KVSeries
 
 
 def test_averages_of_hand_worked_intervals():

@@ -19,8 +19,8 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.kv_policy import Pooled
 from ecoserve.serving.core.policies import POLICIES
-from ecoserve.serving.core.pooled import Pooled
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
@@ -317,7 +317,7 @@ def check_empty(scheduler: Any) -> None:
         return
     assert not s.paused_at
     assert not s.planner.ledger.tasks
-    tables = s.planner.forecast._tables if isinstance(s.planner.forecast, Forecast) else s.planner.forecast._lengths
+    tables = s.planner.forecast._tables
     assert sorted(s.planner.forecast._free_rows) == list(range(len(tables)))
     if isinstance(s.planner.kv_policy, Pipelined):
         assert not s.planner.kv_policy.lending.loan_of

@@ -16,8 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ecoserve.errors import InputError
-from ecoserve.serving.kv_series import KVPoint, KVSeries
-from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+from ecoserve.serving.runs import EngineTotals, KVPoint, KVSeries, RequestRow, RunResult
 
 TOKEN_S = 0.02
 

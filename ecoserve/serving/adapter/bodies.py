@@ -1,8 +1,8 @@
 """Request bodies: what they ask for, and how our values are put into them. Bytes in, bytes out, no I/O.
 
-A body that vLLM would not read as a JSON object is passed on byte for byte (vLLM ignores ``content-encoding``, so
-compressed bytes are not JSON). Where a body has no ``vllm_xargs`` yet, they are inserted before its last brace, and all
-other bytes stay as they were. Clients' own values under our keys are removed, unless the operator allows them.
+A body that vLLM would not read as a JSON object is passed on byte for byte. Where a body has no ``vllm_xargs`` yet,
+they are inserted before its last brace, and all other bytes stay. Clients' own values under our keys are removed,
+unless the operator allows them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What we rely on in vLLM, name by name, so that a change of vLLM is one readable line and not a strange failure.
-
-``check()`` looks at classes, attributes, signatures and a few rules in the source of the vLLM that is installed, and
-returns what is missing. It is run by the tests and by ``ecoserve doctor --deep``.
-"""
+"""What we rely on in vLLM, name by name, so that a change of vLLM is one readable line and not a strange failure."""
 
 from __future__ import annotations
 
@@ -115,8 +111,6 @@ RULES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """One thing that vLLM no longer has, and what it was for."""
-
     what: str
     purpose: str
 

@@ -39,7 +39,6 @@ class CountingScheduler(AsyncScheduler):
         return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
 
     def gauges(self) -> Gauges:
-        """The state now."""
         return Gauges(
             usable_blocks=self.usable_blocks,
             held_blocks=self.usable_blocks - self.free_blocks,

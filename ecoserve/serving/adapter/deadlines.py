@@ -50,8 +50,6 @@ class Decision:
 
 
 class SloRule:
-    """An operator's rule for the SLOs of requests."""
-
     def __init__(self, settings: MiddlewareSettings) -> None:
         self.listens = settings.client_slos == "clamp"
         self._least_ms = {keys.SLO_TTFT: settings.slo_min_ttft_ms, keys.SLO_TPOT: settings.slo_min_tpot_ms}

@@ -1,7 +1,7 @@
-"""The event log: one JSON line per event.
+"""The event log: one JSON line per event. Writing never holds up or breaks scheduling.
 
-Writing never holds up or breaks scheduling. Lines are gathered and written when there are many, when the engine
-is idle, and at exit; a log that cannot be written, or has reached its size, ends with one warning.
+Lines are written when there are many, when the engine is idle, and at exit; a log that cannot be written, or has
+reached its size, ends with one warning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.core.events import Event
+from ecoserve.serving.core.counters import Event
 
 _log = logging.getLogger(__name__)
 
@@ -21,11 +21,7 @@ _CHUNK = 65_536
 
 
 class EventLog:
-    """Appends events to a file.
-
-    Args:
-        path: the file; it is appended to. With several engines each needs its own.
-        most_mb: the log ends when this many megabytes were written.
+    """Appends events to ``path`` until ``most_mb`` megabytes were written; each engine needs its own file.
 
     Raises:
         ConfigError: if the file cannot be opened.
@@ -46,7 +42,6 @@ class EventLog:
         atexit.register(self.close)
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
         if self._file.closed:
             return
         line = json.dumps(event.as_row(), separators=(",", ":")) + "\n"
@@ -60,7 +55,6 @@ class EventLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered."""
         if not self._lines or self._file.closed:
             return
         lines, self._lines, self._gathered = self._lines, [], 0

@@ -1,9 +1,7 @@
 """Our metrics on vLLM's ``/metrics``: those of the engine's process and those of the API server's.
 
-The scheduler counts in its own process (:class:`~ecoserve.serving.core.counters.Counters`), and
-:class:`MetricsPublisher` adds what is new to Prometheus counters. ``ecoserve serve`` gives all processes one fresh
-``PROMETHEUS_MULTIPROC_DIR`` (:func:`multiprocess_dir`), so that all metrics are on the API server's ``/metrics``. In
-vLLM's own server without that directory only the API server's part is there.
+``ecoserve serve`` gives all processes one fresh ``PROMETHEUS_MULTIPROC_DIR`` (:func:`multiprocess_dir`), so that all
+metrics are on the API server's ``/metrics``. In vLLM's own server without that directory only its own part is there.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from ecoserve.deprecations import METRICS
-from ecoserve.serving.core.correction import SourceName
 from ecoserve.serving.core.counters import Counters, Gauges
+from ecoserve.serving.core.learning import SourceName
 
 logger = logging.getLogger("vllm.ecoserve")
 
@@ -145,10 +143,8 @@ class MetricsPublisher:
     """Publishes one scheduler's counters and gauges.
 
     Args:
-        engine: index of the engine (data-parallel rank), a label of every metric.
-        interval_s: minimum time between two publications; an idle scheduler publishes at once, so that the last state
-            of a busy period is always seen.
-        policy: the policy's name.
+        engine: index of the engine (data-parallel rank), a label of every metric. policy: the policy's name.
+        interval_s: minimum time between two publications; an idle scheduler publishes at once.
     """
 
     def __init__(self, engine: int = 0, interval_s: float = 0.25, policy: str = "ecoserve") -> None:

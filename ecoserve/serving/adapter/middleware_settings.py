@@ -1,7 +1,6 @@
 """Settings of the prediction middleware, read from the API server's environment: field ``x`` is ``ECOSERVE_X``.
 
-vLLM makes middleware without arguments, and may start several API servers as processes of their own: the environment is
-the one thing that reaches all of them. ``ecoserve serve`` has an option for each setting and sets the environment.
+vLLM makes middleware without arguments, maybe in several processes: the environment reaches all of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Measuring one scheduler of a live engine: times, KV, preemptions of each request. It changes no decision.
-
-The same instrument for vLLM's own scheduler and for ours, put onto the object itself, so that the measured class is the
-one that serves.
-"""
+"""Measuring one scheduler of a live engine: times, KV, preemptions of each request. It changes no decision."""
 
 from __future__ import annotations
 
@@ -12,16 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.kv_series import KVSeries
-from ecoserve.serving.runs import EngineTotals
+from ecoserve.serving.runs import EngineTotals, KVSeries
 
 
 class SchedulerWatch:
-    """Times and counts one :class:`~ecoserve.serving.adapter.counting.CountingScheduler`, from now on.
+    """Times and counts one :class:`~ecoserve.serving.adapter.counting.CountingScheduler` of this process, from now on.
 
-    Args:
-        scheduler: of an engine that runs in this process.
-        clock: seconds; the KV's shares are averaged over it.
+    It is put onto the object itself, so that the measured class is the one that serves. KV shares are averaged over
+    ``clock``, seconds.
     """
 
     def __init__(self, scheduler: Any, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,9 +1,7 @@
 """Predictions for requests as they arrive: off the event loop, in small batches, within a time limit.
 
-A request waits at most its time-out; without a prediction it is scheduled by the history of lengths. One worker thread
-runs the predictor, which uses several cores by itself. The first request that finds the worker idle waits a moment for
-others; requests that arrive while it is busy make up the next batch. Prompts beyond ``predict_waiting`` are refused at
-once, which bounds memory and work.
+One worker thread runs the predictor. The first request that finds it idle waits a moment for others; requests that
+arrive while it is busy make up the next batch. Prompts beyond ``predict_waiting`` are refused at once.
 """
 
 from __future__ import annotations
@@ -49,12 +47,10 @@ class _Job:
 
 
 class PredictionService:
-    """A predictor behind a queue, for one event loop.
+    """A predictor behind a queue, for one event loop, with the settings called ``predict_*``.
 
-    Args:
-        predictor: called from one worker thread only, with at most ``predict_batch`` contexts (more if one request has
-            more).
-        settings: those called ``predict_*``.
+    The predictor is called from one worker thread only, with at most ``predict_batch`` contexts (more if one request
+    has more).
     """
 
     def __init__(self, predictor: Predicts, settings: MiddlewareSettings) -> None:

@@ -1,7 +1,6 @@
 """From a vLLM request to the core's view of it: its limits and its length distribution.
 
-Predictions come from clients' text through our middleware, or from clients themselves where the operator allows it:
-they are read as untrusted numbers. A missing or invalid one is counted, and the history of lengths takes its place.
+Predictions are read as untrusted numbers. A missing or invalid one is counted, and the history of lengths serves.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from vllm.v1.request import Request
 from ecoserve.errors import PredictionError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.correction import Prediction
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.core.history import LengthHistory
-from ecoserve.serving.core.tasks import Task
+from ecoserve.serving.core.learning import LengthHistory
+from ecoserve.serving.core.tasks import Prediction, Task
 
 
 def response_limit(request: Request, max_model_len: int) -> int:

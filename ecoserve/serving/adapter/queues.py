@@ -110,7 +110,6 @@ class GatedQueue(RequestQueue):
         insort(self._sorted, entry)
 
     def pop_request(self) -> Request:
-        """Take the visible head."""
         request = self.peek_request()
         was_blocked = request in self._blocked
         self.remove_request(request)
@@ -119,7 +118,6 @@ class GatedQueue(RequestQueue):
         return request
 
     def peek_request(self) -> Request:
-        """The visible head."""
         head = self.visible()
         if head is None:
             raise IndexError("no visible request in the queue")
@@ -135,11 +133,7 @@ class GatedQueue(RequestQueue):
             self.add_request(request)
 
     def remove_request(self, request: Request) -> None:
-        """Take a request out.
-
-        Raises:
-            ValueError: if it is not here.
-        """
+        """Take a request out; ValueError if it is not here."""
         self._known = False
         if request in self._blocked:
             del self._blocked[request]
@@ -150,7 +144,6 @@ class GatedQueue(RequestQueue):
         del self._sorted[bisect_left(self._sorted, entry)]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
-        """Take requests out, those that are here."""
         for request in requests:
             if request in self:
                 self.remove_request(request)

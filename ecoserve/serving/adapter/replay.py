@@ -2,9 +2,8 @@
 
 Given to vLLM by ``--logits-processors ecoserve.serving.adapter.replay:ReplayLogitsProcessor``. A request with
 ``ecoserve_replay_tokens: n`` in its ``extra_args`` generates exactly n tokens, the last of them EOS (it counts): EOS
-and stop tokens are impossible before, and nothing else is possible then. ``max_tokens`` is not changed, so a scheduler
-learns nothing from it. vLLM's own ``--enable-trace-replay`` (V2 model runner only) sets ``max_tokens`` to the recorded
-length, which gives the truth away; that is why it is not used.
+and stop tokens are impossible before, and nothing else is possible then. vLLM's own ``--enable-trace-replay`` sets
+``max_tokens`` to the recorded length, which gives the truth away to the scheduler; that is why it is not used.
 
 One class for both of vLLM's model runners: V1 reports requests that join, leave and move within the batch, V2 keeps a
 slot per request and maps rows to slots.
@@ -62,13 +61,7 @@ def recorded_tokens(extra_args: Mapping[str, Any] | None) -> int | None:
 
 
 class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
-    """Forces recorded lengths on responses, under the V1 and the V2 model runner.
-
-    Args:
-        vllm_config: vLLM's configuration.
-        where: V1: the device of the logits; V2: the runner's state of its request slots.
-        is_pin_memory: V1 only.
-    """
+    """Forces recorded lengths; ``where``: under V1 the logits' device, under V2 the runner's request slots."""
 
     def __init__(
         self, vllm_config: Any, where: torch.device | LogitsProcRequestState, is_pin_memory: bool | None = None

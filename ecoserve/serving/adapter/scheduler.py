@@ -1,9 +1,8 @@
 """EcoServeScheduler: vLLM's scheduler with predicted response lengths.
 
-vLLM's own ``schedule()`` composes every batch. The :class:`~ecoserve.serving.core.planner.Planner` decides; this class
-translates: vLLM's state into a :class:`~ecoserve.serving.core.planner.Snapshot`, the planner's
-:class:`~ecoserve.serving.core.planner.StepPlan` into pauses and preemptions before ``schedule()``, and its admission
-into the two queues (:mod:`~ecoserve.serving.adapter.queues`) that ``schedule()`` reads.
+vLLM's own ``schedule()`` composes every batch. This class translates between it and the
+:class:`~ecoserve.serving.core.planner.Planner`, which decides: vLLM's state into a ``Snapshot``, the ``StepPlan`` into
+pauses and preemptions before ``schedule()``, and admission into the two queues that ``schedule()`` reads.
 
 Given to vLLM by ``--scheduler-cls ecoserve.serving.adapter.scheduler.EcoServeScheduler``; its settings come from
 ``--additional-config '{"ecoserve": {...}}'``.
@@ -12,28 +11,63 @@ Given to vLLM by ``--scheduler-cls ecoserve.serving.adapter.scheduler.EcoServeSc
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.clock import EngineClock, SchedulerClock
 from ecoserve.serving.adapter.event_log import EventLog
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
 from ecoserve.serving.adapter.pausing import PausingScheduler
+from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
-from ecoserve.serving.adapter.scope import refuse_unsupported
-from ecoserve.serving.core.counters import Gauges
-from ecoserve.serving.core.events import Recorder, UnderpredictionAction
+from ecoserve.serving.core.counters import Gauges, Recorder, UnderpredictionAction
 from ecoserve.serving.core.orderings import SortKey
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
+
+
+class SchedulerClock(Protocol):
+    """Seconds on the scheduler's time line."""
+
+    def now(self) -> float:
+        """The time now."""
+
+    def arrival(self, arrival_time: float) -> float:
+        """The arrival of a request that was just handed over; ``arrival_time`` as the front end wrote it down."""
+
+
+#: A difference of the clocks that has moved by more than this many seconds is a wall clock that was set.
+_SET_S = 0.25
+
+
+class EngineClock:
+    """The clock of a real engine: arrivals and deadlines on one monotonic time line.
+
+    A request's ``arrival_time`` is the API server's wall clock, which may be set. It is converted once, by the
+    difference of the two clocks; that is kept as long as the wall clock was not set, so that equal arrivals stay equal.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def arrival(self, arrival_time: float) -> float:
+        """Never in the future, whatever the wall clock says."""
+        now = time.monotonic()
+        ahead = time.time() - now
+        if abs(ahead - self._ahead) > _SET_S:
+            self._ahead = ahead
+        return min(now, arrival_time - self._ahead)
 
 
 class PrivateBlocks(dict[str, int]):
@@ -106,7 +140,6 @@ class EcoServeScheduler(PausingScheduler):
         )
 
     def task(self, request: Request) -> Task:
-        """The core's view of a request."""
         return self.planner.ledger.tasks[request.request_id]
 
     def is_blocked(self, request: Request) -> bool:

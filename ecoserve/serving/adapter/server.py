@@ -27,7 +27,7 @@ from ecoserve.errors import ConfigError, RunError
 from ecoserve.options import problem, to_environment
 from ecoserve.serving.adapter.metrics import multiprocess_dir
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
-from ecoserve.serving.adapter.scope import refuse_configuration
+from ecoserve.serving.adapter.policies import refuse_configuration
 
 SCHEDULER: Final = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 MIDDLEWARE: Final = "ecoserve.serving.adapter.middleware.PredictionMiddleware"
@@ -51,9 +51,8 @@ def serve(
     """Check everything, then run vLLM's server until it is stopped.
 
     Args:
-        model: folder or hub id of the model.
-        settings: of the middleware.
-        vllm_flags: vLLM's, as on its own command line.
+        model: folder or hub id of the model. settings: of the middleware.
+        vllm_flags: as on vLLM's own command line.
         policy: the scheduling policy; :data:`STOCK` for vLLM's own scheduler.
 
     Raises:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 
-from ecoserve.serving.core.kv_policy import KVPolicy, PoolForecast
+from ecoserve.serving.core.forecast import PoolForecast
+from ecoserve.serving.core.kv_policy import KVPolicy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
@@ -50,7 +51,6 @@ class Exact(KVPolicy):
         self._claimed_blocks = sum(max(0, self.whole(t) - self.charge(t)) for t in without if t.passed_by)
 
     def charge(self, task: Task) -> int:
-        """Blocks that a holder counts for."""
         return self.ledger.promised_blocks(task)
 
     def whole(self, task: Task) -> int:

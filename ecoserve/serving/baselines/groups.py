@@ -19,12 +19,7 @@ from ecoserve.serving.core.tasks import Task
 
 
 class Groups:
-    """The order of waiting decodes by bins.
-
-    Args:
-        ratio: upper over lower edge of a bin, > 1.
-        window: response length that a decode would be promised now, tokens.
-    """
+    """The order of waiting decodes by bins, ``ratio`` (> 1) wide; ``window``: the response length promised now."""
 
     def __init__(self, ratio: float, window: Callable[[Task], int]) -> None:
         self._log = math.log(ratio)
@@ -35,7 +30,6 @@ class Groups:
         self._best: dict[int, SortKey] = {}
 
     def bin_of(self, tokens: float) -> int:
-        """The bin of a length, tokens."""
         return math.floor(math.log(max(1.0, tokens)) / self._log + 1e-9)
 
     def begin_step(self, step: int, waiting: Iterable[tuple[Task, SortKey]]) -> None:

@@ -20,11 +20,15 @@ import tenacity
 from tenacity import RetryCallState
 
 from ecoserve.errors import RunError
-from ecoserve.serving.collect.endpoint import Endpoint
+from ecoserve.serving.collect.endpoint import Again, Answer, Away, Endpoint, Failed, Outcome, Refused, Reply, Stop
 from ecoserve.serving.collect.journal import Journal
-from ecoserve.serving.collect.progress import CollectInterrupted, CollectProgress, Progress
-from ecoserve.serving.collect.replies import Again, Answer, Away, Failed, Outcome, Refused, Reply, Stop
-from ecoserve.serving.collect.settings import CollectSettings, request_body
+from ecoserve.serving.collect.settings import (
+    CollectInterrupted,
+    CollectProgress,
+    CollectSettings,
+    Progress,
+    request_body,
+)
 
 #: After this many requests in a row that failed for good, the server is at fault, not the request.
 _FAILED_IN_A_ROW: Final = 25

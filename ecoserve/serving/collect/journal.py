@@ -18,7 +18,7 @@ from ecoserve.data import Record
 from ecoserve.data.formats import get_format
 from ecoserve.data.formats.base import Exchange
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.serving.collect.replies import Answer, Outcome, Refused
+from ecoserve.serving.collect.endpoint import Answer, Outcome, Refused
 
 VERSION: Final = 2
 _PRAGMAS: Final = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL")

@@ -8,6 +8,7 @@ only this user can enter.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -20,9 +21,13 @@ from typing import Final
 
 import httpx
 
-from ecoserve.errors import ConfigError, RunError
-from ecoserve.serving.collect.progress import CollectProgress, Progress
+from ecoserve.errors import ConfigError, EcoServeError, RunError
+from ecoserve.serving.collect.settings import CollectProgress, Progress
 
+_PR_SET_PDEATHSIG: Final = 1
+_CHILD: Final = (
+    "import sys; from ecoserve.serving.collect.local import serve_child; sys.exit(serve_child(sys.argv[1:]))"
+)
 _POLL_S: Final = 0.5
 #: Longest path of a Unix socket, in bytes.
 _LONGEST_SOCKET: Final = 100
@@ -87,7 +92,7 @@ class LocalServer:
         return f"vLLM's server ended (exit code {code}; its whole log is in {self._log}): {self._last_words()}"
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "ecoserve.serving.collect.child", str(os.getpid()), self.socket]
+        command = [sys.executable, "-c", _CHILD, str(os.getpid()), self.socket]
         command += [self._model, *self._flags, "--served-model-name", self._name]
         env = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         with self._log.open("wb") as out:
@@ -135,3 +140,29 @@ class LocalServer:
         spoken = [line for line in lines if line]
         ours = [line.removeprefix("error: ") for line in spoken if line.startswith("error: ")]
         return " ".join((ours or spoken or ["its log is empty"])[-1].split())[:300]
+
+
+def end_with(parent: int) -> None:
+    """Get SIGTERM when process ``parent``, which has started this one, ends, however it does; exit if it has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def serve_child(arguments: Sequence[str]) -> int:
+    """The child process: serve until stopped, then delete the socket's folder.
+
+    Arguments: parent's id, socket, model, flags of vLLM. Its own scheduler runs, as lengths do not depend on the order.
+    """
+    parent, socket, model, *flags = arguments
+    try:
+        end_with(int(parent))
+        from ecoserve.serving.adapter.server import STOCK, serve
+
+        serve(model, vllm_flags=[*flags, "--uds", socket], policy=STOCK)
+    except EcoServeError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    finally:
+        shutil.rmtree(os.path.dirname(socket), ignore_errors=True)
+    return 0

@@ -17,13 +17,18 @@ from ecoserve.data import LoadReport, Record, Trace, fingerprint
 from ecoserve.data.formats.records import header, write_lines
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect.collector import Collector
-from ecoserve.serving.collect.endpoint import Endpoint
+from ecoserve.serving.collect.endpoint import COMPLETE, Endpoint
 from ecoserve.serving.collect.journal import Journal, journal_of
 from ecoserve.serving.collect.local import LocalServer, name_of
-from ecoserve.serving.collect.progress import CollectProgress, CollectResult, Progress
 from ecoserve.serving.collect.prompts import choose
-from ecoserve.serving.collect.replies import COMPLETE
-from ecoserve.serving.collect.settings import CollectSettings, body_limit, request_body
+from ecoserve.serving.collect.settings import (
+    CollectProgress,
+    CollectResult,
+    CollectSettings,
+    Progress,
+    body_limit,
+    request_body,
+)
 
 #: Prompts between two progress messages while they are read.
 _READ: Final = 2000

@@ -1,4 +1,4 @@
-"""What a KV policy is: how much KV a request is promised, and which requests may start.
+"""What a KV policy is: how much KV a request is promised, and which requests may start; and ``pooled``, the default.
 
 The planner asks within a step, in this order: ``begin_step``, ``admits_new_decode`` and ``admits_decode`` for decodes,
 ``admits_prompt`` for the head of the prefill queue, ``admitted`` for every prefill that starts. Answers change nothing
@@ -9,32 +9,14 @@ on it first.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Final
 
+from ecoserve.serving.core.forecast import PoolForecast
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
-
-
-class PoolForecast(Protocol):
-    """Forecast of the KV of the requests that hold some. ``rho``: correlation of their lengths' errors."""
-
-    rho: float
-
-    def rebase(self, tasks: list[Task], shared_blocks: int = 0) -> None:
-        """Forecast these holders; ``shared_blocks`` are counted in more than one of them."""
-
-    def add(self, task: Task) -> None:
-        """Count one more request that starts now."""
-
-    def fits_with(self, task: Task, limit_blocks: int, epsilon: float) -> bool:
-        """Whether, with ``task`` started too, the limit is exceeded in at most a share ``epsilon`` of the futures."""
-
-    def enter(self, task: Task) -> None:
-        """Read a request's length distribution; again whenever it has changed."""
-
-    def leave(self, task: Task) -> None:
-        """Forget a request."""
 
 
 class KVPolicy:
@@ -105,3 +87,58 @@ class KVPolicy:
     def lent_blocks(self, reserved: int | None = None) -> int:
         """Promised blocks in use by others; ``reserved``: the ledger's ``reserved_blocks()``, if known."""
         return self.ledger.lent_blocks(reserved)
+
+
+#: Recent arrivals among which a request's length is ranked.
+RECENT: Final = 512
+
+
+class Pooled(KVPolicy):
+    """``pooled``: no request is promised a window; the batch as a whole must fit, now and later.
+
+    A request starts if the forecast KV of all holders plus its own stays within the cache at every time ahead, but in a
+    share ``epsilon`` of the futures. ``promised`` is only a quantile for the reports: outliving it costs nothing.
+
+    *Headroom.* Where long requests may fill the cache, a later short one waits long beside what it needs itself. So the
+    limit falls with the length's rank among recent arrivals: the longest may start only while ``headroom`` of the cache
+    stays free, the shortest at any time (trunk reservation; docs/log.md has what it brings).
+    """
+
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
+        super().__init__(settings, ledger, forecast)
+        self._stale = True
+        self._arrived: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def on_arrival(self, task: Task) -> None:
+        length = task.expected_rest()
+        self._arrived.append(length)
+        insort(self._sorted, length)
+        if len(self._arrived) > RECENT:
+            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
+
+    def limit_blocks(self, task: Task) -> int:
+        """Blocks that the batch may come to need with this request."""
+        if not self._sorted or self.settings.headroom <= 0:
+            return self.open_blocks
+        rank = bisect_left(self._sorted, task.expected_rest()) / len(self._sorted)
+        return int(self.open_blocks * (1.0 - self.settings.headroom * rank))
+
+    def begin_step(self) -> None:
+        self._stale = True
+
+    def _rebase(self) -> None:
+        if self._stale:
+            self._stale = False
+            self.forecast.rebase(self.ledger.holders(), self.ledger.shared_blocks())
+
+    def admits_prompt(self, task: Task) -> bool:
+        self._rebase()
+        return self.forecast.fits_with(task, self.limit_blocks(task), self.settings.epsilon)
+
+    def admitted(self, task: Task) -> None:
+        self._rebase()
+        self.forecast.add(task)
+
+    def promise(self, task: Task) -> int:
+        return min(task.limit, task.lengths.given_longer_than(task.generated).quantile(self.settings.quantile))

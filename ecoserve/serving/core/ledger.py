@@ -1,8 +1,7 @@
 """The ledger: which requests hold KV, how much each was promised, and whether that agrees with vLLM's block pool.
 
-*Held* is what the pool says: its blocks minus the free ones (cached blocks that can be evicted count as free). The
-ledger adds per request the tokens promised and generated. Promises are accounting: vLLM takes blocks as they are
-written.
+*Held* is what the pool says: its blocks minus the free ones (cached blocks that can be evicted count as free). Promises
+are accounting: vLLM takes blocks as they are written.
 """
 
 from __future__ import annotations
@@ -18,12 +17,7 @@ class LedgerError(EcoServeError):
 
 
 class Ledger:
-    """The KV of one engine.
-
-    Args:
-        usable_blocks: blocks that requests can use (vLLM's ``num_gpu_blocks - 1``).
-        block_size: tokens a block.
-    """
+    """The KV of one engine: ``usable_blocks`` (vLLM's ``num_gpu_blocks - 1``) of ``block_size`` tokens each."""
 
     def __init__(self, usable_blocks: int, block_size: int) -> None:
         self.usable_blocks = usable_blocks
@@ -33,7 +27,6 @@ class Ledger:
         self._holders: list[Task] = []
 
     def blocks(self, tokens: int) -> int:
-        """Blocks that ``tokens`` tokens take."""
         return -(-tokens // self.block_size)
 
     def holders(self) -> list[Task]:

@@ -27,9 +27,43 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from ecoserve.serving.core.pace import Pace
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
+
+#: The pace before a step was seen.
+FIRST_GUESS_S = 0.02
+
+
+class Pace:
+    """The engine's recent seconds a token: the period of its busy steps, each a token for every decode.
+
+    An exponentially weighted mean. Deadlines are judged by it; a wrong pace costs order, never correctness.
+
+    Args:
+        step_tokens: the most tokens one step computes. window: steps over which the mean is taken.
+        longest_s: a longer gap between two steps is not counted (idle, suspended).
+    """
+
+    def __init__(self, step_tokens: int, window: int = 64, longest_s: float = 5.0) -> None:
+        self.token_s = FIRST_GUESS_S
+        self._step_tokens = max(1, step_tokens)
+        self._weight = 1.0 / window
+        self._longest_s = longest_s
+        self._last: float | None = None
+        self._seen = 0
+
+    def step(self, now: float, busy: bool) -> None:
+        """A step begins at ``now``; ``busy``: the one before had work, so the time since then was its."""
+        if busy and self._last is not None and 0.0 < now - self._last <= self._longest_s:
+            self._seen += 1
+            weight = max(self._weight, 1.0 / self._seen)
+            self.token_s += weight * (now - self._last - self.token_s)
+        self._last = now
+
+    def prompt_s(self, tokens: int) -> float:
+        """Seconds until a prompt with ``tokens`` still to compute has given its first token, if it starts now."""
+        return -(-max(1, tokens) // self._step_tokens) * self.token_s
+
 
 SortKey = tuple[float, ...]
 
@@ -51,19 +85,16 @@ class Ordering:
         self.settings = settings
         self.pace = pace
 
-    def on_arrival(self, task: Task) -> None:
-        """See a new request."""
+    def on_arrival(self, task: Task) -> None: ...
 
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         """Where a request stands among those of equal priority; ``prompt``: in the prefill queue."""
         return ()
 
     def prefill_key(self, task: Task, now: float) -> SortKey:
-        """The key of a request in the prefill queue."""
         return (task.priority, *self.rank(task, now, True), task.arrival_s, float(task.number))
 
     def decode_key(self, task: Task, now: float) -> SortKey:
-        """The key of a request in the decode queue."""
         return (task.priority, *self.rank(task, now, False), task.arrival_s, float(task.number))
 
     # -- what ranks are made of --------------------------------------------------------------------------
@@ -77,7 +108,6 @@ class Ordering:
         return PROMPT_WEIGHT * (task.prompt_tokens + task.generated) if prompt else 0.0
 
     def aged(self, task: Task, size: float) -> SortKey:
-        """A size with linear ageing."""
         return (size + self.settings.ageing_tokens_per_s * task.arrival_s,)
 
     def overdue(self, task: Task, now: float) -> bool:

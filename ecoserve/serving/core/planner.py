@@ -1,10 +1,8 @@
 """The planner: everything that is decided about requests, without an engine.
 
-The adapter reports what happens (``on_arrival``, ``on_finish``, ``preempted`` ...), and in every step
-
-1. gives :meth:`Planner.plan_step` a :class:`Snapshot` and carries out the :class:`StepPlan` it returns,
-2. calls :meth:`Planner.begin_admission`, and asks :meth:`Planner.admits_prompt` and :meth:`Planner.admits_decode` about
-   the heads of the two queues while vLLM composes the batch.
+The adapter reports what happens (``on_arrival``, ``on_finish`` ...), and in every step carries out the
+:class:`StepPlan` of :meth:`Planner.plan_step`, calls :meth:`Planner.begin_admission`, and asks ``admits_prompt`` and
+``admits_decode`` about the heads of the two queues while vLLM composes the batch.
 
 A step is planned in this order. *Prefill to decode*: a request whose prefill has finished gets its promise, or waits in
 the decode queue with its KV. *Under-predictions*: a response that has outlived its promise gets a new one from its
@@ -21,17 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.attainment import Attainment
-from ecoserve.serving.core.common_error import CommonError
-from ecoserve.serving.core.correction import Correction
-from ecoserve.serving.core.counters import Counters, Gauges
-from ecoserve.serving.core.events import Recorder, UnderpredictionAction
-from ecoserve.serving.core.history import LengthHistory
-from ecoserve.serving.core.kv_policy import KVPolicy, PoolForecast
-from ecoserve.serving.core.learning import Learner
+from ecoserve.serving.core.counters import Attainment, Counters, Gauges, Recorder, UnderpredictionAction
+from ecoserve.serving.core.forecast import PoolForecast
+from ecoserve.serving.core.kv_policy import KVPolicy
+from ecoserve.serving.core.learning import CommonError, Correction, Learner, LengthHistory
 from ecoserve.serving.core.ledger import Ledger
-from ecoserve.serving.core.orderings import Ordering, SortKey
-from ecoserve.serving.core.pace import Pace
+from ecoserve.serving.core.orderings import Ordering, Pace, SortKey
 from ecoserve.serving.core.policies import FORECASTS, GROUPS, KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.shortage import relieve
@@ -85,11 +78,9 @@ class Planner:
     """The decisions of one scheduler.
 
     Args:
-        settings: of the scheduler.
         usable_blocks, block_size: of the KV cache; tokens a block.
         max_model_len: longest sequence, tokens. max_step_tokens: vLLM's most tokens of a forward.
-        counters: incremented here and by the adapter.
-        recorder: given every event.
+        counters: incremented here and by the adapter. recorder: given every event.
     """
 
     def __init__(
@@ -134,7 +125,6 @@ class Planner:
     # -- what happens to requests --------------------------------------------------------------------------
 
     def on_arrival(self, task: Task, now: float) -> None:
-        """A request is given to the scheduler."""
         self._arrivals += 1
         task.number = self._arrivals
         self.now = now
@@ -172,7 +162,6 @@ class Planner:
             self.counters.over_predictions += task.promised > task.generated and not task.overdrawn
 
     def on_pause(self, task: Task) -> None:
-        """A decode waits with its KV from now on."""
         task.state = TaskState.PAUSED
         self.kv_policy.begin_step()
 
@@ -187,11 +176,9 @@ class Planner:
     # -- the order of the queues -----------------------------------------------------------------------------
 
     def prefill_key(self, task: Task) -> SortKey:
-        """The key of a request in the prefill queue."""
         return self.ordering.prefill_key(task, self.now)
 
     def decode_key(self, task: Task) -> SortKey:
-        """The key of a request in the decode queue."""
         own = self.ordering.decode_key(task, self.now)
         return own if self.groups is None else self.groups.key(task, own)
 
@@ -210,12 +197,10 @@ class Planner:
     # -- a step ----------------------------------------------------------------------------------------------
 
     def begin_step(self, now: float, busy: bool) -> None:
-        """A step begins at ``now``; ``busy``: requests were running."""
         self.now = now
         self.pace.step(now, busy)
 
     def observe(self, engine: Snapshot) -> None:
-        """Bring the ledger up to date."""
         self.ledger.held_blocks = self.ledger.usable_blocks - engine.free_blocks
         self.ledger.set_holders([*engine.running, *engine.holding])
         for task in engine.running:
@@ -225,7 +210,6 @@ class Planner:
             task.passed_by = since is not None and engine.step - since > PATIENCE
 
     def plan_step(self, engine: Snapshot) -> StepPlan:
-        """What is to be done before the batch is composed."""
         plan = StepPlan()
         target = self.settings.target_forward_tokens
         if target is not None:
@@ -265,7 +249,6 @@ class Planner:
     # -- admission -------------------------------------------------------------------------------------------
 
     def admits_prompt(self, task: Task) -> bool:
-        """Whether the head of the prefill queue may start."""
         # Decodes that wait although they have a promise were paused for want of blocks: they go before any prompt.
         if self._shortage or self._paused_promised:
             return False
@@ -278,13 +261,11 @@ class Planner:
         self.recorder.note("admitted", task)
 
     def admits_decode(self, task: Task) -> bool:
-        """Whether the head of the decode queue may resume."""
         if self._shortage or self._resume_needs(task) > self._spare_blocks:
             return False
         return task.promised > task.generated or self.kv_policy.admits_decode(task)
 
     def on_decode_admitted(self, task: Task, step: int) -> None:
-        """A decode has left its queue for the batch."""
         self._spare_blocks -= self._resume_needs(task)
         if self.groups is not None:
             self.groups.started(task, step)
@@ -295,8 +276,7 @@ class Planner:
     def make_room(self, ready: Sequence[Task], paused_at: Mapping[str, int], step: int) -> StepPlan:
         """Nothing runs: which paused requests give way so that the first of ``ready`` can go on.
 
-        Args:
-            ready: requests that hold KV and wait for nothing outside: paused decodes, and sessions with new input.
+        ``ready``: requests that hold KV and wait for nothing outside (paused decodes, and sessions with new input).
         """
         head = next((t for t in ready if step >= paused_at.get(t.request_id, -1) + 1), None)
         if head is None:
@@ -312,7 +292,6 @@ class Planner:
     # -- gauges ----------------------------------------------------------------------------------------------
 
     def show(self, gauges: Gauges) -> None:
-        """Put promises and the correction's state into the gauges."""
         self.ledger.held_blocks = gauges.held_blocks
         gauges.reserved_blocks = self.ledger.reserved_blocks()
         gauges.lent_blocks = self.kv_policy.lent_blocks(gauges.reserved_blocks)

@@ -1,8 +1,7 @@
 """The registries: policies, and the KV policies, orderings and forecasts that they are made of.
 
-To add a KV policy, an ordering or a forecast, write its class in one file and add one line here: ``module:object``,
-loaded when a run asks for it, so that the default never imports the baselines. A policy is one row of
-:data:`POLICIES`; settings of the same names replace its parts.
+To add one, write its class in one file and add one line here: ``module:object``, loaded when a run asks for it, so that
+the default never imports the baselines. A policy is one row of :data:`POLICIES`; settings replace its parts.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _BASELINES: Final = "ecoserve.serving.baselines"
 
 KV_POLICIES: Final[dict[str, str]] = {
     "on-demand": f"{_CORE}.kv_policy:KVPolicy",
-    "pooled": f"{_CORE}.pooled:Pooled",
+    "pooled": f"{_CORE}.kv_policy:Pooled",
     "max": f"{_BASELINES}.exact:Max",
     "exact": f"{_BASELINES}.exact:Exact",
     "pipelined": f"{_BASELINES}.pipelined:Pipelined",
@@ -55,7 +54,7 @@ ORDERINGS: Final[dict[str, str]] = {
 FORECASTS: Final[dict[str, str]] = {
     "spread": f"{_CORE}.forecast:Forecast",
     "scenarios": f"{_CORE}.scenarios:Scenarios",
-    "padded": f"{_CORE}.padded:Padded",
+    "padded": f"{_CORE}.forecast:Padded",
 }
 GROUPS: Final = f"{_BASELINES}.groups:Groups"
 

@@ -1,8 +1,4 @@
-"""Settings of the scheduler, as they come from vLLM's ``--additional-config '{"ecoserve": {...}}'``.
-
-This model is the only definition of a setting: name, type, default, bounds and description. Objects of the core take it
-as it is. A policy's name stands for a row of :data:`~ecoserve.serving.core.policies.POLICIES`.
-"""
+"""Settings of the scheduler, from vLLM's ``--additional-config '{"ecoserve": {...}}'``: their one definition."""
 
 from __future__ import annotations
 
@@ -28,8 +24,6 @@ _NAMES: Final[dict[str, Mapping[str, object]]] = {
 
 
 class SchedulerSettings(BaseModel):
-    """Every setting of our scheduler, with its default and bounds."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: str = Field("ecoserve", description="one of " + ", ".join(POLICIES))

@@ -45,11 +45,7 @@ def relieve(
         needs: blocks that running requests need in this step; without an entry, none.
         running: all running requests. paused: decodes that wait with their KV.
         held: blocks that come free if a request is preempted (shared blocks not counted).
-        free_blocks: free now.
         paused_limit_blocks: the most blocks that paused decodes may hold.
-
-    Returns:
-        the preemptions that this greedy rule finds, and the pauses that remain.
     """
     relief = Relief()
     active = list(running)

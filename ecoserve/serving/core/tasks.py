@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.correction import Prediction
 
 
 class TaskState(Enum):
@@ -21,6 +20,18 @@ class TaskState(Enum):
     PREFILL = "prefill"  # running
     DECODE = "decode"  # running
     PAUSED = "paused"  # a decode that waits with its KV
+
+
+@dataclass(slots=True, eq=False)
+class Prediction:
+    """One request's prediction and the history of lengths at its arrival; later, its length."""
+
+    predicted: LengthDistribution
+    history: LengthDistribution
+    used: LengthDistribution | None = None
+    number: int = 0
+    length: int | None = None
+    gone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +104,6 @@ class Task:
         return rest
 
     def has_slo(self) -> bool:
-        """Whether the request has an SLO or a deadline."""
         return self.ttft_slo_s is not None or self.tpot_slo_s is not None or self.deadline_s is not None
 
     def first_token_due_s(self) -> float:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecoserve.errors import ConfigError
+from ecoserve.serving.workload import LoadRequest
 
 #: A small Llama; the scheduler reads only its length limit.
 _CONFIG: Final = {
@@ -194,3 +195,45 @@ def make_request(
         priority=priority,
         block_hasher=hasher,
     )
+
+
+#: Tokens of one piece of ``prefix_hashes``.
+PIECE_TOKENS: Final = 512
+#: First token of a stream of its own, and of a piece: two ranges that do not meet.
+_STREAM: Final = 10_000
+_PIECE: Final = 1_000_000_000
+
+
+class PromptIds:
+    """Makes the token ids of a load's prompts.
+
+    Args:
+        load: all requests; their order says which copy of a row is which.
+    """
+
+    def __init__(self, load: Sequence[LoadRequest]) -> None:
+        streams: dict[tuple[str, int], int] = {}
+        copies: dict[tuple[str, int], int] = {}
+        turns: dict[int, int] = {}
+        self._stream: dict[str, int] = {}
+        for request in load:
+            record = request.record
+            turn = (record.conversation, record.turn)
+            copies[turn] = copy = copies.get(turn, -1) + 1
+            stream = streams.setdefault((record.conversation, copy), len(streams))
+            self._stream[request.name] = stream
+            turns[stream] = turns.get(stream, 0) + 1
+        pieces = [h for request in load for h in request.record.prefix_hashes]
+        #: whether any two prompts share something
+        self.shared = any(n > 1 for n in turns.values()) or len(set(pieces)) < len(pieces)
+
+    def of(self, request: LoadRequest) -> list[int]:
+        """The token ids of one prompt, ``request.prompt_tokens`` of them."""
+        ids = [WORD] * request.prompt_tokens
+        hashes = request.record.prefix_hashes
+        for start, piece in zip(range(0, len(ids), PIECE_TOKENS), hashes, strict=False):
+            ids[start] = _PIECE + piece
+        own = PIECE_TOKENS * len(hashes)
+        if own < len(ids):
+            ids[own] = _STREAM + self._stream[request.name]
+        return ids

@@ -19,8 +19,7 @@ from heapq import heappop, heappush
 from typing import Any, Final, Literal, Protocol
 
 from ecoserve.serving.core.counters import Gauges
-from ecoserve.serving.kv_series import KVSeries, wasted_blocks
-from ecoserve.serving.runs import RequestRow
+from ecoserve.serving.runs import KVSeries, RequestRow, wasted_blocks
 from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.engine import EOS, WORD
 from ecoserve.serving.simulate.worker import WorkerModel

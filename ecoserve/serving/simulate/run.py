@@ -11,22 +11,19 @@ from ecoserve.serving.core import keys
 from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import RunResult, Slo
-from ecoserve.serving.simulate.cost import StepCost, alone_s
-from ecoserve.serving.simulate.demand import demand_peak
+from ecoserve.serving.simulate.cost import StepCost, alone_s, demand_peak
 from ecoserve.serving.simulate.engine import (
     EngineLimits,
     EngineShape,
     LazyRequest,
+    PromptIds,
     make_request,
     make_scheduler,
     quiet_vllm,
 )
-from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
-from ecoserve.serving.simulate.machine import Machine, machine_of, scheduler_settings
-from ecoserve.serving.simulate.prompts import PromptIds
+from ecoserve.serving.simulate.loop import Arrival, Progress, Router, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
-from ecoserve.serving.simulate.router import Router
-from ecoserve.serving.simulate.settings import SimulateSettings
+from ecoserve.serving.simulate.settings import Machine, SimulateSettings, machine_of, scheduler_settings
 from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.workload import LoadRequest
 

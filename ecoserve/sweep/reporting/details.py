@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.serving.kv_series import KVPoint
+from ecoserve.serving.runs import KVPoint
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import RunRow
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from ecoserve.serving.adapter import clock as module
-from ecoserve.serving.adapter.clock import EngineClock
+from ecoserve.serving.adapter import scheduler as module
+from ecoserve.serving.adapter.scheduler import EngineClock
 
 
 class Clocks:

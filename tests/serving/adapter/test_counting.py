@@ -11,7 +11,7 @@ from virtual_rig import OURS, STOCK, ByHand, Case, Spec, play, random_case, sche
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
-from ecoserve.serving.core.pooled import RECENT
+from ecoserve.serving.core.kv_policy import RECENT
 from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request, make_scheduler
 

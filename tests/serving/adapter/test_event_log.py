@@ -11,7 +11,7 @@ from virtual_rig import play, random_case, same
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
-from ecoserve.serving.core.events import Event, UnderpredictionAction
+from ecoserve.serving.core.counters import Event, UnderpredictionAction
 
 
 def event(kind: str = "paused") -> Event:

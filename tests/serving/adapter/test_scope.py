@@ -14,7 +14,7 @@ from virtual_rig import Case, scheduler_for
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.scope import refuse_unsupported
+from ecoserve.serving.adapter.policies import refuse_unsupported
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.baselines.lending import Lending
+from ecoserve.serving.baselines.pipelined import Lending
 from ecoserve.serving.core.tasks import Task
 
 

@@ -16,8 +16,8 @@ from stand_in import StandIn, answer, fails, journaled, prompts_file, rows_of, s
 from ecoserve.data import Record
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect import collect
+from ecoserve.serving.collect.endpoint import Answer, Failed, Outcome, Refused
 from ecoserve.serving.collect.journal import Journal, journal_of
-from ecoserve.serving.collect.replies import Answer, Failed, Outcome, Refused
 
 PROMPTS, SAMPLES = 3, 2
 OUTCOMES: list[tuple[int, int, Outcome]] = [

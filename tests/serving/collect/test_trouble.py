@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, RetryCallState
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect import CollectProgress, CollectResult, collect
 from ecoserve.serving.collect.collector import backoff
+from ecoserve.serving.collect.endpoint import error_message, retry_after
 from ecoserve.serving.collect.journal import journal_of
-from ecoserve.serving.collect.replies import error_message, retry_after
 
 
 def first_time(reply: Reply) -> Behaviour:

@@ -80,7 +80,7 @@ def test_a_server_of_our_own_ends_with_its_collector(tmp_path: Path) -> None:
     """Also where the collector is killed, and cannot stop it."""
     child = f"""
 import os, sys, time
-from ecoserve.serving.collect.child import end_with
+from ecoserve.serving.collect.local import end_with
 end_with(int(sys.argv[1]))
 open({str(tmp_path / "ready")!r}, "w").write(str(os.getpid()))
 time.sleep(600)
@@ -107,7 +107,7 @@ time.sleep(600)
         assert time.monotonic() < deadline
         time.sleep(0.01)
     # A parent that is not the one that was named is no parent: it has died before.
-    orphan = [sys.executable, "-c", "from ecoserve.serving.collect.child import end_with; end_with(1); print('alive')"]
+    orphan = [sys.executable, "-c", "from ecoserve.serving.collect.local import end_with; end_with(1); print('alive')"]
     done = subprocess.run(orphan, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "")
 

@@ -7,9 +7,8 @@ import pytest
 from core_rig import a_task
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.alarm import WINDOW, Alarm
-from ecoserve.serving.core.correction import Correction, Prediction
-from ecoserve.serving.core.learning import Learner
+from ecoserve.serving.core.learning import WINDOW, Alarm, Correction, Learner
+from ecoserve.serving.core.tasks import Prediction
 
 
 class Rho:

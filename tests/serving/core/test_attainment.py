@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.attainment import Attainment
-from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.core.counters import Attainment, Counters
 from ecoserve.serving.core.tasks import Task
 
 

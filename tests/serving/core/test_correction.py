@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.common_error import CommonError
-from ecoserve.serving.core.correction import WARM_UP, Correction, InOrder, Prediction, pinball
+from ecoserve.serving.core.learning import WARM_UP, CommonError, Correction, InOrder, pinball
+from ecoserve.serving.core.tasks import Prediction
 
 SIGMA = 0.5
 HISTORY = LengthDistribution.lognormal(150, 1.0, 4096)

@@ -83,7 +83,7 @@ def test_adding_one_by_one_is_forecasting_them_together(
     one_by_one, together = coarse(rho, reaction), coarse(rho, reaction)
     one_by_one.rebase([])
     for task in tasks:
-        asked = one_by_one.peak_with(task, z)
+        asked = one_by_one.peak(z, task)
         one_by_one.add(task)
         assert asked == pytest.approx(one_by_one.peak(z))
     together.rebase(tasks)
@@ -174,7 +174,7 @@ def test_asking_about_a_newcomer_takes_no_row() -> None:
     forecast = coarse()
     free = sorted(forecast._free_rows)
     task = a_task()
-    forecast.peak_with(task, 2.0)
+    forecast.peak(2.0, task)
     forecast.add(task)
     assert task.row == -1
     assert sorted(forecast._free_rows) == free
@@ -220,10 +220,10 @@ def test_a_newcomers_answer_is_renewed_when_anything_about_it_changes() -> None:
     for change in changes:
         for name, value in change.items():
             setattr(task, name, value)
-        answers.append(forecast.peak_with(task, 2.0))
-        assert answers[-1] == forecast.peak_with(task, 2.0)
+        answers.append(forecast.peak(2.0, task))
+        assert answers[-1] == forecast.peak(2.0, task)
         unasked = coarse()
         unasked.rebase([])
-        assert answers[-1] == unasked.peak_with(task, 2.0)
+        assert answers[-1] == unasked.peak(2.0, task)
     assert len(set(answers)) == len(changes)
-    assert forecast.peak_with(a_task("other"), 2.0) not in answers
+    assert forecast.peak(2.0, a_task("other")) not in answers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ecoserve.serving.core.forward_size import SATURATION, profile_sizes, target_forward_size
+from ecoserve.serving.forward_run import SATURATION, profile_sizes, target_forward_size
 
 
 def timed(curve: Callable[[int], float], largest: int = 8192) -> list[tuple[int, float]]:

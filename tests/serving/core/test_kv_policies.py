@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv_policy import KVPolicy
+from ecoserve.serving.core.kv_policy import RECENT, KVPolicy
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.policies import KV_POLICIES, load
-from ecoserve.serving.core.pooled import RECENT
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 

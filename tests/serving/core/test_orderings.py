@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering
-from ecoserve.serving.core.pace import Pace
+from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering, Pace
 from ecoserve.serving.core.policies import ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task

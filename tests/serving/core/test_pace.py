@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ecoserve.serving.core.pace import FIRST_GUESS_S, Pace
+from ecoserve.serving.core.orderings import FIRST_GUESS_S, Pace
 
 
 def test_the_pace_is_the_period_of_busy_steps() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.padded import Padded
+from ecoserve.serving.core.forecast import Padded
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 

@@ -10,8 +10,7 @@ import pytest
 from core_rig import a_task, holder
 
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.core.events import Recorder
+from ecoserve.serving.core.counters import Counters, Recorder
 from ecoserve.serving.core.planner import Planner, Snapshot
 from ecoserve.serving.core.policies import FORECASTS, GROUPS, KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings

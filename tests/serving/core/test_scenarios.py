@@ -40,8 +40,13 @@ def test_known_lengths_overflow_surely_or_never() -> None:
     hosts = [holder(str(i), TaskState.DECODE, 16, lengths=LengthDistribution.point(64)) for i in range(10)]
     forecast = some()
     forecast.rebase(hosts)
-    assert forecast.overflow(60) == 0.0
-    assert forecast.overflow(40) == 1.0
+    assert overflow(forecast, 60) == 0.0
+    assert overflow(forecast, 40) == 1.0
+
+
+def overflow(forecast: Scenarios, limit_blocks: int) -> float:
+    """Share of the scenarios that pass the limit."""
+    return forecast._over(forecast._blocks, forecast._alive, limit_blocks)
 
 
 @given(lengths=distributions(), generated=st.integers(0, 250))
@@ -50,7 +55,7 @@ def test_drawn_lengths_are_those_believed(lengths: LengthDistribution, generated
     task = a_task(lengths=lengths, generated=generated)
     forecast = some(count=512)
     forecast.enter(task)
-    drawn = forecast._lengths[task.row]
+    drawn = forecast._tables[task.row]
     posterior = lengths.given_longer_than(generated)
     assert drawn.min() > generated
     assert drawn.max() <= posterior.upper
@@ -66,7 +71,7 @@ def test_the_usage_is_the_plain_sum_over_those_alive() -> None:
     forecast.rebase(tasks)
     for k in range(16):
         for j, t in enumerate(forecast._steps):
-            alive = [task for task in tasks if forecast._lengths[task.row, k] - task.generated > t]
+            alive = [task for task in tasks if forecast._tables[task.row, k] - task.generated > t]
             blocks = sum((task.span_tokens() + t) / BLOCK + 0.5 for task in alive)
             assert forecast._alive[k, j] == len(alive)
             assert forecast._blocks[k, j] == pytest.approx(blocks)
@@ -107,12 +112,12 @@ def test_an_outlived_length_is_drawn_again() -> None:
     tasks = batch(4, 0.7)
     forecast = some()
     forecast.rebase(tasks)
-    before = forecast._lengths[[t.row for t in tasks]].copy()
+    before = forecast._tables[[t.row for t in tasks]].copy()
     for task in tasks:
         task.generated = 180
         task.written = 196
     forecast.rebase(tasks)
-    after = forecast._lengths[[t.row for t in tasks]]
+    after = forecast._tables[[t.row for t in tasks]]
     assert (after > 180).all()
     assert (after == before)[before > 180].all(), "what was not outlived stays"
 
@@ -139,14 +144,14 @@ def test_rows_are_used_again() -> None:
         assert len({t.row for t in tasks}) == 100, round_
         for task in tasks:
             forecast.leave(task)
-    assert len(forecast._lengths) == 128
+    assert len(forecast._tables) == 128
 
 
 def test_the_same_requests_give_the_same_answers() -> None:
     def answers() -> list[float]:
         forecast = some()
         forecast.rebase(batch(20, 0.8))
-        return [forecast.overflow(limit) for limit in range(100, 600, 25)]
+        return [overflow(forecast, limit) for limit in range(100, 600, 25)]
 
     assert answers() == answers()
     assert sorted(answers(), reverse=True) == answers()

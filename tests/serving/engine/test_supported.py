@@ -280,8 +280,7 @@ def test_aborts_give_everything_back(ours: Seen) -> None:
 
 
 def test_forwards_are_timed_on_a_live_engine(ours: Seen, engine: Any) -> None:
-    from ecoserve.serving.core.forward_size import profile_sizes, target_forward_size
-    from ecoserve.serving.forward_run import time_forwards
+    from ecoserve.serving.forward_run import profile_sizes, target_forward_size, time_forwards
 
     before = engine.engine_core.engine_core.scheduler.counters.finished
     done: list[tuple[int, int]] = []

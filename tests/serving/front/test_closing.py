@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ecoserve.serving.adapter.closing import OpenResponses
+from ecoserve.serving.adapter.middleware import OpenResponses
 
 
 def stop_while_open(app: Any) -> list[dict[str, Any]]:

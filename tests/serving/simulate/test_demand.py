@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from ecoserve.data import Record
-from ecoserve.serving.simulate.cost import LinearCost, StepWork
-from ecoserve.serving.simulate.demand import demand_peak
+from ecoserve.serving.simulate.cost import LinearCost, StepWork, demand_peak
+from ecoserve.serving.simulate.engine import PromptIds
 from ecoserve.serving.simulate.loop import run_replicas
-from ecoserve.serving.simulate.prompts import PromptIds
 from ecoserve.serving.simulate.replica import Replica
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _load, _scheduler
 from ecoserve.serving.workload import LoadRequest

@@ -9,10 +9,10 @@ import pytest
 
 from ecoserve.cli.main import main
 from ecoserve.errors import ConfigError
-from ecoserve.serving.core.forward_size import ForwardSize, target_forward_size
+from ecoserve.serving.forward_run import ForwardSize, target_forward_size
 from ecoserve.serving.simulate.gpu import gpu_model, load_shape
-from ecoserve.serving.simulate.machine import forward_times
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
+from ecoserve.serving.simulate.settings import forward_times
 
 
 def times_of(gpu: str, model: str) -> list[tuple[int, float]]:

@@ -8,8 +8,8 @@ import pytest
 
 from ecoserve.data import Record
 from ecoserve.serving.simulate.cost import LinearCost
+from ecoserve.serving.simulate.engine import PIECE_TOKENS, PromptIds
 from ecoserve.serving.simulate.loop import run_replicas
-from ecoserve.serving.simulate.prompts import PIECE_TOKENS, PromptIds
 from ecoserve.serving.simulate.replica import Replica
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler
 from ecoserve.serving.workload import LoadRequest

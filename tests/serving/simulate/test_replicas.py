@@ -11,9 +11,8 @@ from virtual_rig import STOCK, Case, Spec, arrivals_of, scheduler_for
 
 from ecoserve.errors import RunError
 from ecoserve.serving.simulate.cost import LinearCost, StepWork, alone_s
-from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
+from ecoserve.serving.simulate.loop import ROUTERS, Arrival, LoopResult, Offer, Router, RouterName, run_replicas
 from ecoserve.serving.simulate.replica import Charge, Replica
-from ecoserve.serving.simulate.router import ROUTERS, Offer, Router, RouterName
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
 

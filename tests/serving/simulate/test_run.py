@@ -11,8 +11,7 @@ from ecoserve.errors import ConfigError, InputError, TraceError
 from ecoserve.serving.core import keys
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.simulate.cost import alone_s
-from ecoserve.serving.simulate.machine import machine_of
-from ecoserve.serving.simulate.prompts import PromptIds
+from ecoserve.serving.simulate.engine import PromptIds
 from ecoserve.serving.simulate.run import (
     SimulateSettings,
     _arrival,
@@ -21,6 +20,7 @@ from ecoserve.serving.simulate.run import (
     request_slo,
     simulate,
 )
+from ecoserve.serving.simulate.settings import machine_of
 from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {

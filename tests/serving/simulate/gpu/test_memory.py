@@ -6,7 +6,7 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.gpu import find_gpu, load_shape
-from ecoserve.serving.simulate.gpu.memory import activation_bytes, gpu_weight_bytes, kv_blocks
+from ecoserve.serving.simulate.gpu.model import activation_bytes, gpu_weight_bytes, kv_blocks
 
 GIB = 1 << 30
 

@@ -11,9 +11,8 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.gpu import GpuModel, find_gpu, load_shape, tables
-from ecoserve.serving.simulate.gpu.floors import Floors
 from ecoserve.serving.simulate.gpu.kernels import KernelTimes
-from ecoserve.serving.simulate.gpu.tables import TOKENS, Line, Plane, Tables, cache_file, lifted, load_tables
+from ecoserve.serving.simulate.gpu.tables import TOKENS, Floors, Line, Plane, Tables, cache_file, lifted, load_tables
 
 SHAPE, GPU = load_shape("llama-3.1-8b"), find_gpu("h100_sxm")
 
