@@ -1,8 +1,7 @@
 """One run against a server with an OpenAI-compatible API: the load of :mod:`~ecoserve.serving.workload` over HTTP.
 
-The loop is open: a request's latency counts from its arrival in the load, whether or not a connection was free then.
-Responses are streamed; the first token is the first event with a choice, and lengths are the server's own count. A
-request that fails is a row with an error, and the run goes on.
+The loop is open: a request's latency counts from its arrival in the load. Responses are streamed; lengths are the
+server's own count. A request that fails is a row with an error, and the run goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ecoserve.errors import ConfigError
+from ecoserve.serving.collect.endpoint import error_message, short
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.length_source import LengthSource
@@ -107,16 +107,11 @@ class _Client:
         )
 
     async def _check(self, client: httpx.AsyncClient) -> None:
-        """Check that the server is there, accepts the key, and does what the settings ask for.
-
-        Raises:
-            ConfigError: if not.
-        """
         where = self.settings.url
         try:
             answer = await client.get("/v1/models")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(f"no server answers ({_short(error)})", where=where) from error
+            raise ConfigError(f"no server answers ({short(error)})", where=where) from error
         if answer.status_code in (401, 403):
             raise ConfigError("the server wants another API key", where=where, fix="give --api-key, or VLLM_API_KEY")
         try:
@@ -167,24 +162,23 @@ class _Client:
         try:
             async with asyncio.timeout(self.settings.timeout_s), client.stream("POST", path, json=body) as answer:
                 if answer.status_code != 200:
-                    text = (await answer.aread()).decode(errors="replace")
+                    text = error_message(await answer.aread())
                     row.status = "rejected" if answer.status_code == 400 else "failed"
-                    row.error = f"HTTP {answer.status_code}: {_message(text)}"
+                    row.error = f"HTTP {answer.status_code}: {text}"
                     return row
                 await self._follow(answer, row)
         except TimeoutError:
             row.status, row.error = "failed", f"no end after {self.settings.timeout_s:g} s"
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            row.status, row.error = "failed", _short(error)
+            row.status, row.error = "failed", short(error)
         return row
 
     async def _follow(self, answer: httpx.Response, row: RequestRow) -> None:
-        """Fill the row from one streamed response."""
         ended = False
         async for event in _events(answer):
             now = time.monotonic() - self.begin
             if "error" in event:
-                row.status, row.error = "failed", _message(json.dumps(event))
+                row.status, row.error = "failed", error_message(json.dumps(event).encode())
                 return
             if event.get("choices"):
                 if row.first_token_s is None:
@@ -245,17 +239,3 @@ def _totals(before: Mapping[str, float], after: Mapping[str, float]) -> EngineTo
     if "steps" not in grown:
         totals.mispredictions = {}
     return totals
-
-
-def _message(text: str) -> str:
-    """The message of an error body, as one line."""
-    try:
-        body = json.loads(text)
-        text = body["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(str(text).split())[:200]
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

@@ -13,19 +13,82 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.serving.adapter.policies import policy_arguments
-from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
+from ecoserve.serving.adapter.policies import REPLAY, policy_arguments
+from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.runs import EngineTotals, KVSeries, RequestRow, RunResult
 from ecoserve.serving.workload import LoadRequest, LoadSettings
 
-Progress = Callable[[int, int], None]
 
-REPLAY = "ecoserve.serving.adapter.replay:ReplayLogitsProcessor"
+class SchedulerWatch:
+    """Times and counts one ``CountingScheduler`` of this process, from now on; changes no decision.
+
+    It is put onto the object itself, so that the measured class is the one that serves. KV shares are averaged over
+    ``clock``, seconds.
+    """
+
+    def __init__(self, scheduler: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self.schedule_s: list[float] = []
+        self.update_s: list[float] = []
+        #: internal request id -> preemptions, of requests that have left the scheduler
+        self.preemptions_of: dict[str, int] = {}
+        self.restart()
+        scheduler.schedule = self._timed(scheduler.schedule, self.schedule_s)
+        scheduler.update_from_output = self._timed(scheduler.update_from_output, self.update_s, self._sample)
+        scheduler._free_blocks = self._noting(scheduler._free_blocks)
+
+    def restart(self) -> None:
+        """Forget what was seen so far (a warm-up)."""
+        self._before = asdict(self._scheduler.counters)
+        self.schedule_s.clear()
+        self.update_s.clear()
+        self.preemptions_of.clear()
+        begin = self._clock()
+        self._kv = KVSeries(self._scheduler.usable_blocks, start_s=begin)
+        self._last = (begin, (0, 0, 0))
+
+    def totals(self) -> EngineTotals:
+        now = asdict(self._scheduler.counters)
+        new = Counters(**{name: value - self._before[name] for name, value in now.items()})
+        return EngineTotals.of([new], [self._kv], schedule_s=tuple(self.schedule_s), update_s=tuple(self.update_s))
+
+    def _sample(self) -> None:
+        now = self._clock()
+        then, (held, reserved, lent) = self._last
+        self._kv.add(then, now - then, held, reserved, lent, None)
+        g = self._scheduler.gauges()
+        self._last = (now, (g.held_blocks, g.reserved_blocks, g.lent_blocks))
+
+    def _timed(
+        self, call: Callable[..., Any], into: list[float], after: Callable[[], None] | None = None
+    ) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            result = call(*args, **kwargs)
+            into.append(time.perf_counter() - begun)
+            if after is not None:
+                after()
+            return result
+
+        return timed
+
+    def _noting(self, free: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(request: Any) -> Any:
+            self.preemptions_of[request.request_id] = request.num_preemptions
+            return free(request)
+
+        return noting
+
+
+Progress = Callable[[int, int], None]
 
 
 class EngineRunSettings(LoadSettings):
@@ -57,11 +120,7 @@ class EngineRunSettings(LoadSettings):
 
 
 def run_engine(settings: EngineRunSettings, progress: Progress | None = None) -> RunResult:
-    """Start an engine, run one load through it, and shut it down; a process can do so repeatedly.
-
-    Args:
-        settings: what to run.
-        progress: called with (requests done, requests in all).
+    """Start an engine, run one load through it, and shut it down; ``progress`` is called with (requests done, in all).
 
     Raises:
         InputError: for a trace, policy or setting that cannot be used.
@@ -139,8 +198,6 @@ def stop_engine(engine: Any) -> None:
 
 
 class _WallClock:
-    """Seconds that pass."""
-
     def now(self) -> float:
         return time.monotonic()
 
@@ -167,7 +224,7 @@ class _Drive:
     def __init__(
         self, engine: Any, settings: EngineRunSettings, load: Sequence[LoadRequest], progress: Progress | None
     ) -> None:
-        from ecoserve.serving.adapter.observe import SchedulerWatch
+        from ecoserve.serving.engine_run import SchedulerWatch
 
         self.engine = engine
         self.settings = settings
@@ -260,12 +317,10 @@ def _line(error: BaseException) -> str:
 
 
 class Prompts:
-    """Token ids of a load's prompts.
+    """Token ids of a load's prompts: its chats by the served model's chat template, as an API server would make them.
 
-    Args:
-        tokenizer: the served model's.
-        longest: prompts of more tokens are cut there, so that every response has its room.
-        seed: of the random tokens that stand for prompts of which only the length is known.
+    Prompts of more than ``longest`` tokens are cut there. Of traces with lengths only, random words of the right
+    number.
     """
 
     def __init__(self, tokenizer: Any, longest: int, seed: int) -> None:
@@ -278,7 +333,6 @@ class Prompts:
         self._words = np.array([i for i in range(len(tokenizer)) if i not in special])
 
     def of(self, request: LoadRequest) -> list[int]:
-        """The prompt of one request: its chat by the model's template, its text, or random words of its length."""
         chat = request.messages
         if not chat:
             count = min(request.prompt_tokens, self._longest)

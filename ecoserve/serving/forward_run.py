@@ -1,7 +1,9 @@
-"""The profiling run for the target forward size, on a vLLM engine in this process.
+"""The target forward size: tokens in one forward at which throughput saturates; and the run that times forwards.
 
-Forwards of prompts alone, from small to large, each one step of the engine: the median of several after a warm-up. The
-times of one request on an idle engine come with them, as a basis for SLOs.
+Prompts are free up to where computing a forward's tokens takes as long as reading the weights. Of forwards of prompts
+alone, timed at several sizes, the target is the smallest size that gives ``SATURATION`` of the best throughput.
+EcoServe (arXiv 2411.06364) fills prompts up to such a size; how it is found is ours. The times of one request on an
+idle engine come with them, as a basis for SLOs.
 """
 
 from __future__ import annotations
@@ -50,12 +52,7 @@ def profile_sizes(largest: int, smallest: int = 16) -> list[int]:
 
 
 def target_forward_size(times: Sequence[tuple[int, float]], saturation: float = SATURATION) -> ForwardSize:
-    """The target forward size of a machine.
-
-    Args:
-        times: (tokens, seconds) of forwards, sizes ascending; at least two.
-        saturation: share of the best throughput, 0..1.
-    """
+    """The target forward size of a machine, from (tokens, seconds) of forwards, sizes ascending; at least two."""
     assert len(times) >= 2
     assert all(a[0] < b[0] for a, b in pairwise(times))
     rates = [n / s for n, s in times]
@@ -134,13 +131,7 @@ def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = N
 
 
 def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progress | None = None) -> ForwardRun:
-    """Time the forwards of an idle engine. No two prompts share a prefix.
-
-    Args:
-        engine: vLLM's ``LLMEngine``, in this process.
-        largest: tokens of the largest forward; no more than the engine's ``max_num_batched_tokens``.
-        prompt_tokens: of each prompt.
-        progress: called with (sizes done, sizes in all).
+    """Time the forwards of an idle engine (``LLMEngine``, in this process). No two prompts share a prefix.
 
     Raises:
         ConfigError: if the KV cannot hold the largest forward.

@@ -31,12 +31,7 @@ _POINTS: Final = 64
 
 
 class Drawn(NamedTuple):
-    """The requests of a load.
-
-    Attributes:
-        records: their rows. true: their response lengths, tokens.
-        upper: upper edge of the last bin of a distribution, tokens. seed: of random errors.
-    """
+    """The requests of a load: rows, true response lengths, upper edge of a distribution's last bin (tokens), seed."""
 
     records: Sequence[Record]
     true: Lengths
@@ -183,11 +178,7 @@ FORMS: Final = ", ".join(f"{name}:{form.argument}" if form.argument else name fo
 
 @dataclass(frozen=True, slots=True)
 class LengthSource:
-    """A form and its argument.
-
-    Attributes:
-        kind: a name of :data:`REGISTRY`. argument: a number, a checkpoint, or None.
-    """
+    """A form, by its name in :data:`REGISTRY`, and its argument: a number, a checkpoint, or None."""
 
     kind: str
     argument: float | str | None = None
@@ -224,13 +215,7 @@ class LengthSource:
     def distributions(
         self, records: Sequence[Record], lengths: Sequence[int], upper: int, seed: int
     ) -> list[LengthDistribution | None]:
-        """The predicted distribution of each record's response length.
-
-        Args:
-            records: the rows. lengths: their response lengths, tokens.
-            upper: upper edge of the last bin, tokens.
-            seed: of random errors.
-        """
+        """The predicted distribution of each record's response; ``upper``: upper edge of the last bin, tokens."""
         drawn = Drawn(records, np.asarray(lengths, dtype=np.int64), upper, seed)
         if not len(lengths):
             return []

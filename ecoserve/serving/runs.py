@@ -25,10 +25,9 @@ class KVPoint:
     """Averages over one interval of one replica, as shares of its usable KV.
 
     Attributes:
-        replica: its number.
         at_s: when the interval begins, on the run's clock. seconds: its length.
         held: blocks taken. reserved: reserved beyond what is written. lent: of these, lent to guests.
-        wasted: see the module; None where it is not known.
+        wasted: see :func:`wasted_blocks`; None where it is not known.
     """
 
     replica: int
@@ -41,12 +40,10 @@ class KVPoint:
 
 
 class KVSeries:
-    """Averages states of one replica's KV, given in order of time, over equal intervals.
+    """Averages of one replica's KV over equal intervals, thinned while a run goes on: at most :data:`MOST` of them.
 
-    Args:
-        usable_blocks: blocks that shares are of.
-        replica: its number.
-        start_s: when the run begins, on its clock.
+    Whenever the run outgrows them, neighbours are merged and the width doubles. States are given in order of time; time
+    for which none is given counts as an empty cache. ``start_s``: when the run begins, on its clock.
     """
 
     def __init__(self, usable_blocks: int, replica: int = 0, start_s: float = 0.0) -> None:
@@ -112,10 +109,10 @@ class KVSeries:
 
 
 def wasted_blocks(scheduler: Any, response_tokens: Mapping[str, int]) -> float:
-    """Blocks wasted now (see the module); 0 for a scheduler that neither reserves nor pauses.
+    """Blocks reserved beyond what the response will need and not lent, and those held by paused requests.
 
     Args:
-        scheduler: a ``CountingScheduler`` or a subclass.
+        scheduler: a ``CountingScheduler`` or a subclass; 0 for one that neither reserves nor pauses.
         response_tokens: true lengths by request id; a request that is not named is taken to need all it reserved.
     """
     planner = getattr(scheduler, "planner", None)

@@ -28,14 +28,10 @@ _BY_PRIORITY: Final = "vllm-priority"
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """One request of a load.
+    """One request of a load; ``name`` is unique within it, ``arrival_s`` counts from its start.
 
-    Attributes:
-        name: unique within the load.
-        arrival_s: seconds from the start.
-        record: the trace's row (prompt text, messages).
-        prompt_tokens, response_tokens: recorded or estimated lengths, tokens; the response's is cut at ``max_tokens``.
-        lengths: the predicted distribution of the response length, or None.
+    ``prompt_tokens``, ``response_tokens``: recorded or estimated lengths; the response's is cut at ``max_tokens``.
+    ``lengths``: the predicted distribution of the response length, or None.
     """
 
     name: str
@@ -68,7 +64,6 @@ class LoadRequest:
         return [{"role": m.role, "content": m.content} for m in self.record.chat()]
 
     def row(self, prompt_tokens: int | None = None) -> RequestRow:
-        """The request's row before it is sent."""
         tokens = self.prompt_tokens if prompt_tokens is None else prompt_tokens
         return RequestRow(self.name, self.arrival_s, tokens, predicted_tokens=self.predicted_tokens, pit=self.pit)
 
@@ -106,7 +101,6 @@ class LoadSettings(BaseModel):
     max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
 
     def read_trace(self) -> Trace:
-        """The trace that the load is drawn from."""
         return trace_for(self.trace, self.length_field, self.tokenizer, self.split)
 
     def load(self, max_prompt_tokens: int, lengths: LengthSource | None = None) -> list[LoadRequest]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from audits import Admission, Lives, Shortage, check_structures
@@ -218,7 +219,7 @@ class Driven(ByHand):
 
     def totals(self) -> Counter[str]:
         """What happened, for the sums of a soak."""
-        out = Counter(self.scheduler.counters.as_dict())
+        out = Counter(asdict(self.scheduler.counters))
         out.update(self.happened)
         out.update(
             {

@@ -52,50 +52,32 @@ METHODS: Final = (
     ("vllm.v1.core.block_pool", "BlockPool", "get_num_free_blocks", ()),
 )
 
-#: (module, class or function, text that its source must hold, the rule it stands for)
-RULES: Final = (
-    (_SCHEDULER, "Scheduler.__init__", "self.kv_holding_waiting = ", "waiting requests that hold KV have a queue"),
-    (_SCHEDULER, "Scheduler.__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
-    (_SCHEDULER, "Scheduler.__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
+#: (method of Scheduler, text that its source must hold, the rule it stands for)
+_SCHEDULER_RULES: Final = (
+    ("__init__", "self.kv_holding_waiting = ", "waiting requests that hold KV have a queue"),
+    ("__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
+    ("__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
+    ("schedule", "request_queue = self.kv_holding_waiting", "KV holders are scheduled before new prompts"),
+    ("schedule", "if not request_queue", "an empty (hidden) queue ends the waiting phase"),
+    ("schedule", "request.status == RequestStatus.PREEMPTED", "a waiting request in status PREEMPTED is resumed"),
+    ("schedule", "preempted_req_ids=self.reset_preempted_req_ids", "runner V2 frees the slots of these"),
+    ("schedule", "self.current_step += 1", "steps are counted at the start of schedule()"),
+    ("_preempt_request", "self.waiting.prepend_request(request)", "a preempted request goes to the waiting queue"),
     (
-        _SCHEDULER,
-        "Scheduler.schedule",
-        "request_queue = self.kv_holding_waiting",
-        "KV holders are scheduled before new prompts",
-    ),
-    (_SCHEDULER, "Scheduler.schedule", "if not request_queue", "an empty (hidden) queue ends the waiting phase"),
-    (
-        _SCHEDULER,
-        "Scheduler.schedule",
-        "request.status == RequestStatus.PREEMPTED",
-        "a waiting request in status PREEMPTED is resumed",
-    ),
-    (
-        _SCHEDULER,
-        "Scheduler.schedule",
-        "preempted_req_ids=self.reset_preempted_req_ids",
-        "runner V2 frees the slots of these",
-    ),
-    (_SCHEDULER, "Scheduler.schedule", "self.current_step += 1", "steps are counted at the start of schedule()"),
-    (
-        _SCHEDULER,
-        "Scheduler._preempt_request",
-        "self.waiting.prepend_request(request)",
-        "a preempted request goes to the waiting queue",
-    ),
-    (
-        _SCHEDULER,
-        "Scheduler.update_from_output",
+        "update_from_output",
         "self.kv_holding_waiting.remove_requests",
         "a paused request that ends is taken out of its queue",
     ),
     (
-        _SCHEDULER,
-        "Scheduler.update_from_output",
+        "update_from_output",
         "self.waiting.remove_requests(stopped_preempted_reqs)",
         "a streaming session whose turn ends in a queue is taken out of it",
     ),
-    (_SCHEDULER, "Scheduler._holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KV holder"),
+    ("_holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KV holder"),
+)
+#: (module, class or function, text that its source must hold, the rule it stands for)
+RULES: Final = (
+    *((_SCHEDULER, f"Scheduler.{method}", text, rule) for method, text, rule in _SCHEDULER_RULES),
     ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
     ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
     ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),

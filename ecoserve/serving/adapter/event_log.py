@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from ecoserve.errors import ConfigError
@@ -44,7 +45,7 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         if self._file.closed:
             return
-        line = json.dumps(event.as_row(), separators=(",", ":")) + "\n"
+        line = json.dumps(asdict(event), separators=(",", ":")) + "\n"
         self._left -= len(line)
         if self._left < 0:
             self._end("has reached its size (event_log_mb)")

@@ -7,11 +7,15 @@ parallelism, n > 1, aborts, priorities, structured output, LoRA, streaming. The 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.core.policies import POLICIES, STOCK_POLICIES
 from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
+
+SCHEDULER: Final = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
+MIDDLEWARE: Final = "ecoserve.serving.adapter.middleware.PredictionMiddleware"
+REPLAY: Final = "ecoserve.serving.adapter.replay:ReplayLogitsProcessor"
 
 
 def policy_arguments(policy: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +28,7 @@ def policy_arguments(policy: str, settings: Mapping[str, Any]) -> dict[str, Any]
         own = {"policy": policy, **settings}
         SchedulerSettings.parse(own)
         return {
-            "scheduler_cls": "ecoserve.serving.adapter.scheduler.EcoServeScheduler",
+            "scheduler_cls": SCHEDULER,
             "additional_config": {CONFIG_KEY: own},
         }
     if policy not in STOCK_POLICIES:

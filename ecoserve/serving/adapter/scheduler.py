@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -32,17 +32,6 @@ from ecoserve.serving.core.orderings import SortKey
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
-
-
-class SchedulerClock(Protocol):
-    """Seconds on the scheduler's time line."""
-
-    def now(self) -> float:
-        """The time now."""
-
-    def arrival(self, arrival_time: float) -> float:
-        """The arrival of a request that was just handed over; ``arrival_time`` as the front end wrote it down."""
-
 
 #: A difference of the clocks that has moved by more than this many seconds is a wall clock that was set.
 _SET_S = 0.25
@@ -112,8 +101,8 @@ class EcoServeScheduler(PausingScheduler):
             counters=self.counters,
             recorder=Recorder(self.counters, self._event_state, self.event_log),
         )
-        #: replaced by the virtual loop's
-        self.clock: SchedulerClock = EngineClock()
+        #: a virtual loop puts its own in its place, with the same two methods
+        self.clock: Any = EngineClock()
         self._req_to_blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
         #: the request that was popped last, and what to do once vLLM has started it
         self._popped: tuple[Request, Callable[[], None]] | None = None

@@ -27,11 +27,8 @@ from ecoserve.errors import ConfigError, RunError
 from ecoserve.options import problem, to_environment
 from ecoserve.serving.adapter.metrics import multiprocess_dir
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
-from ecoserve.serving.adapter.policies import refuse_configuration
+from ecoserve.serving.adapter.policies import MIDDLEWARE, REPLAY, SCHEDULER, refuse_configuration
 
-SCHEDULER: Final = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
-MIDDLEWARE: Final = "ecoserve.serving.adapter.middleware.PredictionMiddleware"
-REPLAY: Final = "ecoserve.serving.adapter.replay:ReplayLogitsProcessor"
 #: vLLM's own scheduler, for comparisons: everything else stays the same.
 STOCK: Final = "vllm"
 _OR_STOCK: Final = f"leave it out, or give --policy {STOCK}"

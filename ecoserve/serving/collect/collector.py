@@ -1,8 +1,7 @@
 """Ask one server for the samples that one journal lacks, a bounded number of requests at once.
 
 Whatever a request's outcome, it is in the journal before the next request is sent. Failed requests are repeated with
-growing waits, refused ones are not. While the server is unreachable all requests wait, and none loses an attempt. The
-first signal lets open requests finish, a second one drops them.
+growing waits, refused ones are not. While the server is unreachable all requests wait, and none loses an attempt.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def backoff(base_s: float) -> Callable[[RetryCallState], float]:
 class Collector:
     """Asks the server ``endpoint`` for what a loaded journal lacks.
 
-    ``progress`` is called after every request and once a second; ``ended`` returns why there is no server any more, if
-    that is known (a server of our own that has died).
+    ``progress`` is called after every request and once a second; ``ended`` says why a server of our own is gone, else
+    None.
     """
 
     def __init__(
@@ -120,7 +119,6 @@ class Collector:
                 self._settle(prompt, sample, await self._ask(body))
 
     async def _ask(self, body: dict[str, Any]) -> Outcome:
-        """Send a request, repeated as often as the settings allow."""
         reply: Reply = await self._retrying(
             Again,
             self._before_retry,
@@ -131,7 +129,6 @@ class Collector:
         return reply
 
     async def _reach(self, body: dict[str, Any]) -> Reply:
-        """Send a request, repeated while the server is unreachable."""
         reply: Reply = await self._retrying(Away, self._before_reconnect)(self._send, body)
         self._away_since = None
         if not self.state.ending:
@@ -149,7 +146,6 @@ class Collector:
         )
 
     async def _send(self, body: dict[str, Any]) -> Reply:
-        """Send a request once, when its turn has come."""
         await self._sleep(self._slot())
         while (wait := self._resume_at - time.monotonic()) > 0:
             await self._sleep(wait)

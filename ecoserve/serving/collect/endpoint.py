@@ -1,7 +1,8 @@
-"""One OpenAI-compatible server: which model it serves, and one request to it at a time.
+"""One OpenAI-compatible server: which model it serves, one request to it at a time, and what its reply means.
 
-Redirects are not followed, so that prompts and key go to no other server than the one that was named. A reply is read
-up to a bound. A timeout or a broken connection is a reply like any other.
+A length is the server's own count (``usage.completion_tokens``) of an answer that has ended. An answer is complete only
+with a finish reason of :data:`COMPLETE`; with any other its length is a lower bound. Redirects are not followed, so
+that prompts and key go to no other server. A timeout or a broken connection is a reply like any other.
 """
 
 from __future__ import annotations
@@ -163,10 +164,7 @@ class _TooLong(Exception):
 
 
 class Endpoint:
-    """A server's OpenAI-compatible API; an asynchronous context manager.
-
-    ``socket`` is the path of a Unix socket that the server listens on, in place of the URL's host.
-    """
+    """A server's OpenAI-compatible API, an asynchronous context manager; at ``socket`` if that is given."""
 
     def __init__(
         self,
@@ -229,7 +227,6 @@ class Endpoint:
         return names[0]
 
     async def ask(self, body: dict[str, Any]) -> Reply:
-        """Send one request and classify the reply."""
         data = json.dumps(body, separators=(",", ":")).encode()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -262,5 +259,4 @@ def base_url(url: str) -> str:
 
 
 def short(error: BaseException) -> str:
-    """An error's type and message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")

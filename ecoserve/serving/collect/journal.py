@@ -1,8 +1,7 @@
 """The journal of a collection: one SQLite file, ``OUTPUT.journal``, from which an interrupted run goes on.
 
-Every finished sample is a transaction of its own in a write-ahead log: a kill at any moment loses none of them and
-leaves no half of one. The process that has the journal open holds an exclusive lock on it, which ends with the process.
-What the answers depend on is stored with them; the caller compares it with what a later run asks for.
+Every finished sample is a transaction of its own in a write-ahead log: a kill at any moment loses none of them. The
+process that has the journal open holds an exclusive lock on it, which ends with the process.
 """
 
 from __future__ import annotations
@@ -142,7 +141,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         return self.prompts * self.samples - self.answered - self.refused
 
     def record(self, prompt: int) -> Record:
-        """Request number ``prompt``."""
         with self._errors():
             (row,) = self._db.execute("SELECT record FROM prompts WHERE prompt = ?", (prompt,)).fetchone()
         found = next(get_format("records").read(json.loads(row), prompt))
@@ -183,7 +181,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             self._db.execute("PRAGMA wal_checkpoint")
 
     def answers(self, prompt: int) -> list[tuple[int, Answer]]:
-        """The answers to one prompt, by sample."""
         query = "SELECT sample, tokens, reason, prompt_tokens, text FROM outcomes"
         with self._errors():
             rows = self._db.execute(f"{query} WHERE prompt = ? AND state = 'answered' ORDER BY sample", (prompt,))

@@ -1,8 +1,7 @@
-"""A vLLM server of the collection's own, for a model on this machine.
+"""A vLLM server of the collection's own, for a model on this machine, on a Unix socket that only this user can reach.
 
-A server process rather than an engine in ours: requests go through the chat template as clients' do, there is one way
-of asking, and an engine that runs out of memory takes no answers with it. It listens on a Unix socket in a folder that
-only this user can enter.
+A process of its own: requests go through the chat template as clients' do, and an engine that runs out of memory takes
+no answers with it.
 """
 
 from __future__ import annotations
@@ -102,7 +101,6 @@ class LocalServer:
             )
 
     async def _wait_until_ready(self) -> None:
-        """Wait until it answers; RunError if it ends instead."""
         state = CollectProgress(total=0, earlier=0)
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -1,7 +1,7 @@
 """Which requests are sent: the different prompts of a source, with or without answers.
 
-Two requests are the same if their whole contexts are, message by message; the first one counts. A draw depends on the
-prompts and the seed, not on their order. Memory holds a digest of each different prompt, and a draw, never all texts.
+Two requests are the same if their whole contexts are; the first one counts. A draw depends on the prompts and the seed,
+not on their order. Memory holds a digest of each different prompt, and a draw, never all texts.
 
 Sources: a trace of any format, its answers ignored; rows without an answer (``prompt``, or ``messages`` that do not end
 with the assistant's, also as the ``body`` of a batch file); a text file, one prompt a line.

@@ -1,8 +1,4 @@
-"""One collection from start to end: choose the prompts, ask, write the trace; or resume an interrupted one.
-
-Until the trace is written, every answer is in the journal, and the same call resumes from it; then the journal is
-deleted. Errors that can be found before anything is asked are raised before.
-"""
+"""One collection from start to end: choose the prompts, ask, write the trace; or resume an interrupted one."""
 
 from __future__ import annotations
 

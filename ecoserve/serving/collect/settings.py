@@ -1,7 +1,7 @@
-"""The settings of a collection; those that an answer depends on are its :meth:`~CollectSettings.identity`.
+"""The settings of a collection, its state while it runs, and its result.
 
-The identity is kept in the journal, and a run resumes only with the same. How fast and from where answers are asked for
-may change from one run to the next. A field's description is the help of its command-line option.
+Those settings that an answer depends on are its :meth:`~CollectSettings.identity`, which is kept in the journal: a run
+resumes only with the same.
 """
 
 from __future__ import annotations
@@ -217,7 +217,6 @@ class CollectProgress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens a second, in this run."""
         return self.tokens / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
@@ -235,15 +234,11 @@ class CollectResult:
     """The result of a collection.
 
     Attributes:
-        output: the trace that was written.
-        model: the model that answered.
-        prompts: different prompts asked.
+        output, model: the trace that was written, and the model that answered. prompts: different prompts asked.
         rows, rows_earlier: answers in the trace; of these, collected by earlier runs.
         refused, missing: samples that the server refused; that failed, left out because of ``allow_missing``.
-        censored: rows whose answer was cut off.
-        tokens: sum of all rows' lengths.
+        censored: rows whose answer was cut off. tokens: sum of all rows' lengths.
         requests_sent, retries: of this run.
-        finish_reasons: rows by finish reason.
     """
 
     output: Path

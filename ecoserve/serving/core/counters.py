@@ -6,7 +6,7 @@ One definition of each figure, with its help text, for the metrics endpoint, run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -49,10 +49,6 @@ class Counters:
     shortage_steps: int = _counted("Steps in which running requests needed more KV blocks than were free.")
     finished: int = _counted("Requests that left the scheduler.")
 
-    def as_dict(self) -> dict[str, int]:
-        """Every counter by its name."""
-        return asdict(self)
-
 
 @dataclass(slots=True)
 class Gauges:
@@ -69,10 +65,6 @@ class Gauges:
     coverage_90: float = _counted("Share of recent responses within their 0.9 quantile.", 0.9)
     length_source: str = _counted("1 for the source of lengths in use.", "predicted")
     common_error: float = _counted("Share of the lengths' uncertainty that requests have in common.", 0.0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every gauge by its name."""
-        return asdict(self)
 
 
 class Attainment:
@@ -166,10 +158,6 @@ class Event:
     promised: int
     blocks: int
     free_blocks: int
-
-    def as_row(self) -> dict[str, Any]:
-        """The event as one JSON object."""
-        return asdict(self)
 
 
 class Recorder:

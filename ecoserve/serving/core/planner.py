@@ -376,9 +376,7 @@ class Planner:
             self.forecast.enter(task)
 
     def _update_posterior(self, task: Task) -> None:
-        """Replace a distribution that has been outlived by its posterior; else the forecast would take the request,
-        and its KV, as gone.
-        """
+        """Replace an outlived distribution by its posterior: else the forecast takes the request's KV as gone."""
         if task.lengths.survival(task.generated) < OUTLIVED and task.generated < task.limit:
             self._set_lengths(task, task.lengths.given_longer_than(task.generated).closed_at(task.limit))
 

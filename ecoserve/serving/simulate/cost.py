@@ -1,8 +1,4 @@
-"""How long one step takes, in virtual seconds: on the GPU, and on the host that feeds it.
-
-A cost is a function of the step's work alone, so that a run repeats exactly. How much of the host's time is hidden
-behind the GPU is the loop's business (:mod:`~ecoserve.serving.simulate.replica`).
-"""
+"""How long one step takes, in virtual seconds, as a function of its work alone; and the peak KV demand of a load."""
 
 from __future__ import annotations
 
@@ -40,7 +36,6 @@ class StepWork:
 
     @property
     def requests(self) -> int:
-        """Requests in the batch."""
         return self.decodes + len(self.chunks)
 
 
@@ -49,22 +44,18 @@ class StepCost(Protocol):
 
     def seconds(self, work: StepWork) -> float:
         """Seconds of the GPU, with the gap to the next step that remains even if the host is ahead."""
-        ...
 
     def host_s(self, work: StepWork) -> float:
         """Seconds the host needs to schedule the step, prepare its inputs, launch it and take its output."""
-        ...
 
     def launch_s(self, work: StepWork) -> float:
         """The part of ``host_s`` that is not the scheduler's own."""
-        ...
 
 
 class LinearCost(BaseModel):
     """A step cost that is linear in its work, the host's time included.
 
-    The defaults are of the size of a 13B model on one A100-class GPU (weights read once a step, then compute per prompt
-    token and cache reads per context token); they are a stand-in to test scheduling with, not a model of any GPU.
+    The defaults are of the size of a 13B model on one A100-class GPU; they are a stand-in to test scheduling with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +66,6 @@ class LinearCost(BaseModel):
     context_token_s: float = Field(4e-7, ge=0, description="seconds a token of KV read")
 
     def seconds(self, work: StepWork) -> float:
-        """Seconds the step takes."""
         return (
             self.step_s
             + self.prefill_token_s * work.prefill_tokens
@@ -84,23 +74,14 @@ class LinearCost(BaseModel):
         )
 
     def host_s(self, work: StepWork) -> float:
-        """0: the host's time is a part of the step."""
         return 0.0
 
     def launch_s(self, work: StepWork) -> float:
-        """0, as ``host_s``."""
         return 0.0
 
 
 def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:
-    """Seconds from arrival to last token on an engine that has nothing else to do.
-
-    Args:
-        cost: the machine.
-        prompt_tokens, response_tokens: of the request.
-        depth: steps in flight.
-        max_tokens_a_step: longer prompts are prefilled in pieces of this many tokens.
-    """
+    """Seconds from arrival to last token on an engine that has nothing else to do, ``depth`` steps in flight."""
     if isinstance(cost, LinearCost):
         context = prompt_tokens + response_tokens / 2
         each = cost.step_s + cost.decode_s + cost.context_token_s * context
@@ -119,14 +100,11 @@ def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int
 def demand_peak(
     load: Sequence[LoadRequest], cost: StepCost, depth: int, block_size: int, max_num_batched_tokens: int
 ) -> int:
-    """Peak KV demand of a load on one engine, in blocks.
+    """Peak KV, in blocks, that a load would hold if no request had to wait: what *pressure* is measured against.
 
-    Args:
-        load: the requests, with their true lengths.
-        cost: seconds of a step.
-        depth: 1: a step's period is host + GPU; 2: the longer of the two.
-        block_size: tokens a block.
-        max_num_batched_tokens: tokens a step.
+    The reference is vLLM's own scheduler (chunked prefill, first come first served) with room for all: there it
+    has nothing to decide, so its steps are counted here without it; a test compares the two. Prompts are taken to share
+    nothing. ``depth`` 1: a step's period is host + GPU; 2: the longer of the two.
     """
     pending = deque(sorted(load, key=lambda r: r.arrival_s))
     waiting: deque[LoadRequest] = deque()

@@ -1,6 +1,5 @@
-"""vLLM's scheduler classes without a model, made from a config.json alone.
+"""vLLM's scheduler classes without a model, made from a config.json alone, and requests for them.
 
-A folder with a config.json is enough for vLLM's ``ModelConfig``, and the KV cache manager is given a number of blocks.
 There is no worker, no weights and no GPU; the scheduler is the very class that serves.
 """
 
@@ -205,10 +204,12 @@ _PIECE: Final = 1_000_000_000
 
 
 class PromptIds:
-    """Makes the token ids of a load's prompts.
+    """Token ids that stand for a load's prompts: the prefix cache finds what real prompts would share, and no more.
 
-    Args:
-        load: all requests; their order says which copy of a row is which.
+    A block is known by its tokens and all before them, so one token of its own at the start of a stretch tells it from
+    others. Pieces of 512 tokens of a record with ``prefix_hashes`` (Mooncake's traces) begin with a token made from the
+    piece's hash. Turns of one conversation are beginnings of one stream of tokens. Anything else shares nothing; a row
+    that was drawn twice is a conversation of its own each time.
     """
 
     def __init__(self, load: Sequence[LoadRequest]) -> None:
@@ -228,7 +229,6 @@ class PromptIds:
         self.shared = any(n > 1 for n in turns.values()) or len(set(pieces)) < len(pieces)
 
     def of(self, request: LoadRequest) -> list[int]:
-        """The token ids of one prompt, ``request.prompt_tokens`` of them."""
         ids = [WORD] * request.prompt_tokens
         hashes = request.record.prefix_hashes
         for start, piece in zip(range(0, len(ids), PIECE_TOKENS), hashes, strict=False):

@@ -43,11 +43,10 @@ ROUTERS: Final[dict[RouterName, Callable[[Offer, float], float]]] = {
 
 
 class Router:
-    """Chooses a replica for each request.
+    """Chooses a replica for each request: the least outstanding weight, of equals the one not chosen for longest.
 
-    Args:
-        name: whose weights count.
-        replicas: how many there are.
+    A router is one weight of a request, and one row of :data:`ROUTERS`. It knows the prompt's length, the predicted
+    length if there is one, and what it has handed out that has not ended.
     """
 
     def __init__(self, name: RouterName, replicas: int) -> None:
@@ -60,7 +59,6 @@ class Router:
         self._tokens = 0
 
     def choose(self, offer: Offer) -> int:
-        """The index of the replica that serves a request."""
         index = min(range(len(self._load)), key=lambda i: (self._load[i], self._chosen[i], i))
         self._count += 1
         self._chosen[index] = self._count
@@ -104,8 +102,6 @@ class Arrival:
 
 @dataclass(slots=True)
 class LoopResult:
-    """What came of a load."""
-
     rows: list[RequestRow]
     totals: EngineTotals
     end_s: float
@@ -126,11 +122,8 @@ def run_replicas(
     """Run a load to its end.
 
     Args:
-        replicas: new ones, of the same kind; they share one clock.
-        arrivals: the load, in any order.
-        router: chooses a replica for each request; default: round robin.
-        recorder: gets every event.
-        progress: called whenever a request ends.
+        replicas: new ones, of the same kind; they share one clock. arrivals: in any order.
+        router: default: round robin. recorder: gets every event. progress: called whenever a request ends.
 
     Raises:
         RunError: if requests wait and no step of their replica makes progress.

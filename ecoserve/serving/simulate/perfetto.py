@@ -1,9 +1,8 @@
 """A run as a picture: a trace that Perfetto (ui.perfetto.dev) and ``chrome://tracing`` open.
 
-The JSON trace event format, written as it happens, so that a long run needs no memory; times are microseconds of the
-virtual clock. Each replica of each run has a track of its steps and one of its host, counters of KV blocks and of
-requests, and a track for each request: its states as spans (:data:`SPANS`), and preemptions, pauses and re-reservations
-as instants. After the first ``requests`` requests have ended, or the time window, nothing more is written.
+The JSON trace event format, written as it happens; times are microseconds of the virtual clock. Each replica of each
+run has a track of its steps and one of its host, counters of KV blocks and of requests, and a track for each request.
+After the first ``requests`` requests have ended, or the time window, nothing more is written.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ _FIRST_REQUEST: Final = 10
 def trace_file(path: Path, *, requests: int = 1000, window_s: tuple[float, float] | None = None) -> Iterator[TraceFile]:
     """A trace file, written whole when the block ends well, or not at all; ``.gz`` is compressed.
 
-    Args:
-        path: the file.
-        requests: draw only the first so many of each run.
-        window_s: draw only what happens between these virtual seconds.
+    ``requests``: draw only the first so many of each run. ``window_s``: only what happens between these virtual
+    seconds.
 
     Raises:
         RunError: if it cannot be written.
@@ -69,11 +66,9 @@ class TraceFile:
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
 
     def run(self, name: str) -> RunRecorder:
-        """The recorder of one more run, whose tracks begin with ``name``."""
         return RunRecorder(self, name)
 
     def process(self, name: str) -> int:
-        """A new group of tracks; returns its number."""
         self._processes += 1
         self.emit("M", "process_name", self._processes, 0, {"name": name})
         return self._processes
@@ -84,13 +79,11 @@ class TraceFile:
         self.emit("M", "thread_sort_index", pid, tid, {"sort_index": tid})
 
     def emit(self, phase: str, name: str, pid: int, tid: int, args: dict[str, Any] | None, **more: Any) -> None:
-        """Write one event."""
         event = {"ph": phase, "name": name, "pid": pid, "tid": tid, **more, **({"args": args} if args else {})}
         self._file.write(self._separator + json.dumps(event, separators=(",", ":")).encode())
         self._separator = b",\n"
 
     def close(self) -> None:
-        """Write the end of the file."""
         self._file.write(b"\n]}\n")
 
 
@@ -120,7 +113,6 @@ class RunRecorder:
     # -- events of the simulation -----------------------------------------------------------------------------
 
     def arrived(self, replica: int, row: RequestRow) -> None:
-        """A track for the request, if it is one of the first."""
         pid = self._pid(replica)
         self._arrived += 1
         if self._arrived > self._file.requests or row.arrival_s > self._end_s:
@@ -130,7 +122,6 @@ class RunRecorder:
         self._file.track(pid, tid, f"{row.request_id} ({row.prompt_tokens} prompt tokens)")
 
     def stepped(self, replica: int, scheduler: Any, step: Step) -> None:
-        """The step, the counters, and what its requests do now."""
         if self._over(step.start_s):
             return
         pid = self._pid(replica)
@@ -157,7 +148,6 @@ class RunRecorder:
         self._count(pid, "requests", step.start_s, queues)
 
     def ended(self, replica: int, row: RequestRow, at_s: float) -> None:
-        """The end of its last span."""
         track = self._tracks.pop(row.request_id, None)
         self._promised.pop(row.request_id, None)
         if track is not None:
@@ -184,8 +174,8 @@ class RunRecorder:
         self._reserved(track, scheduler, name, step.began_s)
 
     def _reserved(self, track: _Track, scheduler: Any, name: str, at_s: float) -> None:
-        ledger = getattr(scheduler, "ledger", None)
-        task = ledger.tasks.get(name) if ledger is not None else None
+        planner = getattr(scheduler, "planner", None)
+        task = planner.ledger.tasks.get(name) if planner is not None else None
         if task is None:
             return
         before = self._promised.get(name, 0)

@@ -1,12 +1,9 @@
 """One simulated engine: a vLLM scheduler, a step cost, and its own clock, driven one event at a time.
 
-Mirrors vLLM's engine core, which either *starts* a step (take new requests, schedule, launch) while fewer than
-``depth`` are in flight and there is something to schedule, or *takes* the output of the oldest one. At depth 2
-(asynchronous scheduling) step N + 1 starts before N's output is there.
-
-Time: the host is busy for the host's part of a start; the GPU begins a step when the host has launched it and the step
-before is done. So at depth 1 a step's period is host + GPU, and at depth 2 the longer of the two. Only the simulation
-knows when a response ends: the scheduler sees an end-of-sequence token when it comes.
+Mirrors vLLM's engine core, which either *starts* a step while fewer than ``depth`` are in flight and there is something
+to schedule, or *takes* the output of the oldest one. At depth 2 (asynchronous scheduling) step N + 1 starts before N's
+output is there. The host is busy for its part of a start; the GPU begins a step when the host has launched it and the
+step before is done: at depth 1 a step's period is host + GPU, at depth 2 the longer of the two.
 """
 
 from __future__ import annotations
@@ -107,8 +104,6 @@ def step_work(output: Any, requests: Mapping[str, Any]) -> tuple[StepWork, set[s
 
 
 class _ReplicaClock:
-    """The scheduler's clock: the replica's."""
-
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
@@ -193,7 +188,6 @@ class Replica:
             self.recorder.arrived(self.index, live.row)
 
     def act(self) -> None:
-        """Do what :meth:`next_event` says."""
         if self._next == TAKE:
             self.take(self._flights.popleft())
             self._next = START
@@ -286,7 +280,6 @@ class Replica:
     # -- taking its output -------------------------------------------------------------------------------------
 
     def take(self, flight: Flight) -> None:
-        """Give the scheduler the output of a step."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         s = self.scheduler

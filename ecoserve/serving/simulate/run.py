@@ -36,12 +36,7 @@ _FURTHER: Final = 100
 def simulate(
     settings: SimulateSettings, *, progress: Progress | None = None, recorder: Recorder | None = None
 ) -> RunResult:
-    """Run one load through one policy in virtual time.
-
-    Args:
-        settings: what to run.
-        progress: called with (requests ended, virtual seconds) whenever a request ends.
-        recorder: gets every event.
+    """Run one load through one policy in virtual time; ``recorder`` gets every event.
 
     Raises:
         InputError: for a trace, policy or setting that cannot be used.

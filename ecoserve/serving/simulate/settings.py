@@ -1,4 +1,4 @@
-"""The settings of a simulated run: one definition for ``ecoserve simulate`` and for sweeps."""
+"""The settings of a simulated run, and the machine they describe: what a step costs and how much KV there is."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ LINEAR_BLOCKS: Final = 1800
 
 
 class SimulateSettings(EngineLimits, LoadSettings):
-    """What to run in virtual time."""
-
     policy: str = Field("ecoserve", description="scheduling policy")
     requests: int = Field(400, ge=1, description="requests of a run")
     depth: int = Field(1, ge=1, le=2, description="steps in flight; 2 is vLLM's asynchronous scheduling")
@@ -62,7 +60,6 @@ class SimulateSettings(EngineLimits, LoadSettings):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a GPU is modelled."""
         return self.gpu != LINEAR
 
 
@@ -76,13 +73,7 @@ _FORWARD_SIZE: Final = "target_forward_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One replica's hardware.
-
-    Attributes:
-        cost: seconds of a step.
-        blocks: usable KV blocks.
-        max_model_len: the model's longest sequence, tokens; None: no limit.
-    """
+    """One replica's hardware: step cost, usable KV blocks, longest sequence of the model in tokens (None: no limit)."""
 
     cost: StepCost
     blocks: int

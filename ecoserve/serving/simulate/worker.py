@@ -1,8 +1,7 @@
 """A model runner's state without a model: checks a scheduler's output as a runner would execute it.
 
-vLLM's runners keep state per request (block table, tokens computed, batch slot) and trust the scheduler to update it. A
-scheduler that pauses and resumes requests can violate that without any error until tokens come out wrong. This class
-keeps the same state by the rules of runner V1 and V2 and raises where a real runner would compute garbage.
+vLLM's runners keep state per request and trust the scheduler to update it. This class keeps the same state by the rules
+of runner V1 and V2 and raises where a real runner would compute garbage.
 """
 
 from __future__ import annotations
@@ -25,13 +24,7 @@ class _Seen:
 
 
 class WorkerModel:
-    """The state of one model runner.
-
-    Args:
-        runner: 1 or 2, whose rules hold.
-        slots: how many requests the runner has room for (``max_num_seqs``).
-        block_size: tokens a block.
-    """
+    """The state of model runner V1 or V2 with room for ``slots`` requests (``max_num_seqs``)."""
 
     def __init__(self, runner: int, slots: int, block_size: int) -> None:
         self.runner = runner

@@ -10,6 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def play_all(seeds: Iterable[int], **fixed: Any) -> Counter[str]:
     """Play the cases of these seeds; returns the sum of their counters."""
     seen: Counter[str] = Counter()
     for seed in seeds:
-        seen.update(played(random_case(seed, **fixed)).scheduler.counters.as_dict())
+        seen.update(asdict(played(random_case(seed, **fixed)).scheduler.counters))
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_every_event_of_a_run_is_one_line_and_the_counters_agree(tmp_path: Path)
         done.scheduler.event_log.close()
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         lines.update(row["kind"] for row in rows)
-        counters = done.scheduler.counters.as_dict()
+        counters = asdict(done.scheduler.counters)
         seen.update({action.value: counters[f"underprediction_{action.value}"] for action in UnderpredictionAction})
         seen.update({"finished": counters["finished"], "resumed": counters["resumes"]})
         assert all(row["blocks"] >= 0 and row["generated"] >= 0 and row["predicted"] >= 1 for row in rows)

@@ -7,7 +7,7 @@ be the same until the first response ends in either run.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -78,7 +78,7 @@ def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
 
     def on_step(scheduler: Any, output: Any) -> None:
         if not scheduler.counters.finished:
-            seen.update(scheduler.counters.as_dict())
+            seen.update(asdict(scheduler.counters))
 
     play(case, on_step)
     assert seen["pauses"] > 0

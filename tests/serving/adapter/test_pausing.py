@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_paused_request_keeps_its_kv_and_goes_on_where_it_was(runner: int) -> 
     AfterPlan(s, lambda: pause(hand, "a"))
     assert set(hand.step()) == {"b"}
     assert s._blocks_of()["a"] == blocks
-    assert s.counters.as_dict() | {"pauses": 1, "resumes": 0, "preemptions": 0} == s.counters.as_dict()
+    assert asdict(s.counters) | {"pauses": 1, "resumes": 0, "preemptions": 0} == asdict(s.counters)
     assert s.task(s.requests["a"]).state is TaskState.PAUSED
     assert hand.step() == {"a": 1, "b": 1}
     assert s.counters.resumes == 1

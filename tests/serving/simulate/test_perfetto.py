@@ -121,17 +121,19 @@ def test_a_requests_spans_fill_its_life(tmp_path: Path, policy: str, depth: int)
 
 def test_what_happened_is_in_the_picture(tmp_path: Path) -> None:
     counted = {}
-    for policy in (STOCK, "ecoserve-exact"):
+    for policy in (STOCK, "ecoserve-exact", "ecoserve"):
         totals = draw(tmp_path / policy, Case(**{**PRESSED.__dict__, "policy": policy})).totals
         events = events_of(tmp_path / policy)
         marks = [e["name"] for e in events if e["ph"] == "i"]
         assert marks.count("preemption") == totals.preemptions
         assert marks.count("pause") == totals.pauses
+        assert marks.count("re-reservation") <= totals.re_reservations
         counted[policy] = totals
         steps = [e for e in events if e["name"] == "step"]
         assert sum(e["args"]["decodes"] + e["args"]["prompts"] > 0 for e in steps) == len(steps) > 0
     assert counted[STOCK].preemptions > 0
     assert counted["ecoserve-exact"].pauses > 0
+    assert "re-reservation" in marks
 
 
 def test_counters_add_up_to_the_cache(tmp_path: Path) -> None:

@@ -43,14 +43,7 @@ _CACHE_SHARE = 0.8
 
 
 class BatchAttention:
-    """Milliseconds of attention, all layers of one GPU.
-
-    Args:
-        shape: the model.
-        gpu: the GPU.
-        tp: GPUs of the replica.
-        tables: its kernel times.
-    """
+    """Milliseconds of attention, all layers of one GPU."""
 
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int, tables: Tables) -> None:
         self._prefill = Plane(PREFILL_NEW, PREFILL_CONTEXT, tables.prefill_attention)
@@ -87,13 +80,7 @@ class BatchAttention:
         return total + self._prefill(new, context)
 
     def decode_ms(self, requests: int, context: int, longest: int) -> float:
-        """Decodes alone.
-
-        Args:
-            requests: how many.
-            context: tokens of KV of all of them together.
-            longest: tokens of the longest.
-        """
+        """Decodes alone, with ``context`` tokens of KV together, of which the longest has ``longest``."""
         mean = context / requests
         measured = self._decode(requests, mean)
         if self._kind != "flash2" or longest <= mean:

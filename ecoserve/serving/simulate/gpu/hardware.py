@@ -23,10 +23,8 @@ class GpuRow(NamedTuple):
     """What is stated of a GPU here.
 
     Attributes:
-        names: pattern of its usual names, in lower case without blanks, hyphens and underscores: the drivers', with and
-            without the memory's size.
-        multiprocessors: SMs. cache_mib: L2. shared_kib: shared memory of one SM.
-        attention: see :class:`Gpu`.
+        names: pattern of its usual names, in lower case without blanks, hyphens and underscores.
+        multiprocessors: SMs. cache_mib: L2. shared_kib: shared memory of one SM. attention: see :class:`Gpu`.
         bandwidth: bytes a second, in place of the system file's.
     """
 
@@ -56,13 +54,9 @@ class Gpu:
     """One GPU. Bytes, seconds, and their quotients.
 
     Attributes:
-        name: a key of :data:`GPUS`.
-        memory_bytes: as the driver reports it.
-        bandwidth: peak of its memory.
+        memory_bytes: as the driver reports it. bandwidth: peak of its memory.
         flops: peak of dense 16-bit matrix work; ``flops_fp8`` is 0 where it has none.
-        multiprocessors: SMs.
-        cache_bytes: L2.
-        shared_bytes: shared memory of one SM.
+        multiprocessors: SMs. cache_bytes: L2. shared_bytes: shared memory of one SM.
         attention: ``flash2``: FlashAttention 2; ``flash3``: FlashAttention 3, which packs the query heads of one KV
             head and balances splits; ``split``: prefills and decodes in kernels of their own.
         pcie: whether GPUs reach each other over PCIe only.
@@ -81,7 +75,6 @@ class Gpu:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """The GPUs that can be modelled."""
     return tuple(GPUS)
 
 
@@ -133,15 +126,11 @@ def _system_file(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between any two GPUs of a machine, where it is not that of the measured collectives.
-
-    Those were measured on servers whose GPUs reach each other directly. Two cards in a workstation may have to go
-    through the host's memory, at a quarter of the bandwidth and with several times the latency.
+    """The way between any two GPUs of a machine, where it is not that of the measured collectives, as in a workstation.
 
     Attributes:
         latency_s: seconds from the beginning of a collective to its first byte.
-        bandwidth: bytes a second in each direction, when both are busy. One direction alone gets up to twice that: both
-            share the host's memory.
+        bandwidth: bytes a second in each direction, when both are busy; one direction alone gets up to twice that.
     """
 
     latency_s: float
@@ -152,7 +141,6 @@ class Link:
             raise ConfigError("a link needs a bandwidth above 0 and a latency of at least 0", where="link")
 
     def all_reduce_s(self, message: float, gpus: int) -> float:
-        """Sum of ``message`` bytes, the same on all GPUs."""
         return self.latency_s * (gpus - 1) + 2 * (gpus - 1) / gpus * message / self.bandwidth
 
     def gather_s(self, pieces: list[float]) -> float:

@@ -47,11 +47,8 @@ class KernelTimes:
     """Kernel times of one model on one kind of GPU.
 
     Args:
-        shape: the model.
-        gpu: the GPU.
         tp: GPUs of one replica (tensor parallel); experts are cut the same way.
-        expert_ranks: replicas that share the experts (data parallel attention, expert parallel feed-forward); 1 where
-            every replica has all experts.
+        expert_ranks: replicas that share the experts (expert parallel); 1 where every replica has all experts.
 
     Raises:
         ConfigError: if there are no measurements for this combination, or it makes no sense.
@@ -120,7 +117,6 @@ class KernelTimes:
         return self._generation_ms([_EXPERTS], tokens) if self.shape.experts else 0.0
 
     def logits_ms(self, samples: int) -> float:
-        """The output layer of requests that get a token."""
         return self._generation_ms([_LOGITS], samples)
 
     def prefill_attention_ms(self, new: int, context: int) -> float:

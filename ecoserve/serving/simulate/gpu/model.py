@@ -115,13 +115,8 @@ class HostTimes(BaseModel):
 class StepParts:
     """A step's seconds on the GPU, by what takes them.
 
-    Attributes:
-        tokens: projections, norms, feed-forward of a dense model.
-        experts: feed-forward of a mixture of experts.
-        sampling: output layer and sampling.
-        attention: prompts and decodes.
-        links: communication between GPUs.
-        gap: from its end to the next step's beginning, if the host is ahead.
+    ``tokens``: projections, norms, feed-forward of a dense model; ``experts``: of a mixture of experts; ``sampling``:
+    with the output layer; ``links``: between GPUs; ``gap``: to the next step's beginning, if the host is ahead.
     """
 
     tokens: float
@@ -133,7 +128,6 @@ class StepParts:
 
     @property
     def total(self) -> float:
-        """All of them."""
         return self.tokens + self.experts + self.sampling + self.attention + self.links + self.gap
 
 
@@ -141,14 +135,9 @@ class GpuModel:
     """One replica, ``tp`` GPUs of one kind with one model: a :class:`~ecoserve.serving.simulate.cost.StepCost`.
 
     Args:
-        shape: the model.
-        gpu: the GPU.
-        tp: GPUs that share every layer.
-        tables: kernel times of exactly this combination.
-        host: times around the kernels.
+        tables: kernel times of exactly this combination. host: times around the kernels.
         link: between GPUs, if it is not as where the kernels were measured.
-        expert_ranks: replicas that share the experts (expert parallel); times are then one replica's part, with as many
-            tokens on the others.
+        expert_ranks: replicas that share the experts; times are then one replica's part.
     """
 
     def __init__(
@@ -182,7 +171,6 @@ class GpuModel:
         return self.parts(work).total
 
     def parts(self, work: StepWork) -> StepParts:
-        """Where the seconds of a step go."""
         tokens = self.run_tokens(work)
         own = self.own_parts(work)
         experts = self._experts(tokens) * 1e-3 if self.shape.experts else 0.0
@@ -243,7 +231,6 @@ class GpuModel:
         return host.schedule_s + host.schedule_request_s * work.requests + self.launch_s(work)
 
     def launch_s(self, work: StepWork) -> float:
-        """The part of ``host_s`` that is not the scheduler's own."""
         return self.host.launch_s + self.host.launch_request_s * work.requests
 
     def kv_blocks(

@@ -83,7 +83,6 @@ class ModelShape(BaseModel):
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
         embeddings = self.embedding_parameters * (1 if self.tied_embeddings else 2)
         return self.layers * self.layer_parameters + embeddings + self.hidden
 

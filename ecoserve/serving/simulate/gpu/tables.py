@@ -1,12 +1,12 @@
-"""Kernel times on a grid, made once and kept on disk.
+"""Kernel times on a grid, made once and kept on disk, and the lower bounds that they are lifted to.
 
 By tokens there is a value for every size up to ``DENSE_TOKENS``, because matrix kernels work in tiles and their time
 jumps where one more tile is needed; attention, which is smooth, is on a geometric grid with linear interpolation. A
 cache file that cannot be read, or was made by another version, is made again.
 
-The decode attention kernel was measured repeatedly on the same KV. KV that fits the GPU's cache (L2) never came from
-memory there; in a model, with all other layers in between, it does. For such sizes ``decode_attention`` is at least the
-line through the sizes that do not fit. Weights that fit the cache: see :mod:`~ecoserve.serving.simulate.gpu.tables`.
+Kernels were measured repeatedly on the same weights and KV. What fits the GPU's cache (L2) never came from memory
+there; in a model, with all other layers in between, it does. So ``decode_attention`` of such sizes is at least the line
+through the sizes that do not fit, and other tables are lifted to the GPU's published peaks (:class:`Floors`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,7 @@ Floats = NDArray[np.float64]
 
 
 class Floors:
-    """The least milliseconds of each table, all layers of one GPU.
-
-    Args:
-        shape: the model.
-        gpu: the GPU.
-        tp: GPUs of the replica.
-        expert_ranks: replicas that share the experts.
-    """
+    """The least milliseconds of each table, all layers of one GPU: no kernel can beat the GPU's published peaks."""
 
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> None:
         self._shape, self._gpu, self._tp, self._ranks = shape, gpu, tp, expert_ranks
@@ -56,7 +49,6 @@ class Floors:
         return least
 
     def tokens(self, tokens: Sequence[int]) -> Floats:
-        """Projections, and the feed-forward of a dense model."""
         s = self._shape
         parameters = s.attention_parameters + (0 if s.experts else s.expert_parameters)
         return self._matrices(tokens, s.layers * parameters, wide=self._wide)
@@ -68,7 +60,6 @@ class Floors:
         return self._matrices(tokens, used, wide=self._wide, read=used / self._ranks)
 
     def logits(self, samples: Sequence[int]) -> Floats:
-        """The output layer."""
         return self._matrices(samples, self._shape.embedding_parameters, wide=True)
 
     def prefill_attention(self, new: Sequence[int], context: Sequence[int]) -> Floats:
@@ -229,12 +220,7 @@ _BUSY: Final = (8, 16, 32, 64, 128)
 
 
 def _from_memory(kernels: KernelTimes, measured: Floats) -> tuple[float, Floats]:
-    """Decode attention whose KV comes from memory, and the bandwidth at which it does (bytes a second).
-
-    Args:
-        kernels: to ask.
-        measured: milliseconds by DECODE_REQUESTS and DECODE_CONTEXT.
-    """
+    """Decode attention whose KV comes from memory, and the bandwidth at which it does (bytes a second)."""
     gpu = kernels.gpu
     token = layer_kv_bytes(kernels.shape, kernels.tp)
     layers = kernels.shape.layers
