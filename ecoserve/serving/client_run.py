@@ -35,8 +35,6 @@ _LABELLED: Final = {"ecoserve_underprediction_actions_total": ("action", "underp
 
 
 class ClientRunSettings(LoadSettings):
-    """What to run against a URL."""
-
     url: str = Field(description="base URL of the server, without /v1")
     model: str | None = Field(None, description="served model's name; by default the first that the server lists")
     policy: str | None = Field(None, description="name of the server's policy; by default from its metrics")
@@ -194,7 +192,6 @@ class _Client:
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
-    """The JSON events of a stream, up to ``[DONE]``."""
     async for line in answer.aiter_lines():
         if not line.startswith("data:"):
             continue

@@ -92,8 +92,6 @@ Progress = Callable[[int, int], None]
 
 
 class EngineRunSettings(LoadSettings):
-    """What to run on an engine in this process."""
-
     model: str = Field(description="model served by an engine in this process: a folder or hub id")
     policy: str = Field("ecoserve", description="scheduling policy")
     blocks: int | None = Field(
@@ -141,7 +139,6 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
 
 
 def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
-    """Arguments of vLLM's engine for these settings, without importing vLLM."""
     out: dict[str, Any] = {
         "model": settings.model,
         "max_num_seqs": settings.max_num_seqs,
@@ -219,8 +216,6 @@ class _CpuClock:
 
 
 class _Drive:
-    """Feeds one load to one engine and fills the rows of its requests."""
-
     def __init__(
         self, engine: Any, settings: EngineRunSettings, load: Sequence[LoadRequest], progress: Progress | None
     ) -> None:

@@ -79,8 +79,6 @@ _FURTHER: Final = 32
 
 
 class ForwardRunSettings(BaseModel):
-    """What to time."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="folder or hub id of the served model")
@@ -164,8 +162,6 @@ def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progr
 
 
 class _Asks:
-    """Timed requests to one engine."""
-
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._scheduler = engine.engine_core.engine_core.scheduler
@@ -181,7 +177,6 @@ class _Asks:
         self._engine.add_request(f"forward-{self._number}", TokensPrompt(prompt_token_ids=prompt), params)
 
     def forward(self, size: int, prompt_tokens: int) -> float:
-        """Seconds of one forward of ``size`` tokens."""
         for at in range(0, size, prompt_tokens):
             self._add(min(prompt_tokens, size - at), 1)
         begun = time.perf_counter()

@@ -60,11 +60,9 @@ class KVSeries:
 
     @property
     def interval(self) -> int:
-        """Number of intervals that the states so far reach into."""
         return len(self._area)
 
     def add(self, at_s: float, seconds: float, held: float, reserved: float, lent: float, wasted: float | None) -> None:
-        """The state for ``seconds`` from ``at_s`` on, in blocks."""
         if wasted is None:
             self._waste_known = False
         state = (held, reserved, lent, wasted or 0.0)
@@ -100,7 +98,6 @@ class KVSeries:
         return found
 
     def _merge(self) -> None:
-        """Double the width of the intervals."""
         self.width_s *= 2
         area = self._area
         if len(area) % 2:
@@ -138,8 +135,6 @@ MISPREDICTIONS: Final = tuple(f.name for f in fields(Counters) if f.name.startsw
 
 @dataclass(slots=True)
 class RequestRow:
-    """What happened to one request."""
-
     request_id: str
     arrival_s: float
     prompt_tokens: int
@@ -163,7 +158,6 @@ class RequestRow:
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to first token, from arrival."""
         return None if self.first_token_s is None else self.first_token_s - self.arrival_s
 
     @property

@@ -43,7 +43,6 @@ class LoadRequest:
 
     @property
     def predicted_tokens(self) -> int | None:
-        """Median of the predicted length."""
         return self.lengths.quantile(0.5) if self.lengths else None
 
     @property

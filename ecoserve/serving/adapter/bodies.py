@@ -45,7 +45,6 @@ class Ask:
     parameters: RequestParameters = NO_PARAMETERS
 
     def requests(self) -> list[ChatRequest]:
-        """The predictor's input: each context with the parameters."""
         limit = self.limit and min(self.limit, LARGEST_LIMIT)
         return [ChatRequest(chat, replace(self.parameters, max_tokens=limit)) for chat in self.chats]
 
@@ -60,7 +59,6 @@ def parse(body: bytes) -> dict[str, Any] | None:
 
 
 def ask_chat(body: Mapping[str, Any]) -> Ask | None:
-    """A request to ``/v1/chat/completions``."""
     chat = _messages(body.get("messages"))
     limit = body.get("max_completion_tokens")
     limit = _limit(body.get("max_tokens") if limit is None else limit)
@@ -95,7 +93,6 @@ def ask_responses(body: Mapping[str, Any]) -> Ask | None:
 
 
 def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
-    """A request to ``/v1/messages``."""
     chat = _messages(body.get("messages"))
     system = _text(body.get("system"))
     if chat and system:

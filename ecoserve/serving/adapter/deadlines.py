@@ -105,7 +105,6 @@ def asked_ms(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any]) ->
 
 
 def asks(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any] | None = None) -> bool:
-    """Whether a client states an SLO, valid or not."""
     names = {header.encode() for header in HEADERS.values()}
     return (body is not None and body.get(FIELD) is not None) or any(n.lower() in names for n, _ in headers)
 

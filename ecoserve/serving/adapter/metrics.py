@@ -45,7 +45,6 @@ def counter_series(name: str) -> str:
 
 
 def gauge_name(name: str) -> str:
-    """The Prometheus name of a field of :class:`Gauges`."""
     return f"ecoserve_kv_{name}" if name.endswith("_blocks") else _GAUGE_NAMES.get(name, f"ecoserve_{name}")
 
 
@@ -100,8 +99,6 @@ def _error_ratio() -> Any:
 
 
 class _MiddlewareMetrics:
-    """Metrics of the API server's process."""
-
     def __init__(self) -> None:
         from prometheus_client import Counter, Histogram
 

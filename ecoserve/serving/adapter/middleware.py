@@ -300,11 +300,9 @@ class PredictionMiddleware:
             middleware_metrics().predictions.labels(outcome).inc()
 
     def _has_prediction(self, body: dict[str, Any]) -> bool:
-        """Whether a trusted client sent the lengths itself."""
         return bool({keys.LENGTHS, keys.LENGTHS_BATCH} & self._client_keys(body))
 
     def _client_keys(self, body: dict[str, Any]) -> set[str]:
-        """The keys of ours that a trusted client has set."""
         given = body.get(bodies.XARGS)
         return self._allowed & given.keys() if isinstance(given, dict) else set()
 

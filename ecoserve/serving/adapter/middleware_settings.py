@@ -18,8 +18,6 @@ LONGEST_MS: Final = 86_400_000.0
 
 
 class MiddlewareSettings(BaseModel):
-    """Prediction and SLOs in the API server."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     predictor: str | None = Field(

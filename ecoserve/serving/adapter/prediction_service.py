@@ -120,7 +120,6 @@ class PredictionService:
                 at += len(job.chats)
 
     def _take(self, now: float) -> list[_Job]:
-        """The jobs of the next batch, without those that have timed out."""
         batch: list[_Job] = []
         size = 0
         while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self._max_batch):
@@ -146,5 +145,4 @@ def _use_threads(count: int) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
-class _PredictorFailed(Exception):
-    """The predictor raised."""
+class _PredictorFailed(Exception): ...

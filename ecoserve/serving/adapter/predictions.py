@@ -20,7 +20,6 @@ from ecoserve.serving.core.tasks import Prediction, Task
 
 
 def response_limit(request: Request, max_model_len: int) -> int:
-    """The most tokens this response may have."""
     return max(1, min(int(request.max_tokens), max_model_len - int(request.num_prompt_tokens)))
 
 

@@ -80,7 +80,6 @@ class GatedQueue(RequestQueue):
         self._where = {entry[2]: entry for entry in self._sorted}
 
     def visible(self) -> Request | None:
-        """The head, if it may be tried now."""
         if not self._known:
             self._head = self._find()
             self._known = True
@@ -128,7 +127,6 @@ class GatedQueue(RequestQueue):
         self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
-        """Put back requests that vLLM skipped, each in its place."""
         for request in requests:
             self.add_request(request)
 

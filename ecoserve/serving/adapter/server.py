@@ -284,6 +284,5 @@ def _stop_on_signals() -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The message of a vLLM or pydantic error on one line."""
     text = problem(error)[1] if isinstance(error, ValidationError) else str(error)
     return " ".join(text.split())[:400] or type(error).__name__

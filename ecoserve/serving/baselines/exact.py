@@ -109,7 +109,5 @@ class Exact(KVPolicy):
 
 
 class Max(Exact):
-    """A window of its own for every decode, of the most tokens it may have."""
-
     def promise(self, task: Task) -> int:
         return task.limit

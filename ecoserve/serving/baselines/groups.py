@@ -33,7 +33,6 @@ class Groups:
         return math.floor(math.log(max(1.0, tokens)) / self._log + 1e-9)
 
     def begin_step(self, step: int, waiting: Iterable[tuple[Task, SortKey]]) -> None:
-        """Read the waiting decodes, each with its key in the queue's own order."""
         self._vacant_until = [end for end in self._vacant_until if end > step]
         self._refill = Counter(self.bin_of(end - step) for end in self._vacant_until)
         self._best = {}
@@ -44,7 +43,6 @@ class Groups:
                 self._best[bin_] = key
 
     def key(self, task: Task, own: SortKey) -> SortKey:
-        """The key of a decode whose key in the queue's own order is ``own``."""
         bin_ = self.bin_of(self._rest(task))
         best = min(own, self._best.get(bin_, own))
         return (own[0], 0.0 if self._refill[bin_] else 1.0, *best[1:], float(bin_), *own[1:])

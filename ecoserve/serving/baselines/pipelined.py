@@ -103,7 +103,6 @@ class Lending:
         return loan.level if loan is not None else 0
 
     def lend(self, loan: Loan) -> None:
-        """Enter a loan that :meth:`find` found."""
         self.loan_of[loan.guest] = loan
         insort(self.loans_in.setdefault(loan.host, []), loan)
 
@@ -148,8 +147,6 @@ NOTICE_STEPS = 2
 
 
 class Pipelined(Exact):
-    """Exact allocation with lending."""
-
     def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
         super().__init__(settings, ledger, forecast)
         buffer = settings.buffer_tokens if settings.buffer_quantile is None else 0

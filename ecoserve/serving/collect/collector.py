@@ -262,6 +262,5 @@ class Collector:
 
 
 def _reply(state: RetryCallState) -> Any:
-    """What the last attempt brought: an Again or Away."""
     assert state.outcome is not None
     return state.outcome.result()

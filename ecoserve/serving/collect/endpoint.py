@@ -50,16 +50,13 @@ class _Why:
     why: str
 
 
-class Refused(_Why):
-    """The server refuses this one request."""
+class Refused(_Why): ...
 
 
-class Failed(_Why):
-    """The request failed for good."""
+class Failed(_Why): ...
 
 
-class Away(_Why):
-    """The server is unreachable."""
+class Away(_Why): ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,6 @@ def read_reply(status: int, headers: Mapping[str, str], data: bytes, secret: str
 
 
 def _read_answer(data: bytes) -> Answer | Again:
-    """The answer in a body of ``/chat/completions`` or ``/completions``."""
     try:
         body = json.loads(data)
         choice, usage = body["choices"][0], body["usage"]

@@ -39,7 +39,6 @@ _ADD: Final = """
 
 
 def journal_of(output: Path) -> Path:
-    """The journal's file for a trace that is being collected."""
     return output.with_name(f"{output.name}.journal")
 
 
@@ -137,7 +136,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     @property
     def open_pairs(self) -> int:
-        """(prompt, sample) pairs that are still to be asked."""
         return self.prompts * self.samples - self.answered - self.refused
 
     def record(self, prompt: int) -> Record:
@@ -156,7 +154,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             yield from ((prompt, sample) for sample in range(self.samples) if sample not in settled)
 
     def add(self, prompt: int, sample: int, outcome: Outcome) -> None:
-        """Store how one request ended, whole or not at all."""
         values: tuple[str | int | None, ...]
         if isinstance(outcome, Answer):
             values = ("answered", outcome.reason, outcome.tokens, outcome.prompt_tokens, outcome.text)
@@ -170,7 +167,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         self.refused += isinstance(outcome, Refused)
 
     def finish_reasons(self) -> dict[str, tuple[int, int]]:
-        """Number and tokens of the answers by finish reason."""
         query = "SELECT reason, count(*), sum(tokens) FROM outcomes WHERE state = 'answered' GROUP BY reason"
         with self._errors():
             return {reason: (count, tokens) for reason, count, tokens in self._db.execute(query)}
@@ -196,7 +192,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         self.close()
 
     def close(self) -> None:
-        """Bring everything to the disk and release the lock."""
         with self._errors():
             self._db.close()
 

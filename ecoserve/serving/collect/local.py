@@ -63,7 +63,6 @@ class LocalServer:
 
     @property
     def socket(self) -> str:
-        """Path of the socket it listens on."""
         return os.path.join(self._folder, "s")
 
     async def __aenter__(self) -> LocalServer:

@@ -26,8 +26,6 @@ _SETTINGS: Final = ("seed", "temperature", "top_p", "max_tokens")
 
 
 class CollectSettings(BaseModel):
-    """One collection: k samples of the answer to each prompt."""
-
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompts: str = Field(description="Where the prompts come from: a trace of any format, a text file, synthetic[:N].")
@@ -176,7 +174,6 @@ def request_body(settings: CollectSettings, model: str, record: Record, sample: 
 
 
 def body_limit(body: dict[str, Any]) -> int | None:
-    """The most tokens that a request's body allows its answer."""
     for name in ("max_completion_tokens", "max_tokens"):
         if isinstance(value := body.get(name), int) and not isinstance(value, bool):
             return value

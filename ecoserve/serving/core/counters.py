@@ -89,7 +89,6 @@ class Attainment:
             self._waiting[task.request_id] = task
 
     def awaits(self, request_ids: Iterable[str]) -> list[str]:
-        """Those of ``request_ids`` that have an SLO and no first token yet."""
         return [name for name in request_ids if name in self._waiting] if self._waiting else []
 
     def first_token(self, request_id: str, now: float) -> None:

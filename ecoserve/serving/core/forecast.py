@@ -70,7 +70,6 @@ class PoolForecast:
         self._tables[task.row] = self._row(task)
 
     def leave(self, task: Task) -> None:
-        """Forget a request."""
         if task.row >= 0:
             self._free_rows.append(task.row)
             task.row = -1
@@ -98,7 +97,6 @@ class Forecast(PoolForecast):
 
     @classmethod
     def from_settings(cls, settings: SchedulerSettings, block_size: int, upper: int) -> Forecast:
-        """The forecast of the setting ``forecast``."""
         return cls(block_size, upper, settings.rho or 0.0, settings.reaction_steps)
 
     def _row(self, task: Task) -> Floats:

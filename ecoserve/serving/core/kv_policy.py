@@ -32,14 +32,12 @@ class KVPolicy:
         self.reserve_blocks = math.ceil(settings.reserve * ledger.usable_blocks)
         self.open_blocks = ledger.usable_blocks - self.reserve_blocks
 
-    def on_arrival(self, task: Task) -> None:
-        """See a new request."""
+    def on_arrival(self, task: Task) -> None: ...
 
     def begin_step(self) -> None:
         """The ledger has changed: totals are computed anew at the next question."""
 
     def admits_prompt(self, task: Task) -> bool:
-        """Whether a prefill may start."""
         return True
 
     def admitted(self, task: Task) -> None:
@@ -81,7 +79,6 @@ class KVPolicy:
         """End a guest's loan: from now on it is charged for what it holds and was promised."""
 
     def on_release(self, task: Task) -> None:
-        """A request has given up its KV: it has finished or was preempted."""
         self.forecast.leave(task)
 
     def lent_blocks(self, reserved: int | None = None) -> int:

@@ -42,7 +42,6 @@ class LengthHistory:
         return len(self._lengths)
 
     def record(self, length: int) -> None:
-        """Remember a response that ended by itself after ``length`` tokens."""
         self._lengths.append(max(1, length))
         self._since += 1
         if len(self._lengths) >= 8 and (self._since >= self._refresh or len(self._lengths) < 4 * self._refresh):
@@ -76,7 +75,6 @@ class Alarm:
         self._early = 0.0
 
     def began(self) -> None:
-        """A request with a prediction has arrived."""
         self._began += 1.0
         if self._began >= WINDOW:
             self._began /= 2.0
@@ -118,7 +116,6 @@ class CommonError:
 
     @property
     def rho(self) -> float:
-        """The share that is common, 0 to ``most``."""
         seen = min(self.pairs, self._window)
         measured = self._product / max(self._square, 0.25)
         blend = (seen * measured + self._prior_weight * self._prior) / (seen + self._prior_weight)

@@ -34,7 +34,6 @@ class Ledger:
         return self._holders
 
     def set_holders(self, holders: list[Task]) -> None:
-        """Set the requests that hold KV, once a step."""
         self._holders = holders
 
     def promised_blocks(self, task: Task) -> int:
@@ -47,7 +46,6 @@ class Ledger:
         return max(0, apart - self.held_blocks)
 
     def reserved_blocks(self) -> int:
-        """Blocks promised but not written yet."""
         # Asked in every step about every holder: promised_blocks() less blocks(written), spelt out.
         size, total = self.block_size, 0
         for task in self._holders:

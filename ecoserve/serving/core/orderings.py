@@ -111,27 +111,20 @@ class Ordering:
         return (size + self.settings.ageing_tokens_per_s * task.arrival_s,)
 
     def overdue(self, task: Task, now: float) -> bool:
-        """Whether a request has waited longer than ``max_wait_s``."""
         return now - task.arrival_s > self.settings.max_wait_s
 
 
 class SJF(Ordering):
-    """``sjf``."""
-
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         return self.aged(task, self.rest(task) + task.generated + self.prompt_size(task, prompt))
 
 
 class SRPT(Ordering):
-    """``srpt``."""
-
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         return self.aged(task, self.rest(task) + self.prompt_size(task, prompt))
 
 
 class HRRN(Ordering):
-    """``hrrn``."""
-
     moves = True
 
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
@@ -142,8 +135,6 @@ class HRRN(Ordering):
 
 
 class EDF(Ordering):
-    """``edf``."""
-
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         due = min(task.due_s(), task.first_token_due_s() if prompt else math.inf)
         return (due if due < math.inf else task.arrival_s + self.settings.max_wait_s,)

@@ -60,6 +60,5 @@ GROUPS: Final = f"{_BASELINES}.groups:Groups"
 
 
 def load(entry: str) -> Any:
-    """The object of a registry entry, ``module:object``."""
     module, _, name = entry.partition(":")
     return getattr(import_module(module), name)

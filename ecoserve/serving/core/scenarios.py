@@ -42,7 +42,6 @@ class Scenarios(PoolForecast):
 
     @classmethod
     def from_settings(cls, settings: SchedulerSettings, block_size: int, upper: int) -> Scenarios:
-        """The forecast of the setting ``forecast``."""
         return cls(block_size, upper, settings.rho or 0.0, settings.reaction_steps)
 
     def _row(self, task: Task) -> Floats:

@@ -14,8 +14,6 @@ from ecoserve.lengths import LengthDistribution
 
 
 class TaskState(Enum):
-    """Where a request is."""
-
     WAITING = "waiting"  # for its prefill, without KV (new or preempted)
     PREFILL = "prefill"  # running
     DECODE = "decode"  # running
@@ -107,7 +105,6 @@ class Task:
         return self.ttft_slo_s is not None or self.tpot_slo_s is not None or self.deadline_s is not None
 
     def first_token_due_s(self) -> float:
-        """When the first token is due; infinite without an SLO."""
         return math.inf if self.ttft_slo_s is None else self.arrival_s + self.ttft_slo_s
 
     def due_s(self) -> float:

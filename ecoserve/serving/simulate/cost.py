@@ -48,8 +48,7 @@ class StepCost(Protocol):
     def host_s(self, work: StepWork) -> float:
         """Seconds the host needs to schedule the step, prepare its inputs, launch it and take its output."""
 
-    def launch_s(self, work: StepWork) -> float:
-        """The part of ``host_s`` that is not the scheduler's own."""
+    def launch_s(self, work: StepWork) -> float: ...
 
 
 class LinearCost(BaseModel):

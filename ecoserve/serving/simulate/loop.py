@@ -93,7 +93,6 @@ class Arrival:
     expected_tokens: float | None = None
 
     def row(self) -> RequestRow:
-        """The request's row before it arrives."""
         request = self.request
         return RequestRow(
             request.request_id, self.at_s, request.num_prompt_tokens, predicted_tokens=self.predicted_tokens

@@ -74,7 +74,6 @@ class TraceFile:
         return self._processes
 
     def track(self, pid: int, tid: int, name: str) -> None:
-        """Name a track; tracks are sorted by their number."""
         self.emit("M", "thread_name", pid, tid, {"name": name})
         self.emit("M", "thread_sort_index", pid, tid, {"sort_index": tid})
 

@@ -56,14 +56,11 @@ class Step:
 class Recorder(Protocol):
     """Gets every event of a replica, in order of its time."""
 
-    def arrived(self, replica: int, row: RequestRow) -> None:
-        """A request was handed to a replica."""
+    def arrived(self, replica: int, row: RequestRow) -> None: ...
 
-    def stepped(self, replica: int, scheduler: Any, step: Step) -> None:
-        """A step was started."""
+    def stepped(self, replica: int, scheduler: Any, step: Step) -> None: ...
 
-    def ended(self, replica: int, row: RequestRow, at_s: float) -> None:
-        """A request has its last token, or was aborted."""
+    def ended(self, replica: int, row: RequestRow, at_s: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -196,7 +193,6 @@ class Replica:
 
     @property
     def stuck(self) -> bool:
-        """Whether it has requests and no step makes progress."""
         return self._next is None and bool(self.scheduler.has_unfinished_requests())
 
     # -- starting a step -----------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from typing import Any
 from ecoserve.errors import EcoServeError
 
 
-class WorkerError(EcoServeError):
-    """A scheduler output that a model runner could not execute correctly."""
+class WorkerError(EcoServeError): ...
 
 
 @dataclass(slots=True)

@@ -43,8 +43,6 @@ _CACHE_SHARE = 0.8
 
 
 class BatchAttention:
-    """Milliseconds of attention, all layers of one GPU."""
-
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int, tables: Tables) -> None:
         self._prefill = Plane(PREFILL_NEW, PREFILL_CONTEXT, tables.prefill_attention)
         self._decode = Plane(DECODE_REQUESTS, DECODE_CONTEXT, tables.decode_attention)

@@ -84,7 +84,6 @@ class KernelTimes:
         self._reduce = [n for n in _REDUCE if n in names]
 
     def _names(self, phase: str) -> dict[str, int]:
-        """Index of each operation of a phase."""
         ask = self._engine.evaluate_context_ops if phase == "context" else self._engine.evaluate_generation_ops
         names: dict[str, int] = {}
         for i in range(64):
@@ -129,7 +128,6 @@ class KernelTimes:
         return self._generation_ms([_ATTENTION["generation"]], requests, context)
 
     def reduce_ms(self, tokens: int) -> float:
-        """All-reduces of tensor parallelism, of all layers."""
         if self.tp == 1:
             return 0.0
         extra = 0.0

@@ -167,7 +167,6 @@ class GpuModel:
         self._sample_s = shape.vocab * _LOGIT_BYTES / (_SIMPLE_KERNELS * gpu.bandwidth)
 
     def seconds(self, work: StepWork) -> float:
-        """Seconds of the GPU for one step, the gap to the next one included."""
         return self.parts(work).total
 
     def parts(self, work: StepWork) -> StepParts:

@@ -60,7 +60,6 @@ class ModelShape(BaseModel):
 
     @property
     def attention_parameters(self) -> int:
-        """Parameters of one layer's projections to and from the heads."""
         return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
 
     @property
@@ -75,7 +74,6 @@ class ModelShape(BaseModel):
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer, all experts and norms included."""
         small = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         small += (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
         experts = self.experts * (self.expert_parameters + self.hidden) if self.experts else self.expert_parameters
@@ -198,7 +196,6 @@ def _refuse_other_kinds(config: dict[str, Any], path: Path) -> None:
 
 
 def _precision(config: dict[str, Any], path: Path) -> tuple[Weights, Literal["bfloat16", "fp8"]]:
-    """How weights and KV are stored."""
     quantisation = config.get("quantization_config") or {}
     kv: Literal["bfloat16", "fp8"] = "bfloat16"
     if "fp8" in str(quantisation.get("kv_cache_quant_algo", "")).lower():

@@ -153,7 +153,6 @@ def cache_file(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> P
 
 
 def _read(path: Path) -> Tables | None:
-    """The tables in a file, or None if there are none that can be used."""
     try:
         # Of a file cut short numpy would leave the file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
