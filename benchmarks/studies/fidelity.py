@@ -25,8 +25,8 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, EcoServeError
 from ecoserve.serving.runs import RequestRow
-from ecoserve.serving.simulate.gpu import GpuModel, HostTimes
 from ecoserve.serving.simulate.gpu.kernels import kernels_version
+from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes
 
 #: What the best published simulator's means are off by, on such logs, in percent.
 TARGETS: Final = {"tpot": 1.0, "e2el": 2.0, "ttft": 4.0}

@@ -17,7 +17,9 @@ from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler, quiet_vllm
-from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, gpu_model, load_shape
+from ecoserve.serving.simulate.gpu.hardware import Link
+from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes, gpu_model
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 from ecoserve.serving.simulate.loop import Arrival, run_replicas
 from ecoserve.serving.simulate.replica import Replica, Step
 

@@ -26,8 +26,10 @@ from fidelity_logs import VllmLog, read_log
 from fidelity_runs import Other, calibrate, model_of, simulate
 
 from ecoserve.errors import EcoServeError
-from ecoserve.serving.simulate.gpu import HostTimes, Link, tables
+from ecoserve.serving.simulate.gpu import tables
 from ecoserve.serving.simulate.gpu.attention import BatchAttention
+from ecoserve.serving.simulate.gpu.hardware import Link
+from ecoserve.serving.simulate.gpu.model import HostTimes
 
 Change = tuple[str, Callable[[VllmLog], Other], Callable[[], AbstractContextManager[Any]]]
 

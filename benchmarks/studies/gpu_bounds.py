@@ -20,9 +20,10 @@ import common
 
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.simulate.cost import StepWork
-from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, ModelShape, find_gpu, load_shape
-from ecoserve.serving.simulate.gpu.hardware import Gpu
+from ecoserve.serving.simulate.gpu.hardware import Gpu, find_gpu
 from ecoserve.serving.simulate.gpu.kernels import kernels_version
+from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes
+from ecoserve.serving.simulate.gpu.shapes import ModelShape, load_shape
 from ecoserve.serving.simulate.gpu.tables import Floors, lifted, make_tables
 
 #: model, GPU, tensor parallelism.

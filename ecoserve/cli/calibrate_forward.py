@@ -75,7 +75,8 @@ def _measured(settings: ForwardRunSettings, quiet: bool) -> ForwardRun:
 
 def _modelled(settings: ForwardRunSettings, replica: SimulateSettings, gpu: str) -> ForwardRun:
     from ecoserve.serving.simulate.cost import alone_s
-    from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+    from ecoserve.serving.simulate.gpu.model import gpu_model
+    from ecoserve.serving.simulate.gpu.shapes import load_shape
     from ecoserve.serving.simulate.settings import LARGEST, forward_times
 
     cost = gpu_model(gpu, load_shape(settings.model), replica.tp)

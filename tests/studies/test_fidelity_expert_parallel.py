@@ -10,7 +10,9 @@ from fidelity_expert_parallel import ExpertParallel, group_step_s
 from ecoserve.serving.adapter.counting import CountingScheduler
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler
-from ecoserve.serving.simulate.gpu import GpuModel, Link, gpu_model, load_shape
+from ecoserve.serving.simulate.gpu.hardware import Link
+from ecoserve.serving.simulate.gpu.model import GpuModel, gpu_model
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 from ecoserve.serving.simulate.loop import Arrival
 from ecoserve.serving.simulate.replica import Replica
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import gpu_bounds
 import pytest
 
-from ecoserve.serving.simulate.gpu import find_gpu, gpu_names, load_shape
+from ecoserve.serving.simulate.gpu.hardware import GPUS, find_gpu
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 
 
 def test_the_table_covers_every_gpu_dense_and_sparse_models_and_all_parallelisms() -> None:
     assert len(gpu_bounds.MACHINES) >= 20
-    assert {gpu for _, gpu, _ in gpu_bounds.MACHINES} == set(gpu_names())
+    assert {gpu for _, gpu, _ in gpu_bounds.MACHINES} == set(GPUS)
     assert {tp for _, _, tp in gpu_bounds.MACHINES} == {1, 2, 4, 8}
     sparse = {bool(load_shape(model).experts) for model, _, _ in gpu_bounds.MACHINES}
     assert sparse == {False, True}

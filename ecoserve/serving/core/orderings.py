@@ -91,11 +91,8 @@ class Ordering:
         """Where a request stands among those of equal priority; ``prompt``: in the prefill queue."""
         return ()
 
-    def prefill_key(self, task: Task, now: float) -> SortKey:
-        return (task.priority, *self.rank(task, now, True), task.arrival_s, float(task.number))
-
-    def decode_key(self, task: Task, now: float) -> SortKey:
-        return (task.priority, *self.rank(task, now, False), task.arrival_s, float(task.number))
+    def key(self, task: Task, now: float, prompt: bool) -> SortKey:
+        return (task.priority, *self.rank(task, now, prompt), task.arrival_s, float(task.number))
 
     # -- what ranks are made of --------------------------------------------------------------------------
 

@@ -176,10 +176,10 @@ class Planner:
     # -- the order of the queues -----------------------------------------------------------------------------
 
     def prefill_key(self, task: Task) -> SortKey:
-        return self.ordering.prefill_key(task, self.now)
+        return self.ordering.key(task, self.now, prompt=True)
 
     def decode_key(self, task: Task) -> SortKey:
-        own = self.ordering.decode_key(task, self.now)
+        own = self.ordering.key(task, self.now, prompt=False)
         return own if self.groups is None else self.groups.key(task, own)
 
     def refresh_lengths(self) -> bool:
@@ -243,7 +243,7 @@ class Planner:
         self._spare_blocks = free_blocks
         self._paused_promised = any(t.promised for t in paused)
         if self.groups is not None:
-            self.groups.begin_step(step, [(t, self.ordering.decode_key(t, self.now)) for t in paused])
+            self.groups.begin_step(step, [(t, self.ordering.key(t, self.now, prompt=False)) for t in paused])
         self.kv_policy.begin_step()
 
     # -- admission -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ecoserve.serving.simulate.replica import Charge
 from ecoserve.serving.workload import LoadSettings
 
 if TYPE_CHECKING:
-    from ecoserve.serving.simulate.gpu import GpuModel
+    from ecoserve.serving.simulate.gpu.model import GpuModel
 
 #: The GPU that is none: :class:`~ecoserve.serving.simulate.cost.LinearCost`, with this many usable KV blocks.
 LINEAR: Final = "linear"
@@ -106,7 +106,8 @@ def machine_of(settings: SimulateSettings) -> Machine:
 
 @lru_cache(maxsize=8)
 def _gpu_model(gpu: str, model: str, tp: int) -> GpuModel:
-    from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+    from ecoserve.serving.simulate.gpu.model import gpu_model
+    from ecoserve.serving.simulate.gpu.shapes import load_shape
 
     return gpu_model(gpu, load_shape(model), tp)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def order(tasks: list[Task], name: str, queue: str = "prompt", now: float = 0.0,
     by = ordering(name, **settings)
     for task in tasks:
         by.on_arrival(task)
-    key = by.prefill_key if queue == "prompt" else by.decode_key
+    key = partial(by.key, prompt=queue == "prompt")
     return [t.request_id for t in sorted(tasks, key=lambda t: key(t, now))]
 
 
@@ -64,9 +65,9 @@ def test_a_quantile_in_place_of_the_mean() -> None:
 def test_a_prompt_counts_a_tenth_before_the_prefill_and_nothing_after_it() -> None:
     long_prompt, short_prompt = arrived("a", 0.0, 50, prompt_tokens=1000), arrived("b", 0.0, 60, prompt_tokens=10)
     by = ordering("srpt", ageing_tokens_per_s=0.0)
-    difference = by.prefill_key(long_prompt, 0.0)[1] - by.prefill_key(short_prompt, 0.0)[1]
+    difference = by.key(long_prompt, 0.0, True)[1] - by.key(short_prompt, 0.0, True)[1]
     assert difference == pytest.approx(PROMPT_WEIGHT * 990 - 10)
-    assert by.decode_key(long_prompt, 0.0) < by.decode_key(short_prompt, 0.0)
+    assert by.key(long_prompt, 0.0, False) < by.key(short_prompt, 0.0, False)
 
 
 def test_hrrn_prefers_the_short_until_the_long_has_waited_for_its_length() -> None:
@@ -193,7 +194,7 @@ def test_nobody_is_overtaken_by_what_arrives_too_late(name: str, early: Task, la
 
     bound = max(0.0, (size(early) - size(late)) / ageing)
     if late.arrival_s > early.arrival_s + bound + 1e-6:
-        assert by.prefill_key(early, 0.0) < by.prefill_key(late, 0.0)
+        assert by.key(early, 0.0, True) < by.key(late, 0.0, True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,5 +203,5 @@ def test_keys_are_numbers_that_can_be_compared(name: str, task: Task, now: float
     task.deadline_s = deadline
     by = ordering(name)
     by.on_arrival(task)
-    for key in (by.prefill_key(task, now), by.decode_key(task, now)):
+    for key in (by.key(task, now, True), by.key(task, now, False)):
         assert all(math.isfinite(v) for v in key)

@@ -10,7 +10,8 @@ import pytest
 from ecoserve.cli.main import main
 from ecoserve.errors import ConfigError
 from ecoserve.serving.forward_run import ForwardSize, target_forward_size
-from ecoserve.serving.simulate.gpu import gpu_model, load_shape
+from ecoserve.serving.simulate.gpu.model import gpu_model
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import forward_times
 

@@ -74,10 +74,6 @@ class Gpu:
     pcie: bool
 
 
-def gpu_names() -> tuple[str, ...]:
-    return tuple(GPUS)
-
-
 def find_gpu(name: str) -> Gpu:
     """A GPU by a key of :data:`GPUS` or a usual name (``H100``, ``RTX PRO 6000``).
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ecoserve.serving.simulate.gpu import GpuModel, gpu_model, load_shape
+from ecoserve.serving.simulate.gpu.model import GpuModel, gpu_model
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 
 
 @pytest.fixture(scope="session", autouse=True)

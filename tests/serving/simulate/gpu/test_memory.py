@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.simulate.gpu import find_gpu, load_shape
+from ecoserve.serving.simulate.gpu.hardware import find_gpu
 from ecoserve.serving.simulate.gpu.model import activation_bytes, gpu_weight_bytes, kv_blocks
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 
 GIB = 1 << 30
 

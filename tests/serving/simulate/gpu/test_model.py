@@ -9,7 +9,8 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.cost import StepWork
-from ecoserve.serving.simulate.gpu import GpuModel, HostTimes, Link, find_gpu, gpu_model, gpu_names
+from ecoserve.serving.simulate.gpu.hardware import GPUS, Link, find_gpu
+from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes, gpu_model
 
 Machine = Callable[..., GpuModel]
 
@@ -121,7 +122,7 @@ def test_gpus_by_their_usual_names(name: str, found: str) -> None:
 
 
 def test_an_unknown_gpu_is_one_line() -> None:
-    assert len(gpu_names()) == 6
+    assert len(GPUS) == 6
     for name in (
         "h1000",
         "H100 PCIe",
@@ -129,7 +130,7 @@ def test_an_unknown_gpu_is_one_line() -> None:
         "RTX PRO 6000 Blackwell Workstation Edition",
         "tpu",
     ):
-        with pytest.raises(ConfigError, match=f"one of {', '.join(gpu_names())}") as raised:
+        with pytest.raises(ConfigError, match=f"one of {', '.join(GPUS)}") as raised:
             find_gpu(name)
         assert raised.value.exit_code == 2
         assert "\n" not in str(raised.value)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.simulate.gpu import ModelShape, built_in_shapes, load_shape
+from ecoserve.serving.simulate.gpu.shapes import ModelShape, built_in_shapes, load_shape
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.simulate.gpu import GpuModel, find_gpu, load_shape, tables
+from ecoserve.serving.simulate.gpu import tables
+from ecoserve.serving.simulate.gpu.hardware import find_gpu
 from ecoserve.serving.simulate.gpu.kernels import KernelTimes
+from ecoserve.serving.simulate.gpu.model import GpuModel
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 from ecoserve.serving.simulate.gpu.tables import TOKENS, Floors, Line, Plane, Tables, cache_file, lifted, load_tables
 
 SHAPE, GPU = load_shape("llama-3.1-8b"), find_gpu("h100_sxm")
