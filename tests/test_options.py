@@ -89,7 +89,7 @@ def test_fields_become_options_and_only_what_is_typed_arrives() -> None:
 def test_the_help_has_the_description_the_bound_and_the_default() -> None:
     shown = " ".join(invoke("--help").split())
     assert "Rows per call (at most 64)." in shown
-    assert "[default: (4)]" in shown
+    assert "[default: 4]" in shown
     assert "fast|safe" in shown
     assert "SECONDS" in shown
 

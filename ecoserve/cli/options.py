@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from ecoserve.errors import ConfigError
 from ecoserve.options import Model, checked, flag
@@ -85,9 +86,10 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
     first = first.capitalize() if first.isalpha() and first.islower() else first
     among = f": {', '.join(map(str, choices))}" if metavar == "NAME" and choices else ""
     info: dict[str, Any] = {
-        "help": f"{first}{blank}{rest}{_upper_bound(field)}{among}.",
+        # Escaped: help is markup, in which a bracket may begin a tag.
+        "help": escape(f"{first}{blank}{rest}{_upper_bound(field)}{among}.{_shown(default)}"),
         "rich_help_panel": panel,
-        "show_default": _shown(default),
+        "show_default": False,
     }
     declared = [spelled, *([str(extra["short"])] if "short" in extra else [])]
     if get_origin(kind) is list:
@@ -98,10 +100,10 @@ def _option(model: type[BaseModel], name: str, field: FieldInfo, panel: str | No
     return Annotated[str | None, typer.Option(*declared, metavar=str(extra.get("metavar", metavar)), **info)]
 
 
-def _shown(default: Any) -> str | bool:
+def _shown(default: Any) -> str:
     if isinstance(default, bool) or default in (None, "", ()) or not isinstance(default, int | float | str | Path):
-        return False
-    return f"{default:,.10g}" if isinstance(default, float) else str(default)
+        return ""
+    return f" [default: {default:,.10g}]" if isinstance(default, float) else f" [default: {default}]"
 
 
 def _upper_bound(field: FieldInfo) -> str:
