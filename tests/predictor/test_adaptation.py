@@ -79,7 +79,7 @@ def test_unrelated_lengths_end_near_the_constant(boosted_dir: Path, fresh: Trace
 
 def test_the_checkpoint_is_one_like_any_other(adapted_dir: Path, boosted_dir: Path, tmp_path: Path) -> None:
     adapted = load_predictor(adapted_dir)
-    assert adapted.backend == "adapted"
+    assert adapted.config.backend == "adapted"
     config = adapted.config
     assert config.model["base"]["sha256"] == json.loads((boosted_dir / "config.json").read_text())["sha256"]
     assert (config.served_model, config.rows_trained) == ("other", 300)
