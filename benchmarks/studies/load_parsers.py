@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ecoserve.data import stream_trace
-from ecoserve.data.reading import read_file
+from ecoserve.data.reading import FileRows
 
 
 def of_lines(parse: Callable[[bytes], object]) -> Callable[[Path], int]:
@@ -43,7 +43,7 @@ def with_ijson(path: Path) -> int:
 
 READERS: dict[str, Callable[[Path], int]] = {
     "json, line by line": of_lines(json.loads),
-    "ecoserve's reader (json, sliding buffer)": lambda path: sum(1 for _ in read_file(path)),
+    "ecoserve's reader (json, sliding buffer)": lambda path: sum(1 for _ in FileRows(path)),
     "orjson, line by line": lambda path: of_lines(import_module("orjson").loads)(path),
     "msgspec, line by line": lambda path: of_lines(import_module("msgspec").json.Decoder().decode)(path),
     "pyarrow.json": with_pyarrow,

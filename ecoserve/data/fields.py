@@ -171,11 +171,6 @@ def limit_of(fields: Row) -> int | None:
     return limit if limit is not None and limit >= 1 else None
 
 
-def finish_reason_of(fields: Row) -> str | None:
-    """Why the answer ended, as the server said it."""
-    return text_or_none(first_of(fields, *FINISH_REASONS))
-
-
 def number(value: object) -> float | None:
     """``value`` as a finite number, ``None`` if it is not one; text as tables hold it is read."""
     if isinstance(value, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, TypedDict, TypeVar, Unpack
 
@@ -100,7 +100,8 @@ def open_trace(
     reader = RowReader(form, length, samples, options.get("model"))
     return TraceStream(
         where,
-        _all_rows(looked, walk),
+        looked,
+        walk,
         reader,
         first,
         file=file if isinstance(file, FileRows) else None,
@@ -112,14 +113,6 @@ def open_trace(
 
 def _path(text: str | None, option: str) -> FieldPath | None:
     return None if text is None else FieldPath.parse(text, option)
-
-
-def _all_rows(looked: list[object], rest: Iterator[object]) -> Generator[object, None, None]:
-    try:
-        yield from chain(looked, rest)
-    finally:
-        if isinstance(rest, Generator):
-            rest.close()
 
 
 def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> Trace:

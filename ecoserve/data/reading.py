@@ -62,11 +62,6 @@ def is_workload(source: str | Path) -> bool:
     return str(source).lower().endswith(_WORKLOADS)
 
 
-def read_file(path: Path) -> Iterator[object]:
-    """The rows of a trace file (:class:`FileRows`)."""
-    return iter(FileRows(path))
-
-
 class FileRows:
     """The rows of a trace file as Python values, in the order of the file.
 

@@ -6,7 +6,7 @@ each exchange with a text (:mod:`ecoserve.data.cleaning`), and a histogram of le
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from typing import Final
@@ -33,13 +33,14 @@ class TraceStream:
     """The records of a trace, once, in the order of the file, marked as cut off only where their row states it.
 
     What only the whole file tells is known after the last batch: the report, the fingerprint, and :meth:`cap`. Made by
-    :func:`~ecoserve.data.loading.open_trace`; ``rows`` are closed at the end, the ``first`` ones are for messages.
+    :func:`~ecoserve.data.loading.open_trace`; the ``looked`` rows come before the ``rest``, which is closed at the end.
     """
 
     def __init__(
         self,
         where: str,
-        rows: Iterable[object],
+        looked: list[object],
+        rest: Iterator[object],
         reader: RowReader,
         first: list[object],
         *,
@@ -55,7 +56,7 @@ class TraceStream:
         self.report = LoadReport()
         #: Bytes of the file that the records so far came from, and its size; 0 where there is no file.
         self.bytes_read, self.bytes_total = 0, file.size if file is not None else 0
-        self._rows, self._reader, self._first, self._file = rows, reader, first, file
+        self._looked, self._rest, self._reader, self._first, self._file = looked, rest, reader, first, file
         self._tokenizer, self._limit, self._progress = tokenizer, limit, progress
         self._sources: Sources | None = None
         self._counter: TokenCounter | None = None
@@ -123,7 +124,7 @@ class TraceStream:
         batch: list[Items] = []
         start = position()
         try:
-            for index, row in enumerate(self._rows):
+            for index, row in enumerate(chain(self._looked, self._rest)):
                 batch.append(self._reader.read(row, index))
                 if len(batch) >= _ROWS_AT_ONCE or position() - start >= _BYTES_AT_ONCE:
                     yield batch
@@ -133,8 +134,8 @@ class TraceStream:
                 yield batch
             raise
         finally:
-            if isinstance(self._rows, Generator):
-                self._rows.close()
+            if isinstance(self._rest, Generator):
+                self._rest.close()
         if batch:
             yield batch
 

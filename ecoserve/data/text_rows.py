@@ -19,7 +19,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, TextIO
@@ -73,11 +73,8 @@ def mend(text: str) -> tuple[str, str | None]:
         return text, None
     if sum(c > "\x7f" for c in text) > wrong:
         return ESCAPED.sub("\ufffd", text), REPLACED
-    return ESCAPED.sub(_windows, text), READ_AS_WINDOWS
-
-
-def _windows(escaped: re.Match[str]) -> str:
-    return bytes([ord(escaped[0]) - 0xDC00]).decode("cp1252", "replace")
+    windows = ESCAPED.sub(lambda wrong: bytes([ord(wrong[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+    return windows, READ_AS_WINDOWS
 
 
 def json_rows(text: TextIO, where: str) -> Iterator[object]:
@@ -115,7 +112,8 @@ def json_rows(text: TextIO, where: str) -> Iterator[object]:
             try:
                 value, end = decode(buffer, at)
                 if end < len(buffer) or ended:
-                    yield value if clean else _mended(value, buffer[at:end], decode)
+                    mended, note = ("", None) if clean else mend(buffer[at:end])
+                    yield value if note is None else MendedRow(decode(mended)[0], note)
                     at, rows, expects = end, rows + 1, ", or ]"
                     continue
             except json.JSONDecodeError as e:
@@ -132,11 +130,6 @@ def json_rows(text: TextIO, where: str) -> Iterator[object]:
         # At the end, spaces go: what is wrong with the last value is then wrong at the very end.
         buffer, at, ended = (buffer[at:] + more).rstrip(_SPACE) if not more else buffer[at:] + more, 0, not more
         clean = is_clean(buffer)
-
-
-def _mended(value: object, text: str, decode: Callable[[str], tuple[object, int]]) -> object:
-    mended, note = mend(text)
-    return value if note is None else MendedRow(decode(mended)[0], note)
 
 
 def _not_json(where: str, rows: int, message: str) -> TraceError:

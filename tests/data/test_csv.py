@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecoserve.data import text_rows
-from ecoserve.data.reading import read_file
+from ecoserve.data.reading import FileRows
 from ecoserve.data.text_rows import RAGGED, BadRow, csv_rows, sniff
 from ecoserve.errors import TraceError
 
@@ -20,7 +20,7 @@ from ecoserve.errors import TraceError
 def read(tmp_path: Path, text: str | bytes, name: str = "t.csv") -> list[object]:
     path = tmp_path / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return list(read_file(path))
+    return list(FileRows(path))
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])

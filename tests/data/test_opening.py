@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ecoserve.data.reading import FileRows, kind_of, opened, read_file
+from ecoserve.data.reading import FileRows, kind_of, opened
 from ecoserve.errors import TraceError
 
 ROWS = [{"instruction": f"n°{i} 你", "output": "xyz" * i} for i in range(300)]
@@ -33,7 +33,7 @@ def test_compressed_files_are_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "t"
     path.write_bytes(PACKERS[kind](TEXT))
     assert kind_of(path) == kind
-    assert list(read_file(path)) == ROWS
+    assert list(FileRows(path)) == ROWS
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -43,7 +43,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, kind: str, keep: float) -> No
     packed = PACKERS[kind](TEXT)
     path.write_bytes(packed[: int(len(packed) * keep)])
     with pytest.raises(TraceError, match="compressed file is cut off"):
-        list(read_file(path))
+        list(FileRows(path))
 
 
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz"])
@@ -53,21 +53,21 @@ def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
     packed[len(packed) // 2] ^= 0xFF
     path.write_bytes(packed)
     with pytest.raises(TraceError, match=r"damaged|not JSON|cut off"):
-        list(read_file(path))
+        list(FileRows(path))
 
 
 def test_a_damaged_zstd_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_bytes(zstd(TEXT)[:4] + b"\xff" * 40)
     with pytest.raises(TraceError, match="compressed file is damaged"):
-        list(read_file(path))
+        list(FileRows(path))
 
 
 def test_gzip_of_several_parts_is_one_file(tmp_path: Path) -> None:
     """What ``cat a.gz b.gz`` and log rotation make."""
     path = tmp_path / "t"
     path.write_bytes(gzip.compress(TEXT[:1000]) + gzip.compress(TEXT[1000:]))
-    assert list(read_file(path)) == ROWS
+    assert list(FileRows(path)) == ROWS
 
 
 @pytest.mark.parametrize("packed", [False, True])

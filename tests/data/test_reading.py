@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecoserve.data import load_trace, text_rows
-from ecoserve.data.reading import read_file
+from ecoserve.data.reading import FileRows
 from ecoserve.errors import TraceError
 
 ROWS = [{"instruction": f"n°{i} \u4f60", "output": "x" * i} for i in range(1, 60)]
@@ -25,7 +25,7 @@ ROWS = [{"instruction": f"n°{i} \u4f60", "output": "x" * i} for i in range(1, 6
     "name", ["t.json", "t.jsonl", "t.json.gz", "t.jsonl.gz", "t.parquet", "wrong.txt", "odd [1]*?.json", "noname"]
 )
 def test_what_a_file_is_does_not_depend_on_its_name(write: Any, name: str) -> None:
-    assert list(read_file(write(ROWS, name))) == ROWS
+    assert list(FileRows(write(ROWS, name))) == ROWS
 
 
 VALUES = st.recursive(
@@ -59,7 +59,7 @@ def test_rows_come_back_whatever_the_buffer_cuts(
     path.write_bytes(gzip.compress(data) if packed else data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_rows, "_CHUNK", chunk)
-        assert list(read_file(path)) == rows
+        assert list(FileRows(path)) == rows
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -74,7 +74,7 @@ def test_a_cut_off_file_is_never_taken_for_a_whole_one(tmp_path: Path, cut: int,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_rows, "_CHUNK", chunk)
         try:
-            got.extend(read_file(path))
+            got.extend(FileRows(path))
         except TraceError as e:
             problem = str(e)
     # Lines can be cut between two rows, which cannot be seen.
@@ -181,7 +181,7 @@ def test_a_damaged_archive_is_refused(write: Any, place: int) -> None:
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(json.dumps(r).encode() for r in ROWS))
-    assert list(read_file(path)) == ROWS
+    assert list(FileRows(path)) == ROWS
 
 
 @pytest.mark.parametrize(

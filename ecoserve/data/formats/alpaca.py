@@ -15,14 +15,14 @@ from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, has_
 from ecoserve.data.records import Record
 
 
-def _instruction(row: Row, index: int) -> Exchange | Reject:
+def _read(row: Row, index: int) -> list[Exchange | Reject]:
     asked, extra = row.get("instruction"), row.get("input")
     problem = unusable_text(asked, "prompt")
     if problem is None and extra not in (None, ""):
         problem = unusable_text(extra, "input")
         problem = None if problem == "empty input" else problem
     if problem is not None:
-        return Reject(problem)
+        return [Reject(problem)]
     reason = text_or_none(row.get("finish_reason"))
     record = Record(
         conversation=f"row-{index}",
@@ -34,21 +34,17 @@ def _instruction(row: Row, index: int) -> Exchange | Reject:
         censored=fields.was_cut_off(reason, row.get("output")),
         finish_reason=reason,
     )
-    return Exchange(record, row.get("output"), row)
-
-
-def _read(row: Row, index: int) -> Exchanges:
-    yield _instruction(row, index)
+    return [Exchange(record, row.get("output"), row)]
 
 
 def _read_outputs(row: Row, index: int) -> Exchanges:
     """The prompt names the conversation: several models' answers to it, in any order, are one conversation's."""
-    item = _instruction(row, index)
+    (item,) = _read(row, index)
     if isinstance(item, Exchange):
         digest = blake2b((item.record.prompt or "").encode(), digest_size=8).hexdigest()
         sample = max(0, whole(row.get("sample")) or 0)
         item = replace(item, record=replace(item.record, conversation=f"prompt-{digest}", sample=sample))
-    yield item
+    return [item]
 
 
 ALPACA: Final = Format(

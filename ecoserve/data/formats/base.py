@@ -6,7 +6,7 @@ and limits are the loader's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -47,7 +47,7 @@ class Reject:
     reason: str
 
 
-Exchanges = Iterator[Exchange | Reject]
+Exchanges = Iterable[Exchange | Reject]
 
 
 @dataclass(frozen=True, slots=True)

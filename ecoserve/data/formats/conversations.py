@@ -177,21 +177,21 @@ def _exchanges(turns: object, row: Row, index: int) -> Exchanges:
     The fields of a row with one answer are about that answer.
     """
     if not isinstance(turns, list) or not turns:
-        yield Reject("no conversation" if not turns else "conversation is not a list")
-        return
+        return [Reject("no conversation" if not turns else "conversation is not a list")]
     model, split = text_or_none(row.get("model")), text_or_none(row.get("split"))
     base = Record(named.id_of(row, named.CHAT_IDS, index), model=model, split=split)
     context = Context()
     said = [read_message(turn) for turn in turns]
     pairs = sum(b.role == ASSISTANT and a.role in ASKS for a, b in pairwise(said))
     if not pairs:
-        yield Reject("no question with an answer")
-        return
+        return [Reject("no question with an answer")]
+    items: list[Exchange | Reject] = []
     for message in said:
         if message.role == ASSISTANT and context.asks():
             problem = context.problem()
-            yield Reject(problem) if problem else _of_chat(base, context, message, row if pairs == 1 else {})
+            items.append(Reject(problem) if problem else _of_chat(base, context, message, row if pairs == 1 else {}))
         context.add(message)
+    return items
 
 
 def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row) -> Exchange:
@@ -199,7 +199,7 @@ def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row) -> Exc
     prompt_tokens, tokens = named.usage_of(fields)
     count = whole(first_of(fields, *named.RESPONSE_COUNTS))
     count = count if count is not None else whole(said.fields.get("tokens"))
-    reason = named.finish_reason_of(fields)
+    reason = text_or_none(first_of(fields, *named.FINISH_REASONS))
     arrival = named.times_of(context.last.fields if context.last is not None else {})
     notes = list(dict.fromkeys((*said.notes, *context.notes)))
     if arrival is None and (arrival := named.times_of(fields)) is not None:
@@ -240,10 +240,6 @@ def _is_sharegpt(row: Row) -> bool:
     )
 
 
-def _read_sharegpt(row: Row, index: int) -> Exchanges:
-    return _exchanges(row.get("conversations"), row, index)
-
-
 def _messages(row: Row) -> Any:
     return first_of(row, "messages", "conversation")
 
@@ -267,7 +263,7 @@ SHAREGPT: Final = Format(
     looks_like="id, conversations[].from, conversations[].value",
     about="exports of ShareGPT and data sets in its layout: counts, model, time, finish reason of each message",
     matches=_is_sharegpt,
-    read=_read_sharegpt,
+    read=lambda row, index: _exchanges(row.get("conversations"), row, index),
 )
 CHAT: Final = Format(
     "chat",

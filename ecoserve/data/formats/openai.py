@@ -40,10 +40,6 @@ class _Prompt:
     notes: tuple[str, ...] = ()
 
 
-def _is_request(value: Row) -> bool:
-    return any(isinstance(value.get(name), (str, list)) for name in ("messages", "prompt", "input"))
-
-
 def _prompts(request: Row) -> list[_Prompt] | str:
     """The prompts of a request, one that is not known if it has none; or why they are unusable."""
     system = first_of(request, "instructions", "system")
@@ -168,22 +164,18 @@ def _matches(row: Row) -> bool:
 def _read(row: Row, index: int) -> Exchanges:
     request, response = _request(row) or row, _response(row)
     if _failed(row):
-        yield Reject("failed request")
-        return
+        return [Reject("failed request")]
     asked = _prompts(request)
     if isinstance(asked, str):
-        yield Reject(asked)
-        return
+        return [Reject(asked)]
     if response is None:
         text = row.get("response")
         response = {"choices": [{"text": text}]} if isinstance(text, str) else {}
     answers = _answers(response)
     if not answers:
-        yield Reject("no answer")
-        return
+        return [Reject("no answer")]
     base = _base(row, request, response, index)
-    for answer in answers:
-        yield _exchange(row, base, response, asked, answer, len(answers))
+    return [_exchange(row, base, response, asked, answer, len(answers)) for answer in answers]
 
 
 def _exchange(row: Row, base: Record, response: Row, asked: list[_Prompt], answer: _Answer, count: int) -> Exchange:
@@ -228,8 +220,10 @@ def _base(row: Row, request: Row, response: Row, index: int) -> Record:
 
 def _request(row: Row) -> Row | None:
     """The request of a row, if it is not the row itself."""
-    found = (_object(row.get(name)) for name in _REQUESTS)
-    return next((r for r in found if r is not None and _is_request(r)), None)
+    for request in (_object(row.get(name)) for name in _REQUESTS):
+        if request and any(isinstance(request.get(name), (str, list)) for name in ("messages", "prompt", "input")):
+            return request
+    return None
 
 
 def _response(row: Row) -> Row | None:

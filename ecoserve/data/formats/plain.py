@@ -15,7 +15,7 @@ from typing import Final
 
 from ecoserve.data import fields
 from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, whole
-from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, counted
+from ecoserve.data.formats.base import Exchanges, Format, Reject, counted
 from ecoserve.data.records import Record
 
 #: What a record needs -> names its column goes by, in lower case with underscores, the first one there counts.
@@ -88,16 +88,12 @@ def _layout_of(row: Row) -> Layout:
 
 
 def _read(row: Row, index: int) -> Exchanges:
-    yield _exchange(row, index)
-
-
-def _exchange(row: Row, index: int) -> Exchange | Reject:
     columns = _layout_of(row)
     found = {meaning: row.get(name) for meaning, name in columns.of.items()}
     asked = found.get("prompt")
     problem = None if "prompt" not in columns.of else unusable_text(asked, "prompt")
     if problem is not None:
-        return Reject(problem)
+        return [Reject(problem)]
     notes = (f"with unused columns ({', '.join(columns.unused)})",) if columns.unused else ()
     arrival: object = found.get("arrival")
     if (time := number(arrival)) is not None:
@@ -123,11 +119,12 @@ def _exchange(row: Row, index: int) -> Exchange | Reject:
     counts_turn = conversation is not None and turn is None
     item = counted(record, row, **lengths, arrival=arrival, notes=notes, counts_turn=counts_turn)
     if isinstance(item, Reject) or "response" not in columns.of:
-        return item
+        return [item]
     answer = found["response"]
     if item.record.response_tokens is not None and blank(answer):
         answer = None
-    return replace(item, answer=answer, missing=item.missing if "response_tokens" in columns.of else None)
+    item = replace(item, answer=answer, missing=item.missing if "response_tokens" in columns.of else None)
+    return [item]
 
 
 def _name(value: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from ecoserve.data.fields import Row, first_of, id_of, limit_of, number, text_or_none, was_cut_off, whole
 from ecoserve.data.formats.base import FAILED, NO_TIME, Exchange, Exchanges, Format, Reject, counted, has_fields
@@ -17,7 +17,7 @@ _TOKEN_IDS: Final = {"input_toks": "input_tok_ids", "output_toks": "output_tok_i
 def _azure(row: Row, index: int) -> Exchanges:
     """Time stamps are dates; those of 2023 name no time zone and are taken as UTC."""
     prompt, response, arrival = (row.get(name) for name in ("ContextTokens", "GeneratedTokens", "TIMESTAMP"))
-    yield counted(Record(f"row-{index}"), row, prompt=prompt, response=response, arrival=arrival)
+    return [counted(Record(f"row-{index}"), row, prompt=prompt, response=response, arrival=arrival)]
 
 
 def _burstgpt(row: Row, index: int) -> Exchanges:
@@ -26,66 +26,56 @@ def _burstgpt(row: Row, index: int) -> Exchanges:
     record = Record(session or f"row-{index}", model=text_or_none(row.get("Model")))
     prompt, response, arrival = (row.get(name) for name in ("Request tokens", "Response tokens", "Timestamp"))
     counts_turn = session is not None
-    yield counted(record, row, prompt=prompt, response=response, arrival=arrival, counts_turn=counts_turn)
+    return [counted(record, row, prompt=prompt, response=response, arrival=arrival, counts_turn=counts_turn)]
 
 
 def _mooncake(row: Row, index: int) -> Exchanges:
     """Time stamps are milliseconds. A hash id names 512 tokens of the prompt together with all before them."""
     time = number(row.get("timestamp"))
     if time is None:
-        yield Reject(NO_TIME)
-        return
+        return [Reject(NO_TIME)]
     found = row.get("hash_ids")
     hashes = [whole(h) for h in found] if isinstance(found, (list, tuple)) else None
     if hashes is None or None in hashes:
-        yield Reject("hash_ids are not a list of numbers")
-        return
+        return [Reject("hash_ids are not a list of numbers")]
     record = Record(f"row-{index}", prefix_hashes=tuple(h for h in hashes if h is not None))
     prompt, response = row.get("input_length"), row.get("output_length")
-    yield counted(record, row, prompt=prompt, response=response, arrival=time / _MILLISECONDS)
+    return [counted(record, row, prompt=prompt, response=response, arrival=time / _MILLISECONDS)]
 
 
 def _vllm_bench(row: Row, index: int) -> Exchanges:
     """One object with a list for each quantity, one entry a request; one with an error or no answer failed."""
     prompts, answers = row.get("input_lens"), row.get("output_lens")
     if not isinstance(prompts, list) or not isinstance(answers, list):
-        yield Reject("no single requests (saved without --save-detailed)")
-        return
+        return [Reject("no single requests (saved without --save-detailed)")]
     if len(prompts) != len(answers):
-        yield Reject("input_lens and output_lens are not equally many")
-        return
+        return [Reject("input_lens and output_lens are not equally many")]
     if not prompts:
-        yield Reject("no requests")
-        return
+        return [Reject("no requests")]
     model = text_or_none(row.get("model_id"))
-    starts, texts, errors = (_as_long(row.get(n), len(prompts)) for n in ("start_times", "generated_texts", "errors"))
+    others = (row.get(name) for name in ("start_times", "generated_texts", "errors"))
+    nothing = [None] * len(prompts)
+    starts, texts, errors = (o if isinstance(o, list) and len(o) == len(prompts) else nothing for o in others)
+    items: list[Exchange | Reject] = []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if text_or_none(errors[i]):
-            yield Reject(FAILED)
-            continue
         fields = {"input_lens": prompt, "output_lens": answer, "start_times": starts[i]}
         record = Record(f"run-{index}-{i}", model=model)
         item = counted(record, fields, prompt=prompt, response=answer, arrival=starts[i])
-        yield replace(item, answer=text_or_none(texts[i])) if isinstance(item, Exchange) else item
-
-
-def _as_long(values: Any, n: int) -> list[Any]:
-    """``values`` if they are a list of ``n``, else ``n`` times nothing."""
-    return values if isinstance(values, list) and len(values) == n else [None] * n
+        item = replace(item, answer=text_or_none(texts[i])) if isinstance(item, Exchange) else item
+        items.append(Reject(FAILED) if text_or_none(errors[i]) else item)
+    return items
 
 
 def _vllm(row: Row, index: int) -> Exchanges:
     """Logs of requests as LLMServingSim records them: the load (arrival in ns, token ids), or what became of it."""
     for count, ids in _TOKEN_IDS.items():
         if isinstance(row.get(ids), list) and whole(row.get(count)) != len(row[ids]):
-            yield Reject("token ids and counts disagree")
-            return
+            return [Reject("token ids and counts disagree")]
     arrival = first_of(row, "arrival_time", "arrival_s")
     if (ns := row.get("arrival_time_ns")) is not None:
         since_start = number(ns)
         if since_start is None:
-            yield Reject(NO_TIME)
-            return
+            return [Reject(NO_TIME)]
         arrival = since_start / _NANOSECONDS
     reason = text_or_none(row.get("finish_reason"))
     record = Record(
@@ -95,7 +85,7 @@ def _vllm(row: Row, index: int) -> Exchanges:
         finish_reason=reason,
         max_tokens=limit_of(row),
     )
-    yield counted(record, row, prompt=row.get("input_toks"), response=row.get("output_toks"), arrival=arrival)
+    return [counted(record, row, prompt=row.get("input_toks"), response=row.get("output_toks"), arrival=arrival)]
 
 
 VLLM_BENCH: Final = Format(

@@ -37,11 +37,10 @@ def _matches(row: Row) -> bool:
 def _read(row: Row, index: int) -> Exchanges:
     if row.get(HEADER) is not None:
         check_layout(row)
-        return
+        return []
     problem = _problem(row)
     if problem is not None:
-        yield Reject(problem)
-        return
+        return [Reject(problem)]
     messages = tuple(Message(m["role"], m["content"]) for m in row.get("messages") or ())
     limit = whole(row.get("max_tokens"))
     record = Record(
@@ -65,7 +64,7 @@ def _read(row: Row, index: int) -> Exchanges:
         thinking=text_or_none(row.get("thinking")),
         response_format=text_or_none(row.get("response_format")),
     )
-    yield Exchange(record, row.get("response"), row)
+    return [Exchange(record, row.get("response"), row)]
 
 
 def check_layout(row: Row, where: str | None = None) -> None:

@@ -116,17 +116,9 @@ def _survival(y: Floats, xi: float, scale: float) -> Floats:
 def _standard_error(loss: Any, at: Floats) -> float | None:
     """Standard error of the first coordinate, from second differences of ``loss`` around its minimum."""
     step = 1e-3
-    unit = np.eye(2) * step
+    x, y = np.eye(2) * step
     middle = loss(at)
-
-    def mixed(i: int, j: int) -> float:
-        if i == j:
-            return float(loss(at + unit[i]) - 2.0 * middle + loss(at - unit[i])) / step**2
-        signs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-        return float(sum(a * b * loss(at + a * unit[i] + b * unit[j]) for a, b in signs)) / (4.0 * step**2)
-
-    information = np.array([[mixed(i, j) for j in range(2)] for i in range(2)])
-    determinant = float(np.linalg.det(information))
-    if determinant <= 0.0 or information[1, 1] <= 0.0:
-        return None
-    return math.sqrt(float(information[1, 1]) / determinant)
+    xx, yy = ((loss(at + unit) - 2.0 * middle + loss(at - unit)) / step**2 for unit in (x, y))
+    xy = (loss(at + x + y) - loss(at + x - y) - loss(at - x + y) + loss(at - x - y)) / (4.0 * step**2)
+    determinant = float(np.linalg.det([[xx, xy], [xy, yy]]))
+    return math.sqrt(float(yy) / determinant) if determinant > 0.0 and yy > 0.0 else None

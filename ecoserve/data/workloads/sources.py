@@ -121,7 +121,11 @@ class Sources:
             case parts.DiurnalArrivals():
                 start, rate = spec.start_hour / 24.0 * spec.day_s, spec.rate * share
                 return arrivals.varying_arrivals(n, rate, spec.profile(), seed, cv=spec.cv, start_s=start)
-        times = self._recorded(spec)
+        trace = self.trace(spec)
+        times = np.sort(np.array([r.arrival_s for r in trace.records if r.arrival_s is not None], dtype=np.float64))
+        if len(np.unique(times)) < 3:
+            raise TraceError("the trace has no recorded arrivals to go by", where=trace.source)
+        times = np.asarray(times - times[0])
         own_rate = (len(times) - 1) / float(times[-1])
         stretch = own_rate / (spec.rate or own_rate)
         if isinstance(spec, parts.FittedArrivals):
@@ -130,14 +134,6 @@ class Sources:
             what = f"{n:,} arrivals are wanted, {spec.trace} has {len(times):,}"
             raise TraceError(what, where=self.where, fix="lower requests, or take process: fitted")
         return times[:n] * (stretch / share)
-
-    def _recorded(self, spec: parts.TraceSource) -> Floats:
-        """Recorded arrivals, ascending, the first at 0 s; at least three at different times."""
-        trace = self.trace(spec)
-        times = np.sort(np.array([r.arrival_s for r in trace.records if r.arrival_s is not None], dtype=np.float64))
-        if len(np.unique(times)) < 3:
-            raise TraceError("the trace has no recorded arrivals to go by", where=trace.source)
-        return np.asarray(times - times[0])
 
 
 def _empirical(counts: Histogram) -> Quantiles:

@@ -141,7 +141,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def record(self, prompt: int) -> Record:
         with self._errors():
             (row,) = self._db.execute("SELECT record FROM prompts WHERE prompt = ?", (prompt,)).fetchone()
-        found = next(get_format("records").read(json.loads(row), prompt))
+        found = next(iter(get_format("records").read(json.loads(row), prompt)))
         assert isinstance(found, Exchange), found
         return found.record
 

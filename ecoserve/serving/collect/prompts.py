@@ -22,7 +22,7 @@ from ecoserve.data import LoadReport, Message, Record, load_trace, synthetic_tra
 from ecoserve.data.fields import first_of, unusable_text, whole
 from ecoserve.data.formats import Exchange, Format, detect, get_format
 from ecoserve.data.hub import hub_rows, is_hub_id
-from ecoserve.data.reading import read_file
+from ecoserve.data.reading import FileRows
 from ecoserve.data.records import ASSISTANT, USER
 from ecoserve.data.text_rows import BadRow, MendedRow
 from ecoserve.errors import TraceError
@@ -109,7 +109,7 @@ def _items(source: str, format: str, report: LoadReport) -> Iterator[Record | st
     elif source.lower().endswith(".txt") and format == _AUTO:
         yield from _lines(Path(source), report)
     else:
-        rows = hub_rows(source) if is_hub_id(source) else read_file(Path(source))
+        rows = hub_rows(source) if is_hub_id(source) else FileRows(Path(source))
         yield from _rows(rows, source, format, report)
 
 
