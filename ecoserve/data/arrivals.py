@@ -25,8 +25,9 @@ from ecoserve.errors import TraceError
 Floats = npt.NDArray[np.float64]
 
 HOURS_A_DAY: Final = 24
-#: Pieces of a day: one a minute.
+#: Pieces of a day, one a minute, and the hours of their middles.
 _MINUTES: Final = 1440
+_MIDDLES: Final = (np.arange(_MINUTES) + 0.5) * HOURS_A_DAY / _MINUTES
 #: Periods of calm and burst drawn at once.
 _CHUNK: Final = 256
 #: Gaps in a block on average.
@@ -58,18 +59,16 @@ class RateProfile:
         """A day of ``day_s`` seconds whose rate at each full hour is given (24 numbers), straight lines between."""
         if len(hours) != HOURS_A_DAY:
             raise TraceError(f"a day has {HOURS_A_DAY} hours, {len(hours)} rates are given")
-        at = (np.arange(_MINUTES) + 0.5) * HOURS_A_DAY / _MINUTES
-        return cls(day_s, tuple(np.interp(at, np.arange(HOURS_A_DAY + 1), [*hours, hours[0]]).tolist()))
+        return cls(day_s, tuple(np.interp(_MIDDLES, np.arange(HOURS_A_DAY + 1), [*hours, hours[0]]).tolist()))
 
     @classmethod
     def of_waves(cls, waves: Iterable[tuple[float, float, int]], day_s: float) -> RateProfile:
         """A day of ``day_s`` seconds whose rate is 1 plus waves (amplitude, hour of a peak, cycles a day)."""
-        at = (np.arange(_MINUTES) + 0.5) * HOURS_A_DAY / _MINUTES
         rates = np.ones(_MINUTES)
         for amplitude, peak_hour, cycles in waves:
-            rates += amplitude * np.cos(2 * np.pi * cycles * (at - peak_hour) / HOURS_A_DAY)
+            rates += amplitude * np.cos(2 * np.pi * cycles * (_MIDDLES - peak_hour) / HOURS_A_DAY)
         if rates.min() < 0:
-            worst = float(at[np.argmin(rates)])
+            worst = float(_MIDDLES[np.argmin(rates)])
             raise TraceError(f"the waves make the rate negative at {worst:.1f} h", fix="lower the amplitudes")
         return cls(day_s, tuple(rates.tolist()))
 

@@ -85,11 +85,8 @@ class Record:
 
     def as_row(self) -> dict[str, Any]:
         """The record as one JSON object; fields that hold their default are left out."""
-        row: dict[str, Any] = {}
-        for name, default in _DEFAULTS:
-            value = getattr(self, name)
-            if value != default or name == "turn":
-                row[name] = value
+        values = ((name, getattr(self, name), default) for name, default in _DEFAULTS)
+        row: dict[str, Any] = {name: value for name, value, default in values if value != default or name == "turn"}
         if self.messages:
             row["messages"] = [{"role": m.role, "content": m.content} for m in self.messages]
         for name in ("sample_tokens", "prefix_hashes", "stop"):

@@ -160,15 +160,11 @@ class Law:
     def survival_at(self, lengths: npt.ArrayLike) -> Floats:
         """P(N > n) for each n of ``lengths`` (any shape, tokens)."""
         n = np.floor(np.asarray(lengths, dtype=np.float64))
-        above, most = self._unbounded(n), self._most
+        above, most = self._unbounded(n), self.longest or LONGEST
         if self.longest is not None:
             beyond = self._beyond
             above = np.maximum(above - beyond, 0.0) / (1.0 - beyond)
         return np.where(n < 1, 1.0, np.where(n >= most, 0.0, above))
-
-    @property
-    def _most(self) -> int:
-        return LONGEST if self.longest is None else self.longest
 
     @property
     def _beyond(self) -> float:
@@ -201,7 +197,7 @@ class Law:
         else:
             with np.errstate(over="ignore", divide="ignore"):  # a heavy tail may reach infinity, which is cut below
                 x = np.ceil(np.asarray(continuous(self.name, p).isf(above), dtype=np.float64) - 0.5)
-        return np.clip(x, 1, self._most).astype(np.int64)
+        return np.clip(x, 1, self.longest or LONGEST).astype(np.int64)
 
     def sample(self, rng: np.random.Generator, n: int) -> Ints:
         """``n`` lengths (shape ``[n]``, tokens); two laws given the same generator get lengths of the same ranks."""

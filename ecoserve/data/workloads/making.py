@@ -85,7 +85,8 @@ def _with_own_arrivals(
         assert each.arrivals is not None  # of all or of none
         seed = seed_for(workload.seed, f"{name}/arrivals")
         times = sources.arrivals(each.arrivals, n, seed, 1.0 / _turns(each))
-        streams.append(_numbered(starts_of(name, each, n, workload.seed, sources, times), k * n))
+        starts = starts_of(name, each, n, workload.seed, sources, times)
+        streams.append((start[0][0], number, start) for number, start in enumerate(starts, k * n))
     return _by_arrival(heapq.merge(*streams))
 
 
@@ -108,21 +109,15 @@ def _mixed(workload: Workload, classes: dict[str, TrafficClass], n: int, sources
     starts = (next(made[k]) for k in chosen)
     if times is None:
         return (record for start in starts for _, record in start)
-    return _by_arrival(_numbered(starts, 0))
+    return _by_arrival((start[0][0], number, start) for number, start in enumerate(starts))
 
 
 def _turns(traffic: TrafficClass) -> float:
     return traffic.conversations.turns if traffic.conversations else 1.0
 
 
-def _numbered(starts: Iterable[Start], first: int) -> Iterator[tuple[float, int, Start]]:
-    """When each start begins, and a number that orders those at the same time."""
-    for number, start in enumerate(starts, first):
-        yield start[0][0], number, start
-
-
 def _by_arrival(starts: Iterable[tuple[float, int, Start]]) -> Iterator[Record]:
-    """All requests of starts that come in order, further turns put in where they belong."""
+    """All requests of starts that come in order of time and number, further turns put in where they belong."""
     later: list[tuple[float, int, int, Record]] = []
     for at, number, start in starts:
         while later and later[0][:2] < (at, number):
