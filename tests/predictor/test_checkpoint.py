@@ -10,7 +10,7 @@ import pytest
 from ecoserve.errors import CheckpointError
 from ecoserve.predictor import LengthPredictor, load_predictor
 from ecoserve.predictor import checkpoint as checkpoints
-from ecoserve.predictor.card import model_card
+from ecoserve.predictor.checkpoint import model_card
 
 TEXTS = ["List three pets.", "What is a cache?"]
 
