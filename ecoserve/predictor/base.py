@@ -78,6 +78,11 @@ class LengthPredictor(ABC):
         self.config = config
         self.calibration = calibration
 
+    @property
+    def backend(self) -> str:
+        """Its name in :data:`BACKENDS`."""
+        return self.config.backend
+
     @classmethod
     def fit(cls, run: TrainingRun, settings: Any) -> LengthPredictor:
         """Train on ``run`` with an instance of :attr:`Settings`; the result is not calibrated yet."""
