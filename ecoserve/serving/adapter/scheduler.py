@@ -28,7 +28,6 @@ from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.core.counters import Gauges, Recorder, UnderpredictionAction
-from ecoserve.serving.core.orderings import SortKey
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
@@ -112,7 +111,7 @@ class EcoServeScheduler(PausingScheduler):
                 engine=self.parallel_config.data_parallel_index, policy=self.settings.policy
             )
         self.waiting = GatedQueue(
-            key=self._prefill_key,
+            key=lambda r: self.planner.prefill_key(self.task(r)),
             gate=self._prefill_gate,
             eligible=lambda r: not r.num_stale_output_tokens or r.drop_stale_output,
             blocked=self.is_blocked,
@@ -120,7 +119,7 @@ class EcoServeScheduler(PausingScheduler):
             moves=lambda: self.planner.ordering.moves,
         )
         self.kv_holding_waiting = GatedQueue(
-            key=self._decode_key,
+            key=lambda r: self.planner.decode_key(self.task(r)),
             gate=self._decode_gate,
             eligible=self.may_resume,
             blocked=self.is_blocked,
@@ -210,12 +209,6 @@ class EcoServeScheduler(PausingScheduler):
             self._carry_out(self.planner.make_room(tasks, self.paused_at, self.current_step))
 
     # -- the queues ----------------------------------------------------------------------------------------
-
-    def _prefill_key(self, request: Request) -> SortKey:
-        return self.planner.prefill_key(self.task(request))
-
-    def _decode_key(self, request: Request) -> SortKey:
-        return self.planner.decode_key(self.task(request))
 
     def _prefill_gate(self, request: Request) -> bool:
         """Whether the head of the prefill queue may start; always when nothing runs and no decode is paused."""

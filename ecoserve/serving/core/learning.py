@@ -90,6 +90,8 @@ class Alarm:
 
 
 _NORMAL = NormalDist()
+#: Of the common error: estimate before any pair and its weight in pairs, pairs of the mean, upper bound.
+_PRIOR, _PRIOR_PAIRS, _PAIRS, _MOST_RHO = 0.02, 100.0, 1000, 0.5
 
 
 class CommonError:
@@ -97,18 +99,10 @@ class CommonError:
 
     The place F(length) of a response in its distribution is turned into a normal score; of two responses that arrived
     one after the other the product of scores is, on average, rho. The estimate is an exponentially weighted mean, drawn
-    towards ``prior`` with the weight of ``weight`` pairs.
-
-    Args:
-        prior: estimate before any pair. weight: of the prior, in pairs.
-        window: of the mean, in pairs. most: upper bound.
+    towards a prior, and kept within bounds.
     """
 
-    def __init__(self, prior: float = 0.02, weight: float = 100.0, window: int = 1000, most: float = 0.5) -> None:
-        self._prior = prior
-        self._prior_weight = weight
-        self._window = window
-        self._most = most
+    def __init__(self) -> None:
         self._product = 0.0
         self._square = 1.0
         self.pairs = 0
@@ -116,10 +110,10 @@ class CommonError:
 
     @property
     def rho(self) -> float:
-        seen = min(self.pairs, self._window)
+        seen = min(self.pairs, _PAIRS)
         measured = self._product / max(self._square, 0.25)
-        blend = (seen * measured + self._prior_weight * self._prior) / (seen + self._prior_weight)
-        return min(self._most, max(0.0, blend))
+        blend = (seen * measured + _PRIOR_PAIRS * _PRIOR) / (seen + _PRIOR_PAIRS)
+        return min(_MOST_RHO, max(0.0, blend))
 
     def learn(self, number: int, place: float) -> None:
         """A response's place in its distribution (0 to 1); ``number``: its order of arrival."""
@@ -128,7 +122,7 @@ class CommonError:
         if last is None or abs(number - last[0]) > 8:
             return
         self.pairs += 1
-        weight = max(1.0 / self._window, 1.0 / self.pairs)
+        weight = max(1.0 / _PAIRS, 1.0 / self.pairs)
         self._product += weight * (score * last[1] - self._product)
         self._square += weight * (score * score - self._square)
 
@@ -140,6 +134,8 @@ LEVELS: Final = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])
 _LOSS_LEVELS: Final = np.linspace(0.1, 0.9, 9)
 #: Responses seen before anything is corrected.
 WARM_UP: Final = 50
+#: Responses over which losses and the scale are taken; largest log of the scale; how much better a source must be.
+_WEIGHT, _MOST_LOG, _MARGIN = 1.0 / 256, math.log(16.0), 0.1
 
 
 class InOrder:
@@ -175,31 +171,22 @@ class InOrder:
 class Correction:
     """Online correction of predicted lengths. Three things are learned, in this order, and applied to every prediction:
 
-    1. *Scale*: the running median of log(length / predicted median), within a factor of ``most_scale`` either way.
+    1. *Scale*: the running median of log(length / predicted median), within a factor of 16 either way.
     2. *Source*: the prediction, the scaled prediction and the history of finished lengths are compared by their mean
-       pinball loss of log length over nine quantiles. Another source must be better by ``margin`` to replace the one in
-       use.
+       pinball loss of log length over nine quantiles. Another source must be better by a tenth to replace it.
     3. *Levels*: adaptive conformal inference (Gibbs and Candes, 2021) at several levels at once. The level that stands
        for the nominal q goes up by ``rate`` * q for a response above it and down by ``rate`` * (1 - q) for one below
        it, so that in the long run a share q falls below it, whatever the predictor does.
-
-    Args:
-        rate: of the levels, per response. window: responses over which losses and the scale are taken.
-        most_scale: the largest factor. margin: fraction by which another source must be better.
     """
 
-    def __init__(
-        self, rate: float = 0.02, window: int = 256, most_scale: float = 16.0, margin: float = 0.1, seed: int = 0
-    ) -> None:
+    def __init__(self, rate: float = 0.02) -> None:
         self._rate = rate
-        self._weight = 1.0 / window
-        self._most = math.log(most_scale)
-        self._margin = margin
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(0)
         self._log_scale = 0.0
         self._losses = dict.fromkeys(("predicted", "scaled", "history"), 0.0)
         self._levels: npt.NDArray[np.float64] = LEVELS.copy()
-        self._covered = 0.9
+        #: share of recent responses that were within their 0.9 quantile
+        self.coverage_90 = 0.9
         self.seen = 0
         self.source: SourceName = "predicted"
 
@@ -209,11 +196,6 @@ class Correction:
     def scale(self) -> float:
         """Factor by which predictions are too short (above 1) or too long."""
         return math.exp(self._log_scale)
-
-    @property
-    def coverage_90(self) -> float:
-        """Share of recent responses that were within their 0.9 quantile."""
-        return self._covered
 
     def apply(self, prediction: Prediction) -> LengthDistribution:
         base = self._base(prediction)
@@ -245,7 +227,7 @@ class Correction:
         if length is None:
             return
         self.seen += 1
-        weight = max(self._weight, 1.0 / self.seen)
+        weight = max(_WEIGHT, 1.0 / self.seen)
         for name, lengths in (
             ("predicted", prediction.predicted),
             ("scaled", prediction.predicted.scaled(self.scale)),
@@ -257,7 +239,7 @@ class Correction:
         # Where the length falls within the distribution; spread evenly over the chance of exactly this length.
         high, low = 1.0 - base.survival(length), 1.0 - base.survival(length - 1)
         place = low + (high - low) * float(self._rng.random())
-        self._covered += weight * (float(place <= self._levels[5]) - self._covered)
+        self.coverage_90 += weight * (float(place <= self._levels[5]) - self.coverage_90)
         if high - low < 1.0 - 1e-9:
             moved = self._levels + self._rate * (np.where(place > self._levels, LEVELS, LEVELS - 1.0))
             self._levels = np.maximum.accumulate(np.clip(moved, 0.001, 0.999))
@@ -268,12 +250,12 @@ class Correction:
         """The running median, by steps that shrink from an eighth to the window's share of the spread."""
         step = max(0.02, 1.0 / (4.0 + self.seen))
         self._log_scale += step * float(np.sign(ratio - self._log_scale))
-        self._log_scale = min(self._most, max(-self._most, self._log_scale))
+        self._log_scale = min(_MOST_LOG, max(-_MOST_LOG, self._log_scale))
 
     def _choose(self) -> None:
         order: tuple[SourceName, ...] = ("predicted", "scaled", "history")
         best = min(order, key=lambda name: self._losses[name])
-        if self._losses[best] < (1.0 - self._margin) * self._losses[self.source]:
+        if self._losses[best] < (1.0 - _MARGIN) * self._losses[self.source]:
             self.source = best
             self._levels = LEVELS.copy()
 

@@ -115,12 +115,9 @@ class Replica:
     """One engine in virtual time.
 
     Args:
-        scheduler: a :class:`~ecoserve.serving.adapter.counting.CountingScheduler` or a subclass.
-        cost: seconds a step takes.
-        depth: 1 or 2 steps in flight.
+        scheduler: a ``CountingScheduler`` or a subclass. depth: 1 or 2 steps in flight.
         worker: if given, checks every output as a model runner would.
         charge: what scheduling costs; ``measured``, this thread's CPU time, makes results differ from run to run.
-        index: its number among the replicas.
     """
 
     #: this many steps in a row without a token, with requests waiting, are a hang

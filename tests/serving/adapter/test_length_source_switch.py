@@ -42,7 +42,7 @@ def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished()
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)
     keys_now = [s.waiting._where[r][0] for r in s.waiting]
-    assert keys_now == [s._prefill_key(r) for r in s.waiting] == sorted(keys_now), "a request has an old place"
+    assert keys_now == [s.waiting._key(r) for r in s.waiting] == sorted(keys_now), "a request has an old place"
     s.check()
     hand.drain()
     assert s.counters.finished == 80
