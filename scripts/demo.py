@@ -216,7 +216,7 @@ def name_of(data: Data) -> str:
 
 def open_folder(out: Path, data: Data, trace: Any, metrics: dict[str, dict[str, float]]) -> Any:
     """The result folder, with what is known so far."""
-    from ecoserve.sweep.environment import describe_run
+    from ecoserve.sweep.identity import describe_run
     from ecoserve.sweep.results import ResultFolder
 
     folder = ResultFolder.create(out, describe_run("What are predicted lengths worth?"), resume=True)

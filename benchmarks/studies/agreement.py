@@ -33,7 +33,7 @@ from scipy.stats import kendalltau
 from ecoserve.serving.engine_run import EngineRunSettings, run_engine
 from ecoserve.serving.simulate.cost import LinearCost, StepWork
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
-from ecoserve.sweep.environment import hardware, versions
+from ecoserve.sweep.identity import hardware, versions
 
 #: A small cache, so that requests must share it: 40 blocks of 32 tokens.
 SHAPE: dict[str, Any] = {

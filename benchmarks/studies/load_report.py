@@ -25,7 +25,7 @@ import common
 import load_big
 from common import watch
 
-from ecoserve.sweep.environment import hardware, versions
+from ecoserve.sweep.identity import hardware, versions
 
 DOCUMENT: Final = common.ROOT / "docs" / "data.md"
 JOBS: Final = Path(__file__).resolve().parent / "load_jobs.py"

@@ -133,7 +133,7 @@ def table(rows: list[dict[str, Any]], *, head: bool = True) -> str:
 def _write(options: argparse.Namespace, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
     """What is known so far: a run that is stopped leaves it."""
     from ecoserve.predictor.checkpoint import read
-    from ecoserve.sweep.environment import hardware, versions
+    from ecoserve.sweep.identity import hardware, versions
 
     config, _ = read(Path(options.checkpoint))
     stated = {

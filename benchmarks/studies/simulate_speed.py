@@ -25,7 +25,7 @@ import common
 
 from ecoserve.serving.simulate import run as runs
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
-from ecoserve.sweep.environment import hardware, versions
+from ecoserve.sweep.identity import hardware, versions
 
 RUNNING = (64, 128, 256)
 POLICIES = (("vllm", "none"), ("ecoserve", "noise:0.6"))

@@ -90,8 +90,7 @@ def command(*, seed: SeedOption = 0, json: JsonOption = None, quiet: QuietOption
     from ecoserve.serving.core.settings import SchedulerSettings
     from ecoserve.serving.simulate.perfetto import trace_file
     from ecoserve.sweep.results import ResultFolder
-    from ecoserve.sweep.simulations import perform, prepare
-    from ecoserve.sweep.simulations_text import Watch, listed, parsed_knob, parsed_window, show
+    from ecoserve.sweep.simulations import Watch, listed, parsed_knob, parsed_window, perform, prepare, show
 
     options = taken(SimulationOptions, given)
     judged = any(name.startswith("slo_") for name in given)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ecoserve.sweep.identity import PlannedRun
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.results import ResultFolder
-    from ecoserve.sweep.searches import Searches
+    from ecoserve.sweep.search import Searches
     from ecoserve.sweep.summary import Meta, Summary
 
 
@@ -56,7 +56,7 @@ def command(
     from ecoserve.sweep.plan import SweepPlan
     from ecoserve.sweep.report import write_report
     from ecoserve.sweep.results import ResultFolder
-    from ecoserve.sweep.searches import Searches
+    from ecoserve.sweep.search import Searches
 
     plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
     runs = expand(plan)
@@ -119,8 +119,7 @@ def _say_what_was_found(summary: Summary, console: Console) -> None:
 
 
 def _meta(plan: SweepPlan) -> Meta:
-    from ecoserve.sweep.environment import describe_run
-    from ecoserve.sweep.identity import fingerprint
+    from ecoserve.sweep.identity import describe_run, fingerprint
     from ecoserve.sweep.plan import SYNTHETIC
     from ecoserve.sweep.summary import TraceInfo
 
@@ -155,8 +154,8 @@ def _say_what_would_run(
     json: str | None,
     console: Console,
 ) -> None:
-    from ecoserve.sweep.estimate import estimate
-    from ecoserve.sweep.progress import duration
+    from ecoserve.sweep.execute import duration
+    from ecoserve.sweep.expansion import estimate
     from ecoserve.sweep.results import ResultFolder
 
     folder = ResultFolder.open(output) if (output / "sweep.yaml").exists() else None

@@ -1,8 +1,7 @@
 """The plots of a report as PNG and SVG and its tables as CSV, for papers and slides.
 
-A figure is described once, as the Plotly data that the page draws (:mod:`ecoserve.pages.plots`). It is translated here
-to Matplotlib, which needs no browser and no network, unlike Plotly's own export. Of a figure with choices for its y
-axis each is drawn; of one with choices for its x axis, the first.
+The Plotly data that the page draws is translated to Matplotlib, which needs no browser and no network. Of a figure with
+choices for its y axis each is drawn; of one with choices for its x axis, the first.
 """
 
 from __future__ import annotations
@@ -41,13 +40,9 @@ _DPI: Final = 160
 
 
 def write_figures(sections: Iterable[BuiltSection], out: Path) -> list[Path]:
-    """Write every plot and table of these sections into a folder, which is made.
+    """Write every plot and table of these sections into a folder, which is made; returns the files in the page's order.
 
-    Returns:
-        The files, in the order of the page.
-
-    Raises:
-        ConfigError: if Matplotlib is not installed or the folder cannot be made.
+    Raises ConfigError if Matplotlib is not installed or the folder cannot be made.
     """
     try:
         import matplotlib as mpl
@@ -128,12 +123,7 @@ def _color(trace: Mapping[str, Any], colors: Mapping[str, str]) -> str:
 
 
 def resolved(spec: Mapping[str, Any], key: str | None) -> dict[str, Any]:
-    """A plot with one choice made for it, as the page's script makes it.
-
-    Args:
-        spec: the Plotly figure as plain data.
-        key: the choice; None: the first, if there are any.
-    """
+    """A plot (plain Plotly data) with one choice made as by the page's script; ``key`` None: the first, if any."""
     made: dict[str, Any] = copy.deepcopy(dict(spec))
     meta = made["layout"].get("meta", {})
     measures = meta.get("measures") or {}
@@ -262,5 +252,4 @@ def _each(value: Any, count: int) -> Sequence[Any]:
 
 
 def _text(text: str) -> str:
-    """Text for Plotly as plain text."""
     return html.unescape(re.sub(r"</?b>", "", text).replace("<br>", "\n"))

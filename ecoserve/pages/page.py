@@ -1,8 +1,4 @@
-"""A report as one HTML file that opens offline.
-
-Style, script, Plotly and data are inline, and a content security policy in the file forbids every request. Text is
-escaped by Jinja2, data by :func:`script_json`.
-"""
+"""A report as one HTML file that opens offline: style, script, Plotly and data are inline, requests are forbidden."""
 
 from __future__ import annotations
 
@@ -39,8 +35,6 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BuiltSection:
-    """A section of a page with its tables and figures."""
-
     id: str
     title: str
     text: str
@@ -51,10 +45,7 @@ class BuiltSection:
 
 @dataclass(frozen=True, slots=True)
 class Section(Generic[Data]):
-    """A section of a report: anchor, title, one sentence, and the functions that make its tables and figures.
-
-    ``missing`` names it on the first screen where no part has anything to show.
-    """
+    """A section of a report; ``missing`` names it on the first screen where no part has anything to show."""
 
     id: str
     title: str
@@ -100,7 +91,6 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The whole page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -137,7 +127,6 @@ def glued(text: str) -> str:
 
 
 def _plotly() -> str:
-    """Plotly's own script, to be put inline."""
     from plotly.offline import get_plotlyjs
 
     script: str = get_plotlyjs()

@@ -1,8 +1,7 @@
 """Figures of a report: short functions that make Plotly traces, axes and plots as plain dictionaries.
 
-A figure has no colours of its own: ``meta.slot`` of a trace is a place of the palette, and the page's script fills in
-the light or the dark theme (page.css). A trace may carry its points several times (``by``), once for each of the
-figure's ``choices``; the script switches between them.
+``meta.slot`` of a trace is a place of the palette; the page's script fills in the theme (page.css). A trace may carry
+its points several times (``by``), once for each of the figure's ``choices``.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Panel:
 
 @dataclass(slots=True)
 class Figure:
-    """A group of plots with one explanation, one legend and one table of data.
+    """A group of plots with one explanation, one legend and one table.
 
     ``choices`` (key -> title) is what the x axis may show, or the y axis if ``meta.axis`` of the layout is ``y``.
     """
@@ -59,7 +58,6 @@ class Figure:
 
     @property
     def legend(self) -> list[LegendEntry]:
-        """The legends of all panels, each entry once."""
         return list(dict.fromkeys(entry for panel in self.panels for entry in panel.legend))
 
 
@@ -117,7 +115,6 @@ def _scatter(
 
 
 def band(x: Values, low: Values, high: Values, slot: int) -> Trace:
-    """The area between two lines."""
     outline = {"x": [*x, *reversed(x)], "y": [*high, *reversed(low)], "mode": "none", "fill": "toself"}
     return {"type": "scatter", **outline, "hoverinfo": "skip", "meta": {"slot": slot, "band": 1}}
 
@@ -153,12 +150,10 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
 
 
 def from_zero(title: str, **more: Any) -> dict[str, Any]:
-    """An axis that begins at zero."""
     return axis(title, rangemode="tozero", **more)
 
 
 def tokens_axis(title: str, **more: Any) -> dict[str, Any]:
-    """A logarithmic axis of lengths."""
     texts = [str(n) if n < 1000 else f"{n // 1000}k" for n in _TICKS]
     return axis(title, type="log", tickvals=list(_TICKS), ticktext=texts, zeroline=False, **more)
 

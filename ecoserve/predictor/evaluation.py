@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ecoserve.accuracy import kendall_tau, point_accuracy
 from ecoserve.data import Record
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
@@ -82,12 +83,12 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
     y = np.asarray(lengths, dtype=np.float64)
     quantiles = np.asarray([[d.quantile(q) for q in PINBALL_LEVELS] for d in predicted], dtype=np.float64)
     medians = np.asarray([d.quantile(0.5) for d in predicted], dtype=np.float64)
-    error = np.abs(y - medians)
     levels = np.asarray(PINBALL_LEVELS)
     below = y[:, None] - quantiles
     pinball = np.where(below >= 0, levels * below, (levels - 1.0) * below)
     return {
         "rows": len(y),
+<<<<<<< HEAD
         "mae_tokens": float(error.mean()),
         "within_50": float((error <= 50).mean()),
         "within_100": float((error <= 100).mean()),
@@ -95,6 +96,11 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
         "bin_accuracy": float(
             np.mean([Bins(d.edges).index(n) == np.argmax(d.probs) for d, n in zip(predicted, y, strict=True)])
         ),
+=======
+        **point_accuracy(medians, y),
+        "kendall_tau": kendall_tau(medians, y) or 0.0,
+        "bin_accuracy": float(np.mean([_likeliest_bin_holds(d, n) for d, n in zip(predicted, y, strict=True)])),
+>>>>>>> dc25b80 (Sweep, profiling and pages in fewer modules; one definition of point accuracy)
         "pinball_loss": float(pinball.mean()),
         "crps": float(np.mean([crps(d, n) for d, n in zip(predicted, y, strict=True)])),
         "ece": expected_calibration_error(predicted, y),
@@ -145,9 +151,14 @@ def measure_latency(predictor: Predicts, requests: Sequence[Request]) -> dict[st
     return {"latency_p50_ms": float(p50), "latency_p99_ms": float(p99)}
 
 
+<<<<<<< HEAD
 def _tau(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> float:
     from scipy.stats import kendalltau
 
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0
     return float(kendalltau(predicted, true).statistic)
+=======
+def _likeliest_bin_holds(distribution: LengthDistribution, length: float) -> bool:
+    return int(Bins(distribution.edges).index(length)) == int(np.argmax(distribution.probs))
+>>>>>>> dc25b80 (Sweep, profiling and pages in fewer modules; one definition of point accuracy)

@@ -1,14 +1,12 @@
 """Two result folders compared: what changed from one to the other, metric by metric, and how sure that is.
 
-A relative difference has one of four verdicts. *lower*, *higher*: the 95 % interval excludes zero and the difference is
-at least :data:`~ecoserve.sweep.statistics.SMALLEST_THAT_MATTERS`. *no difference*: else, if the whole interval lies
-within :data:`MARGIN` (equivalence is shown). *cannot tell*: everything else; more seeds or requests would tell.
+*lower*, *higher*: the 95 % interval of the relative difference excludes zero and the difference is at least
+:data:`~ecoserve.sweep.statistics.SMALLEST_THAT_MATTERS`. *no difference*: else, if the whole interval lies within
+:data:`MARGIN`. *cannot tell*: everything else. Runs are matched by setting and seed; the interval is
 
-Runs are matched by setting and seed. The interval depends on what both folders have:
-
-- the same seeds, two or more: Student's t of the differences seed by seed, which have the same arrivals and requests;
-- one seed in common: a bootstrap over requests, the same ones in both;
-- no seed in common: a bootstrap over seeds and, within them, over requests, each side by itself.
+- with two or more common seeds: Student's t of the differences seed by seed;
+- with one: a bootstrap over requests, the same ones in both;
+- with none: a bootstrap over seeds and, within them, over requests, each side by itself.
 
 The last two apply to metrics of single requests (latencies) only, and know nothing of seeds that were not run.
 """
@@ -70,13 +68,9 @@ Samples = Mapping[int, float] | Floats
 class Difference:
     """One metric of one setting, B against A.
 
-    Attributes:
-        metric: its key. a, b: means over the seeds used, in the metric's unit.
-        relative: (B - A) / A, mean over the seeds; where A is zero, over the larger of both.
-        low, high: its 95 % interval.
-        verdict: what may be said. better: whether the change is for the better; None if there is none.
-        method: how the interval was made. seeds: how many of them.
-        samples: what an interval over several settings is made of.
+    ``a``, ``b``: means over the seeds, in the metric's unit. ``relative``: (B - A) / A, where A is zero over the larger
+    of both; ``low``, ``high``: its 95 % interval. ``better``: whether the change is for the better; None if there is
+    none.
     """
 
     metric: str
@@ -102,11 +96,8 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two folders compared.
-
-    Attributes:
-        overall: each metric over all settings. settings: each metric of each.
-        only_a, only_b: settings that one has and the other lacks. same_tables: the folders' tables are equal.
+    """Two folders compared: each metric over all settings and of each; settings that only one has; whether tables are
+    equal.
     """
 
     overall: list[Difference]
@@ -122,11 +113,7 @@ class Comparison:
 
 
 def compare(a: ResultFolder, b: ResultFolder) -> Comparison:
-    """Compare what two folders have in common; runs of searches are left out.
-
-    Raises:
-        InputError: if a folder is damaged.
-    """
+    """Compare what two folders have in common but runs of searches; raises InputError if a folder is damaged."""
     first, second = a.summary(), b.summary()
     runs_a, runs_b = _by_name(first.runs), _by_name(second.runs)
     rng = np.random.default_rng(0)
@@ -167,8 +154,6 @@ def _by_name(runs: Sequence[RunRow]) -> dict[Name, dict[int, RunRow]]:
 
 @dataclass(slots=True)
 class _Pair:
-    """The runs of one setting in both folders, by seed."""
-
     a: ResultFolder
     b: ResultFolder
     runs_a: dict[int, RunRow]
@@ -247,10 +232,7 @@ def _difference(
 
 
 def _over_all(metric: str, settings: Sequence[Compared]) -> Difference | None:
-    """A metric over all settings, each counting the same.
-
-    By seed where all settings were paired so: one seed's settings share their arrivals, so the seeds are what varies.
-    """
+    """A metric over all settings, each counting the same; by seed where all settings were paired so."""
     found = [d for s in settings for d in s.differences if d.metric == metric]
     if not found:
         return None

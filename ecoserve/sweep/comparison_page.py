@@ -23,7 +23,6 @@ _COLUMNS: Final = (
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What a reader should know first."""
     if comparison.same_tables:
         return ["The tables are identical: every run and every request came to the same."]
     if not comparison.settings:
@@ -52,14 +51,12 @@ def change(difference: Difference) -> str:
 
 
 def overall_table(comparison: Comparison) -> Table:
-    """Each metric over all settings."""
     count = len(comparison.settings)
     caption = f"B against A over {count} setting{'' if count == 1 else 's'}."
     return Table("overall", caption, _COLUMNS, [_row(d) for d in comparison.overall])
 
 
 def settings_table(comparison: Comparison) -> Table:
-    """Each metric of each setting."""
     table = Table("settings", "B against A, setting by setting.", _COLUMNS, group_title="Setting")
     for setting in comparison.settings:
         for difference in setting.differences:
@@ -81,7 +78,6 @@ def name_of(name: Mapping[str, Any]) -> str:
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON has it."""
     return {
         "same_tables": comparison.same_tables,
         "overall": [_plain(d) for d in comparison.overall],

@@ -1,26 +1,174 @@
 """Running what was planned: in this process, in several, or on a Ray cluster; each run is written as it ends.
 
-A run that fails is written as failed and the others go on. Wherever runs are executed, their results come back to this
-process, which alone writes the folder.
+A worker process that dies takes its neighbours' runs along; those in flight are run again one by one, so that only the
+run at fault fails. Results come back to this process, which alone writes the folder.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ecoserve.sweep.engines import FUNCTIONS
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.processes import in_processes
-from ecoserve.sweep.progress import Reporter
 from ecoserve.sweep.ray_cluster import on_ray
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.searches import Searches
-from ecoserve.sweep.worker import Outcome, in_a_line, perform
+from ecoserve.sweep.search import Searches
+from ecoserve.sweep.worker import DIED, FUNCTIONS, Outcome, Record, in_a_line, perform
+
+#: After this many runs the time left is estimated from all but the first, which loads code and trace.
+_WARM_UP: Final = 4
+
+
+class Reporter:
+    """Shows runs that begin and end, on a terminal as a bar; the total may change on the way (a search)."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+        self._total = 0
+        self._ended = 0
+        self._begun = self._first = time.monotonic()
+        self._bar: Progress | None = None
+        if console is not None and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
+            self._task = self._bar.add_task("runs", total=None, left="")
+
+    def __enter__(self) -> Reporter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def expect(self, total: int) -> None:
+        """Set the number of runs, those that ended included."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
+    def started(self, run: PlannedRun) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=escape(str(run)))
+
+    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
+        self._ended += 1
+        left = self._left()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._ended, left=left)
+        if self._console is None:
+            return
+        if outcome.result is None:
+            self._console.print(f"{run}: failed: {outcome.error}", markup=False, highlight=False, style="red")
+        elif self._bar is None:
+            line = f"{self._ended}/{self._total} {run}: {outcome.wall_s:.1f} s"
+            self._console.print(f"{line}; {left}" if left else line, markup=False, highlight=False)
+
+    def _left(self) -> str:
+        """The time left at the pace so far, however many runs are in flight at once."""
+        now = time.monotonic()
+        if self._ended == 1:
+            self._first = now
+        rest = self._total - self._ended
+        warm = self._ended > _WARM_UP
+        each = (now - self._first) / (self._ended - 1) if warm else (now - self._begun) / self._ended
+        return f"about {duration(rest * each)} left" if rest > 0 else ""
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+Started = Callable[[PlannedRun], None]
+
+
+def in_processes(waiting: deque[PlannedRun], function: str, jobs: int, record: Record, started: Started) -> None:
+    """Run the queue until it is empty, ``jobs`` at once."""
+    suspects: deque[PlannedRun] = deque()
+    while waiting or suspects:
+        # After a death, those that were in flight are tried alone first.
+        queue, width = (suspects, 1) if suspects else (waiting, jobs)
+        suspects.extend(_until_death(queue, function, width, record, started))
+
+
+def _until_death(
+    queue: deque[PlannedRun], function: str, width: int, record: Record, started: Started
+) -> list[PlannedRun]:
+    """Take runs off the queue, ``width`` at once, until it is empty or a worker dies; returns those then in flight."""
+    others = {child.pid for child in multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(width, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    in_flight: dict[Future[Outcome], PlannedRun] = {}
+    try:
+        while queue or in_flight:
+            while queue and len(in_flight) < width:
+                run = queue.popleft()
+                started(run)
+                in_flight[_submit(pool, function, run)] = run
+            ended, _ = wait(in_flight, return_when=FIRST_COMPLETED)
+            died = False
+            for future in ended:
+                failure = future.exception()
+                if isinstance(failure, BrokenProcessPool):
+                    died = True
+                    continue
+                # Any other exception is a result that cannot be sent between processes.
+                outcome = future.result() if failure is None else Outcome(None, in_a_line(failure))
+                record(in_flight.pop(future), outcome)
+            if died and len(in_flight) == 1:
+                record(next(iter(in_flight.values())), Outcome(None, DIED))
+                return []
+            if died:
+                return list(in_flight.values())
+        return []
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            if child.pid not in others:
+                child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, function: str, run: PlannedRun) -> Future[Outcome]:
+    """A future even if the pool is broken already, so that a death is seen in one place."""
+    try:
+        return pool.submit(perform, function, dict(run.settings))
+    except BrokenProcessPool as error:
+        broken: Future[Outcome] = Future()
+        broken.set_exception(error)
+        return broken
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="end-with-parent", daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 @dataclass(slots=True)
@@ -47,11 +195,11 @@ def execute(
     searches: Searches | None = None,
     console: Console | None = None,
 ) -> Tally:
-    """Run everything that is not finished yet.
+    """Run everything that is not finished yet; ``summary.json`` is written at the end, also after Ctrl-C.
 
     Args:
         runs: what is to be there at the end.
-        folder: where results go; its ``summary.json`` is written at the end, also after Ctrl-C.
+        folder: where results go.
         function: the run function, as ``module:name``.
         jobs: worker processes; 0 runs in this process, where a crash ends everything; None for one, or, of a local Ray
             cluster, for one a core.
@@ -61,7 +209,6 @@ def execute(
 
     Raises:
         ConfigError: if another sweep is running in the folder, or no cluster is at the address.
-        KeyboardInterrupt: after Ctrl-C, with finished runs written and workers ended.
     """
     with folder.locked(), Reporter(console) as reporter:
         sweep = _Sweep(folder, reporter, searches)
@@ -82,8 +229,6 @@ def execute(
 
 
 class _Sweep:
-    """The queue of runs, and the outcomes."""
-
     def __init__(self, folder: ResultFolder, reporter: Reporter, searches: Searches | None) -> None:
         self._folder = folder
         self._reporter = reporter

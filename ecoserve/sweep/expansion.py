@@ -1,14 +1,12 @@
-"""A plan's axes multiplied out: points first (everything but rate and seed), then runs.
-
-What a run function would refuse is refused here, before anything has been run.
-"""
+"""A plan's axes multiplied out: points first (everything but rate and seed), then runs; and how long they take."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 from ecoserve.errors import ConfigError
@@ -16,9 +14,9 @@ from ecoserve.options import checked
 from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.sweep.axes import KNOB, LENGTH_BLIND, Condition
-from ecoserve.sweep.engines import settings_model, takes
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.worker import perform, settings_model, takes
 
 #: Values of a knob that only a simulated GPU resolves.
 _RESOLVED_LATER: Final = {"target_forward_tokens": "auto"}
@@ -29,11 +27,7 @@ Part = tuple[dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """All that some runs of a sweep share but rate and seed.
-
-    Attributes:
-        settings: for the run function. labels: of its runs. rates: requests a second, or ``recorded``. seeds: in order.
-    """
+    """All that some runs of a sweep share but rate (requests/s, or ``recorded``) and seed."""
 
     settings: Mapping[str, Any]
     labels: Mapping[str, Any]
@@ -49,8 +43,7 @@ class Point:
 def expand(plan: SweepPlan) -> list[PlannedRun]:
     """All runs but those of a search, each once; seeds innermost, so that a sweep stopped early has whole settings.
 
-    Raises:
-        ConfigError: for a setting or knob that the run function does not take.
+    Raises ConfigError for a setting or knob that the run function does not take.
     """
     runs: dict[str, PlannedRun] = {}
     for name in plan.conditions or [None]:
@@ -83,10 +76,8 @@ def points_of(plan: SweepPlan, condition: str | None) -> Iterator[Point]:
 
 
 def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
-    """Refuse settings and knobs that a run function of ours would refuse in every run.
-
-    Raises:
-        ConfigError: naming the first.
+    """Refuse settings and knobs that a run function of ours would refuse in every run: raises ConfigError for the
+    first.
     """
     model = settings_model(plan.run)
     for run in runs:
@@ -130,5 +121,62 @@ def _tunings(policy: str, knobs: Mapping[str, list[Any]] | None, common: Mapping
 
 
 def _short(text: str) -> str:
-    """A path by its last part, anything else as it is."""
     return Path(text).name if Path(text).is_absolute() else text
+
+
+#: Requests of a run that is only timed.
+_SHORT: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds for all runs at ``jobs`` at once, None if unknown; and what that rests on."""
+
+    seconds: float | None
+    basis: str
+
+
+def estimate(
+    runs: Sequence[PlannedRun], *, function: str, engine: str, jobs: int, finished: Sequence[Mapping[str, Any]]
+) -> Estimate:
+    """The time of ``runs`` of ``function``, ``jobs`` at once.
+
+    Finished runs (rows) are the best evidence. Without them, in virtual time, a short run of each policy is timed,
+    twice, because the first one loads the trace and the engine's code; on a real clock a run lasts as long as its
+    arrivals.
+    """
+    if not runs:
+        return Estimate(0.0, "nothing to run")
+    if known := [(str(row["policy"]), float(row["wall_s"])) for row in finished if row.get("wall_s") is not None]:
+        each = {policy: fmean(s for p, s in known if p == policy) for policy, _ in known}
+        usual = fmean(seconds for _, seconds in known)
+        total = sum(each.get(_policy(run), usual) for run in runs)
+        return Estimate(total / jobs, f"{len(known)} finished runs")
+    if engine != "virtual":
+        loads = [(run.settings.get("requests"), run.settings.get("rate_rps")) for run in runs]
+        lasting = [float(n) / float(rate) for n, rate in loads if n is not None and rate is not None]
+        if len(lasting) < len(loads):
+            return Estimate(None, "recorded arrivals: unknown until one has run")
+        return Estimate(sum(lasting) / jobs, "requests and rates; at least")
+    return _timed(runs, function, jobs)
+
+
+def _timed(runs: Sequence[PlannedRun], function: str, jobs: int) -> Estimate:
+    total, start = 0.0, 0.0
+    by_policy: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        by_policy.setdefault(_policy(run), []).append(run)
+    for policy, some in by_policy.items():
+        middle = some[len(some) // 2]
+        requests = min(_SHORT, int(middle.settings.get("requests", _SHORT)))
+        short = {**middle.settings, "requests": requests}
+        first, second = perform(function, short), perform(function, short)
+        if second.result is None:
+            return Estimate(None, f"a short run with policy {policy} fails: {second.error}")
+        start = max(start, first.wall_s - second.wall_s)
+        total += sum(second.wall_s / requests * int(run.settings.get("requests", requests)) for run in some)
+    return Estimate(start + total / jobs, f"a short run of each of {len(by_policy)} policies")
+
+
+def _policy(run: PlannedRun) -> str:
+    return str(run.settings.get("policy"))

@@ -34,10 +34,21 @@ from ecoserve.data.reading import is_workload
 from ecoserve.data.workloads import read_workload
 from ecoserve.errors import ConfigError
 from ecoserve.options import problem
-from ecoserve.sweep.axes import LENGTH_BLIND, SERVER, SYNTHETIC, Axis, Condition, Count, Lengths, Name, Seed, Text
-from ecoserve.sweep.engines import FUNCTIONS
-from ecoserve.sweep.search import SearchPlan
+from ecoserve.sweep.axes import (
+    LENGTH_BLIND,
+    SERVER,
+    SYNTHETIC,
+    Axis,
+    Condition,
+    Count,
+    Lengths,
+    Name,
+    SearchPlan,
+    Seed,
+    Text,
+)
 from ecoserve.sweep.summary import Engine
+from ecoserve.sweep.worker import FUNCTIONS
 
 __all__ = ["LENGTH_BLIND", "SYNTHETIC", "Condition", "SweepPlan"]
 
@@ -89,14 +100,10 @@ class SweepPlan(Condition):
 
     @classmethod
     def load(cls, path: str | Path, *, trace: str | None = None, predictor: str | None = None) -> SweepPlan:
-        """Read, check and resolve a plan.
+        """Read, check and resolve a plan; ``trace`` and ``predictor``, relative to the current folder, replace the
+        plan's.
 
-        Args:
-            path: the YAML file.
-            trace, predictor: used instead of the plan's; relative to the current folder.
-
-        Raises:
-            ConfigError: naming the key that is wrong.
+        Raises ConfigError naming the key that is wrong.
         """
         path = Path(path)
         try:
@@ -118,14 +125,9 @@ class SweepPlan(Condition):
         return plan.resolved(path.parent.resolve(), where=str(path))
 
     def resolved(self, base: Path, *, where: str | None = None) -> SweepPlan:
-        """The plan with variables filled in, ``predicted`` named and paths absolute.
+        """The plan with variables filled in, ``predicted`` named and paths (relative to ``base``) absolute.
 
-        Args:
-            base: folder that relative paths are relative to.
-            where: name of the plan, for messages.
-
-        Raises:
-            ConfigError: if a file or checkpoint is missing, or ``predicted`` stands for nothing.
+        Raises ConfigError if a file or checkpoint is missing, or ``predicted`` stands for nothing.
         """
         files = _Files(base, where)
         predictor = None if self.predictor is None else files.existing(files.expanded(self.predictor), "predictor")
@@ -147,8 +149,6 @@ class SweepPlan(Condition):
 
 @dataclass(frozen=True)
 class _Files:
-    """Finds the files that a plan names."""
-
     base: Path
     where: str | None
 
@@ -171,7 +171,6 @@ class _Files:
         raise ConfigError(f"{key}: there is no {text}", where=self.where, fix=fix)
 
     def traces(self, names: list[str]) -> list[str]:
-        """The traces, each once."""
         found = list(dict.fromkeys(self._trace(name) for name in names))
         if len({Path(trace).name for trace in found}) < len(found):
             raise ConfigError("trace: two files have one name", where=self.where, fix="rename one: runs carry the name")
@@ -187,7 +186,6 @@ class _Files:
         return trace
 
     def lengths(self, text: str, predictor: str | None) -> str:
-        """A value of ``lengths`` with its checkpoint."""
         kind, colon, detail = text.partition(":")
         if kind != "predicted":
             return text

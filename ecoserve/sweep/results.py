@@ -10,22 +10,30 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypedDict
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.files import write_atomically
 from ecoserve.options import problem
 from ecoserve.serving.runs import KVPoint, RunResult
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, SearchRow, Summary, with_current_names
-from ecoserve.sweep.tables import read_kv, read_requests, request_table, table_sha256, write_kv, write_table
+from ecoserve.sweep.tables import (
+    hashes,
+    read_kv,
+    read_requests,
+    request_table,
+    run_row,
+    table_sha256,
+    write_kv,
+    write_table,
+)
 
 #: Names that :func:`~ecoserve.files.replacing` gives to files until they are whole.
 _HALF_WRITTEN: Final = ".*.????????"
@@ -33,15 +41,11 @@ _AGAIN: Final = "delete it and run again with --resume"
 #: libyaml's if installed: plans of a thousand runs are written again and again.
 _Dumper: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-T = TypeVar("T")
 
 
 class ResultFolder:
-    """A folder of results: :meth:`create` it before running, :meth:`open` it to read.
-
-    Attributes:
-        path: the folder.
-        meta: what ran, where; change it through :meth:`describe`.
+    """A folder of results: :meth:`create` it before running, :meth:`open` it to read. Change ``meta`` by
+    :meth:`describe`.
     """
 
     def __init__(self, path: Path, meta: Meta, expected: Iterable[PlannedRun] = ()) -> None:
@@ -53,12 +57,10 @@ class ResultFolder:
 
     @classmethod
     def create(cls, path: str | Path, meta: Meta, *, resume: bool = False) -> ResultFolder:
-        """Make the folder, or continue with it.
+        """Make the folder, or with ``resume`` continue with it: finished runs count as soon as :meth:`expect` names
+        them again.
 
-        With ``resume``, finished runs are kept, and count as soon as :meth:`expect` names them again.
-
-        Raises:
-            ConfigError: if the folder already holds something and ``resume`` is off, or cannot be made.
+        Raises ConfigError if the folder cannot be made, or holds something and ``resume`` is off.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -77,11 +79,7 @@ class ResultFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> ResultFolder:
-        """Read a folder that :meth:`create` made.
-
-        Raises:
-            InputError: if it is not one, or is damaged.
-        """
+        """Read a folder that :meth:`create` made; raises InputError if it is not one, or is damaged."""
         path = Path(path)
         plan = path / "sweep.yaml"
         if not plan.is_file():
@@ -98,8 +96,7 @@ class ResultFolder:
     def locked(self) -> Iterator[None]:
         """Keep other sweeps out of the folder while the block runs; half-written files of a killed one are removed.
 
-        Raises:
-            ConfigError: if another process holds the folder.
+        Raises ConfigError if another process holds the folder.
         """
         # A lock on the folder itself leaves no file behind, and the kernel releases it however the holder ends.
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -135,8 +132,8 @@ class ResultFolder:
     def add(self, run: PlannedRun, result: RunResult, *, wall_s: float | None = None) -> dict[str, Any]:
         """Write a finished run: its tables, then its record. Returns its row of the summary."""
         row = run_row(run, result, wall_s)
-        write_table(self._requests_file(run.key), request_table(run.key, result.rows))
-        write_kv(self._kv_file(run.key), result.kv)
+        write_table(self._file("requests", run.key), request_table(run.key, result.rows))
+        write_kv(self._file("kv", run.key), result.kv)
         self._write_record(run, {"status": "finished", "row": row})
         return row
 
@@ -150,53 +147,41 @@ class ResultFolder:
         write_json(self.path / "predictor.json", {n: row.model_dump(mode="json") for n, row in known.items()})
 
     def set_searches(self, rows: Iterable[SearchRow]) -> None:
-        """Write the results of the searches."""
         write_json(self.path / "searches.json", {"searches": [row.model_dump(mode="json") for row in rows]})
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
     def expected(self) -> list[PlannedRun]:
-        """The runs that belong to these results."""
         return list(self._expected.values())
 
     def finished(self) -> set[str]:
         """Keys of the runs that are done: not those that failed, nor those whose request rows are gone."""
         done = (key for key, record in self._records().items() if record["status"] == "finished")
-        return {key for key in done if self._requests_file(key).is_file()}
+        return {key for key in done if self._file("requests", key).is_file()}
 
     def finished_row(self, key: str) -> dict[str, Any] | None:
         """The row of a run if it is done, whether or not it is expected."""
-        file = self._record_file(key)
-        if not file.is_file() or not self._requests_file(key).is_file():
+        file = self._file("runs", key)
+        if not file.is_file() or not self._file("requests", key).is_file():
             return None
         record = _read_json(file, _AGAIN)
         return with_current_names(record["row"]) if record["status"] == "finished" else None
 
     def requests(self, key: str) -> Any:
-        """The request rows of a finished run, as a ``pyarrow.Table``.
-
-        Raises:
-            InputError: if they are missing or damaged.
-        """
-        return read_requests(self._requests_file(key))
+        """The request rows of a finished run (``pyarrow.Table``); raises InputError if they are missing or damaged."""
+        return read_requests(self._file("requests", key))
 
     def kv(self, key: str) -> list[KVPoint]:
-        """KV over time of a finished run; empty where it was not recorded.
-
-        Raises:
-            InputError: if it is damaged.
-        """
-        return read_kv(self._kv_file(key))
+        """KV over time of a finished run; empty where it was not recorded. Raises InputError if it is damaged."""
+        return read_kv(self._file("kv", key))
 
     def check_requests(self) -> None:
-        """Compare the request rows of every finished run with their hash in its record.
-
-        Raises:
-            InputError: naming the first file that differs.
+        """Compare the request rows of every finished run with their hash in its record; raises InputError if one
+        differs.
         """
         for run in self.summary().runs:
-            file = self._requests_file(run.run)
+            file = self._file("requests", run.run)
             if run.requests_sha256 is not None and table_sha256(read_requests(file)) != run.requests_sha256:
                 raise InputError("holds other rows than were written", where=str(file), fix=_AGAIN)
 
@@ -224,19 +209,12 @@ class ResultFolder:
             raise InputError(what, where=str(self.path)) from error
 
     def write_summary(self) -> Path:
-        """Write ``summary.json`` and return its path."""
         return write_json(self.path / "summary.json", self.summary().model_dump(mode="json"))
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _requests_file(self, key: str) -> Path:
-        return self.path / "requests" / f"{key}.parquet"
-
-    def _kv_file(self, key: str) -> Path:
-        return self.path / "kv" / f"{key}.parquet"
-
-    def _record_file(self, key: str) -> Path:
-        return self.path / "runs" / f"{key}.json"
+    def _file(self, kind: Literal["requests", "kv", "runs"], key: str) -> Path:
+        return self.path / kind / f"{key}.{'json' if kind == 'runs' else 'parquet'}"
 
     def _write_plan(self) -> None:
         content = {"meta": self.meta.model_dump(mode="json"), "runs": [_plain(run) for run in self.expected]}
@@ -246,34 +224,32 @@ class ResultFolder:
     def _write_record(self, run: PlannedRun, outcome: Mapping[str, Any]) -> None:
         if run.key not in self._expected:
             self.expect([run])
-        write_json(self._record_file(run.key), {**_plain(run), **outcome})
+        write_json(self._file("runs", run.key), {**_plain(run), **outcome})
 
     def _records(self) -> dict[str, dict[str, Any]]:
-        """The records of the expected runs, by key."""
         files = sorted((self.path / "runs").glob("*.json"))
         return {file.stem: _read_json(file, _AGAIN) for file in files if file.stem in self._expected}
 
     def _searches(self) -> list[SearchRow]:
-        def rows(content: dict[str, Any]) -> list[SearchRow]:
-            return [SearchRow.model_validate(row) for row in content["searches"]]
-
-        return self._optional("searches.json", rows, [])
+        rows: list[SearchRow] = self._optional("searches.json", _SearchFile).get("searches", [])
+        return rows
 
     def _predictors(self) -> dict[str, PredictorRow]:
-        def rows(content: dict[str, Any]) -> dict[str, PredictorRow]:
-            return {name: PredictorRow.model_validate(row) for name, row in content.items()}
+        rows: dict[str, PredictorRow] = self._optional("predictor.json", dict[str, PredictorRow], "evaluate again")
+        return rows
 
-        return self._optional("predictor.json", rows, {}, "evaluate again")
-
-    def _optional(self, name: str, read: Callable[[dict[str, Any]], T], default: T, fix: str = _AGAIN) -> T:
-        """What ``read`` makes of a JSON file, or ``default`` if there is none."""
+    def _optional(self, name: str, kind: Any, fix: str = _AGAIN) -> Any:
         file = self.path / name
         if not file.exists():
-            return default
+            return {}
         try:
-            return read(_read_json(file, fix))
-        except (ValidationError, KeyError, TypeError) as error:
+            return TypeAdapter(kind).validate_python(_read_json(file, fix))
+        except ValidationError as error:
             raise _damaged(file, error, fix) from error
+
+
+class _SearchFile(TypedDict):
+    searches: list[SearchRow]
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -1,30 +1,32 @@
 """The highest rate that meets a bound, in few runs.
 
 The answer is the highest rate tried at which the mean over the seeds meets the bound, below every rate tried at which
-it does not; the lowest of those is at most the tolerance above it. Where the metric is not monotone in the rate, the
-answer is the lowest such crossing, and the others are named.
+it does not; the lowest of those is at most the tolerance above it. Other crossings are named.
 
 A seed's arrivals and requests are the same at all rates, only stretched, so each seed's metric is nearly smooth in the
 rate. While the bracket is wide the first seed alone halves it on the logarithm of the rate. Inside, every rate is run
 with all seeds, at the crossing of a straight line through the bracket's ends, or, where that closes in too slowly, in
-the middle again (a bracketing secant method in the manner of Dekker). The other seeds' effect at one rate is assumed at
-its neighbours (a control variate) until they have been run there. Ends of the range are only run where the bracket
-reaches them.
+the middle (a bracketing secant method in the manner of Dekker). The other seeds' effect at one rate is assumed at its
+neighbours (a control variate) until they have been run there.
+
+There is one search for every point of a sweep's axes; its runs do not depend on the others', nor on interruptions.
 """
 
 from __future__ import annotations
 
 import math
-import typing
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from ecoserve.deprecations import SUMMARY_KEYS, renamed
-from ecoserve.sweep.axes import Positive
-from ecoserve.sweep.summary import RunRow
+from ecoserve.errors import ConfigError
+from ecoserve.sweep.axes import KNOB, SearchPlan
+from ecoserve.sweep.expansion import Point, check, points_of
+from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.summary import SearchRow
 
 #: A bracket wider than this (upper over lower end) is halved by the first seed alone.
 _COARSE: Final = 1.25
@@ -34,54 +36,9 @@ _DIGITS: Final = 6
 State = Literal["found", "met everywhere", "met nowhere", "out of runs", "a run failed", "no such figure"]
 
 
-class SearchPlan(BaseModel):
-    """What a search looks for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    axis: Literal["rate"] = "rate"
-    range: tuple[Positive, Positive] = Field(description="Lowest and highest rate, requests a second.")
-    metric: str = Field(description="Key of a run.")
-    at_least: float | None = None
-    at_most: float | None = None
-    at_most_times_unloaded: float | None = Field(
-        default=None, gt=1, description="At most so many times the baseline policy's at `unloaded_rate`."
-    )
-    tolerance: float = Field(0.02, gt=0, le=0.5, description="How far above the answer a rate fails, as a share.")
-    max_runs: int = Field(12, ge=2, description="Rates tried at most, each once a seed.")
-    unloaded_rate: Positive = Field(0.01, description="Requests a second at which requests do not overlap.")
-
-    @field_validator("metric")
-    @classmethod
-    def _a_figure(cls, metric: str) -> str:
-        (metric,) = renamed({metric: None}, SUMMARY_KEYS, "summary key")
-        figures = [
-            name
-            for name, info in RunRow.model_fields.items()
-            if {float, int} & {info.annotation, *typing.get_args(info.annotation)}
-        ]
-        if metric not in figures:
-            raise ValueError(f"{metric} is no figure of a run; one of {', '.join(figures)}")
-        return metric
-
-    @model_validator(mode="after")
-    def _one_bound(self) -> SearchPlan:
-        if sum(b is not None for b in (self.at_least, self.at_most, self.at_most_times_unloaded)) != 1:
-            raise ValueError("name one of at_least, at_most, at_most_times_unloaded")
-        if not self.range[0] < self.range[1]:
-            raise ValueError("range: the lower rate first")
-        return self
-
-
 @dataclass(slots=True)
 class Search:
-    """One search: given values, it names the next runs.
-
-    Attributes:
-        plan: what is looked for. seeds: in order. bound: of the metric.
-        values: by rate and seed.
-        state: how it ended; None while it has not.
-    """
+    """One search: given values of the metric (by rate and seed), it names the next runs; ``state``: how it ended."""
 
     plan: SearchPlan
     seeds: tuple[int, ...]
@@ -98,7 +55,6 @@ class Search:
             self.values.setdefault(rate, {})[seed] = value
 
     def failed(self) -> None:
-        """A run of this search failed."""
         self.state = "a run failed"
 
     def next(self) -> list[tuple[float, int]]:
@@ -127,7 +83,6 @@ class Search:
         return low, high
 
     def mean(self, rate: float) -> float:
-        """The metric at a rate, over the seeds known there."""
         return fmean(self.values[rate].values())
 
     def score(self, rate: float) -> float:
@@ -140,10 +95,7 @@ class Search:
         return math.log(self.bound / mean) if mean > 0 and self.bound > 0 else self.bound - mean
 
     def contrary(self) -> tuple[list[float], list[float]]:
-        """Where the metric is not monotone: rates below the answer that miss the bound, rates above it that meet it.
-
-        A rate that only the first seed was run at is compared with this seed at the answer.
-        """
+        """Where the metric is not monotone: rates below the answer that miss the bound, rates above it that meet it."""
         low, high = self.bracket()
         below = [rate for rate in self.values if low and rate < low and self._first(rate) < 0 <= self._first(low)]
         above = [
@@ -156,11 +108,9 @@ class Search:
         return sorted(below), sorted(above)
 
     def _first(self, rate: float) -> float:
-        """The first seed's score."""
         return self._score(self.values[rate][self.seeds[0]])
 
     def _whole(self, rate: float) -> bool:
-        """Whether all seeds are known at a rate."""
         return len(self.values[rate]) == len(self.seeds)
 
     # -- where to look ------------------------------------------------------------------------------------------------
@@ -214,3 +164,175 @@ class Search:
 
 def _rounded(rate: float) -> float:
     return float(f"{rate:.{_DIGITS}g}")
+
+
+#: Label of a search's runs, and its values: a step towards the rate, or the unloaded reference.
+LABEL: Final = "search"
+STEP: Final = "step"
+UNLOADED: Final = "unloaded"
+#: Policy of the reference.
+_BASELINE: Final = "vllm"
+
+
+@dataclass(slots=True)
+class _One:
+    """One search with its point, its reference, and the runs it has requested, in order (run, rate, seed by key)."""
+
+    plan: SearchPlan
+    point: Point
+    unloaded: Point
+    search: Search | None = None
+    reference: dict[str, float | None] = field(default_factory=dict)
+    asked: dict[str, tuple[PlannedRun, float, int]] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    failed: bool = False
+
+    def begin(self) -> list[PlannedRun]:
+        if self.plan.at_most_times_unloaded is None:
+            bound = self.plan.at_least if self.plan.at_least is not None else self.plan.at_most
+            assert bound is not None
+            return self._begin(bound)
+        rate = self.plan.unloaded_rate
+        return self._request(self.unloaded, [(rate, seed) for seed in self.point.seeds], UNLOADED)
+
+    def ended(self, key: str, row: Mapping[str, Any] | None) -> list[PlannedRun]:
+        """The runs that follow from a run of this search; ``row`` is None if it failed."""
+        self.open.discard(key)
+        _, rate, seed = self.asked[key]
+        value = None if row is None else row.get(self.plan.metric)
+        if self.search is None:
+            self.reference[key] = value
+            self.failed |= row is None
+        elif row is None:
+            self.search.failed()
+        else:
+            self.search.add(rate, seed, value)
+        if self.open:
+            return []
+        if self.search is not None:
+            return self._next(self.search)
+        values = [value for value in self.reference.values() if value is not None]
+        assert self.plan.at_most_times_unloaded is not None
+        whole = len(values) == len(self.reference)
+        return self._begin(self.plan.at_most_times_unloaded * fmean(values) if whole else math.nan)
+
+    def _begin(self, bound: float) -> list[PlannedRun]:
+        self.search = Search(self.plan, self.point.seeds, bound)
+        if math.isnan(bound):
+            self.search.state = "a run failed" if self.failed else "no such figure"
+        return self._next(self.search)
+
+    def _next(self, search: Search) -> list[PlannedRun]:
+        return self._request(self.point, search.next(), STEP)
+
+    def _request(self, point: Point, wanted: list[tuple[float, int]], label: str) -> list[PlannedRun]:
+        runs = {
+            run.key: (run, rate, seed) for rate, seed in wanted for run in [point.run(rate, seed, **{LABEL: label})]
+        }
+        self.asked |= runs
+        self.open |= runs.keys()
+        return [run for run, _, _ in runs.values()]
+
+    def at_most_left(self) -> int:
+        """Runs that may still come, besides those requested."""
+        if self.search is not None and self.search.state is not None:
+            return 0
+        return self.plan.max_runs * len(self.point.seeds) - len(self._steps())
+
+    def _steps(self) -> list[str]:
+        return [key for key, (run, _, _) in self.asked.items() if run.labels[LABEL] == STEP]
+
+    def row(self) -> SearchRow:
+        search = self.search
+        row: dict[str, Any] = {
+            **{name: value for name, value in self.point.labels.items() if value is not None},
+            **{name: self.point.settings[name] for name in ("policy", "lengths")},
+            "metric": self.plan.metric,
+            "state": (search.state if search else None) or "not ended",
+            "runs": self._steps(),
+        }
+        if search is not None:
+            low, high = search.bracket()
+            below, above = search.contrary()
+            bound = search.bound if math.isfinite(search.bound) else None
+            row |= {
+                "at_least" if self.plan.at_least is not None else "at_most": bound,
+                "rate_rps": low,
+                "missed_from_rps": high,
+                "value": None if low is None else search.mean(low),
+                "value_missed": None if high is None else search.mean(high),
+                "tried": sorted(search.values),
+                "missed_below_rps": below,
+                "met_above_rps": above,
+            }
+        return SearchRow.model_validate(row)
+
+
+class Searches:
+    """All searches of a plan; raises ConfigError for a setting or knob that the run function does not take."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        assert plan.search is not None
+        if plan.urls and plan.search.at_most_times_unloaded and _BASELINE not in plan.urls:
+            raise ConfigError("at_most_times_unloaded needs a server of policy vllm", where="urls", fix="name one")
+        points = [point for name in plan.conditions or [None] for point in points_of(plan, name)]
+        check(plan, [point.run(plan.search.range[0], point.seeds[0]) for point in points])
+        url = plan.urls.get(_BASELINE)
+        self._all = [_One(plan.search, point, _unloaded(point, url)) for point in points]
+        self._of: dict[str, list[_One]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def begin(self) -> list[PlannedRun]:
+        """The first runs of every search, each once."""
+        return [run for one in self._all for run in self._new(one, one.begin())]
+
+    def ended(self, run: PlannedRun, row: Mapping[str, Any] | None) -> list[PlannedRun]:
+        """The runs that follow from one that ended; ``row`` is None if it failed."""
+        return [new for one in self._of.get(run.key, []) for new in self._new(one, one.ended(run.key, row))]
+
+    def follow(
+        self, runs: Iterable[PlannedRun], row_of: Callable[[str], Mapping[str, Any] | None]
+    ) -> tuple[list[PlannedRun], list[PlannedRun]]:
+        """Of the runs, and of those that follow from them: the ones still to be run, and the finished ones (by
+        ``row_of``).
+        """
+        asked, left, finished = deque(runs), [], []
+        while asked:
+            run = asked.popleft()
+            row = row_of(run.key)
+            if row is None:
+                left.append(run)
+            else:
+                finished.append(run)
+                asked.extend(self.ended(run, row))
+        return left, finished
+
+    def _new(self, one: _One, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+        """The runs that no search has requested before: a reference serves all searches under its load."""
+        new = []
+        for run in runs:
+            if run.key not in self._of:
+                new.append(run)
+            self._of.setdefault(run.key, []).append(one)
+        return new
+
+    def at_most_left(self) -> int:
+        return sum(one.at_most_left() for one in self._all)
+
+    def runs(self) -> list[PlannedRun]:
+        """Every run requested, each once, search by search: an order that does not depend on timing."""
+        found = {key: run for one in self._all for key, (run, _, _) in one.asked.items()}
+        return list(found.values())
+
+    def rows(self) -> list[SearchRow]:
+        return [one.row() for one in self._all]
+
+
+def _unloaded(point: Point, url: str | None) -> Point:
+    """The stock engine under the same load, whatever the point's policy and knobs."""
+    settings = {k: v for k, v in point.settings.items() if k != "scheduler"}
+    labels = {k: v for k, v in point.labels.items() if not k.startswith(KNOB)}
+    at = {} if url is None else {"url": url}
+    return Point({**settings, "policy": _BASELINE, "lengths": "none", **at}, labels, seeds=point.seeds)

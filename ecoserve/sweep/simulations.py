@@ -1,7 +1,6 @@
 """A handful of simulated runs, one after another in this process: the work of ``ecoserve simulate``.
 
-It has the run function, rows and result folder of a sweep, so ``ecoserve report`` reads a folder of either. What can be
-refused is refused before the first run begins; rows of the trace that are left out or cut are counted and reported.
+What can be refused is refused before the first run begins; rows of the trace that are left out or cut are reported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
 
 from ecoserve.data import Trace
 from ecoserve.errors import ConfigError, TraceError
@@ -25,27 +27,25 @@ from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import machine_of
 from ecoserve.serving.workload import prompt_length, trace_for
 from ecoserve.sweep.axes import LENGTH_BLIND, SYNTHETIC
-from ecoserve.sweep.environment import describe_run
-from ecoserve.sweep.identity import PlannedRun, fingerprint, short_lengths
+from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
 from ecoserve.sweep.plan import located
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.rows import hashes, run_row
 from ecoserve.sweep.summary import Meta, RunRow, Summary, TraceInfo
+from ecoserve.sweep.tables import hashes, run_row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 #: Settings that differ between runs.
 _AXES: Final = ("policy", "lengths", "rate_rps", "seed")
 #: Called with (run, requests of it that have ended, its virtual seconds).
-Progress = Callable[[SimulateSettings, int, float], None]
+OnEnded = Callable[[SimulateSettings, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Simulations:
-    """Runs that are ready to begin.
-
-    Attributes:
-        runs: what to run, in order.
-        meta: what they have in common; its notes are about the load.
-    """
+    """Runs that are ready to begin, in order, and what they have in common; its notes are about the load."""
 
     runs: list[SimulateSettings]
     meta: Meta
@@ -60,16 +60,13 @@ def prepare(
     seeds: Sequence[int],
     command: str,
 ) -> Simulations:
-    """Expand the axes, and refuse what cannot be run.
+    """Expand the axes, and refuse what cannot be run (InputError).
 
     Args:
         common: further fields of :class:`SimulateSettings`. Where ``max_model_len`` is None it is what the longest
             prompt of the trace and ``max_tokens`` need, but no more than the KV holds.
         policies, lengths, rates, seeds: the axes; a policy that decides without lengths runs once, with ``none``.
         command: what was typed.
-
-    Raises:
-        InputError: naming what cannot be used.
     """
     here = Path.cwd()
     paths = {k: located(v, here) for k in ("trace", "model", "tokenizer") if (v := common.get(k))}
@@ -114,18 +111,12 @@ def perform(
     *,
     folder: ResultFolder | None = None,
     trace_file: AbstractContextManager[TraceFile] | None = None,
-    progress: Progress | None = None,
+    progress: OnEnded | None = None,
 ) -> Summary:
-    """Run them, one after another.
+    """Run them, one after another; with a ``folder``, runs that are finished there are not run again.
 
-    Args:
-        simulations: what :func:`prepare` made.
-        folder: where results go, run by run; runs that are finished there are not run again.
-        trace_file: where the picture of each run goes.
-        progress: called as requests end.
-
-    Raises:
-        RunError: if a run fails; those before it are in the folder.
+    ``trace_file`` takes the picture of each run; ``progress`` is called as requests end. Raises RunError if a run
+    fails; those before it are in the folder.
     """
     planned = [(s, PlannedRun.of(_plain(s), {"engine": "virtual", "condition": None})) for s in simulations.runs]
     if folder is not None:
@@ -154,13 +145,11 @@ def perform(
 
 
 def name_of(settings: SimulateSettings) -> str:
-    """A few words for a run."""
     rate = "recorded arrivals" if settings.rate_rps is None else f"{settings.rate_rps:g} req/s"
     return f"{settings.policy}, {short_lengths(settings.lengths)}, {rate}, seed {settings.seed}"
 
 
 def _plain(settings: SimulateSettings) -> dict[str, Any]:
-    """The settings as JSON has them: a rate of infinity is a word."""
     plain: dict[str, Any] = json.loads(settings.model_dump_json())
     return plain
 
@@ -193,3 +182,111 @@ def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator
         yield "response lengths are estimated from characters; a tokenizer would count them"
     if settings.charge_scheduler == "measured":
         yield "scheduling is charged as measured on this machine: runs do not repeat exactly"
+
+
+#: Key of the summary, title, factor and form of each column; values are means over the seeds.
+_TABLE: Final = (
+    ("completed", "done", 1, "{:.0f}"),
+    ("throughput_rps", "req/s", 1, "{:.2f}"),
+    ("output_tokens_per_s", "tok/s", 1, "{:.0f}"),
+    ("ttft_p50_ms", "TTFT", 1, "{:.0f}"),
+    ("ttft_p99_ms", "p99", 1, "{:.0f}"),
+    ("tpot_mean_ms", "TPOT", 1, "{:.1f}"),
+    ("e2el_mean_ms", "E2EL", 1, "{:.0f}"),
+    ("normalized_latency_mean_ms", "/token", 1, "{:.1f}"),
+    ("kv_used_mean", "KV", 100, "{:.0f}%"),
+    ("preemptions", "drop", 1, "{:.0f}"),
+    ("pauses", "pause", 1, "{:.0f}"),
+    ("slo_attainment", "SLO", 100, "{:.0f}%"),
+)
+#: A load whose peak demand is at most this share of the KV causes no pressure.
+_NO_PRESSURE: Final = 0.7
+
+
+def listed(text: str, option: str) -> list[str]:
+    """The parts of ``a,b,c``, each once."""
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise ConfigError("names nothing", where=option)
+    return parts
+
+
+def parsed_knob(text: str) -> tuple[str, Any]:
+    """``key=value``, the value as YAML reads it."""
+    key, equals, value = text.partition("=")
+    try:
+        if equals and key:
+            return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"{text!r} is not KEY=VALUE", where="--scheduler", fix="write --scheduler reserve=0.05")
+
+
+def parsed_window(text: str | None) -> tuple[float, float] | None:
+    """``A:B`` in seconds; either may be left out."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    try:
+        window = (float(first or 0), float(last or "inf"))
+    except ValueError:
+        window = (0.0, 0.0)
+    if not (colon and 0 <= window[0] < window[1]):
+        raise ConfigError(f"{text!r} is no window", where="--trace-window", fix="give two times in seconds, as 10:20")
+    return window
+
+
+class Watch:
+    """One progress bar for all runs, with the pace of virtual time."""
+
+    def __init__(self, bar: Progress, simulations: Simulations) -> None:
+        self._bar = bar
+        self._task = bar.add_task("simulating", total=sum(s.requests for s in simulations.runs))
+        self._run: SimulateSettings | None = None
+        self._before = self._ended = 0
+        self._begun = 0.0
+
+    def __call__(self, settings: SimulateSettings, ended: int, now: float) -> None:
+        if settings is not self._run:
+            self._run, self._begun = settings, time.perf_counter()
+            self._before += self._ended
+        self._ended = ended
+        pace = now / max(1e-9, time.perf_counter() - self._begun)
+        text = f"{name_of(settings)}: {now:,.0f} s simulated, {pace:.1f} times real time"
+        self._bar.update(self._task, completed=self._before + ended, description=text)
+
+
+def show(runs: list[RunRow], console: Console) -> None:
+    """One line for each policy, lengths and rate, means over the seeds; and the KV pressure of the load."""
+    from rich.table import Table
+
+    groups: dict[tuple[str, str, str], list[RunRow]] = {}
+    for run in runs:
+        arrivals = getattr(run, "arrivals", None) or "recorded" if run.rate_rps is None else f"{run.rate_rps:g}"
+        groups.setdefault((run.policy, short_lengths(run.lengths), arrivals), []).append(run)
+    caption = "TTFT: median and p99; TPOT, E2EL and E2EL per token: mean; in ms. KV used; preemptions; pauses"
+    table = Table(caption=caption, box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("lengths", no_wrap=True)
+    table.add_column("rate", justify="right", no_wrap=True)
+    shown = [column for column in _TABLE if any(getattr(run, column[0]) is not None for run in runs)]
+    for _, title, _, _ in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    for names, group in groups.items():
+        cells = []
+        for key, _, factor, form in shown:
+            known = [getattr(run, key) for run in group if getattr(run, key) is not None]
+            cells.append(form.format(factor * fmean(known)) if known else "-")
+        table.add_row(*names, *cells)
+    if not console.is_terminal:
+        console.width = 160  # a file has no edge to cut figures at
+    console.print(table)
+    pressures = [run.kv_demand_peak for run in runs if run.kv_demand_peak is not None]
+    if not pressures:
+        return
+    low, high = min(pressures), max(pressures)
+    span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+    console.print(f"pressure: with no queueing, the load's peak KV demand is {span} times the KV")
+    if high <= _NO_PRESSURE:
+        fix = "raise --rate or lower --kv-blocks"
+        console.print(f"note: there is no KV pressure, so lengths can gain a policy little; {fix}")

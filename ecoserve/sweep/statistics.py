@@ -1,10 +1,9 @@
 """Spread over seeds, and differences between two settings with their 95 % intervals.
 
-A *level* (a metric of one setting) is its mean with the lowest and the highest seed. A *difference* of two settings is
-paired seed by seed: the same seed means the same arrivals and lengths, so the seed's own effect cancels out. Its
-interval is Student's t interval of the per-seed differences. Where there is one seed, requests are resampled: requests
-that are near in time wait for one another, so they are drawn in blocks of neighbours by arrival, of about the square
-root of their number, around the end to the beginning (Künsch 1989; Politis and Romano 1992).
+A *difference* of two settings is paired seed by seed: the same seed means the same arrivals and lengths. Its interval
+is Student's t interval of the per-seed differences. Where there is one seed, requests are resampled in blocks of
+neighbours by arrival, of about the square root of their number, around the end to the beginning (Künsch 1989; Politis
+and Romano 1992).
 """
 
 from __future__ import annotations
@@ -46,15 +45,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A setting against a baseline, paired by seed.
+    """A setting against a baseline, paired by the ``n`` seeds that both have.
 
-    Attributes:
-        n: seeds that both have.
-        ours, theirs: means over those seeds, in the metric's unit.
-        difference: mean of ours - theirs, in the metric's unit.
-        relative: mean of (ours - theirs) / theirs; None if a baseline value is not positive.
-        low, high: the 95 % interval, of ``relative`` where there is one, else of ``difference``; None with one seed.
-        verdict: "better" or "worse" only if the interval excludes zero and the difference is large enough to matter.
+    ``ours``, ``theirs``: means in the metric's unit; ``relative``: mean of (ours - theirs) / theirs, None if a baseline
+    value is not positive; ``low``, ``high``: the 95 % interval of ``relative``, else of ``difference``; None with one
+    seed.
     """
 
     n: int
@@ -73,12 +68,10 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Mean, lowest and highest of ``values``; None if there are none."""
     return Spread(len(values), fmean(values), min(values), max(values)) if values else None
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's t interval of the mean of ``values``; None for fewer than two values."""
     if len(values) < 2:
         return None
     from scipy.stats import t  # half a second of import, needed by reports only
@@ -95,16 +88,7 @@ def paired(
     *,
     smallest: float = SMALLEST_THAT_MATTERS,
 ) -> Comparison | None:
-    """Compare two settings by the seeds they share.
-
-    Args:
-        ours, theirs: value by seed, in the metric's unit.
-        better: whether lower or higher values are better.
-        smallest: the smallest relative difference that is called one; ignored for a baseline of zero.
-
-    Returns:
-        The comparison, or None if no seed is shared.
-    """
+    """Compare two settings (value by seed) by the seeds they share; None if there are none."""
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
@@ -150,7 +134,6 @@ def two_levels(seeds: Sequence[Floats], statistic: Callable[[Floats], Floats], r
 
 
 def central(samples: Floats) -> tuple[float, float]:
-    """The 95 % interval of resampled values."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)

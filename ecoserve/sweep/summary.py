@@ -1,9 +1,8 @@
 """The shape of ``summary.json``: the one definition of every key, its unit, its meaning and its direction.
 
-The JSON Schema in ``ecoserve/sweep/schema/`` and the tables of ``docs/results-schema.md`` are made from these models
-(``python scripts/results_schema.py`` rewrites both; a test fails when they are behind), and comparisons and reports
-take units and directions from them. A key is never renamed or given another meaning without a new
-:data:`SCHEMA_VERSION` or an entry in :data:`~ecoserve.deprecations.SUMMARY_KEYS`; new keys may appear within a version.
+``python scripts/results_schema.py`` makes the JSON Schema and the tables of ``docs/results-schema.md`` from these
+models. A key is never renamed or given another meaning without a new :data:`SCHEMA_VERSION` or an entry in
+:data:`~ecoserve.deprecations.SUMMARY_KEYS`; new keys may appear within a version.
 """
 
 from __future__ import annotations
@@ -258,7 +257,6 @@ def with_current_names(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def better(metric: str) -> Better:
-    """Which way a metric of a run is better."""
     direction: Better = extra_of(RunRow, metric)["better"]
     return direction
 

@@ -1,7 +1,7 @@
-"""Tables of a run as Parquet: its request rows (``requests/RUN.parquet``) and its KV over time (``kv/RUN.parquet``).
+"""The rows of a run: its flat row of the summary, and its Parquet tables (requests, KV over time).
 
-Equal request tables have equal hashes: a hash is of the columns' values, not of the file's bytes, which change with the
-library that writes them.
+Equal results have equal hashes: a hash is of values, not of a file's bytes, which change with the library that writes
+them; and it leaves out wall-clock times.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from ecoserve.accuracy import kendall_tau, point_accuracy
 from ecoserve.deprecations import REQUEST_COLUMNS
 from ecoserve.errors import InputError
 from ecoserve.files import write_atomically
-from ecoserve.serving.runs import KVPoint, RequestRow
-from ecoserve.sweep.identity import canonical
+from ecoserve.serving.runs import KVPoint, RequestRow, RunResult
+from ecoserve.sweep.identity import PlannedRun, canonical
+from ecoserve.sweep.summary import WALL_CLOCK_KEYS, RunRow
 
 #: Columns and their types; ``run`` names the table and is no part of its content.
 _COLUMNS: Final[Mapping[str, str]] = {
@@ -66,11 +70,7 @@ def table_sha256(table: Any) -> str:
 
 
 def read_requests(path: Path) -> Any:
-    """A request table.
-
-    Raises:
-        InputError: if it is missing, damaged, or lacks a column.
-    """
+    """A request table; raises InputError if it is missing, damaged, or lacks a column."""
     import pyarrow as pa
 
     table = _read(path, "delete it and run with --resume")
@@ -97,10 +97,8 @@ def write_kv(path: Path, points: Sequence[KVPoint]) -> None:
 
 
 def read_kv(path: Path) -> list[KVPoint]:
-    """What :func:`write_kv` wrote; empty if there is no such file.
-
-    Raises:
-        InputError: if it is damaged or of another version.
+    """What :func:`write_kv` wrote; empty if there is no such file. Raises InputError if it is damaged or of another
+    version.
     """
     table = _read(path, "delete it")
     if table is None:
@@ -135,3 +133,46 @@ def _read(path: Path, fix: str) -> Any:
     except (OSError, pa.ArrowException) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"is damaged ({words})", where=str(path), fix=fix) from error
+
+
+def run_row(run: PlannedRun, result: RunResult, wall_s: float | None = None) -> dict[str, Any]:
+    """The flat row of a run in the summary: labels, settings, and every metric."""
+    row = {
+        "run": run.key,
+        "engine": "virtual",
+        "condition": None,
+        **run.labels,
+        **result.summary(),
+        **prediction_accuracy(result.rows),
+        "requests_sha256": table_sha256(request_table(run.key, result.rows)),
+        "wall_s": wall_s,
+    }
+    return RunRow.model_validate(row).model_dump(mode="json")
+
+
+def prediction_accuracy(rows: Sequence[RequestRow]) -> dict[str, float | None]:
+    """The ``prediction_*`` keys of a run, over its completed requests; None without predictions, tau also where
+    undefined.
+    """
+    pairs = [(r.predicted_tokens, r.output_tokens) for r in rows if r.status == "completed" and r.predicted_tokens]
+    found: dict[str, float | None] = dict.fromkeys(("mae_tokens", "within_50", "within_100", "kendall_tau"))
+    if pairs:
+        predicted, true = np.asarray(pairs, dtype=np.float64).T
+        found = {**point_accuracy(predicted, true), "kendall_tau": kendall_tau(predicted, true)}
+    return {f"prediction_{name}": value for name, value in found.items()}
+
+
+def hashes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
+    """``runs_sha256`` and ``tables_sha256`` of :class:`~ecoserve.sweep.summary.Meta`: without and with the request
+    rows.
+    """
+    rows = list(rows)
+    plain = [{k: v for k, v in row.items() if k != "requests_sha256"} for row in rows]
+    whole = all(row.get("requests_sha256") for row in rows)
+    return {"runs_sha256": runs_sha256(plain), "tables_sha256": runs_sha256(rows) if whole else None}
+
+
+def runs_sha256(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hash of run rows without wall-clock times: equal results have equal hashes, in whatever order they were run."""
+    texts = sorted(canonical({k: v for k, v in row.items() if k not in WALL_CLOCK_KEYS}) for row in rows)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

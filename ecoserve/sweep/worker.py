@@ -1,13 +1,14 @@
-"""One run, in any process: find the run function, check its settings, call it, turn what it raises into an outcome.
+"""Run functions: those of each engine, and one run in any process, with what it raises as an outcome.
 
-A run function takes one argument, its settings, and returns a :class:`~ecoserve.serving.runs.RunResult`. If the
-argument is annotated with a pydantic model, the settings are checked against it.
+A run function takes its settings (checked if annotated with a pydantic model) and returns a
+:class:`~ecoserve.serving.runs.RunResult`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import time
 import traceback
 import typing
@@ -20,7 +21,44 @@ from pydantic import BaseModel
 
 from ecoserve.errors import ConfigError, EcoServeError
 from ecoserve.options import checked
+from ecoserve.serving.client_run import ClientRunSettings, run_client
+from ecoserve.serving.engine_run import EngineRunSettings
 from ecoserve.serving.runs import RunResult
+from ecoserve.serving.simulate.settings import SimulateSettings
+from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.summary import Engine
+
+#: The run function of each engine.
+FUNCTIONS: Final[dict[Engine, str]] = {
+    "virtual": "ecoserve.serving.simulate.run:simulate",
+    "in-process": "ecoserve.serving.engine_run:run_engine",
+    "url": "ecoserve.sweep.worker:at_url",
+}
+_MODELS: Final[dict[str, type[BaseModel]]] = {
+    FUNCTIONS["virtual"]: SimulateSettings,
+    FUNCTIONS["in-process"]: EngineRunSettings,
+    FUNCTIONS["url"]: ClientRunSettings,
+}
+#: Environment variable with the servers' key; a plan, and so a result folder, never holds it.
+API_KEY: Final = "VLLM_API_KEY"
+
+
+def settings_model(function: str) -> type[BaseModel] | None:
+    """The settings of a run function of ours; None for others, which are not imported for that."""
+    return _MODELS.get(function)
+
+
+def takes(function: str, setting: str) -> bool:
+    """Whether a run function has a setting; others than ours are given everything."""
+    model = settings_model(function)
+    return model is None or setting in model.model_fields
+
+
+def at_url(settings: ClientRunSettings) -> RunResult:
+    """One run at a server, with the key of the environment."""
+    key: dict[str, Any] = {"api_key": os.environ.get(API_KEY)}
+    return run_client(settings.model_copy(update=key))
+
 
 #: The error of a run whose process is gone.
 DIED: Final = "its process died (killed, or out of memory)"
@@ -34,6 +72,10 @@ class Outcome:
     error: str = ""
     details: str = ""
     wall_s: float = 0.0
+
+
+#: Called with a run and its outcome; it may add further runs to the queue.
+Record = Callable[[PlannedRun, Outcome], None]
 
 
 def perform(function: str, settings: Mapping[str, Any]) -> Outcome:
@@ -52,16 +94,13 @@ def perform(function: str, settings: Mapping[str, Any]) -> Outcome:
 
 
 def in_a_line(error: BaseException) -> str:
-    """An exception's class and message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @lru_cache(maxsize=8)
 def find_function(name: str) -> tuple[Callable[[Any], RunResult], type[BaseModel] | None]:
-    """The function behind ``module:name`` and the pydantic model of its first argument, if it has one.
-
-    Raises:
-        ConfigError: if there is no such function.
+    """The function behind ``module:name`` and the pydantic model of its first argument, if any; else raises
+    ConfigError.
     """
     module_name, _, attribute = name.partition(":")
     try:

@@ -11,7 +11,7 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.client_run import ClientRunSettings
 from ecoserve.serving.engine_run import EngineRunSettings
 from ecoserve.serving.simulate.settings import SimulateSettings
-from ecoserve.sweep import engines
+from ecoserve.sweep import worker
 from ecoserve.sweep.execute import execute
 from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
@@ -123,7 +123,7 @@ def test_servers_are_named_by_policy(tmp_path, monkeypatch):
     for run in runs:
         ClientRunSettings.model_validate(run.settings)
     asked = []
-    monkeypatch.setattr(engines, "run_client", asked.append)
+    monkeypatch.setattr(worker, "run_client", asked.append)
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     call, model = find_function(plan.run)
     assert model is ClientRunSettings

@@ -141,7 +141,7 @@ def test_missing_plan(tmp_path):
 
 
 def test_blind_policies_of_the_design_are_blind():
-    assert {"vllm", "vllm-watermark", "vllm-2024"} <= LENGTH_BLIND
+    assert {"vllm", "vllm-watermark", "orca"} <= LENGTH_BLIND
     assert not {"ecoserve", "vllm-priority", "ecoserve-paper"} & LENGTH_BLIND
 
 

@@ -20,7 +20,7 @@ from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.report import render, write_report
-from ecoserve.sweep.reporting.details import Details
+from ecoserve.sweep.reporting.report_data import Details
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, PredictorRow, Summary, TraceInfo
 

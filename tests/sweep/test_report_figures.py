@@ -11,14 +11,16 @@ from ecoserve.errors import InputError
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.report import SECTIONS
 from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
-from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.kv_figures import kv_figure, underprediction_figure
-from ecoserve.sweep.reporting.map_figures import accuracy_map, knob_map
-from ecoserve.sweep.reporting.metrics import NORMALIZED, THROUGHPUT
-from ecoserve.sweep.reporting.rate_figures import front
-from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.request_figures import calibration_figure, fairness_figure
-from ecoserve.sweep.reporting.slo_figure import scale_figure, slowdowns
+from ecoserve.sweep.reporting.comparison_figures import accuracy_map, knob_map
+from ecoserve.sweep.reporting.rate_figures import front, scale_figure, slowdowns
+from ecoserve.sweep.reporting.report_data import Details, ReportData
+from ecoserve.sweep.reporting.request_figures import (
+    calibration_figure,
+    fairness_figure,
+    kv_figure,
+    underprediction_figure,
+)
+from ecoserve.sweep.reporting.settings import NORMALIZED, THROUGHPUT
 from ecoserve.sweep.reporting.tables import search_table
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, RunRow, SearchRow, Summary

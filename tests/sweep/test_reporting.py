@@ -12,16 +12,14 @@ from ecoserve.pages import Cell
 from ecoserve.serving.runs import EngineTotals, RunResult
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figure
-from ecoserve.sweep.reporting.answer import TILES, headline
-from ecoserve.sweep.reporting.metrics import JCT, NORMALIZED, PREEMPTIONS, write_comparison
-from ecoserve.sweep.reporting.pressure_figure import pressure_figure
+from ecoserve.sweep.reporting.comparison_figures import pressure_figure
 from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.settings import Load
-from ecoserve.sweep.reporting.statements import STATEMENTS
+from ecoserve.sweep.reporting.settings import JCT, NORMALIZED, PREEMPTIONS, Load, write_comparison
+from ecoserve.sweep.reporting.statements import STATEMENTS, TILES, headline
 from ecoserve.sweep.reporting.tables import predictor_table, settings_table
-from ecoserve.sweep.rows import run_row
 from ecoserve.sweep.statistics import paired
 from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, Summary
+from ecoserve.sweep.tables import run_row
 
 #: Latency of vLLM by seed: seeds differ far more than settings do.
 BASE = {0: 100.0, 1: 150.0, 2: 200.0}

@@ -18,11 +18,10 @@ from ecoserve.deprecations import SUMMARY_KEYS
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 from ecoserve.sweep import results, summary
-from ecoserve.sweep.environment import describe_run
-from ecoserve.sweep.identity import PlannedRun
+from ecoserve.sweep.identity import PlannedRun, describe_run
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.rows import prediction_accuracy, run_row, runs_sha256
 from ecoserve.sweep.summary import Meta, RunRow, Summary
+from ecoserve.sweep.tables import prediction_accuracy, run_row, runs_sha256
 
 ROOT = Path(__file__).parents[2]
 METRICS = {"rows": 10, "mae_tokens": 46.2, "within_50": 0.67, "kendall_tau": 0.62, "notes_of_another_version": "kept"}

@@ -19,8 +19,7 @@ from ecoserve.sweep.expansion import expand
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.plan import SweepPlan
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.search import Search, SearchPlan
-from ecoserve.sweep.searches import Searches
+from ecoserve.sweep.search import Search, Searches, SearchPlan
 from ecoserve.sweep.summary import Meta
 
 LATENCY = {"metric": "normalized_latency_mean_ms", "at_most": 60.0}

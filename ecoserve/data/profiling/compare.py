@@ -1,37 +1,171 @@
 """Two traces side by side: would a predictor trained on A serve B?
 
-A predictor reads prompts, so another mix of prompts alone does not harm it; other lengths for the same prompts do. The
-same prompts on both sides are the best evidence: if the same ones stay long (tau near that of two answers in A), the
-scale can be recalibrated. Without them, a change of scale and spread of log lengths is a reason to recalibrate; a
-change of shape, or prompts of lengths or in languages that A hardly has, a reason to retrain. This is evidence from
-lengths alone; the proof is ``ecoserve evaluate-predictor`` on B.
+A predictor reads prompts, so another mix of prompts alone does not harm it; other lengths for the same prompts do. If
+the same prompts stay long on both sides, the scale can be recalibrated; without shared prompts, a change of scale and
+spread of log lengths is a reason to recalibrate, a change of shape or prompts of a new kind a reason to retrain.
+Distances are computed from counts of distinct lengths; the bootstrap draws counts (multinomial) of as many answers as
+would be independent (design effect).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.laws import Histogram, KaplanMeier
-from ecoserve.data.profiling import distances
-from ecoserve.data.profiling.across_models import MOST_MODELS, compare_pair, prompt_means
-from ecoserve.data.profiling.comparison_model import Comparison, GroupChange, SharedPrompts
-from ecoserve.data.profiling.comparison_words import judge, say
-from ecoserve.data.profiling.curves import in_bins, log_edges, rounded
-from ecoserve.data.profiling.drift import mix_and_within
-from ecoserve.data.profiling.groupings import joint_groupings
+from ecoserve.data.profiling.comparison import Comparison, GroupChange, QuantileChange, SharedPrompts, judge, say
 from ecoserve.data.profiling.model import Curve, Grouping
-from ecoserve.data.profiling.profile import describe_source
-from ecoserve.data.profiling.same_prompt import FEWEST_SETS, answer_sets, by_others
-from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
+from ecoserve.data.profiling.over_time import mix_and_within
+from ecoserve.data.profiling.profile import describe_source, in_bins, log_edges, rounded
+from ecoserve.data.profiling.same_prompt import (
+    FEWEST_SETS,
+    MOST_MODELS,
+    answer_sets,
+    by_others,
+    compare_pair,
+    prompt_means,
+)
+from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, joint_groupings, summarise
 from ecoserve.data.profiling.table import TraceTable, read_table
 from ecoserve.data.records import Trace
 from ecoserve.data.streaming import TraceStream
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+DRAWS: Final = 400
+_COMPARED: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+_MOST_LENGTHS_DRAWN: Final = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two sets of lengths on one support: ``lengths`` (tokens, ascending) and the counts ``a``, ``b``, all of shape
+    ``[k]``.
+
+    ``effect_a``, ``effect_b`` are design effects: answers count as n / effect independent ones.
+    """
+
+    lengths: Ints
+    a: Ints
+    b: Ints
+    effect_a: float
+    effect_b: float
+
+    @classmethod
+    def of(cls, a: Histogram, b: Histogram, effect_a: float, effect_b: float) -> Pair:
+        """Put two counts on one support."""
+        lengths = np.union1d(a.lengths, b.lengths)
+        sides = []
+        for side in (a, b):
+            counts = np.zeros(len(lengths), dtype=np.int64)
+            counts[np.searchsorted(lengths, side.lengths)] = side.ended + side.cut
+            sides.append(counts)
+        return cls(lengths.astype(np.int64), sides[0], sides[1], effect_a, effect_b)
+
+    @property
+    def independent(self) -> tuple[float, float]:
+        """Answers of each side that would be independent."""
+        return float(self.a.sum()) / self.effect_a, float(self.b.sum()) / self.effect_b
+
+    def drawn(self, seed: int) -> tuple[Ints, Ints, Ints]:
+        """Lengths (shape ``[k]``) and bootstrap counts of both sides (shape ``[DRAWS, k]``)."""
+        small = self._rounded() if len(self.lengths) > _MOST_LENGTHS_DRAWN else self
+        rng = np.random.default_rng(seed)
+        sides = [
+            rng.multinomial(max(1, round(n)), counts / counts.sum(), size=DRAWS)
+            for counts, n in zip((small.a, small.b), self.independent, strict=True)
+        ]
+        return small.lengths, sides[0], sides[1]
+
+    def _rounded(self) -> Pair:
+        step = 10.0 ** np.maximum(np.floor(np.log10(np.maximum(self.lengths, 1))) - 2, 0)
+        rounded, place = np.unique(np.round(self.lengths / step) * step, return_inverse=True)
+        a, b = (np.bincount(place, weights=side).astype(np.int64) for side in (self.a, self.b))
+        return Pair(rounded.astype(np.int64), a, b, self.effect_a, self.effect_b)
+
+
+def ks(pair: Pair, seed: int) -> tuple[float, float, float]:
+    _, a, b = pair.drawn(seed)
+    found = float(_ks(pair.a[None, :], pair.b[None, :])[0])
+    high = float(np.quantile(_ks(a, b), 0.975))
+    # Drawn distances are biased upwards; that is taken off the lower end, and left on the upper one to be safe.
+    return found, max(0.0, 2.0 * found - high), max(found, high)
+
+
+def _ks(a: Ints, b: Ints) -> Floats:
+    upto_a, upto_b = (np.cumsum(side, axis=1) / side.sum(axis=1, keepdims=True) for side in (a, b))
+    return np.asarray(np.abs(upto_a - upto_b).max(axis=1))
+
+
+def ks_chance(pair: Pair, distance: float) -> tuple[float, float]:
+    """The distance that equal traffic exceeds one time in 20, and how often it gives ``distance`` (Kolmogorov)."""
+    from scipy.stats import kstwobign
+
+    n_a, n_b = pair.independent
+    root = math.sqrt(n_a * n_b / (n_a + n_b))
+    return float(kstwobign.isf(0.05)) / root, float(kstwobign.sf(distance * root))
+
+
+def quantile_changes(pair: Pair, seed: int) -> list[QuantileChange]:
+    """Each of :data:`_COMPARED` on both sides, with the 95 % interval of b - a."""
+    lengths, drawn_a, drawn_b = pair.drawn(seed)
+    found = []
+    for q in _COMPARED:
+        a, b = (int(_quantile(pair.lengths, side[None, :], q)[0]) for side in (pair.a, pair.b))
+        difference = _quantile(lengths, drawn_b, q) - _quantile(lengths, drawn_a, q)
+        low, high = np.quantile(difference, (0.025, 0.975)).tolist()
+        found.append(QuantileChange(q=q, a=a, b=b, difference=b - a, low=low, high=high, ratio=b / a))
+    return found
+
+
+def _quantile(lengths: npt.NDArray[Any], counts: Ints, q: float) -> npt.NDArray[Any]:
+    """Quantile ``q`` of each row of ``counts``, shape ``[draws, k]``, of ``lengths``, ``[k]``."""
+    upto = np.cumsum(counts, axis=1)
+    reached = upto >= np.ceil(q * upto[:, -1:] - 1e-9)
+    return np.asarray(lengths[reached.argmax(axis=1)])
+
+
+def psi(pair: Pair) -> float:
+    """Population stability index over the ten tenths of A (fewer where lengths are equal)."""
+    upto = np.cumsum(pair.a) / pair.a.sum()
+    edges = np.unique(np.searchsorted(upto, np.linspace(0.1, 0.9, 9), side="left"))
+    tenth = np.searchsorted(edges, np.arange(len(pair.lengths)), side="left")
+    shares = []
+    for side in (pair.a, pair.b):
+        counts = np.bincount(tenth, weights=side, minlength=len(edges) + 1)
+        # Half an answer in every tenth: an empty one would make the index infinite.
+        shares.append((counts + 0.5) / (counts + 0.5).sum())
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+
+
+def wasserstein_log(pair: Pair) -> float:
+    difference = np.cumsum(pair.a) / pair.a.sum() - np.cumsum(pair.b) / pair.b.sum()
+    return float(np.abs(difference[:-1]) @ np.diff(np.log(pair.lengths)))
+
+
+def stretch(pair: Pair) -> tuple[float, float, float]:
+    """Scale and power that stretch A to B, by median and interquartile range of log lengths; and the KS left."""
+    logs = np.log(pair.lengths)
+    middle, width = [], []
+    for side in (pair.a, pair.b):
+        low, at, high = (float(_quantile(logs, side[None, :], q)[0]) for q in (0.25, 0.5, 0.75))
+        middle.append(at)
+        width.append(high - low)
+    power = width[1] / width[0] if width[0] > 0 and width[1] > 0 else 1.0
+    shift = middle[1] - power * middle[0]
+    moved = power * logs + shift
+    # Compared at B's lengths, half a token up, because stretched lengths are not whole.
+    at = np.log(pair.lengths + 0.5)
+    above_a = np.concatenate(([0], np.cumsum(pair.a)))[np.searchsorted(moved, at, side="right")] / pair.a.sum()
+    left = np.abs(above_a - np.cumsum(pair.b) / pair.b.sum())
+    return math.exp(shift), power, float(left[pair.b > 0].max())
+
 
 #: A language that has less of A's prompts is new to a predictor trained there.
 _RARE: Final = 0.01
@@ -43,26 +177,20 @@ _POINTS: Final = 120
 def compare_traces(
     a: Trace | TraceStream | TraceTable, b: Trace | TraceStream | TraceTable, *, seed: int = 0
 ) -> Comparison:
-    """Compare the response lengths of two traces.
+    """Compare the response lengths of ``a``, a predictor's training trace, and ``b``, the trace it would serve.
 
-    Args:
-        a: the training trace of a predictor; a trace, a stream (read to its end), or a table.
-        b: the trace it would serve.
-        seed: of samples and bootstraps.
-
-    Raises:
-        TraceError: if one has no record with a response length.
+    Streams are read to their end. Raises TraceError if a trace has no record with a response length.
     """
     tables = [x if isinstance(x, TraceTable) else read_table(x, seed=seed) for x in (a, b)]
     conversations, effects = zip(*(conversations_of(t) for t in tables), strict=True)
     counts = [count(t.response, t.censored) for t in tables]
-    pair = distances.Pair.of(counts[0], counts[1], effects[0], effects[1])
-    distance, low, high = distances.ks(pair, seed)
-    by_chance, p = distances.ks_chance(pair, distance)
+    pair = Pair.of(counts[0], counts[1], effects[0], effects[1])
+    distance, low, high = ks(pair, seed)
+    by_chance, p = ks_chance(pair, distance)
     one, two = (t.thinned(MOST_ROWS) for t in tables)
     logs = [np.log(np.maximum(t.response, 1)) for t in (one, two)]
     mix, within = mix_and_within(_kinds(one), logs[0], _kinds(two), logs[1])
-    scale, power, left = distances.stretch(pair)
+    scale, power, left = stretch(pair)
     shared, points = _shared(one, two, seed)
     longest = max(int(pair.lengths[-1]), 2)
     edges = log_edges(int(pair.lengths[0]), longest, _BINS)
@@ -79,9 +207,9 @@ def compare_traces(
         ks_high=high,
         ks_by_chance=by_chance,
         ks_p=p,
-        psi=distances.psi(pair),
-        wasserstein_log=distances.wasserstein_log(pair),
-        quantiles=distances.quantile_changes(pair, seed),
+        psi=psi(pair),
+        wasserstein_log=wasserstein_log(pair),
+        quantiles=quantile_changes(pair, seed),
         shift_log=float(logs[1].mean() - logs[0].mean()),
         mix_log=mix,
         within_log=within,
@@ -167,7 +295,6 @@ def _new_languages(one: TraceTable, two: TraceTable) -> float | None:
 
 
 def _groups(joint: list[tuple[Sequence[str], Grouping, Grouping]]) -> list[GroupChange]:
-    """The groups of both sides by name."""
     found = []
     for names, a, b in joint:
         sides = [{g.name: g for g in side.groups} for side in (a, b)]

@@ -1,8 +1,7 @@
-"""Languages of a sample of prompts.
+"""Languages of a sample of prompts, by py3langid, after code, addresses and markup have been removed.
 
-Recognised by py3langid, whose model comes with the package, after code, addresses and markup have been removed. A text
-of fewer than 20 letters (5 in scripts that write a word in one or two characters) or a confidence below 0.7 is
-``unclear``: two words are no evidence, and "continue" is English and French.
+A text of fewer than 20 letters (5 in scripts that write a word in one or two characters) or a confidence below 0.7 is
+``unclear``.
 """
 
 from __future__ import annotations
@@ -32,12 +31,8 @@ _CODE_LINE: Final = re.compile(r"[{};=<>\\|]|\w\(|^\s*(?:#|//|def |import |from 
 
 @dataclass(frozen=True, slots=True)
 class LanguageSample:
-    """Languages of some rows.
-
-    Attributes:
-        rows: shape ``[k]``, ascending.
-        codes: shape ``[k]``, index into ``names``.
-        names: ISO 639 codes as py3langid gives them, and ``unclear``.
+    """Languages of some rows: ``rows`` (ascending) and ``codes`` (indices into ``names``, ISO 639), both of shape
+    ``[k]``.
     """
 
     rows: npt.NDArray[np.int64]
@@ -46,7 +41,6 @@ class LanguageSample:
 
 
 def recognise(rows: npt.NDArray[np.int64], prompts: Sequence[str]) -> LanguageSample:
-    """The languages of ``prompts``, which stand in ``rows`` of the table."""
     found = [language(prompt) for prompt in prompts]
     names = tuple(dict.fromkeys(found))
     index = {name: i for i, name in enumerate(names)}
@@ -54,7 +48,6 @@ def recognise(rows: npt.NDArray[np.int64], prompts: Sequence[str]) -> LanguageSa
 
 
 def language(text: str) -> str:
-    """The ISO 639 code of a text's language, or ``unclear``."""
     words = prose(text)
     letters = sum(c.isalpha() for c in words)
     dense = len(_DENSE.findall(words))
@@ -69,12 +62,9 @@ def prose(text: str) -> str:
     """``text`` without code, addresses and markup."""
     plain = _NO_LANGUAGE.sub(" ", text)
     lines = plain.splitlines()
-    return " ".join(line for line in lines if len(lines) == 1 or not _looks_like_code(line))
-
-
-def _looks_like_code(line: str) -> bool:
-    marks = len(_CODE_LINE.findall(line))
-    return marks >= 2 or (marks >= 1 and len(line.split()) <= 3)
+    # A line is code by two marks, a line of up to three words by one.
+    code = [len(_CODE_LINE.findall(line)) >= (2 if len(line.split()) > 3 else 1) for line in lines]
+    return " ".join(line for line, marked in zip(lines, code, strict=True) if len(lines) == 1 or not marked)
 
 
 @cache

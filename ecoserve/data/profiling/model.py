@@ -1,7 +1,6 @@
 """The shape of ``profile.json``: the one definition of every key, its unit and its meaning.
 
-``Profile.model_json_schema()`` is the JSON Schema. A key is never renamed or given another meaning without a new
-:data:`SCHEMA_VERSION`; new keys may appear within a version.
+A key is never renamed or given another meaning without a new :data:`SCHEMA_VERSION`; new keys may appear within one.
 """
 
 from __future__ import annotations

@@ -1,27 +1,131 @@
-"""From a trace to its profile."""
+"""From a trace to its profile, and to the curves of its plots."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from ecoserve.data.profiling.across_models import across_models
-from ecoserve.data.profiling.arriving import arrivals
-from ecoserve.data.profiling.curves import curves
-from ecoserve.data.profiling.drift import drift
-from ecoserve.data.profiling.groupings import all_groupings
-from ecoserve.data.profiling.guesses import Predictions, guess_by_band, orderings, predicted, prompt_length
-from ecoserve.data.profiling.model import Profile, SamePrompt, Source
-from ecoserve.data.profiling.reservation import waste
-from ecoserve.data.profiling.same_prompt import FEWEST_SETS, AnswerSets, answer_sets, by_others, same_prompt
+from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier
+from ecoserve.data.profiling.model import Curve, Curves, Profile, SamePrompt, Source
+from ecoserve.data.profiling.over_time import arrivals, drift
+from ecoserve.data.profiling.same_prompt import (
+    FEWEST_SETS,
+    AnswerSets,
+    ByOthers,
+    across_models,
+    answer_sets,
+    by_others,
+    same_prompt,
+    variation,
+)
 from ecoserve.data.profiling.statements import notes, say
-from ecoserve.data.profiling.summaries import MOST_ROWS, conversations_of, count, summarise
+from ecoserve.data.profiling.summaries import MOST_ROWS, all_groupings, conversations_of, count, summarise
 from ecoserve.data.profiling.table import TraceTable, cap_of, read_table
 from ecoserve.data.profiling.tails import tail
+from ecoserve.data.profiling.worth import Predictions, guess_by_band, orderings, predicted, prompt_length, waste
 from ecoserve.data.records import Trace
 from ecoserve.data.streaming import TraceStream
 from ecoserve.errors import TraceError
+
+_BINS: Final = 48
+_POINTS: Final = 120
+_DENSITY_BINS: Final = 32
+#: Laws drawn beside the observed lengths.
+_LAWS: Final = 4
+#: Upper ends (tokens) at which errors are counted.
+_ERRORS: Final = np.unique(np.round(np.geomspace(1, 2000, 60)).astype(int))
+_SPREAD: Final = np.linspace(0.0, 2.0, 41)
+
+SEEN: Final = "seen"
+
+
+def curves(
+    table: TraceTable,
+    counts: Histogram,
+    laws: Sequence[FittedLaw],
+    answers: AnswerSets | None,
+    others: ByOthers | None,
+    predictions: Predictions | None,
+    rate: tuple[list[float], list[float]],
+) -> Curves:
+    edges = log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _BINS)
+    at = log_edges(int(counts.lengths[0]), int(counts.lengths[-1]), _POINTS)[1:]
+    seen = KaplanMeier.of(counts)
+    # Beyond its reach the estimate rests on a handful of answers.
+    known = at[at <= seen.reach]
+    survival = [Curve(name=SEEN, x=rounded(known), y=rounded(seen.survival_at(known)))]
+    survival += [Curve(name=fit.law.name, x=rounded(at), y=rounded(fit.law.survival_at(at))) for fit in laws[:_LAWS]]
+    prompt_edges, response_edges, density = _density(table)
+    return Curves(
+        histogram_edges=edges.tolist(),
+        histogram_ended=in_bins(counts.lengths, counts.ended, edges),
+        histogram_cut=in_bins(counts.lengths, counts.cut, edges),
+        survival=survival,
+        density_prompt_edges=prompt_edges,
+        density_response_edges=response_edges,
+        density=density,
+        errors=_errors(table, others, predictions),
+        spread_edges=rounded(_SPREAD) if answers is not None else [],
+        spread=np.histogram(np.minimum(variation(answers), _SPREAD[-1]), _SPREAD)[0].tolist() if answers else [],
+        rate_s=rate[0],
+        rate_rps=rate[1],
+    )
+
+
+def log_edges(shortest: int, longest: int, bins: int) -> npt.NDArray[np.int64]:
+    """At most ``bins`` bins of equal width in log, on whole numbers: bin k holds edges[k] + 1 to edges[k + 1]."""
+    inner = np.round(np.geomspace(max(1, shortest), max(2, longest), bins + 1)).astype(np.int64)
+    return np.unique(np.concatenate(([max(0, shortest - 1)], inner[1:-1], [max(1, longest)])))
+
+
+def in_bins(lengths: npt.NDArray[Any], weights: npt.NDArray[Any], edges: npt.NDArray[np.int64]) -> list[int]:
+    """How many of the counted lengths fall into each bin."""
+    total = np.concatenate(([0], np.cumsum(weights)))[np.searchsorted(lengths, edges, side="right")]
+    return [int(n) for n in np.diff(total)]
+
+
+def _density(table: TraceTable) -> tuple[list[int], list[int], list[list[int]]]:
+    known = np.flatnonzero(table.prompt > 0)
+    if len(known) < 2:
+        return [], [], []
+    prompt, response = table.prompt[known], table.response[known]
+    a = log_edges(int(prompt.min()), int(prompt.max()), _DENSITY_BINS)
+    b = log_edges(int(response.min()), int(response.max()), _DENSITY_BINS)
+    i, j = np.searchsorted(a, prompt, side="left") - 1, np.searchsorted(b, response, side="left") - 1
+    cell = np.bincount(np.maximum(i, 0) * (len(b) - 1) + np.maximum(j, 0), minlength=(len(a) - 1) * (len(b) - 1))
+    return a.tolist(), b.tolist(), cell.reshape(len(a) - 1, len(b) - 1).tolist()
+
+
+def _errors(table: TraceTable, others: ByOthers | None, predictions: Predictions | None) -> list[Curve]:
+    found: list[tuple[str, npt.NDArray[Any]]] = []
+    true: npt.NDArray[Any] | None = None
+    if others is not None:
+        true = others.true
+        found.append(("one other answer to the prompt", np.abs(others.one - true)))
+        if others.several.any():
+            found.append(("mean of the other answers", np.abs(others.mean - true)[others.several]))
+    if predictions is not None:
+        response = table.response[predictions.rows]
+        found.append(("predictor", np.abs(predictions.quantiles[0.5] - response)))
+        true = response if true is None else true
+    if true is None:
+        return []
+    found.insert(0, ("always the median", np.abs(true - np.median(true))))
+    return [Curve(name=name, x=rounded(_ERRORS), y=error_curve(errors, _ERRORS)) for name, errors in found]
+
+
+def error_curve(errors: npt.NDArray[Any], at: npt.NDArray[Any]) -> list[float | None]:
+    """Share of ``errors`` (shape ``[n]``) that do not exceed each of ``at``."""
+    return [float(v) for v in np.searchsorted(np.sort(errors), at, side="right") / max(1, len(errors))]
+
+
+def rounded(values: npt.ArrayLike) -> list[float]:
+    """Plain numbers to six significant digits, so that a result file stays small."""
+    return [float(f"{v:.6g}") for v in np.asarray(values, dtype=np.float64).tolist()]
 
 
 def profile_trace(
@@ -31,16 +135,10 @@ def profile_trace(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Profile:
-    """Profile the response lengths of a trace.
+    """Profile the response lengths of a trace, of a stream (read once, to its end), or of a table.
 
-    Args:
-        source: a trace, a stream of one (read once, to its end), or the table that :func:`read_table` made of it.
-        predictions: a predictor's predictions for some of the table's rows.
-        max_tokens: the most tokens a request allows; it replaces the trace's own.
-        seed: of samples and bootstraps; the same seed gives the same profile.
-
-    Raises:
-        TraceError: if there is no record with a response length, or ``max_tokens`` is below 1.
+    ``predictions`` are for rows of the table; ``max_tokens`` replaces the trace's own. The same seed gives the same
+    profile. Raises TraceError if there is no record with a response length, or ``max_tokens`` is below 1.
     """
     if max_tokens is not None and max_tokens < 1:
         raise TraceError(f"max_tokens of {max_tokens} leaves no room for an answer", fix="give 1 or more")

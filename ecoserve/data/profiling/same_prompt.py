@@ -1,26 +1,29 @@
-"""Several answers to one prompt: how much of the length the prompt decides, which bounds any predictor.
+"""Answers of one or several models to the same prompts: how much of the length the prompt decides.
 
 A set is one model's answers to one prompt (its whole context): rows with equal prompt and model; a single such row with
-its own further samples, of which only the row's length is a target. At most :data:`MOST` answers of a set count.
+its own further samples, of which only the row's length is a target.
 
 * Share that the prompt explains: the intraclass correlation of one-way random effects, ICC(1), from the mean squares
-  between and within sets of unequal size (Donner 1986). A predictor that sees the prompt only cannot have a higher R
-  squared. Interval: bootstrap over prompts.
-* Noise floor: a target predicted by one other answer of its set (each in turn; tau: a random one), and by the mean of
-  all others. The smallest expected error, if a set's answers are exchangeable, lies between a set's deviation from its
-  own median (too small on average) and the error of the others' mean or median.
+  between and within sets of unequal size (Donner 1986); it bounds the R squared of a predictor. Interval: bootstrap
+  over prompts.
+* Noise floor: a target predicted by one other answer of its set, and by the mean of all others. The smallest expected
+  error lies between a set's deviation from its own median and the error of the others' mean or median.
+* Across models: a model's length for a prompt is the geometric mean of its answers. Shares of the prompt, the model and
+  the rest are those of the two-way layout on log length (Searle, Casella and McCulloch 1992, method of moments).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.data.profiling.accuracy import measure, tau
-from ecoserve.data.profiling.model import NoiseFloor, SamePrompt
+from ecoserve.accuracy import kendall_tau, point_accuracy
+from ecoserve.data.profiling.model import AcrossModels, ModelPair, NoiseFloor, SamePrompt
+from ecoserve.data.profiling.summaries import Z95
 from ecoserve.data.profiling.table import TraceTable
 
 Floats = npt.NDArray[np.float64]
@@ -30,22 +33,33 @@ Ints = npt.NDArray[np.int64]
 FEWEST_SETS: Final = 10
 #: Answers of a set that count.
 MOST: Final = 16
+#: Pairs that Kendall's tau is taken of, at most.
+MOST_PAIRS: Final = 200_000
 _DRAWS: Final = 400
 #: Sets are put into this many random blocks, which the bootstrap draws.
 _BLOCKS: Final = 2000
 
 
+def measure(guess: npt.ArrayLike, true: npt.ArrayLike, seed: int) -> NoiseFloor:
+    """The accuracy of ``guess`` against ``true`` (both shape ``[n]``, tokens, n >= 1)."""
+    order = tau(np.asarray(guess, dtype=np.float64), np.asarray(true, dtype=np.float64), seed)
+    return NoiseFloor(targets=np.size(true), kendall_tau=order, **point_accuracy(guess, true))
+
+
+def tau(a: npt.NDArray[Any], b: npt.NDArray[Any], seed: int) -> float:
+    """Kendall's tau-b of two arrays (shape ``[n]``), of a seeded sample if they are long; 0 where it is not defined."""
+    if len(a) > MOST_PAIRS:
+        chosen = np.random.default_rng(seed).choice(len(a), MOST_PAIRS, replace=False)
+        a, b = a[chosen], b[chosen]
+    return kendall_tau(a, b) or 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerSets:
-    """Answers by set.
+    """Answers by set: m answers in k sets.
 
-    Attributes:
-        sets: shape ``[m]``, number of the set, ascending, 0 to k - 1.
-        lengths: shape ``[m]``, tokens.
-        rows: shape ``[m]``, the answer's row in the table; -1 for a row's further samples, which are no targets.
-        model: shape ``[k]``, the set's model, as in the table.
-        prompt_hash: shape ``[k]``.
-        censored_share: of the answers that are rows of the trace.
+    ``sets`` (shape ``[m]``, ascending, 0 to k - 1), ``lengths`` (``[m]``, tokens), ``rows`` (``[m]``: the answer's row
+    in the table; -1 for further samples, which are no targets), ``model`` and ``prompt_hash`` (``[k]``).
     """
 
     sets: Ints
@@ -66,7 +80,6 @@ class AnswerSets:
         return np.bincount(self.sets, minlength=len(self.model))
 
     def of_model(self, model: int) -> AnswerSets:
-        """The sets of one model."""
         chosen = self.model == model
         renumbered = np.cumsum(chosen) - 1
         here = chosen[self.sets]
@@ -114,7 +127,6 @@ def answer_sets(table: TraceTable, seed: int) -> AnswerSets | None:
 
 
 def _samples(table: TraceTable, rows: Ints, numbers: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
-    """The further samples of ``rows``, and the set of each."""
     counts = table.sample_count[rows].astype(np.int64)
     first = (np.cumsum(table.sample_count, dtype=np.int64) - table.sample_count)[rows]
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -149,12 +161,8 @@ def same_prompt(answers: AnswerSets, model: str | None, others: ByOthers, seed: 
         cv_p10=float(np.quantile(cv, 0.1)),
         cv_p90=float(np.quantile(cv, 0.9)),
         sd_log_within=within_log**0.5,
-        icc=plain[0],
-        icc_low=plain[1],
-        icc_high=plain[2],
-        icc_log=logarithmic[0],
-        icc_log_low=logarithmic[1],
-        icc_log_high=logarithmic[2],
+        **dict(zip(("icc", "icc_low", "icc_high"), plain, strict=True)),
+        **dict(zip(("icc_log", "icc_log_low", "icc_log_high"), logarithmic, strict=True)),
         constant=constant,
         one_other=others.by_one,
         mean_of_others=others.by_mean,
@@ -206,13 +214,9 @@ def _icc(parts: Floats) -> Floats:
 class ByOthers:
     """Every target predicted by the other answers of its set.
 
-    Attributes:
-        by_one: by one other answer.
-        by_mean: by the mean of all others; ``None`` where there is never more than one.
-        by_median: mean error (tokens) of their median.
-        own_median: mean error (tokens) of the set's median, the target included.
-        true, one, mean: shape ``[t]``, each target's length, one other answer's, and the mean of all others.
-        several: shape ``[t]``, whether that mean is of more than one.
+    ``by_one``, ``by_mean`` (``None`` where there is never more than one other) and ``by_median`` (mean error, tokens):
+    by one other answer, by the mean and by the median of all others; ``own_median``: by the set's median. ``true``,
+    ``one``, ``mean``, ``several`` have shape ``[t]``; ``several``: whether the mean is of more than one answer.
     """
 
     by_one: NoiseFloor
@@ -226,7 +230,6 @@ class ByOthers:
 
 
 def by_others(answers: AnswerSets, seed: int) -> ByOthers:
-    """Every target predicted by the other answers of its set."""
     rng = np.random.default_rng(seed)
     sizes = answers.sizes
     begins = np.cumsum(sizes) - sizes
@@ -270,3 +273,92 @@ def by_others(answers: AnswerSets, seed: int) -> ByOthers:
         mean=mean,
         several=several,
     )
+
+
+MOST_MODELS: Final = 10
+FEWEST_PROMPTS: Final = 20
+
+
+def prompt_means(table: TraceTable) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], Floats]:
+    """Mean log length per prompt and model: hash, model, mean, each of shape ``[k]``, sorted by hash, then model."""
+    rows = np.flatnonzero(table.prompt_hash)
+    order = rows[np.lexsort((table.model[rows], table.prompt_hash[rows]))]
+    prompt, model = table.prompt_hash[order], table.model[order].astype(np.int64)
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(prompt) != 0) | (np.diff(model) != 0)
+    number = np.cumsum(new) - 1
+    sums = np.bincount(number, weights=np.log(np.maximum(table.response[order], 1)))
+    return prompt[new], model[new], sums / np.bincount(number)
+
+
+def across_models(table: TraceTable, seed: int) -> AcrossModels | None:
+    """Compare the models of a table; ``None`` where no two have enough prompts in common."""
+    if len(table.models) < 2:
+        return None
+    prompt, model, mean = prompt_means(table)
+    _, number, count = np.unique(prompt, return_inverse=True, return_counts=True)
+    shared = count[number] > 1
+    sizes = np.bincount(model[shared], minlength=len(table.models))
+    chosen = [int(m) for m in np.argsort(-sizes, kind="stable")[:MOST_MODELS] if sizes[m] >= FEWEST_PROMPTS]
+    if len(chosen) < 2:
+        return None
+    of = {m: (prompt[model == m], mean[model == m]) for m in chosen}
+    names = {m: table.models[m] or "not named" for m in chosen}
+    pairs = [
+        pair
+        for a, b in itertools.combinations(chosen, 2)
+        if (pair := compare_pair(names[a], *of[a], names[b], *of[b], seed)) is not None
+    ]
+    if not pairs:
+        return None
+    common = of[chosen[0]][0]
+    for m in chosen[1:]:
+        common = np.intersect1d(common, of[m][0], assume_unique=True)
+    shares = {}
+    if len(common) >= FEWEST_PROMPTS:
+        means = np.column_stack([of[m][1][np.searchsorted(of[m][0], common)] for m in chosen])
+        shares = dict(zip(("prompt_share", "model_share", "rest_share"), variance_shares(means), strict=True))
+    return AcrossModels(models=len(chosen), prompts=len(common), pairs=pairs, **shares)
+
+
+def compare_pair(
+    name_a: str,
+    prompts_a: npt.NDArray[np.uint64],
+    means_a: Floats,
+    name_b: str,
+    prompts_b: npt.NDArray[np.uint64],
+    means_b: Floats,
+    seed: int,
+) -> ModelPair | None:
+    """Two models on the prompts both answered (hashes ascending, mean log lengths); ``None`` for too few of them."""
+    _, here, there = np.intersect1d(prompts_a, prompts_b, assume_unique=True, return_indices=True)
+    if len(here) < FEWEST_PROMPTS:
+        return None
+    a, b = means_a[here], means_b[there]
+    difference = b - a
+    mean, sd = float(difference.mean()), float(difference.std(ddof=1))
+    away = Z95 * sd / len(here) ** 0.5
+    return ModelPair(
+        a=name_a,
+        b=name_b,
+        prompts=len(here),
+        ratio=float(np.exp(mean)),
+        ratio_low=float(np.exp(mean - away)),
+        ratio_high=float(np.exp(mean + away)),
+        sd_log_ratio=sd,
+        kendall_tau=tau(a, b, seed),
+    )
+
+
+def variance_shares(values: Floats) -> tuple[float, float, float]:
+    """Shares of the variance of ``values``, shape ``[prompts, models]``: of prompts, of models, and the rest."""
+    if np.ptp(values) == 0:
+        return 0.0, 0.0, 1.0
+    r, c = values.shape
+    rows, columns = values.mean(axis=1), values.mean(axis=0)
+    rest = values - rows[:, None] - columns[None, :] + values.mean()
+    mean_rest = float((rest**2).sum()) / ((r - 1) * (c - 1))
+    of_rows = max(0.0, (c * float(rows.var(ddof=1)) - mean_rest) / c)
+    of_columns = max(0.0, (r * float(columns.var(ddof=1)) - mean_rest) / r)
+    total = of_rows + of_columns + mean_rest
+    return of_rows / total, of_columns / total, mean_rest / total

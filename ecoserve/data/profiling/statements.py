@@ -1,16 +1,12 @@
-"""A profile in a few plain sentences, for readers who do not know the project, and the limits of its figures.
-
-A sentence says no more than the figures show. Whether predicting lengths pays is only said where there is evidence of
-how predictable they are.
-"""
+"""A profile in a few plain sentences, and the limits of its figures."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
 from ecoserve.data.profiling.model import Lengths, Profile, Reservation, Tail, Waste
-from ecoserve.data.profiling.reservation import find
-from ecoserve.pages.numbers import write, write_change
+from ecoserve.data.profiling.worth import find
+from ecoserve.pages.tables import write, write_change
 
 Worth = Literal["yes", "no", "perhaps", "unknown"]
 

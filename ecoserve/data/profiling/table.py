@@ -1,8 +1,7 @@
 """A trace as a compact table of NumPy columns, read in one pass.
 
-A record costs :data:`BYTES_PER_RECORD` bytes (and four for each other sample of its prompt), so ten million records are
-half a gigabyte. Texts are not kept: a prompt becomes a hash of its whole context, and the beginnings of a seeded sample
-of prompts are kept to recognise their languages.
+Texts are not kept: a prompt becomes a hash of its whole context, and the beginnings of a seeded sample of prompts are
+kept to recognise their languages.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,6 @@ _BATCH: Final = 4096
 _CHARACTERS: Final = 1000
 _LARGEST: Final = 2**31 - 1
 
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -48,24 +45,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class TraceTable:
-    """The columns, all of shape ``[n]`` unless said otherwise; -1 stands for a number that is not known.
+    """The columns, of shape ``[n]``; -1 stands for a number that is not known, NaN for an unknown arrival (s).
 
-    Attributes:
-        response: response length, tokens.
-        prompt: tokens of the whole context.
-        turn: turn within the conversation, 0-based.
-        model: index into ``models``.
-        split: index into ``splits``.
-        arrival: seconds on the trace's own clock; NaN where unknown.
-        censored: the answer was cut off.
-        max_tokens: most tokens the request allowed.
-        prompt_hash: of the whole context; 0 where there is no text.
-        conversation: hash of the conversation's name.
-        sample_count: how many other samples of the same prompt the record has.
-        samples: shape ``[sample_count.sum()]``: those samples' lengths, in the order of the records.
-        models, splits: the names; ``None`` for records without one.
-        origin: the trace.
-        languages: languages of a sample of prompts.
+    ``prompt`` and ``prompt_hash`` are of the whole context (hash 0 without text); ``turn`` is 0-based; ``model`` and
+    ``split`` index ``models`` and ``splits``; ``samples`` has the lengths of the ``sample_count`` other samples of each
+    record's prompt, in the order of the records.
     """
 
     response: npt.NDArray[np.int32]
@@ -89,10 +73,8 @@ class TraceTable:
         return len(self.response)
 
     def thinned(self, most: int) -> TraceTable:
-        """About ``most`` of the rows, if there are more: all answers to some of the prompts.
-
-        Rows are chosen by the hash of their prompt (of their conversation where there is no text), so that answers to
-        one prompt stay together, and two thinned tables have their prompts in common.
+        """About ``most`` of the rows, if there are more: all answers to some of the prompts (of the conversations,
+        without text).
         """
         if len(self) <= most:
             return self
@@ -114,19 +96,11 @@ class TraceTable:
         return sum(int(getattr(self, name).nbytes) for name in [*_COLUMNS, "samples"])
 
 
-#: Column -> its type and how it is read from a record; codes are filled in by the builder.
+#: Column of a record -> its NumPy type.
 _COLUMNS: Final[dict[str, Any]] = {
-    "response": np.int32,
-    "prompt": np.int32,
-    "turn": np.uint16,
-    "model": np.uint16,
-    "split": np.uint16,
-    "arrival": np.float64,
-    "censored": np.bool_,
-    "max_tokens": np.int32,
-    "prompt_hash": np.uint64,
-    "conversation": np.uint64,
-    "sample_count": np.uint16,
+    name: get_args(get_args(kind)[1])[0]
+    for name, kind in get_type_hints(TraceTable).items()
+    if get_origin(kind) is np.ndarray and name != "samples"
 }
 
 
@@ -136,28 +110,20 @@ def read_table(
     seed: int = 0,
     language_sample: int = LANGUAGE_SAMPLE,
 ) -> TraceTable:
-    """Read a trace, or a stream of one, into a table.
+    """Read a trace or a stream (to its end); the language of at most ``language_sample`` prompts is recognised.
 
-    Args:
-        source: a loaded trace, or a stream, which is read to its end.
-        seed: of the samples of prompts.
-        language_sample: prompts whose language is recognised, at most; 0 for none.
-
-    Raises:
-        TraceError: if there is no record with a response length.
+    Raises TraceError if there is no record with a response length.
     """
     builder = _Builder(seed, language_sample)
-    for batch in _batches(source):
-        builder.add(batch)
+    if isinstance(source, Trace):
+        for i in range(0, len(source.records), _BATCH):
+            builder.add(source.records[i : i + _BATCH])
+    else:
+        for batch in source.batches():
+            builder.add(batch)
     if not builder.rows:
         raise TraceError("no record has a response length", where=source.source)
     return builder.finish(source)
-
-
-def _batches(source: Trace | TraceStream) -> Iterable[Sequence[Record]]:
-    if isinstance(source, Trace):
-        return (source.records[i : i + _BATCH] for i in range(0, len(source.records), _BATCH))
-    return source.batches()
 
 
 class _Codes(dict[str | None, int]):
@@ -171,8 +137,6 @@ class _Codes(dict[str | None, int]):
 
 
 class _Builder:
-    """Columns in blocks, one per batch."""
-
     def __init__(self, seed: int, language_sample: int) -> None:
         self.rows = 0
         self._blocks: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in [*_COLUMNS, "samples"]}
@@ -180,7 +144,6 @@ class _Builder:
         self._prompts = Reservoir[tuple[int, str]](language_sample, seed) if language_sample else None
 
     def add(self, batch: Sequence[Record]) -> None:
-        """Take the records of ``batch`` that have a valid length."""
         batch = [r for r in batch if _possible(r.response_tokens)]
         n = len(batch)
         values: dict[str, Iterable[Any]] = {
@@ -223,12 +186,8 @@ class _Builder:
             models=tuple(self._models),
             splits=tuple(self._splits),
             origin=origin,
-            languages=recognise(_rows(prompts), [text for _, text in prompts]),
+            languages=recognise(np.asarray([row for row, _ in prompts], np.int64), [text for _, text in prompts]),
         )
-
-
-def _rows(items: Sequence[tuple[int, Any]]) -> Ints:
-    return np.asarray([row for row, _ in items], dtype=np.int64)
 
 
 def _possible(tokens: int | None) -> bool:

@@ -1,8 +1,7 @@
 """The longest answers: which law describes the lengths, and how heavy the tail is.
 
-Laws and tail indices are fitted by :mod:`ecoserve.data.laws`, answers cut off as such. A law is reported with its
-distance, not with a test: with enough answers every law is rejected. A tail index is reported as far as its interval
-shows it and no higher threshold contradicts it.
+A law is reported with its distance, not with a test: with enough answers every law is rejected. A tail index is
+reported as far as its interval shows it and no higher threshold contradicts it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier, TailFit, fit_l
 from ecoserve.data.profiling.model import Law, Tail, TailIndex
 from ecoserve.data.profiling.summaries import Z95, quantile
 from ecoserve.errors import TraceError
-from ecoserve.pages.numbers import write
+from ecoserve.pages.tables import write
 
 #: A tail index above this is called heavy: an exponential tail has 0, a power law with exponent 10 has 0.1.
 HEAVY: Final = 0.1
@@ -116,7 +115,6 @@ _NAMES: Final = {
 
 
 def law_name(name: str) -> str:
-    """A law's name for people."""
     return _NAMES.get(name, name)
 
 

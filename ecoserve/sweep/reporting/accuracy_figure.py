@@ -1,8 +1,7 @@
 """A metric against the accuracy of the lengths: a line per policy, and lines across for settings that use none.
 
-A line joins errors of one kind only (with true lengths at its end), because errors of different kinds do not lie on one
-curve. Other errors are points of their own shape. Of many loads, those next to the main one are drawn; the table has
-all.
+A line joins errors of one kind only, because errors of different kinds do not lie on one curve. Of many loads, those
+next to the main one are drawn; the table has all.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from ecoserve.pages import Column, Figure, Table, plain, plots, write
-from ecoserve.sweep.reporting.metrics import Metric, inner
 from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.settings import Load, Setting
+from ecoserve.sweep.reporting.settings import Load, Metric, Setting, inner, level_points
 from ecoserve.sweep.reporting.tables import level_cell, metric_columns
-from ecoserve.sweep.reporting.traces import level_points
 
 
 class Measure(NamedTuple):

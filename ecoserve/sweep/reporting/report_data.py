@@ -1,22 +1,64 @@
-"""What the parts of a report read: settings by load, and which of them the answer is about.
+"""What the parts of a report read: settings by load, which of them the answer is about, and the rows behind the runs.
 
 The answer is read off in virtual time if there is any, under KV pressure, at the highest rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from ecoserve.pages.plots import SLOTS
 from ecoserve.serving.core.policies import STOCK_POLICIES
+from ecoserve.serving.runs import KVPoint
 from ecoserve.sweep.axes import KNOB
-from ecoserve.sweep.reporting.details import Details
-from ecoserve.sweep.reporting.metrics import NORMALIZED, Metric
-from ecoserve.sweep.reporting.settings import POLICY_NAMES, VARIANTS, Load, Setting
+from ecoserve.sweep.reporting.settings import NORMALIZED, POLICY_NAMES, VARIANTS, Load, Metric, Setting
+from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.statistics import Comparison
 from ecoserve.sweep.summary import RunRow, Summary
+
+Values = npt.NDArray[np.float64]
+_COLUMNS: Final = (
+    "arrival_s", "prompt_tokens", "output_tokens", "finish_s", "predicted_tokens", "pit", "deadline_s",
+    "ttft_s", "e2el_s", "normalized_latency_s",
+)  # fmt: skip
+
+
+class Details:
+    """Rows behind the runs of ``folder``; without a folder there are none."""
+
+    def __init__(self, folder: ResultFolder | None = None) -> None:
+        self._folder = folder
+        self._settings = {} if folder is None else {run.key: run.settings for run in folder.expected}
+        self._requests: dict[str, dict[str, Values]] = {}
+
+    def requests(self, run: RunRow) -> dict[str, Values] | None:
+        """The accepted requests of a run, column by column, NaN where there is no value; None if there are none."""
+        if self._folder is None or not (self._folder.path / "requests" / f"{run.run}.parquet").is_file():
+            return None
+        if run.run not in self._requests:
+            table = self._folder.requests(run.run)
+            kept = np.array([s != "rejected" for s in table["status"].to_pylist()], dtype=bool)
+            self._requests[run.run] = {
+                name: np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)[kept]
+                for name in _COLUMNS
+            }
+        return self._requests[run.run]
+
+    def together(self, runs: Sequence[RunRow], name: str) -> Values:
+        parts = [found[name] for run in runs if (found := self.requests(run)) is not None]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def kv(self, run: RunRow) -> list[KVPoint]:
+        return [] if self._folder is None else self._folder.kv(run.run)
+
+    def settings(self, run: RunRow) -> Mapping[str, Any]:
+        return self._settings.get(run.run, {})
+
 
 Pressure = Literal["pressure", "between", "unknown", "no pressure"]
 
@@ -29,12 +71,7 @@ _STAND_INS: Final = ("predicted", "noise", "none", "true")
 
 
 class ReportData:
-    """A summary's runs gathered to settings, in the order of the plan.
-
-    Args:
-        summary: the summary.
-        details: the rows behind the runs, for the plots that need them.
-    """
+    """A summary's runs gathered to settings, in the order of the plan; ``details`` has the rows behind the runs."""
 
     def __init__(self, summary: Summary, details: Details | None = None) -> None:
         self.summary = summary
@@ -57,12 +94,10 @@ class ReportData:
 
     @property
     def baseline_name(self) -> str:
-        """The baseline in running text."""
         return "vLLM’s default" if self.baseline == "vllm" else POLICY_NAMES.get(self.baseline, self.baseline)
 
     @cached_property
     def loads(self) -> list[Load]:
-        """Every load that has a run."""
         return list(dict.fromkeys(setting.load for setting in self.settings))
 
     def under(self, load: Load) -> list[Setting]:
@@ -106,12 +141,10 @@ class ReportData:
 
     @cached_property
     def base(self) -> Setting | None:
-        """The baseline under the main load."""
         return self.baseline_of(self.load) if self.load else None
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """Normalized latency of :attr:`ours` against :attr:`base`."""
         return self.ours.against(self.base, NORMALIZED) if self.ours and self.base else None
 
     @cached_property
@@ -143,10 +176,8 @@ class ReportData:
 
     @cached_property
     def cast(self) -> list[Setting]:
-        """The settings shown where not all fit: one of each policy under the main load.
-
-        The baseline; every other policy with the lengths that stand for what a user gets; and the policy that the
-        answer is about with true lengths and with none.
+        """The settings shown where not all fit, under the main load: the baseline; every other policy with the lengths
+        that stand for what a user gets; and the policy that the answer is about with true lengths and with none.
         """
         if self.load is None or self.ours is None:
             return []

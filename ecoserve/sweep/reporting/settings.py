@@ -1,19 +1,125 @@
-"""Loads and settings: runs that differ in nothing but the seed are one setting.
+"""Metrics, and the loads and settings that they are of.
 
-A *setting* is one policy with one kind of lengths and one choice of its knobs under one load. A *load* is an engine, a
-condition, a rate, and what else of the load the sweep varied (its trace, GPU, replicas, SLO scale).
+A *setting* is one policy with one kind of lengths and one choice of its knobs under one load, over all seeds. A *load*
+is an engine, a condition, a rate, and what else of the load the sweep varied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from ecoserve.pages import plain, plots
+from ecoserve.pages.tables import NOTHING, digits, signed, write, write_change
 from ecoserve.sweep.identity import short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND
-from ecoserve.sweep.reporting.metrics import Metric
-from ecoserve.sweep.statistics import Comparison, Spread, paired, spread
+from ecoserve.sweep.statistics import Better, Comparison, Spread, paired, spread
 from ecoserve.sweep.summary import Engine, RunRow
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as the report shows it; ``better`` is None where neither direction is.
+
+    ``column_unit``, ``column_scale``: the unit of a column or axis, and what a value is multiplied with.
+    """
+
+    key: str
+    title: str
+    unit: str
+    better: Better | None
+    note: str
+    column_unit: str = ""
+    column_scale: float = 1.0
+
+    @property
+    def heading(self) -> str:
+        unit = self.column_unit or self.unit
+        return f"{self.title} ({unit})" if unit else self.title
+
+    def column(self, value: float | None) -> str:
+        """A value under :attr:`heading`: the number alone."""
+        return NOTHING if value is None else digits(value * self.column_scale, count=not self.unit)
+
+    def column_spread(self, level: Spread | None) -> str:
+        """The range over seeds under :attr:`heading`; empty if all seeds agree or there is one."""
+        if level is None or level.n < 2 or level.low == level.high:
+            return ""
+        low, high = self.column(level.low), self.column(level.high)
+        return "" if low == high else f"{low} to {high}"
+
+    def write(self, value: float | None) -> str:
+        return write(value, self.unit)
+
+    def write_spread(self, level: Spread | None) -> str:
+        """The range over seeds with its unit; empty if all seeds agree or there is one."""
+        if level is None or level.n < 2 or level.low == level.high:
+            return ""
+        low, high = self.write(level.low), self.write(level.high)
+        unit = high.rpartition(" ")[2] if " " in high else ""
+        return f"{low.removesuffix(unit).rstrip() if low.endswith(f' {unit}') else low} to {high}"
+
+    def write_level(self, level: Spread | None) -> str:
+        """The mean, and in brackets the range over seeds."""
+        ranged = self.write_spread(level)
+        return self.write(level.mean if level else None) + (f" (seeds: {ranged})" if ranged else "")
+
+
+_PER_TOKEN: Final = "Time from arrival to the last token, divided by the tokens of the answer"
+NORMALIZED: Final = Metric(
+    "normalized_latency_mean_ms", "Normalized latency", "ms/token", "lower", f"{_PER_TOKEN}; mean over requests."
+)
+NORMALIZED_P99: Final = Metric(
+    "normalized_latency_p99_ms", "Normalized latency p99", "ms/token", "lower",
+    f"{_PER_TOKEN}: 99 of 100 requests have less.",
+)  # fmt: skip
+JCT: Final = Metric(
+    "e2el_mean_ms", "JCT", "ms", "lower", "Job completion time: from arrival to the last token; mean.", "s", 1e-3
+)
+TTFT: Final = Metric("ttft_mean_ms", "TTFT", "ms", "lower", "Time to first token, from arrival; mean.")
+TTFT_P99: Final = Metric(
+    "ttft_p99_ms", "TTFT p99", "ms", "lower", "Time to first token: 99 of 100 requests have less.", "s", 1e-3
+)
+TPOT_P99: Final = Metric(
+    "tpot_p99_ms", "TPOT p99", "ms", "lower", "Time per output token: 99 of 100 requests have less."
+)
+THROUGHPUT: Final = Metric(
+    "output_tokens_per_s", "Throughput", "tokens/s", "higher", "Generated tokens of finished answers per second."
+)
+PREEMPTIONS: Final = Metric(
+    "preemptions", "Preemptions", "", "lower", "Times a running request lost its KV cache and had to start over."
+)
+RECOMPUTED: Final = Metric(
+    "recomputed_tokens", "Recomputed tokens", "", "lower", "Tokens computed a second time because of preemptions."
+)
+PAUSES: Final = Metric(
+    "pauses", "Pauses", "", None, "Times a request was stopped for a while with its KV cache kept: nothing is lost."
+)
+GOODPUT: Final = Metric("goodput_rps", "Goodput", "requests/s", "higher", "Requests that met their SLO, per second.")
+SLO: Final = Metric(
+    "slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their SLO.", "%", 100.0
+)
+
+#: The columns of a table of settings, in this order.
+MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, SLO, PREEMPTIONS, RECOMPUTED, PAUSES)
+
+
+def inner(title: str) -> str:
+    """A title within a sentence: ``throughput``, but ``JCT``."""
+    return title if title.isupper() else title[:1].lower() + title[1:]
+
+
+def write_comparison(comparison: Comparison) -> tuple[str, str]:
+    """A difference and its 95 % interval (empty with one seed): ``("−71 %", "−74 % to −68 %")``."""
+
+    def text(value: float) -> str:
+        return signed(value) if comparison.relative is None else write_change(value)
+
+    low, high = comparison.low, comparison.high
+    center = text(comparison.difference if comparison.relative is None else comparison.relative)
+    return center, "" if low is None or high is None else f"{text(low)} to {text(high)}"
+
 
 #: What a sweep may vary of a load besides its rate: key of a run, and the words before its value.
 VARIANTS: Final = {
@@ -23,7 +129,6 @@ POLICY_NAMES: Final = {
     "vllm": "vLLM default",
     "vllm-watermark": "vLLM with watermark",
     "vllm-priority": "vLLM, priority by length",
-    "vllm-2024": "vLLM of 2024",
 }
 #: The dash of a line by the kind of lengths that the policy uses.
 _DASHES: Final = {"none": "dot", "true": "longdashdot", "noise": "solid", "predicted": "solid"}
@@ -82,7 +187,6 @@ class Setting:
 
     @property
     def blind(self) -> bool:
-        """Whether the policy ignores lengths."""
         return self.policy in LENGTH_BLIND
 
     @property
@@ -108,27 +212,22 @@ class Setting:
         return self.policy, self.lengths, self.knobs
 
     def values(self, key: str) -> dict[int, float]:
-        """A metric by seed, for the runs that have it."""
         found = ((run.seed, getattr(run, key)) for run in self.runs)
         return {seed: float(value) for seed, value in found if value is not None}
 
     def level(self, metric: Metric | str) -> Spread | None:
-        """A metric over the seeds; None if no run has it."""
         key = metric if isinstance(metric, str) else metric.key
         return spread(list(self.values(key).values()))
 
     def mean(self, metric: Metric | str) -> float | None:
-        """A metric's mean over the seeds."""
         level = self.level(metric)
         return None if level is None else level.mean
 
     def against(self, other: Setting, metric: Metric) -> Comparison | None:
-        """A metric of this setting against another's, paired by seed."""
         return paired(self.values(metric.key), other.values(metric.key), metric.better or "lower")
 
 
 def lengths_name(lengths: str) -> str:
-    """A source of lengths in words."""
     kind, _, detail = lengths.partition(":")
     if kind == "predicted":
         name = short_lengths(lengths).partition(":")[2]
@@ -145,3 +244,27 @@ def lengths_name(lengths: str) -> str:
         "server": "the server’s own predictions",
         "none": "no prediction",
     }.get(kind, lengths)
+
+
+def setting_line(setting: Setting, by: Mapping[str, plots.Trace], **more: Any) -> plots.Trace:
+    """A line in a setting's colour and dash; ``by`` holds its points for each choice of the figure."""
+    looks = {"dash": setting.dash, "symbol": "circle", "hover": "%{text}", **more}
+    return plots.line([], [], setting.slot, setting.name, by=by, **looks)
+
+
+def level_points(points: Sequence[tuple[float | str, Setting]], metric: Metric, unit_of_x: str = "") -> plots.Trace:
+    """A metric's mean at each x, in its column unit, with whiskers over the seeds and the text shown on hover."""
+    known = [(x, s, level) for x, s in points if (level := s.level(metric)) is not None]
+    means, low, high = (
+        [metric.column_scale * getattr(level, name) for *_, level in known] for name in ("mean", "low", "high")
+    )
+    text = [
+        f"{plain(s.name)}<br>{x} {unit_of_x}<br>{plain(metric.title)} {plain(metric.write_level(level))}"
+        for x, s, level in known
+    ]
+    return {"x": [x for x, *_ in known], "y": means, "error_y": plots.whiskers(means, low, high), "text": text}
+
+
+def y_choices(metrics: Sequence[Metric]) -> dict[str, Any]:
+    """The layout's ``meta`` for a y axis that may show any of these metrics."""
+    return {"axis": "y", "measures": {m.key: {"title": m.heading, "tickformat": ""} for m in metrics}}

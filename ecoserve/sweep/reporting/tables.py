@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.pages import NOTHING, Cell, Column, Table, Tone
-from ecoserve.sweep.reporting.metrics import MAIN, NORMALIZED, Metric, write_comparison
 from ecoserve.sweep.reporting.report_data import ReportData
-from ecoserve.sweep.reporting.settings import Load, Setting, lengths_name
+from ecoserve.sweep.reporting.settings import MAIN, NORMALIZED, Load, Metric, Setting, lengths_name, write_comparison
 from ecoserve.sweep.statistics import Comparison
 
 #: Keys of a predictor with their columns.
@@ -34,7 +33,6 @@ _MOST_ROWS: Final = 40
 
 
 def predictor_table(report: ReportData) -> Table | None:
-    """Quality of the predictors, best first."""
     predictors = report.summary.predictor
     ranked = sorted(predictors.items(), key=lambda item: (item[1].mae_tokens is None, item[1].mae_tokens or 0.0))
     if not ranked:
@@ -49,12 +47,10 @@ def predictor_table(report: ReportData) -> Table | None:
 
 
 def predictor_name(name: str) -> str:
-    """A predictor's name in words."""
     return _PREDICTOR_NAMES.get(name, name)
 
 
 def engine_table(report: ReportData) -> Table | None:
-    """The settings that ran on a real engine."""
     loads = [load for load in report.loads if load.engine != "virtual"]
     return settings_table("engine", "Scheduling on a real vLLM engine.", report, loads)
 
@@ -89,7 +85,6 @@ def settings_table(name: str, caption: str, report: ReportData, loads: Sequence[
 
 
 def search_table(report: ReportData) -> Table | None:
-    """Results of the searches for the highest rate."""
     if not report.summary.searches:
         return None
     highest = Column("Highest rate (requests/s)", "The highest rate tried that meets the bound.")
@@ -108,7 +103,6 @@ def search_table(report: ReportData) -> Table | None:
 
 
 def failures_table(report: ReportData) -> Table | None:
-    """The runs that failed."""
     if not report.summary.failures:
         return None
     return Table(
@@ -123,7 +117,6 @@ def failures_table(report: ReportData) -> Table | None:
 
 
 def metric_columns(metrics: Sequence[Metric]) -> list[Column]:
-    """A column for each metric, for :func:`level_cell`."""
     return [Column(m.heading, m.note) for m in metrics]
 
 
@@ -136,7 +129,6 @@ def level_cell(setting: Setting, metric: Metric) -> Cell:
 
 
 def comparison_cell(comparison: Comparison | None) -> Cell:
-    """A paired difference and its verdict."""
     if comparison is None:
         return Cell(None)
     tones: dict[str, Tone] = {"better": "good", "worse": "bad"}

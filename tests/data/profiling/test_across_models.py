@@ -7,7 +7,7 @@ import pytest
 from profiled import table_of, trace_of
 
 from ecoserve.data.profiling import profile_trace
-from ecoserve.data.profiling.across_models import across_models, variance_shares
+from ecoserve.data.profiling.same_prompt import across_models, variance_shares
 
 
 def crossed(prompts: int, models: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from profiled import skewed, trace_of
 from scipy import stats
 
 from ecoserve.data.profiling import Comparison, compare_traces
-from ecoserve.data.profiling.distances import Pair, psi, quantile_changes, stretch, wasserstein_log
+from ecoserve.data.profiling.compare import Pair, psi, quantile_changes, stretch, wasserstein_log
 from ecoserve.data.profiling.summaries import count
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from profiled import skewed, table_of
 
-from ecoserve.data.profiling.drift import drift, in_order, mix_and_within
 from ecoserve.data.profiling.model import Drift
+from ecoserve.data.profiling.over_time import drift, in_order, mix_and_within
 from ecoserve.data.profiling.table import TraceTable
 
 

@@ -7,9 +7,10 @@ import pytest
 from profiled import skewed, table_of, trace_of
 
 from ecoserve.data.profiling import Predictions, profile_trace
-from ecoserve.data.profiling.accuracy import error_curve, measure, tau
-from ecoserve.data.profiling.arriving import arrivals, busiest, dispersion, piece
-from ecoserve.data.profiling.guesses import concentration, guess_by_band, predicted, prompt_length
+from ecoserve.data.profiling.over_time import arrivals, busiest, dispersion, piece
+from ecoserve.data.profiling.profile import error_curve
+from ecoserve.data.profiling.same_prompt import measure, tau
+from ecoserve.data.profiling.worth import concentration, guess_by_band, predicted, prompt_length
 from ecoserve.errors import TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor.evaluation import score
@@ -156,5 +157,5 @@ def test_a_predictors_figures() -> None:
 def test_the_busiest_time_may_lie_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     times = np.sort(np.random.default_rng(0).uniform(0, 100, 500))
     whole = busiest(times, 7.0)
-    monkeypatch.setattr("ecoserve.data.profiling.arriving._BLOCK", 3)
+    monkeypatch.setattr("ecoserve.data.profiling.over_time._BLOCK", 3)
     assert busiest(times, 7.0) == whole == max(np.sum((times >= t) & (times < t + 7)) for t in times) / 7

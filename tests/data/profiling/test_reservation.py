@@ -10,8 +10,8 @@ from profiled import skewed, table_of, trace_of
 
 from ecoserve.data.profiling import Predictions, profile_trace
 from ecoserve.data.profiling.model import Waste
-from ecoserve.data.profiling.reservation import find, reserve, reserved_time, used_time, waste
 from ecoserve.data.profiling.same_prompt import answer_sets
+from ecoserve.data.profiling.worth import find, reserve, reserved_time, used_time, waste
 
 
 def way(found: Waste, policy: str) -> dict[str, float]:

@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Final
 
-from ecoserve.data.profiling.curves import SEEN
 from ecoserve.data.profiling.model import Grouping, Profile
-from ecoserve.data.profiling.reporting.words import dash, grouping_title, law_title, per_doubling, percents, span
+from ecoserve.data.profiling.profile import SEEN
+from ecoserve.data.profiling.tails import law_name
 from ecoserve.pages import Cell, Column, Figure, Panel, Table, plain, plots, write
+
+GROUPING_TITLES: Final = {
+    "turn": "Turn of the conversation",
+    "prompt_band": "Prompt length (tokens)",
+    "model": "Served model",
+    "language": "Language of the prompt",
+    "split": "Split",
+}
+_DASHES: Final = ("solid", "dash", "dot", "longdashdot", "longdash", "dashdot")
+
+
+def grouping_title(grouping: Grouping) -> str:
+    title = GROUPING_TITLES[grouping.by]
+    return title if grouping.explains is None else f"{title}: explains {write(grouping.explains, 'share')}"
+
+
+def law_title(name: str, parameters: dict[str, float]) -> str:
+    """A law with its parameters: ``Weibull (scale 341, shape 1.31)``."""
+    return f"{law_name(name)} ({', '.join(f'{key} {value:.3g}' for key, value in parameters.items())})"
+
+
+def dash(number: int) -> str:
+    return _DASHES[number % len(_DASHES)]
+
+
+def span(low: int, high: int) -> str:
+    """A bin of lengths: ``17–32``."""
+    return f"{high:,}" if high == low + 1 else f"{low + 1:,}–{high:,}"
+
+
+def per_doubling(edges: Sequence[int], counts: Sequence[int], total: int) -> list[float]:
+    """Height of each bin: per cent of all answers per doubling of length, so that bins can be compared."""
+    bins = zip(pairwise(edges), counts, strict=True)
+    return [100 * n / total / math.log2((high + 0.5) / (low + 0.5)) for (low, high), n in bins]
+
+
+def percents(shares: Iterable[float | None], *, positive: bool = False) -> list[float | None]:
+    """Shares in per cent; with ``positive``, for a logarithmic axis, without zeros."""
+    return [None if v is None or (positive and v <= 0) else 100 * v for v in shares]
 
 
 def histogram(profile: Profile) -> Figure:
@@ -39,7 +80,6 @@ def histogram(profile: Profile) -> Figure:
 
 
 def survival(profile: Profile) -> Figure:
-    """Share of the answers longer than x, and the laws that fit best."""
     laws = {law.name: law for law in profile.tail.laws}
     curves = profile.curves.survival
     traces = []
@@ -66,7 +106,6 @@ def survival(profile: Profile) -> Figure:
 
 
 def groups(profile: Profile) -> Figure | None:
-    """Quantiles by turn, prompt length, model, language and split."""
     if not profile.groupings:
         return None
     share, cut = Column("Share", unit="share"), Column("Cut off", unit="share")
@@ -103,7 +142,6 @@ def _group_panel(grouping: Grouping) -> Panel:
 
 
 def density(profile: Profile) -> Figure | None:
-    """Number of records by prompt and answer length."""
     curves = profile.curves
     a, b = curves.density_prompt_edges, curves.density_response_edges
     if len(a) < 3 or len(b) < 3:

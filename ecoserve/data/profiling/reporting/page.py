@@ -6,15 +6,9 @@ from importlib.metadata import version
 from typing import Final
 
 from ecoserve.data.profiling.model import Profile, Source
-from ecoserve.data.profiling.reporting import (
-    length_figures,
-    predictability_figures,
-    tables,
-    time_figures,
-    worth_figures,
-)
-from ecoserve.data.profiling.reservation import find
+from ecoserve.data.profiling.reporting import length_figures, tables, worth_figures
 from ecoserve.data.profiling.statements import VERDICTS, percent
+from ecoserve.data.profiling.worth import find
 from ecoserve.pages import Page, Section, Statement, Tile, Tone, render_page, write
 
 #: Terms that a newcomer meets on the page.
@@ -66,8 +60,8 @@ SECTIONS: Final[tuple[Section[Profile], ...]] = (
             tables.guesses_table,
             tables.same_prompt_table,
             tables.models_table,
-            predictability_figures.errors,
-            predictability_figures.spread,
+            worth_figures.errors,
+            worth_figures.spread,
         ],
         missing="prompts that were answered more than once, or prompts’ lengths",
     ),
@@ -81,7 +75,7 @@ SECTIONS: Final[tuple[Section[Profile], ...]] = (
         "time",
         "Over the trace",
         "A predictor learns from past traffic. Where lengths drift, it has to be updated.",
-        [tables.arrivals_table, time_figures.drift, time_figures.rate],
+        [tables.arrivals_table, worth_figures.drift, worth_figures.rate],
         missing="enough records to look for drift",
     ),
 )
@@ -122,7 +116,6 @@ def source_name(source: str) -> str:
 
 
 def facts(trace: Source) -> list[tuple[str, str]]:
-    """Where the records come from, name and value."""
 
     def listed(counts: dict[str, int]) -> str:
         return ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items(), key=lambda kv: -kv[1])) or "none"

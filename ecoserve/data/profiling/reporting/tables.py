@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from ecoserve.data.profiling.model import NoiseFloor, Profile
-from ecoserve.data.profiling.reporting.words import law_title
+from ecoserve.data.profiling.reporting.length_figures import law_title
 from ecoserve.data.profiling.statements import percent
 from ecoserve.pages import Cell, Column, Table, write, write_range
 
@@ -15,7 +15,6 @@ _QUANTILES: Final = ("p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99"
 
 
 def lengths_table(profile: Profile) -> Table:
-    """Moments and percentiles of answers and prompts."""
     table = Table(
         "lengths",
         "Lengths in tokens. p90: nine in ten are not longer.",
@@ -36,7 +35,6 @@ def lengths_table(profile: Profile) -> Table:
 
 
 def laws_table(profile: Profile) -> Table | None:
-    """The fitted laws and how far they are off."""
     tail = profile.tail
     if not tail.laws:
         return None
@@ -60,7 +58,6 @@ def laws_table(profile: Profile) -> Table | None:
 
 
 def indices_table(profile: Profile) -> Table | None:
-    """Tail index above several thresholds."""
     if not profile.tail.indices:
         return None
     return Table(
@@ -72,7 +69,6 @@ def indices_table(profile: Profile) -> Table | None:
 
 
 def guesses_table(profile: Profile) -> Table | None:
-    """The error of each way to predict a length."""
     same, predicted, by_length = profile.same_prompt, profile.predicted, profile.prompt_length
     rows: list[list[float | str | None]] = []
     if same is not None:
@@ -106,7 +102,6 @@ def _guess(name: str, x: NoiseFloor) -> list[float | str | None]:
 
 
 def same_prompt_table(profile: Profile) -> Table | None:
-    """What the prompt explains, over all models and for each."""
     found = [s for s in (profile.same_prompt, *profile.same_prompt_by_model) if s is not None]
     if not found:
         return None
@@ -168,7 +163,6 @@ def models_table(profile: Profile) -> Table | None:
 
 
 def arrivals_table(profile: Profile) -> Table | None:
-    """Rates and burstiness of the arrivals."""
     found = profile.arrivals
     if found is None:
         return None

@@ -1,10 +1,10 @@
-"""Changes of lengths over the trace, and whether the requests or the answers to them changed.
+"""Changes of lengths over the trace, and arrivals.
 
-The trace is cut into windows of equally many records, by arrival where it was recorded, else in the order of the file
-(which need not be an order in time). Records of one conversation resemble each other, so intervals and tests count as
-many records as would be independent (design effect). Trend: Mann-Kendall on the windows' medians. Differences between
-windows: Kruskal-Wallis. The change from the first half to the second is split into mix and within (Kitagawa 1955) over
-prompt band x first or later turn x model.
+Windows hold equally many records, by arrival where it was recorded, else in the order of the file. Intervals and tests
+count as many records as would be independent (design effect). Trend: Mann-Kendall on the windows' medians. Differences
+between windows: Kruskal-Wallis. The change from the first half to the second is split into mix and within (Kitagawa
+1955) over prompt band x first or later turn x model. Index of dispersion of arrivals: variance over mean of the counts
+in whole windows of equal length.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ecoserve.data.profiling.groupings import explained, prompt_bands
-from ecoserve.data.profiling.model import Drift, Window
-from ecoserve.data.profiling.summaries import Z95, count, design_effect, interval, quantile
+from ecoserve.data.profiling.model import Arrivals, Drift, Window
+from ecoserve.data.profiling.summaries import Z95, count, design_effect, explained, intervals, prompt_bands, quantile
 from ecoserve.data.profiling.table import TraceTable
-from ecoserve.pages.numbers import write_change
+from ecoserve.pages.tables import write_change
 
 WINDOWS: Final = 20
 _FEWEST: Final = 200
@@ -99,10 +98,7 @@ def cells(table: TraceTable) -> Ints:
 def mix_and_within(
     cells_a: Ints, values_a: npt.NDArray[Any], cells_b: Ints, values_b: npt.NDArray[Any]
 ) -> tuple[float | None, float | None]:
-    """The parts of mean(b) - mean(a): another mix of cells, and change within them (they add up).
-
-    Cells of one side only count as mix. ``None`` if the sides have no cell in common.
-    """
+    """The parts of mean(b) - mean(a): another mix of cells, and change within them; ``None`` without a common cell."""
     k = int(max(cells_a.max(initial=0), cells_b.max(initial=0))) + 1
     n_a, n_b = np.bincount(cells_a, minlength=k), np.bincount(cells_b, minlength=k)
     both = (n_a > 0) & (n_b > 0)
@@ -117,19 +113,14 @@ def mix_and_within(
 
 def _window(response: npt.NDArray[Any], times: npt.NDArray[np.float64], effect: float) -> Window:
     counts = count(response)
-    low50, high50 = interval(counts, 0.5, effect)
-    low90, high90 = interval(counts, 0.9, effect)
     known = times[np.isfinite(times)]
     return Window(
         n=len(response),
         begin_s=float(known[0]) if len(known) else None,
         end_s=float(known[-1]) if len(known) else None,
         p50=quantile(counts, 0.5),
-        p50_low=low50,
-        p50_high=high50,
         p90=quantile(counts, 0.9),
-        p90_low=low90,
-        p90_high=high90,
+        **intervals(counts, effect),
     )
 
 
@@ -172,3 +163,81 @@ def _verdict(
             reasons = "with the same kinds of requests answered differently"
         text += f", {reasons}"
     return f"{'Marked' if kind == 'marked' else 'Small'} drift {order}: {text}; {span}."
+
+
+_FEWEST_ARRIVALS: Final = 20
+#: Windows that a variance needs.
+_FEWEST_WINDOWS: Final = 10
+#: Intervals in the plot of the rate, at most.
+_PIECES: Final = 240
+
+#: Arrivals processed at once.
+_BLOCK: Final = 1 << 20
+
+Floats = npt.NDArray[np.float64]
+
+
+def arrivals(table: TraceTable) -> tuple[Arrivals | None, list[float], list[float]]:
+    """The arrivals (``None`` for fewer than 20, or all at once), and the rate over time: seconds, rates."""
+    known = np.isfinite(table.arrival)
+    times = table.arrival[known]
+    times.sort()
+    if len(times) < _FEWEST_ARRIVALS or times[-1] <= times[0]:
+        return None, [], []
+    times -= times[0]
+    duration = float(times[-1])
+    gaps = np.diff(times)
+    found = Arrivals(
+        rows=len(times),
+        duration_s=duration,
+        rate_rps=(len(times) - 1) / duration,
+        gap_cv=float(gaps.std() / gaps.mean()),
+        dispersion_1s=dispersion(times, 1.0),
+        dispersion_10s=dispersion(times, 10.0),
+        dispersion_60s=dispersion(times, 60.0),
+        busiest_second_rps=float(_counts(times, 1.0)[1].max()),
+        busiest_minute_rps=busiest(times, 60.0),
+        busiest_hour_rps=busiest(times, 3600.0) if duration >= 7200.0 else None,
+        output_tokens_per_s=float(table.response[known].sum(dtype=np.int64)) / duration,
+    )
+    width = piece(duration)
+    rates = np.bincount((times // width).astype(np.int64)) / width
+    return found, [k * width for k in range(len(rates))], [float(rate) for rate in rates]
+
+
+def dispersion(times: Floats, width: float) -> float | None:
+    """Variance over mean of the counts in whole windows of ``width`` seconds; ``None`` for fewer than ten."""
+    whole = int(times[-1] // width)
+    if whole < _FEWEST_WINDOWS:
+        return None
+    number, counted = _counts(times, width)
+    counted = counted[number < whole]
+    mean = float(counted.sum()) / whole
+    return (float((counted.astype(np.float64) ** 2).sum()) - whole * mean**2) / (whole - 1) / mean
+
+
+def busiest(times: Floats, width: float) -> float | None:
+    """Highest mean rate in any ``width`` seconds, wherever they begin; ``None`` for a shorter trace."""
+    if times[-1] < width:
+        return None
+    most = 0
+    for start in range(0, len(times), _BLOCK):
+        begins = times[start : start + _BLOCK]
+        ends = np.searchsorted(times, begins + width, side="left")
+        most = max(most, int((ends - np.arange(start, start + len(begins))).max()))
+    return most / width
+
+
+def piece(duration: float) -> float:
+    """A round length of time (seconds) of which ``duration`` has at most 240."""
+    for width in (0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800):
+        if duration / width <= _PIECES:
+            return float(width)
+    return duration / _PIECES
+
+
+def _counts(times: Floats, width: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The windows of ``width`` seconds with arrivals (``times`` ascending), and their counts."""
+    number = (times // width).astype(np.int64)
+    begins = np.concatenate(([0], np.flatnonzero(number[1:] != number[:-1]) + 1))
+    return number[begins], np.diff(begins, append=len(number))
