@@ -92,6 +92,7 @@ class Page:
 
 def render_page(page: Page) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -108,7 +109,8 @@ def render_page(page: Page) -> str:
         page=page,
         sections=[section for section in page.sections if section.tables or section.figures],
         missing=[s.missing for s in page.sections if s.missing and not s.tables and not s.figures],
-        plotly=_plotly() if figures else "",
+        # Plotly's own script, put inline.
+        plotly=get_plotlyjs().replace("</script", "<\\/script") if figures else "",
         data=script_json(specs),
     )
 
@@ -124,10 +126,3 @@ def script_json(value: Any) -> str:
 def glued(text: str) -> str:
     """A number and its unit stay on one line."""
     return re.sub(r"(?<=\d) (?=(?:%|ms|s|tokens|times|req|requests)\b|%)", "\u00a0", text)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script.replace("</script", "<\\/script")

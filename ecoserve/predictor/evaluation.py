@@ -88,19 +88,11 @@ def score(predicted: Sequence[LengthDistribution], lengths: npt.ArrayLike) -> di
     pinball = np.where(below >= 0, levels * below, (levels - 1.0) * below)
     return {
         "rows": len(y),
-<<<<<<< HEAD
-        "mae_tokens": float(error.mean()),
-        "within_50": float((error <= 50).mean()),
-        "within_100": float((error <= 100).mean()),
-        "kendall_tau": _tau(medians, y),
+        **point_accuracy(medians, y),
+        "kendall_tau": kendall_tau(medians, y) or 0.0,
         "bin_accuracy": float(
             np.mean([Bins(d.edges).index(n) == np.argmax(d.probs) for d, n in zip(predicted, y, strict=True)])
         ),
-=======
-        **point_accuracy(medians, y),
-        "kendall_tau": kendall_tau(medians, y) or 0.0,
-        "bin_accuracy": float(np.mean([_likeliest_bin_holds(d, n) for d, n in zip(predicted, y, strict=True)])),
->>>>>>> dc25b80 (Sweep, profiling and pages in fewer modules; one definition of point accuracy)
         "pinball_loss": float(pinball.mean()),
         "crps": float(np.mean([crps(d, n) for d, n in zip(predicted, y, strict=True)])),
         "ece": expected_calibration_error(predicted, y),
@@ -149,16 +141,3 @@ def measure_latency(predictor: Predicts, requests: Sequence[Request]) -> dict[st
         taken.append(1000.0 * (time.perf_counter() - start))
     p50, p99 = np.percentile(taken, [50, 99])
     return {"latency_p50_ms": float(p50), "latency_p99_ms": float(p99)}
-
-
-<<<<<<< HEAD
-def _tau(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> float:
-    from scipy.stats import kendalltau
-
-    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
-        return 0.0
-    return float(kendalltau(predicted, true).statistic)
-=======
-def _likeliest_bin_holds(distribution: LengthDistribution, length: float) -> bool:
-    return int(Bins(distribution.edges).index(length)) == int(np.argmax(distribution.probs))
->>>>>>> dc25b80 (Sweep, profiling and pages in fewer modules; one definition of point accuracy)

@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.identity import short_lengths
+from ecoserve.sweep.plan import KNOB
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.statistics import (
     SMALLEST_THAT_MATTERS,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.files import write_atomically
 from ecoserve.pages import Cell, Column, Page, Section, Statement, Table, Tone, render_page, write, write_change
-from ecoserve.sweep.axes import KNOB
 from ecoserve.sweep.comparing import MARGIN, Comparison, Difference
+from ecoserve.sweep.plan import KNOB
 from ecoserve.sweep.results import ResultFolder
 
 _CLOSING: Final = (
@@ -78,10 +79,15 @@ def name_of(name: Mapping[str, Any]) -> str:
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
+    keys = [f.name for f in fields(Difference) if f.name != "samples"]
+
+    def rows(differences: list[Difference]) -> list[dict[str, Any]]:
+        return [{key: getattr(d, key) for key in keys} for d in differences]
+
     return {
         "same_tables": comparison.same_tables,
-        "overall": [_plain(d) for d in comparison.overall],
-        "settings": [{**s.name, "metrics": [_plain(d) for d in s.differences]} for s in comparison.settings],
+        "overall": rows(comparison.overall),
+        "settings": [{**s.name, "metrics": rows(s.differences)} for s in comparison.settings],
         "only_a": [dict(name) for name in comparison.only_a],
         "only_b": [dict(name) for name in comparison.only_b],
     }
@@ -106,7 +112,10 @@ def write_page(comparison: Comparison, a: ResultFolder, b: ResultFolder, path: P
         title=f"{b.meta.title}: B against A" if a.meta.title == b.meta.title else f"{b.meta.title} / {a.meta.title}",
         subtitle=[f"A: {a.path.name}", f"B: {b.path.name}"],
         headline=first,
-        statements=[Statement(*_split(text)) for text in rest],
+        statements=[
+            Statement(head, text) if text else Statement("Not compared", head)
+            for head, _, text in (sentence.partition(": ") for sentence in rest)
+        ],
         sections=[section.build(comparison) for section in _SECTIONS],
         missing_title="Not in these folders",
         facts=[fact for name, folder in (("A", a), ("B", b)) for fact in _facts(name, folder)],
@@ -146,16 +155,6 @@ def _unit(metric: str) -> str:
         return "ms/token"
     endings = {"_ms": "ms", "_tokens_per_s": "tokens/s", "_rps": "requests/s", "_attainment": "share"}
     return next((unit for ending, unit in endings.items() if metric.endswith(ending)), "")
-
-
-def _plain(d: Difference) -> dict[str, Any]:
-    keys = ("metric", "a", "b", "relative", "low", "high", "verdict", "better", "method", "seeds")
-    return {key: getattr(d, key) for key in keys}
-
-
-def _split(text: str) -> tuple[str, str]:
-    head, colon, rest = text.partition(": ")
-    return (head, rest) if colon else ("Not compared", text)
 
 
 def _facts(name: str, folder: ResultFolder) -> list[tuple[str, str]]:

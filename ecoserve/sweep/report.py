@@ -12,8 +12,7 @@ from ecoserve.files import write_atomically
 from ecoserve.pages import Page, Section, render_page, write
 from ecoserve.sweep.reporting import settings as metrics
 from ecoserve.sweep.reporting import tables
-from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
-from ecoserve.sweep.reporting.comparison_figures import accuracy_map, knob_map, pressure_figure
+from ecoserve.sweep.reporting.accuracy_figures import accuracy_figure, accuracy_map, knob_map, pressure_figure
 from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure, pareto_figure, scale_figure
 from ecoserve.sweep.reporting.report_data import Details, ReportData
 from ecoserve.sweep.reporting.request_figures import (

@@ -53,8 +53,6 @@ class ResultFolder:
         self.meta = meta
         self._expected: dict[str, PlannedRun] = {run.key: run for run in expected}
 
-    # -- opening ------------------------------------------------------------------------------------------------------
-
     @classmethod
     def create(cls, path: str | Path, meta: Meta, *, resume: bool = False) -> ResultFolder:
         """Make the folder, or with ``resume`` continue with it: finished runs count as soon as :meth:`expect` names
@@ -113,8 +111,6 @@ class ResultFolder:
         finally:
             os.close(handle)
 
-    # -- adding -------------------------------------------------------------------------------------------------------
-
     def describe(self, **changes: Any) -> None:
         """Change fields of :attr:`meta` (``trace=...``, ``synthetic=...``, ...) and write them."""
         self.meta = Meta.model_validate({**self.meta.model_dump(), **changes})
@@ -148,8 +144,6 @@ class ResultFolder:
 
     def set_searches(self, rows: Iterable[SearchRow]) -> None:
         write_json(self.path / "searches.json", {"searches": [row.model_dump(mode="json") for row in rows]})
-
-    # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
     def expected(self) -> list[PlannedRun]:
@@ -210,8 +204,6 @@ class ResultFolder:
 
     def write_summary(self) -> Path:
         return write_json(self.path / "summary.json", self.summary().model_dump(mode="json"))
-
-    # -- files --------------------------------------------------------------------------------------------------------
 
     def _file(self, kind: Literal["requests", "kv", "runs"], key: str) -> Path:
         return self.path / kind / f"{key}.{'json' if kind == 'runs' else 'parquet'}"

@@ -22,10 +22,9 @@ from statistics import fmean
 from typing import Any, Final, Literal
 
 from ecoserve.errors import ConfigError
-from ecoserve.sweep.axes import KNOB, SearchPlan
 from ecoserve.sweep.expansion import Point, check, points_of
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.plan import KNOB, SearchPlan, SweepPlan
 from ecoserve.sweep.summary import SearchRow
 
 #: A bracket wider than this (upper over lower end) is halved by the first seed alone.
@@ -112,8 +111,6 @@ class Search:
 
     def _whole(self, rate: float) -> bool:
         return len(self.values[rate]) == len(self.seeds)
-
-    # -- where to look ------------------------------------------------------------------------------------------------
 
     def _close(self, low: float, high: float) -> bool:
         return high <= low * (1 + self.plan.tolerance)

@@ -26,9 +26,8 @@ from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import machine_of
 from ecoserve.serving.workload import prompt_length, trace_for
-from ecoserve.sweep.axes import LENGTH_BLIND, SYNTHETIC
 from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
-from ecoserve.sweep.plan import located
+from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, RunRow, Summary, TraceInfo
 from ecoserve.sweep.tables import hashes, run_row

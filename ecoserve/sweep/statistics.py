@@ -19,8 +19,6 @@ import numpy.typing as npt
 
 from ecoserve.schema import Better
 
-__all__ = ["Better", "Comparison", "Spread", "Verdict", "paired", "spread", "t_interval"]
-
 Verdict = Literal["better", "worse", "no difference shown", "too few seeds"]
 Floats = npt.NDArray[np.float64]
 
@@ -105,9 +103,6 @@ def paired(
         verdict = "better" if (center < 0) == (better == "lower") else "worse"
     low, high = interval or (None, None)
     return Comparison(len(seeds), fmean(a), fmean(b), fmean(differences), relative, low, high, verdict)
-
-
-# -- resampling requests -----------------------------------------------------------------------------------------------
 
 
 def statistic_of(name: str) -> Callable[[Floats], Floats]:

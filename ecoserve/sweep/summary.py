@@ -256,9 +256,9 @@ def with_current_names(row: Mapping[str, Any]) -> dict[str, Any]:
     return {SUMMARY_KEYS.get(name, name): value for name, value in row.items() if SUMMARY_KEYS.get(name) not in row}
 
 
-def better(metric: str) -> Better:
-    direction: Better = extra_of(RunRow, metric)["better"]
-    return direction
+def better(metric: str) -> Better | None:
+    """Which way a metric of a run is better; None where neither is."""
+    return extra_of(RunRow, metric).get("better")
 
 
 def json_schema() -> dict[str, Any]:

@@ -14,8 +14,7 @@ from ecoserve.cli import report
 from ecoserve.errors import ConfigError
 from ecoserve.pages import BuiltSection, plots
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
-from ecoserve.sweep.reporting.comparison_figures import accuracy_map, pressure_figure
+from ecoserve.sweep.reporting.accuracy_figures import accuracy_figure, accuracy_map, pressure_figure
 from ecoserve.sweep.reporting.settings import NORMALIZED
 from ecoserve.sweep.reporting.tables import settings_table
 from ecoserve.sweep.results import ResultFolder

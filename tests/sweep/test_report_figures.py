@@ -10,8 +10,7 @@ from test_reporting import BASE, FULL, report_of, rows, say, wobble
 from ecoserve.errors import InputError
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.report import SECTIONS
-from ecoserve.sweep.reporting.accuracy_figure import accuracy_figure
-from ecoserve.sweep.reporting.comparison_figures import accuracy_map, knob_map
+from ecoserve.sweep.reporting.accuracy_figures import accuracy_figure, accuracy_map, knob_map
 from ecoserve.sweep.reporting.rate_figures import front, scale_figure, slowdowns
 from ecoserve.sweep.reporting.report_data import Details, ReportData
 from ecoserve.sweep.reporting.request_figures import (

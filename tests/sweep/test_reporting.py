@@ -11,8 +11,7 @@ import pytest
 from ecoserve.pages import Cell
 from ecoserve.serving.runs import EngineTotals, RunResult
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.reporting.accuracy_figure import MEASURES, accuracy_figure
-from ecoserve.sweep.reporting.comparison_figures import pressure_figure
+from ecoserve.sweep.reporting.accuracy_figures import MEASURES, accuracy_figure, pressure_figure
 from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.settings import JCT, NORMALIZED, PREEMPTIONS, Load, write_comparison
 from ecoserve.sweep.reporting.statements import STATEMENTS, TILES, headline

@@ -90,12 +90,12 @@ class Pair:
         return Pair(rounded.astype(np.int64), a, b, self.effect_a, self.effect_b)
 
 
-def ks(pair: Pair, seed: int) -> tuple[float, float, float]:
+def ks(pair: Pair, seed: int) -> dict[str, float]:
     _, a, b = pair.drawn(seed)
     found = float(_ks(pair.a[None, :], pair.b[None, :])[0])
     high = float(np.quantile(_ks(a, b), 0.975))
     # Drawn distances are biased upwards; that is taken off the lower end, and left on the upper one to be safe.
-    return found, max(0.0, 2.0 * found - high), max(found, high)
+    return {"ks": found, "ks_low": max(0.0, 2.0 * found - high), "ks_high": max(found, high)}
 
 
 def _ks(a: Ints, b: Ints) -> Floats:
@@ -185,8 +185,8 @@ def compare_traces(
     conversations, effects = zip(*(conversations_of(t) for t in tables), strict=True)
     counts = [count(t.response, t.censored) for t in tables]
     pair = Pair.of(counts[0], counts[1], effects[0], effects[1])
-    distance, low, high = ks(pair, seed)
-    by_chance, p = ks_chance(pair, distance)
+    distance = ks(pair, seed)
+    by_chance, p = ks_chance(pair, distance["ks"])
     one, two = (t.thinned(MOST_ROWS) for t in tables)
     logs = [np.log(np.maximum(t.response, 1)) for t in (one, two)]
     mix, within = mix_and_within(_kinds(one), logs[0], _kinds(two), logs[1])
@@ -202,9 +202,7 @@ def compare_traces(
         b=describe_source(tables[1], conversations[1], effects[1]),
         response_a=summarise(counts[0], effects[0]),
         response_b=summarise(counts[1], effects[1]),
-        ks=distance,
-        ks_low=low,
-        ks_high=high,
+        **distance,
         ks_by_chance=by_chance,
         ks_p=p,
         psi=psi(pair),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ecoserve.pages.plots import SLOTS
 from ecoserve.serving.core.policies import STOCK_POLICIES
 from ecoserve.serving.runs import KVPoint
-from ecoserve.sweep.axes import KNOB
+from ecoserve.sweep.plan import KNOB
 from ecoserve.sweep.reporting.settings import NORMALIZED, POLICY_NAMES, VARIANTS, Load, Metric, Setting
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.statistics import Comparison

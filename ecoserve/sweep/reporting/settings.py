@@ -12,15 +12,16 @@ from typing import Any, Final
 
 from ecoserve.pages import plain, plots
 from ecoserve.pages.tables import NOTHING, digits, signed, write, write_change
+from ecoserve.schema import Better
 from ecoserve.sweep.identity import short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND
-from ecoserve.sweep.statistics import Better, Comparison, Spread, paired, spread
-from ecoserve.sweep.summary import Engine, RunRow
+from ecoserve.sweep.statistics import Comparison, Spread, paired, spread
+from ecoserve.sweep.summary import Engine, RunRow, better
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric as the report shows it; ``better`` is None where neither direction is.
+    """One metric as the report shows it.
 
     ``column_unit``, ``column_scale``: the unit of a column or axis, and what a value is multiplied with.
     """
@@ -28,10 +29,13 @@ class Metric:
     key: str
     title: str
     unit: str
-    better: Better | None
     note: str
     column_unit: str = ""
     column_scale: float = 1.0
+
+    @property
+    def better(self) -> Better | None:
+        return better(self.key)
 
     @property
     def heading(self) -> str:
@@ -44,9 +48,7 @@ class Metric:
 
     def column_spread(self, level: Spread | None) -> str:
         """The range over seeds under :attr:`heading`; empty if all seeds agree or there is one."""
-        if level is None or level.n < 2 or level.low == level.high:
-            return ""
-        low, high = self.column(level.low), self.column(level.high)
+        low, high = (self.column(level.low), self.column(level.high)) if level is not None else ("", "")
         return "" if low == high else f"{low} to {high}"
 
     def write(self, value: float | None) -> str:
@@ -68,38 +70,36 @@ class Metric:
 
 _PER_TOKEN: Final = "Time from arrival to the last token, divided by the tokens of the answer"
 NORMALIZED: Final = Metric(
-    "normalized_latency_mean_ms", "Normalized latency", "ms/token", "lower", f"{_PER_TOKEN}; mean over requests."
+    "normalized_latency_mean_ms", "Normalized latency", "ms/token", f"{_PER_TOKEN}; mean over requests."
 )
 NORMALIZED_P99: Final = Metric(
-    "normalized_latency_p99_ms", "Normalized latency p99", "ms/token", "lower",
+    "normalized_latency_p99_ms",
+    "Normalized latency p99",
+    "ms/token",
     f"{_PER_TOKEN}: 99 of 100 requests have less.",
-)  # fmt: skip
+)
 JCT: Final = Metric(
-    "e2el_mean_ms", "JCT", "ms", "lower", "Job completion time: from arrival to the last token; mean.", "s", 1e-3
+    "e2el_mean_ms", "JCT", "ms", "Job completion time: from arrival to the last token; mean.", "s", 1e-3
 )
-TTFT: Final = Metric("ttft_mean_ms", "TTFT", "ms", "lower", "Time to first token, from arrival; mean.")
+TTFT: Final = Metric("ttft_mean_ms", "TTFT", "ms", "Time to first token, from arrival; mean.")
 TTFT_P99: Final = Metric(
-    "ttft_p99_ms", "TTFT p99", "ms", "lower", "Time to first token: 99 of 100 requests have less.", "s", 1e-3
+    "ttft_p99_ms", "TTFT p99", "ms", "Time to first token: 99 of 100 requests have less.", "s", 1e-3
 )
-TPOT_P99: Final = Metric(
-    "tpot_p99_ms", "TPOT p99", "ms", "lower", "Time per output token: 99 of 100 requests have less."
-)
+TPOT_P99: Final = Metric("tpot_p99_ms", "TPOT p99", "ms", "Time per output token: 99 of 100 requests have less.")
 THROUGHPUT: Final = Metric(
-    "output_tokens_per_s", "Throughput", "tokens/s", "higher", "Generated tokens of finished answers per second."
+    "output_tokens_per_s", "Throughput", "tokens/s", "Generated tokens of finished answers per second."
 )
 PREEMPTIONS: Final = Metric(
-    "preemptions", "Preemptions", "", "lower", "Times a running request lost its KV cache and had to start over."
+    "preemptions", "Preemptions", "", "Times a running request lost its KV cache and had to start over."
 )
 RECOMPUTED: Final = Metric(
-    "recomputed_tokens", "Recomputed tokens", "", "lower", "Tokens computed a second time because of preemptions."
+    "recomputed_tokens", "Recomputed tokens", "", "Tokens computed a second time because of preemptions."
 )
 PAUSES: Final = Metric(
-    "pauses", "Pauses", "", None, "Times a request was stopped for a while with its KV cache kept: nothing is lost."
+    "pauses", "Pauses", "", "Times a request was stopped for a while with its KV cache kept: nothing is lost."
 )
-GOODPUT: Final = Metric("goodput_rps", "Goodput", "requests/s", "higher", "Requests that met their SLO, per second.")
-SLO: Final = Metric(
-    "slo_attainment", "SLO attainment", "share", "higher", "Share of requests that met their SLO.", "%", 100.0
-)
+GOODPUT: Final = Metric("goodput_rps", "Goodput", "requests/s", "Requests that met their SLO, per second.")
+SLO: Final = Metric("slo_attainment", "SLO attainment", "share", "Share of requests that met their SLO.", "%", 100.0)
 
 #: The columns of a table of settings, in this order.
 MAIN: Final = (NORMALIZED, JCT, THROUGHPUT, SLO, PREEMPTIONS, RECOMPUTED, PAUSES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.pages import Statement, Tile, Tone, write, write_change
@@ -218,16 +218,9 @@ def care(report: ReportData) -> Statement | None:
 
 
 #: The statements in the order of the page.
-STATEMENTS: Final[tuple[Callable[[ReportData], Statement | None], ...]] = (
-    what_it_buys,
-    worth_of_prediction,
-    accuracy_needed,
-    which_setting,
-    capacity,
-    predictor_quality,
-    on_the_engine,
-    where_not,
-    care,
+STATEMENTS: Final = (
+    *(what_it_buys, worth_of_prediction, accuracy_needed, which_setting, capacity),
+    *(predictor_quality, on_the_engine, where_not, care),
 )
 
 
@@ -360,4 +353,4 @@ def _predictor(report: ReportData) -> Tile | None:
 
 
 #: The tiles in the order of the page.
-TILES: Final[tuple[Callable[[ReportData], Tile | None], ...]] = (_gain, _preemptions, _relaxed, _predictor)
+TILES: Final = (_gain, _preemptions, _relaxed, _predictor)

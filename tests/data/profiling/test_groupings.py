@@ -8,9 +8,9 @@ from profiled import skewed, table_of, trace_of
 from scipy import stats
 
 from ecoserve.data.profiling import profile_trace
-from ecoserve.data.profiling.languages import language, prose
 from ecoserve.data.profiling.model import Grouping
 from ecoserve.data.profiling.summaries import MOST_GROUPS, OTHER, all_groupings, explained, prompt_bands
+from ecoserve.data.profiling.table import language, prose
 
 
 def by(name: str, lengths: object, **columns: object) -> Grouping | None:
