@@ -72,15 +72,11 @@ def _draw_all(figure: Figure, out: Path) -> list[Path]:
         name = figure.id if key is None or key == shown[0] else f"{figure.id}-{key.replace('_', '-')}"
         canvas = _draw(figure, key)
         for kind in ("png", "svg"):
-            written.append(_save(canvas, out / f"{name}.{kind}", kind))
+            sink = io.BytesIO()
+            # Without a date, the same results give the same file.
+            canvas.savefig(sink, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+            written.append(write_atomically(out / f"{name}.{kind}", sink.getvalue()))
     return written
-
-
-def _save(canvas: Any, path: Path, kind: str) -> Path:
-    sink = io.BytesIO()
-    # Without a date, the same results give the same file.
-    canvas.savefig(sink, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-    return write_atomically(path, sink.getvalue())
 
 
 def _draw(figure: Figure, key: str | None) -> Any:

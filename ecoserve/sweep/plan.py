@@ -1,21 +1,6 @@
-"""A sweep's plan in YAML, checked and resolved; :mod:`~ecoserve.sweep.expansion` makes runs of it.
+"""A sweep's plan in YAML, checked and resolved: its axes, its load, its search. docs/sweep.md has every key.
 
-::
-
-    title: What are predicted lengths worth?
-    trace: ${ECOSERVE_DATA}          # file (relative to this plan), hub id, or synthetic
-    predictor: checkpoints/encoder   # what `predicted` stands for
-    policies: [vllm, ecoserve]
-    lengths: [true, predicted, noise:0.8, none]
-    rates: [8, 16]                   # requests per second, or `recorded`
-    seeds: [0, 1, 2]
-    requests: 400
-    conditions:                      # each changes the keys it names
-      pressure: {blocks: 1800}
-      no-pressure: {blocks: 20000, lengths: [true, none]}
-    settings: {max_num_seqs: 64}     # any other setting of a run
-
-docs/sweep.md has every key.
+An axis that is named labels its runs, so that they are never averaged over by accident.
 """
 
 from __future__ import annotations
@@ -31,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ecoserve.data.reading import is_workload
-from ecoserve.data.workloads import read_workload
+from ecoserve.data.workloads.spec import read_workload, yaml_problem
 from ecoserve.deprecations import SUMMARY_KEYS, renamed
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.options import problem
@@ -194,8 +179,7 @@ class SweepPlan(Condition):
 
     @classmethod
     def load(cls, path: str | Path, *, trace: str | None = None, predictor: str | None = None) -> SweepPlan:
-        """Read, check and resolve a plan; ``trace`` and ``predictor``, relative to the current folder, replace the
-        plan's.
+        """Read, check and resolve a plan; ``trace`` and ``predictor`` (from the current folder) replace the plan's.
 
         Raises ConfigError naming the key that is wrong.
         """
@@ -207,7 +191,7 @@ class SweepPlan(Condition):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot be read ({error})", where=str(path)) from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"is not YAML ({_yaml_problem(error)})", where=str(path)) from error
+            raise ConfigError(f"is not YAML ({yaml_problem(error)})", where=str(path)) from error
         if not isinstance(content, dict):
             raise ConfigError("is not a plan", where=str(path), fix="a plan is `key: value` lines; see docs/sweep.md")
         given = {"trace": trace, "predictor": predictor}
@@ -303,24 +287,7 @@ def _explained(error: ValidationError) -> str:
     key, what = problem(error)
     key = key.replace(".constrained-float", "")
     if first["type"] == "extra_forbidden":
-        what = f"no such key; allowed: {', '.join(_names(SweepPlan, first['loc'][:-1]))}"
+        inner: dict[object, type[BaseModel]] = {"conditions": Condition, "search": SearchPlan, "gpus": Gpu}
+        model: type[BaseModel] = next((inner[part] for part in reversed(first["loc"][:-1]) if part in inner), SweepPlan)
+        what = f"no such key; allowed: {', '.join(model.model_fields)}"
     return f"{key}: {what}" if key else what
-
-
-def _names(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Keys of the model at ``path`` within ``model``."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        model = model if field is None else _model_in(field.annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _model_in(part)) is not None), None)
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark, text = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
-    return f"line {mark.line + 1}: {text}" if mark is not None else str(text)

@@ -95,7 +95,13 @@ def prepare(
     meta = describe_run("Simulation", [command]).model_copy(
         update={
             "synthetic": first.trace.partition(":")[0] == SYNTHETIC,
-            "trace": _trace_info(first, trace),
+            "trace": TraceInfo(
+                source=first.trace,
+                format=trace.format,
+                sha256=fingerprint(source) if (source := Path(first.trace)).is_file() else trace.sha256,
+                length_source=trace.length_source,
+                records=len(trace),
+            ),
             "scheduler_mode": f"virtual time, pipeline depth {first.depth}",
             "model_runner": "none",
             "settings": {k: v for k, v in _plain(runs[0]).items() if k not in _AXES},
@@ -151,17 +157,6 @@ def name_of(settings: SimulateSettings) -> str:
 def _plain(settings: SimulateSettings) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(settings.model_dump_json())
     return plain
-
-
-def _trace_info(settings: SimulateSettings, trace: Trace) -> TraceInfo:
-    source = Path(settings.trace)
-    return TraceInfo(
-        source=settings.trace,
-        format=trace.format,
-        sha256=fingerprint(source) if source.is_file() else trace.sha256,
-        length_source=trace.length_source,
-        records=len(trace),
-    )
 
 
 def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator[str]:

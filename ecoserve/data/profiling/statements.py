@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from ecoserve.data.profiling.model import Lengths, Profile, Reservation, Tail, Waste
+from ecoserve.data.profiling.model import Profile, Reservation, Waste
 from ecoserve.data.profiling.worth import find
 from ecoserve.pages.tables import write, write_change
 
@@ -43,30 +43,17 @@ def percent(part: float) -> str:
 
 def say(profile: Profile) -> tuple[list[str], Worth]:
     """The sentences of the first screen, and whether predicting lengths pays."""
-    worth, reason = _is_it_worth_it(profile)
-    return [
-        _how_long(profile.response),
-        _how_heavy(profile.tail),
-        _how_predictable(profile),
-        _what_is_wasted(profile.waste),
-        reason,
-    ], worth
-
-
-def _how_long(response: Lengths) -> str:
-    text = (
-        f"Half of the answers have between {response.p25:,} and {response.p75:,} tokens (median {response.p50:,}, mean "
-        f"{response.mean:,.0f}); one in ten has more than {response.p90:,}, one in a hundred more than {response.p99:,}"
+    r, tail = profile.response, profile.tail
+    long = (
+        f"Half of the answers have between {r.p25:,} and {r.p75:,} tokens (median {r.p50:,}, mean {r.mean:,.0f}); one "
+        f"in ten has more than {r.p90:,}, one in a hundred more than {r.p99:,}"
     )
-    if response.censored_share:
-        text += f", and {percent(response.censored_share)} were cut off"
-    return text + "."
-
-
-def _how_heavy(tail: Tail) -> str:
-    text = f"The longest tenth of the answers has {percent(tail.top10_token_share)} of all answer tokens; "
-    text += _TAILS[tail.kind]
-    return f"{text} (answers are cut off at {tail.ends_at:,})." if tail.ends_at is not None else f"{text}."
+    long += f", and {percent(r.censored_share)} were cut off" if r.censored_share else ""
+    heavy = f"The longest tenth of the answers has {percent(tail.top10_token_share)} of all answer tokens; "
+    heavy += _TAILS[tail.kind]
+    heavy += f" (answers are cut off at {tail.ends_at:,})" if tail.ends_at is not None else ""
+    worth, reason = _is_it_worth_it(profile)
+    return [f"{long}.", f"{heavy}.", _how_predictable(profile), _what_is_wasted(profile.waste), reason], worth
 
 
 def _how_predictable(p: Profile) -> str:

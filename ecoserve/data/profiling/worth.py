@@ -1,17 +1,14 @@
 """What knowing lengths is worth: guesses of lengths, the wait that each saves, and KV wasted by reserving.
 
-Wait saved by serving the shortest first: in a long queue served one after the other, the mean wait is proportional to
-the mean, over pairs of requests, of the length of the one that goes first. In order of arrival that is the mean length
-m; with a guess it is the length of the request guessed shorter. The share of the wait saved is the concentration index
-of lengths in the order of the guess (Kakwani 1980): 2 cov(length, rank) / m, with ranks as shares and ties at their
-middle. By true lengths it is their Gini coefficient, the most that any order can save; a random order saves nothing.
+Wait saved by serving the shortest first: the mean wait in a long queue is proportional to the mean, over pairs of
+requests, of the length of the one that goes first. The share saved is the concentration index of lengths in the order
+of the guess (Kakwani 1980): 2 cov(length, rank) / mean, with ranks as shares and ties at their middle.
 
 KV wasted: a request with a prompt of p tokens and an answer of r holds a slot of p + R tokens (R the reservation) for r
 steps and has written p + t tokens after step t. Used token-time is r p + r (r + 1) / 2; reserved is r (p + R) while
-r <= R. An answer that outgrows R (overflow) continues token by token, as vLLM gives out blocks: R (p + R) + the sum of
-p + t over t = R + 1 .. r. Waste is 1 - used / reserved, over all requests. A memory of C tokens runs C / (mean reserved
-tokens at a moment) requests at once, so the gain in concurrency is the quotient of two reserved token-times.
-*On demand* reserves nothing, as vLLM does, and wastes nothing, but preempts when the memory is full.
+r <= R, and an answer that outgrows R continues token by token: R (p + R) + the sum of p + t over t = R + 1 .. r. Waste
+is 1 - used / reserved; the gain in concurrency is the quotient of two reserved token-times. *On demand* reserves
+nothing, as vLLM does.
 """
 
 from __future__ import annotations

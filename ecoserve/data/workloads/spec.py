@@ -243,7 +243,7 @@ def read_workload(path: str | Path) -> Workload:
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"cannot be read ({error})", where=str(path)) from error
     except yaml.YAMLError as error:
-        raise TraceError(f"is not YAML ({_problem(error)})", where=str(path)) from error
+        raise TraceError(f"is not YAML ({yaml_problem(error)})", where=str(path)) from error
     if not isinstance(content, Mapping):
         raise TraceError("is not a workload: it has no keys", where=str(path), fix="see docs/workloads.md")
     try:
@@ -252,7 +252,8 @@ def read_workload(path: str | Path) -> Workload:
         raise TraceError(_first(error, content), where=str(path)) from None
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """The line of a mistake in YAML and what it is."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "cannot be read"
     return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)

@@ -1,8 +1,7 @@
 """Figures of accuracy and differences: a metric against the accuracy of lengths; differences to the baseline.
 
-A line joins errors of one kind only, because errors of different kinds do not lie on one curve. Of many loads, those
-next to the main one are drawn; the table has all. A cell of a map is the paired difference of normalized latency to a
-reference at the same rate: the baseline for accuracies, the first row for knobs.
+A line joins errors of one kind only, because errors of different kinds do not lie on one curve. A cell of a map is the
+paired difference of normalized latency to a reference at the same rate.
 """
 
 from __future__ import annotations
@@ -323,15 +322,8 @@ def _figure(
     shown = [f"{rate:g}" for rate in rates]
     table = Table(name, caption, [head, *(f"{rate} requests/s" for rate in shown)], group_title="Policy")
     for policy, rows, cells in maps:
-        texts = [[_written(c) for c in row] for row in cells]
-        bounded = [[_bounded(c) for c in row] for row in cells]
-        looks: plots.Trace = {
-            "text": texts,
-            "texttemplate": "%{text}",
-            "zmin": -_END,
-            "zmax": _END,
-            "xgap": 2,
-        }
+        texts, bounded = ([[_map_cell(c)[i] for c in row] for row in cells] for i in (0, 1))
+        looks: plots.Trace = {"text": texts, "texttemplate": "%{text}", "zmin": -_END, "zmax": _END, "xgap": 2}
         hover = "%{y} at %{x} requests/s: %{text}"
         names, meta = [plain(row) for row in rows], {"diverging": 1}
         trace = plots.heatmap(shown, names, bounded, 1, hover=hover, ygap=2, meta=meta, **looks)
@@ -351,14 +343,9 @@ def _figure(
     return Figure(name, f"{title} × arrival rate", text, panels, table)
 
 
-def _bounded(comparison: Comparison | None) -> float | None:
+def _map_cell(comparison: Comparison | None) -> tuple[str, float | None]:
+    """Text and colour (in per cent) of a cell."""
     if comparison is None or comparison.relative is None:
-        return None
-    return max(-_END, min(_END, 100 * comparison.relative))
-
-
-def _written(comparison: Comparison | None) -> str:
-    if comparison is None or comparison.relative is None:
-        return ""
+        return "", None
     text = write_change(comparison.relative)
-    return text if comparison.shown else f"({text})"
+    return text if comparison.shown else f"({text})", max(-_END, min(_END, 100 * comparison.relative))
