@@ -73,9 +73,7 @@ Tone = Literal["", "good", "bad", "quiet"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell: value (for the CSV), text shown (else the number in its column's unit), a smaller second line, and a
-    tone.
-    """
+    """A cell: value (for the CSV), text shown (else the number in its column's unit), smaller second line, tone."""
 
     value: float | str | None
     text: str | None = None
@@ -103,13 +101,7 @@ class Table:
     """
 
     def __init__(
-        self,
-        name: str,
-        caption: str,
-        columns: Iterable[Any],
-        rows: Iterable[Row] = (),
-        *,
-        group_title: str = "Group",
+        self, name: str, caption: str, columns: Iterable[Any], rows: Iterable[Row] = (), *, group_title: str = "Group"
     ) -> None:
         self.name, self.caption, self.group_title = name, caption, group_title
         self.columns = [Column(c) if isinstance(c, str) else c for c in columns]

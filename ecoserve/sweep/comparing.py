@@ -63,11 +63,9 @@ Samples = Mapping[int, float] | Floats
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One metric of one setting, B against A.
+    """One metric of one setting, B against A; ``a``, ``b``: means over the seeds, in the metric's unit.
 
-    ``a``, ``b``: means over the seeds, in the metric's unit. ``relative``: (B - A) / A, where A is zero over the larger
-    of both; ``low``, ``high``: its 95 % interval. ``better``: whether the change is for the better; None if there is
-    none.
+    ``relative``: (B - A) / A, where A is zero over the larger of both; ``low``, ``high``: its 95 % interval.
     """
 
     metric: str
@@ -93,9 +91,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two folders compared: each metric over all settings and of each; settings that only one has; whether tables are
-    equal.
-    """
+    """Two folders compared: each metric over all settings and of each, and the settings that only one has."""
 
     overall: list[Difference]
     settings: list[Compared]

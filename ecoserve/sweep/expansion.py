@@ -75,9 +75,7 @@ def points_of(plan: SweepPlan, condition: str | None) -> Iterator[Point]:
 
 
 def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
-    """Refuse settings and knobs that a run function of ours would refuse in every run: raises ConfigError for the
-    first.
-    """
+    """Refuse what a run function of ours would refuse in every run: raises ConfigError for the first."""
     model = settings_model(plan.run)
     for run in runs:
         if model is not None:
@@ -138,11 +136,10 @@ class Estimate:
 def estimate(
     runs: Sequence[PlannedRun], *, function: str, engine: str, jobs: int, finished: Sequence[Mapping[str, Any]]
 ) -> Estimate:
-    """The time of ``runs`` of ``function``, ``jobs`` at once.
+    """The time of ``runs`` of ``function``, ``jobs`` at once: by finished runs (rows) if there are any.
 
-    Finished runs (rows) are the best evidence. Without them, in virtual time, a short run of each policy is timed,
-    twice, because the first one loads the trace and the engine's code; on a real clock a run lasts as long as its
-    arrivals.
+    Without them, in virtual time, a short run of each policy is timed, twice, because the first one loads the trace and
+    the engine's code; on a real clock a run lasts as long as its arrivals.
     """
     if not runs:
         return Estimate(0.0, "nothing to run")

@@ -43,8 +43,8 @@ _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ResultFolder:
-    """A folder of results: :meth:`create` it before running, :meth:`open` it to read. Change ``meta`` by
-    :meth:`describe`.
+    """A folder of results: :meth:`create` it before running, :meth:`open` it to read; :meth:`describe` changes
+    ``meta``.
     """
 
     def __init__(self, path: Path, meta: Meta, expected: Iterable[PlannedRun] = ()) -> None:
@@ -54,8 +54,7 @@ class ResultFolder:
 
     @classmethod
     def create(cls, path: str | Path, meta: Meta, *, resume: bool = False) -> ResultFolder:
-        """Make the folder, or with ``resume`` continue with it: finished runs count as soon as :meth:`expect` names
-        them again.
+        """Make the folder, or with ``resume`` continue: finished runs count once :meth:`expect` names them again.
 
         Raises ConfigError if the folder cannot be made, or holds something and ``resume`` is off.
         """
@@ -170,9 +169,7 @@ class ResultFolder:
         return read_kv(self._file("kv", key))
 
     def check_requests(self) -> None:
-        """Compare the request rows of every finished run with their hash in its record; raises InputError if one
-        differs.
-        """
+        """Compare the request rows of every finished run with their hash; raises InputError if one differs."""
         for run in self.summary().runs:
             file = self._file("requests", run.run)
             if run.requests_sha256 is not None and table_sha256(read_requests(file)) != run.requests_sha256:

@@ -288,9 +288,7 @@ class Searches:
     def follow(
         self, runs: Iterable[PlannedRun], row_of: Callable[[str], Mapping[str, Any] | None]
     ) -> tuple[list[PlannedRun], list[PlannedRun]]:
-        """Of the runs, and of those that follow from them: the ones still to be run, and the finished ones (by
-        ``row_of``).
-        """
+        """Of the runs and those that follow from them: the ones to be run, and the finished ones (with a row)."""
         asked, left, finished = deque(runs), [], []
         while asked:
             run = asked.popleft()

@@ -43,11 +43,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A setting against a baseline, paired by the ``n`` seeds that both have.
+    """A setting against a baseline, paired by the ``n`` seeds that both have; means are in the metric's unit.
 
-    ``ours``, ``theirs``: means in the metric's unit; ``relative``: mean of (ours - theirs) / theirs, None if a baseline
-    value is not positive; ``low``, ``high``: the 95 % interval of ``relative``, else of ``difference``; None with one
-    seed.
+    ``relative``: mean of (ours - theirs) / theirs, None if a baseline value is not positive; ``low``, ``high``: the 95
+    % interval of ``relative``, else of ``difference``; None with one seed.
     """
 
     n: int
@@ -80,11 +79,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def paired(
-    ours: Mapping[int, float],
-    theirs: Mapping[int, float],
-    better: Better,
-    *,
-    smallest: float = SMALLEST_THAT_MATTERS,
+    ours: Mapping[int, float], theirs: Mapping[int, float], better: Better, *, smallest: float = SMALLEST_THAT_MATTERS
 ) -> Comparison | None:
     """Compare two settings (value by seed) by the seeds they share; None if there are none."""
     seeds = sorted(ours.keys() & theirs.keys())

@@ -97,9 +97,7 @@ def write_kv(path: Path, points: Sequence[KVPoint]) -> None:
 
 
 def read_kv(path: Path) -> list[KVPoint]:
-    """What :func:`write_kv` wrote; empty if there is no such file. Raises InputError if it is damaged or of another
-    version.
-    """
+    """What :func:`write_kv` wrote, if anything; raises InputError if it is damaged or of another version."""
     table = _read(path, "delete it")
     if table is None:
         return []
@@ -151,9 +149,7 @@ def run_row(run: PlannedRun, result: RunResult, wall_s: float | None = None) -> 
 
 
 def prediction_accuracy(rows: Sequence[RequestRow]) -> dict[str, float | None]:
-    """The ``prediction_*`` keys of a run, over its completed requests; None without predictions, tau also where
-    undefined.
-    """
+    """The ``prediction_*`` keys of a run, over its completed requests; None without predictions."""
     pairs = [(r.predicted_tokens, r.output_tokens) for r in rows if r.status == "completed" and r.predicted_tokens]
     found: dict[str, float | None] = dict.fromkeys(("mae_tokens", "within_50", "within_100", "kendall_tau"))
     if pairs:
@@ -163,9 +159,7 @@ def prediction_accuracy(rows: Sequence[RequestRow]) -> dict[str, float | None]:
 
 
 def hashes(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
-    """``runs_sha256`` and ``tables_sha256`` of :class:`~ecoserve.sweep.summary.Meta`: without and with the request
-    rows.
-    """
+    """``runs_sha256`` and ``tables_sha256`` of the run rows: without and with their request rows."""
     rows = list(rows)
     plain = [{k: v for k, v in row.items() if k != "requests_sha256"} for row in rows]
     whole = all(row.get("requests_sha256") for row in rows)

@@ -99,9 +99,7 @@ def in_a_line(error: BaseException) -> str:
 
 @lru_cache(maxsize=8)
 def find_function(name: str) -> tuple[Callable[[Any], RunResult], type[BaseModel] | None]:
-    """The function behind ``module:name`` and the pydantic model of its first argument, if any; else raises
-    ConfigError.
-    """
+    """The function behind ``module:name`` and its argument's pydantic model, if any; raises ConfigError without one."""
     module_name, _, attribute = name.partition(":")
     try:
         call = getattr(importlib.import_module(module_name), attribute)

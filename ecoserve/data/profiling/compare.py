@@ -45,8 +45,7 @@ _MOST_LENGTHS_DRAWN: Final = 4000
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two sets of lengths on one support: ``lengths`` (tokens, ascending) and the counts ``a``, ``b``, all of shape
-    ``[k]``.
+    """Two sets of lengths on one support: ``lengths`` (tokens, ascending) and counts ``a``, ``b``, of shape ``[k]``.
 
     ``effect_a``, ``effect_b`` are design effects: answers count as n / effect independent ones.
     """

@@ -119,10 +119,9 @@ def conversations_of(table: TraceTable) -> tuple[int, float]:
 
 
 def design_effect(lengths: Whole, clusters: Whole) -> float:
-    """Factor by which the variance of a share grows because records of one cluster resemble each other; at least 1.
+    """Factor on the variance of a share because records of one cluster resemble each other (Kish); at least 1.
 
-    Measured on the share of answers above the median: squared sums over clusters (numbers, shape ``[n]``) against the
-    sum of squares.
+    Measured on the share of answers above the median; ``clusters`` are numbers, shape ``[n]``.
     """
     if len(lengths) < 2:
         return 1.0

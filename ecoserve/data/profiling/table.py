@@ -41,9 +41,7 @@ _CODE_LINE: Final = re.compile(r"[{};=<>\\|]|\w\(|^\s*(?:#|//|def |import |from 
 
 @dataclass(frozen=True, slots=True)
 class LanguageSample:
-    """Languages of some rows: ``rows`` (ascending) and ``codes`` (indices into ``names``, ISO 639), both of shape
-    ``[k]``.
-    """
+    """Languages of ``rows`` (ascending): ``codes`` are indices into ``names`` (ISO 639); both of shape ``[k]``."""
 
     rows: npt.NDArray[np.int64]
     codes: npt.NDArray[np.int64]
@@ -136,9 +134,7 @@ class TraceTable:
         return len(self.response)
 
     def thinned(self, most: int) -> TraceTable:
-        """About ``most`` of the rows, if there are more: all answers to some of the prompts (of the conversations,
-        without text).
-        """
+        """About ``most`` of the rows: all answers to some of the prompts (of the conversations, without text)."""
         if len(self) <= most:
             return self
         rows = chosen(np.where(self.prompt_hash != 0, self.prompt_hash, self.conversation), most / len(self))
@@ -167,12 +163,7 @@ _COLUMNS: Final[dict[str, Any]] = {
 }
 
 
-def read_table(
-    source: Trace | TraceStream,
-    *,
-    seed: int = 0,
-    language_sample: int = LANGUAGE_SAMPLE,
-) -> TraceTable:
+def read_table(source: Trace | TraceStream, *, seed: int = 0, language_sample: int = LANGUAGE_SAMPLE) -> TraceTable:
     """Read a trace or a stream (to its end); the language of at most ``language_sample`` prompts is recognised.
 
     Raises TraceError if there is no record with a response length.

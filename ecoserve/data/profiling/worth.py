@@ -37,11 +37,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A predictor's lengths for ``rows`` (shape ``[k]``) of a table: each of :data:`QUANTILES` -> shape ``[k]``,
-    tokens.
+    """A predictor's lengths for ``rows`` (shape ``[k]``): each of :data:`QUANTILES` -> shape ``[k]``, tokens.
 
-    ``held_out``: the rows were held out of its training on this trace (else it was trained on another one). Raises
-    TraceError if shapes do not go together.
+    ``held_out``: the rows were held out of its training on this trace (else it was trained on another one).
     """
 
     name: str

@@ -176,8 +176,8 @@ class ReportData:
 
     @cached_property
     def cast(self) -> list[Setting]:
-        """The settings shown where not all fit, under the main load: the baseline; every other policy with the lengths
-        that stand for what a user gets; and the policy that the answer is about with true lengths and with none.
+        """The settings shown where not all fit: under the main load, the baseline and one of each other policy, and the
+        policy that the answer is about with true lengths and with none.
         """
         if self.load is None or self.ours is None:
             return []

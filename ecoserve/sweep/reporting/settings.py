@@ -73,10 +73,7 @@ NORMALIZED: Final = Metric(
     "normalized_latency_mean_ms", "Normalized latency", "ms/token", f"{_PER_TOKEN}; mean over requests."
 )
 NORMALIZED_P99: Final = Metric(
-    "normalized_latency_p99_ms",
-    "Normalized latency p99",
-    "ms/token",
-    f"{_PER_TOKEN}: 99 of 100 requests have less.",
+    "normalized_latency_p99_ms", "Normalized latency p99", "ms/token", f"{_PER_TOKEN}: 99 of 100 requests have less."
 )
 JCT: Final = Metric(
     "e2el_mean_ms", "JCT", "ms", "Job completion time: from arrival to the last token; mean.", "s", 1e-3
