@@ -37,7 +37,6 @@ Method = Literal["paired by seed", "paired by request", "unpaired", "equal", "no
 
 #: Differences within this are none, if the whole interval is within it.
 MARGIN: Final = 0.025
-#: Metrics that are compared.
 METRICS: Final = (
     "normalized_latency_mean_ms",
     "normalized_latency_p99_ms",

@@ -37,7 +37,6 @@ _CLOSING: Final = (
     "in the same folder."
 )
 
-#: Terms that a newcomer meets on the page.
 GLOSSARY: Final = (
     ("KV cache", "Memory in which the engine keeps what it has computed for each running request. When it is short, "
      "requests must wait or be preempted and computed again."),
@@ -63,7 +62,6 @@ GLOSSARY: Final = (
 
 _OVER_SEEDS: Final = "Means over seeds; the smaller line is the range over the seeds."
 
-#: What follows the first screen, in order.
 SECTIONS: Final[tuple[Section[ReportData], ...]] = (
     Section(
         "predictor",

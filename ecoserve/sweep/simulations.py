@@ -29,14 +29,13 @@ from ecoserve.serving.workload import prompt_length, trace_for
 from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.summary import Meta, RunRow, Summary, TraceInfo
+from ecoserve.sweep.summary import NO_PRESSURE_TO, Meta, RunRow, Summary, TraceInfo
 from ecoserve.sweep.tables import hashes, run_row
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-#: Settings that differ between runs.
 _AXES: Final = ("policy", "lengths", "rate_rps", "seed")
 #: Called with (run, requests of it that have ended, its virtual seconds).
 OnEnded = Callable[[SimulateSettings, int, float], None]
@@ -193,8 +192,6 @@ _TABLE: Final = (
     ("pauses", "pause", 1, "{:.0f}"),
     ("slo_attainment", "SLO", 100, "{:.0f}%"),
 )
-#: A load whose peak demand is at most this share of the KV causes no pressure.
-_NO_PRESSURE: Final = 0.7
 
 
 def listed(text: str, option: str) -> list[str]:
@@ -281,6 +278,6 @@ def show(runs: list[RunRow], console: Console) -> None:
     low, high = min(pressures), max(pressures)
     span = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
     console.print(f"pressure: with no queueing, the load's peak KV demand is {span} times the KV")
-    if high <= _NO_PRESSURE:
+    if high <= NO_PRESSURE_TO:
         fix = "raise --rate or lower --kv-blocks"
         console.print(f"note: there is no KV pressure, so lengths can gain a policy little; {fix}")

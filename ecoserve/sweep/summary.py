@@ -19,6 +19,10 @@ from ecoserve.schema import Better, count, extra_of, key, maybe, share, tokens
 SCHEMA_VERSION: Final = 1
 SCHEMA_FILE: Final = Path(__file__).parent / "schema" / f"summary-{SCHEMA_VERSION}.schema.json"
 
+#: Peak KV demand over the usable KV cache from which a load is under pressure, and up to which it is not.
+PRESSURE_FROM: Final = 1.3
+NO_PRESSURE_TO: Final = 0.7
+
 #: What executes runs: vLLM's scheduler classes in virtual time, a vLLM engine in the process, a server at a URL.
 Engine = Literal["virtual", "in-process", "url"]
 

@@ -28,7 +28,6 @@ from ecoserve.serving.simulate.settings import SimulateSettings
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.summary import Engine
 
-#: The run function of each engine.
 FUNCTIONS: Final[dict[Engine, str]] = {
     "virtual": "ecoserve.serving.simulate.run:simulate",
     "in-process": "ecoserve.serving.engine_run:run_engine",

@@ -19,7 +19,7 @@ from ecoserve.sweep.plan import KNOB
 from ecoserve.sweep.reporting.settings import NORMALIZED, POLICY_NAMES, VARIANTS, Load, Metric, Setting
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.statistics import Comparison
-from ecoserve.sweep.summary import RunRow, Summary
+from ecoserve.sweep.summary import NO_PRESSURE_TO, PRESSURE_FROM, RunRow, Summary
 
 Values = npt.NDArray[np.float64]
 _COLUMNS: Final = (
@@ -62,9 +62,6 @@ class Details:
 
 Pressure = Literal["pressure", "between", "unknown", "no pressure"]
 
-#: Peak KV demand of a load, as if no request waited, over the usable KV cache.
-PRESSURE_FROM: Final = 1.3
-NO_PRESSURE_TO: Final = 0.7
 PRESSURES: Final[tuple[Pressure, ...]] = ("pressure", "between", "unknown", "no pressure")
 #: Which kind of lengths stands for what a user gets: a trained predictor, else the next best that was run.
 _STAND_INS: Final = ("predicted", "noise", "none", "true")

@@ -217,7 +217,6 @@ def care(report: ReportData) -> Statement | None:
     return Statement("Take care", _sentence(parts), "bad") if parts else None
 
 
-#: The statements in the order of the page.
 STATEMENTS: Final = (
     *(what_it_buys, worth_of_prediction, accuracy_needed, which_setting, capacity),
     *(predictor_quality, on_the_engine, where_not, care),
@@ -352,5 +351,4 @@ def _predictor(report: ReportData) -> Tile | None:
     return Tile(write(row.mae_tokens, "tokens"), "mean error of the predictor", name)
 
 
-#: The tiles in the order of the page.
 TILES: Final = (_gain, _preemptions, _relaxed, _predictor)

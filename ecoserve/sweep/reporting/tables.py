@@ -10,7 +10,6 @@ from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.settings import MAIN, NORMALIZED, Load, Metric, Setting, lengths_name, write_comparison
 from ecoserve.sweep.statistics import Comparison
 
-#: Keys of a predictor with their columns.
 _PREDICTOR_COLUMNS: Final = {
     "mae_tokens": Column("Mean error", "Mean distance between the predicted median and the true length.", "tokens"),
     "within_50": Column("Within 50 tokens", "Share of answers predicted to within 50 tokens.", "share"),

@@ -236,7 +236,6 @@ def all_tables(c: Comparison) -> list[Table]:
     return [table for table in tables if table is not None]
 
 
-#: What follows the first screen, in order.
 SECTIONS: Final[tuple[Section[Comparison], ...]] = (
     Section(
         "distributions",

@@ -11,7 +11,6 @@ from ecoserve.data.profiling.statements import VERDICTS, percent
 from ecoserve.data.profiling.worth import find
 from ecoserve.pages import Page, Section, Statement, Tile, Tone, render_page, write
 
-#: Terms that a newcomer meets on the page.
 GLOSSARY: Final = (
     ("Token", "What a model reads and writes: about four characters of English."),
     ("Length", "Tokens of one answer (response length), its end mark included where that is known."),
@@ -31,7 +30,6 @@ GLOSSARY: Final = (
 
 _TONES: Final[dict[str, Tone]] = {"yes": "good", "no": "bad", "perhaps": "quiet", "unknown": "quiet"}
 
-#: What follows the first screen, in order.
 SECTIONS: Final[tuple[Section[Profile], ...]] = (
     Section(
         "lengths",
