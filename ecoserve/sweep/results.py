@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.files import write_atomically
@@ -219,8 +219,8 @@ class ResultFolder:
         return {file.stem: _read_json(file, _AGAIN) for file in files if file.stem in self._expected}
 
     def _searches(self) -> list[SearchRow]:
-        rows: list[SearchRow] = self._optional("searches.json", _SearchFile).get("searches", [])
-        return rows
+        file = self._optional("searches.json", _SearchFile)
+        return file.searches if file else []
 
     def _predictors(self) -> dict[str, PredictorRow]:
         rows: dict[str, PredictorRow] = self._optional("predictor.json", dict[str, PredictorRow], "evaluate again")
@@ -236,7 +236,7 @@ class ResultFolder:
             raise _damaged(file, error, fix) from error
 
 
-class _SearchFile(TypedDict):
+class _SearchFile(BaseModel):
     searches: list[SearchRow]
 
 
