@@ -20,7 +20,6 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.predictor import LengthPredictor, train_predictor
 from ecoserve.predictor.baselines import Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
-from ecoserve.predictor.evaluation import request_of
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.recipes import Recipe
 from ecoserve.predictor.text import RequestView
@@ -50,7 +49,7 @@ def test_a_predictor_trained_on_the_spot_is_the_products(tmp_path: Path) -> None
     product = train_predictor(trace, backend="lightgbm", output_dir=tmp_path / "ckpt", seed=1)
     here = predictor_data.boosted(training_parts(trace, seed=1), 1)
     rows = trace.records[:40]
-    predictions = product.predict([request_of(r) for r in rows])
+    predictions = product.predict([asked_of(r) or "" for r in rows])
     for mine, its in zip(predictor_data.asked(here, rows), predictions, strict=True):
         assert mine.edges == its.edges
         assert mine.probs == pytest.approx(its.probs, abs=1e-9)
