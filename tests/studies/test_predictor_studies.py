@@ -22,7 +22,7 @@ from ecoserve.predictor.baselines import Vectors
 from ecoserve.predictor.boosting.predictor import BoostingPredictor
 from ecoserve.predictor.examples import training_parts
 from ecoserve.predictor.recipes import Recipe
-from ecoserve.predictor.text import RequestView
+from ecoserve.predictor.text import RequestView, asked_of
 
 
 def trace_of(records: Sequence[Record]) -> Trace:
