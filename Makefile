@@ -1,8 +1,11 @@
 # What a developer runs. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test coverage demo soak lint format clean
+.PHONY: help setup test check coverage demo soak lint format clean
 
 BIN := .venv/bin
+# A file's tests stay in one process: they share engines and servers. The longest files start first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -14,10 +17,13 @@ demo: setup  ## the main job, end to end, on real input: writes a report that a 
 	@$(BIN)/python scripts/demo.py
 
 test: lint  ## every check there is: format, types, import contracts, tests
-	@$(BIN)/python -m pytest --durations=12 $(PYTEST_ARGS)
+	@$(PYTEST) $(PARALLEL) --durations=12 $(PYTEST_ARGS)
+
+check: lint  ## what is quick: format, types, import contracts, tests that need neither vLLM nor torch
+	@$(PYTEST) $(PARALLEL) -q -m "not slow" $(QUICK) $(PYTEST_ARGS)
 
 coverage: setup  ## the tests again, three times as slow: which lines they run
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(PYTEST) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 soak: setup  ## the scheduler under any sequence of calls, 100,000 steps: make soak SOAK_ARGS='--seed 1 --steps 1000'
 	@$(BIN)/python scripts/soak.py $(SOAK_ARGS)

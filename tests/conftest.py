@@ -39,12 +39,17 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run engines and servers last: what is quick to fail fails first."""
+    """Run engines and servers last: what is quick to fail fails first. In parallel they go first: all end together."""
+    weights = {"slow": 1, "engine": 2, "server": 4}
 
     def cost(item: pytest.Item) -> int:
-        return sum(weight for name, weight in (("engine", 1), ("server", 2)) if item.get_closest_marker(name))
+        return sum(weight for name, weight in weights.items() if item.get_closest_marker(name))
 
-    items.sort(key=cost)
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    heaviest = dict.fromkeys((item.path for item in items), 0)
+    for item in items:
+        heaviest[item.path] = max(heaviest[item.path], cost(item))
+    items.sort(key=lambda item: (-heaviest[item.path], 0) if parallel else (0, cost(item)))
 
 
 @pytest.fixture(scope="session")
