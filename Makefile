@@ -6,6 +6,9 @@ BIN := .venv/bin
 # A file's tests stay in one process: they share engines and servers. The longest files start first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# Tests that import neither vLLM nor torch and take a minute together.
+QUICK := tests/test_*.py tests/pages tests/serving/core tests/serving/baselines tests/data \
+  --ignore tests/data/profiling --ignore tests/data/workloads --ignore tests/data/test_shared_data.py
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'

@@ -96,7 +96,7 @@ def test_dirt_is_dropped_and_every_row_accounted_for(write: Write) -> None:
 )
 def test_kept_and_dropped_add_up(lines: list[dict[str, Any]], by_field: bool) -> None:
     reader = RowReader(get_format("alpaca"), FieldPath.parse("tokens") if by_field else None)
-    stream = TraceStream("memory", lines, reader, [*lines])
+    stream = TraceStream("memory", [], iter(lines), reader, [*lines])
     kept = []
     try:
         kept = [record for batch in stream.batches() for record in batch]

@@ -36,14 +36,15 @@ def test_a_collection_that_is_killed_twice_has_every_answer_once(tiny_model: Pat
 @pytest.mark.server
 @pytest.mark.slow
 def test_a_model_is_served_for_the_collection_alone(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TMPDIR": str(tmp_path)}.items():
+    environ = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TMPDIR": str(short_tmp)}
+    for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     flags = "--enforce-eager --dtype float32 --max-model-len 1024 --distributed-executor-backend uni"
     out = tmp_path / "out.jsonl"
     processes: list[int] = []
@@ -59,7 +60,8 @@ def test_a_model_is_served_for_the_collection_alone(
         "synthetic:10", out, model=str(tiny_model), samples=2, server_flags=tuple(flags.split()), quiet=True, **SAMPLING
     )
     assert (result.rows, result.model, result.refused) == (result.prompts * 2, tiny_model.name, 0)
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(("out", "ecoserve-"))] == ["out.jsonl"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == ["out.jsonl"]
+    assert not list(short_tmp.glob("ecoserve-*"))
     for pid in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

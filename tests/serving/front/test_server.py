@@ -258,9 +258,9 @@ def test_a_run_that_cannot_be_is_said_before_it_starts(server: Server) -> None:
         run_client(settings(server, url="http://127.0.0.1:9"))
 
 
-def test_sigterm_ends_a_server_that_is_still_starting(tiny_model: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_a_server_that_is_still_starting(tiny_model: Path, tmp_path: Path, short_tmp: Path) -> None:
     """vLLM itself swallows it while it waits for its engine, and goes on waiting."""
-    starting = Server([str(tiny_model), "--enforce-eager"], tmp_path / "server.log", tmp_path)
+    starting = Server([str(tiny_model), "--enforce-eager"], tmp_path / "server.log", short_tmp)
     try:
         deadline = time.monotonic() + Server.START_S
         # The tracker of shared memory and the engine: from now on the server waits for the engine.
@@ -271,7 +271,7 @@ def test_sigterm_ends_a_server_that_is_still_starting(tiny_model: Path, tmp_path
         starting.process.send_signal(signal.SIGTERM)
         assert starting.process.wait(90) == 128 + signal.SIGTERM
         gone(processes)
-        assert not list(tmp_path.glob("ecoserve-metrics-*"))
+        assert not list(short_tmp.glob("ecoserve-metrics-*"))
     finally:
         starting.stop()
 
