@@ -161,7 +161,7 @@ def test_plain_values_come_back_equal(value: object) -> None:
     assert json.loads(common.json_text(value)) == value
 
 
-def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (True, False):
         with common.progress_bar(quiet) as progress:
             progress.advance(progress.add_task("work", total=3))

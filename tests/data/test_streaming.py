@@ -56,7 +56,7 @@ def test_what_only_the_end_tells_is_known_at_the_end(write: Write) -> None:
         next(stream.batches())
 
 
-def test_the_cap_is_told_at_the_end_and_loading_marks_by_it(write: Write) -> None:
+def test_the_cap_is_known_at_the_end_and_loading_marks_by_it(write: Write) -> None:
     path = write([{**r, "n": min(r["n"], 300)} for r in rows(1500)])
     stream = stream_trace(path, length_field="n")
     records = [record for batch in stream.batches() for record in batch]

@@ -125,7 +125,7 @@ def test_long_words_are_cut() -> None:
     assert len(view.context) < 500
 
 
-def test_half_a_surrogate_pair_takes_nobody_elses_prediction_away(predictor: LengthPredictor) -> None:
+def test_half_a_surrogate_pair_takes_no_other_prediction_away(predictor: LengthPredictor) -> None:
     assert len(predictor.predict(["half \ud800 a pair", "a whole prompt"])) == 2
 
 

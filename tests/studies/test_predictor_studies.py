@@ -148,7 +148,7 @@ def test_noise_is_all_of_the_error_of_who_knows_the_law() -> None:
     assert predictor_label_noise.label_noise(records, vague)["noise_share_of_squared_error"] < 0.1
 
 
-def test_answers_at_the_cap_are_told_apart() -> None:
+def test_answers_at_the_cap_are_kept_apart() -> None:
     records, centres = answered(np.random.default_rng(1), 400, 5.0)
     capped = [replace(r, response_tokens=1000) if i < 40 else r for i, r in enumerate(records)]
     found = predictor_label_noise.label_noise(capped, [LengthDistribution.point(round(c)) for c in centres])["cut_off"]

@@ -88,7 +88,7 @@ def test_two_nodes_give_the_same_tables_though_a_worker_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:PORT", "127.0.0.1:99999999", "ray://127.0.0.1:PORT"])
-def test_an_address_where_nobody_answers_is_one_line(tmp_path, address):
+def test_an_address_without_an_answer_is_one_line(tmp_path, address):
     with socket.socket() as held:  # bound and not listening: refused, and free of others
         held.bind(("127.0.0.1", 0))
         address = address.replace("PORT", str(held.getsockname()[1]))

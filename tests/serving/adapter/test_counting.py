@@ -159,7 +159,7 @@ def test_every_pause_ends_in_one_way(policy: str) -> None:
     assert sum(c.pauses for c in counters) > 10
 
 
-def test_what_was_told_too_short_or_too_long_is_counted() -> None:
+def test_predictions_too_short_or_too_long_are_counted() -> None:
     specs = [Spec(answer=40, source="true"), Spec(answer=40, source="one"), Spec(answer=10, source="huge")]
     c = play(Case(tuple(specs), blocks=60, max_model_len=400)).scheduler.counters
     assert c.under_predictions == 1

@@ -7,6 +7,7 @@ be the same until the first response ends in either run.
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,15 +30,21 @@ def decisions(output: Any) -> dict[str, Any]:
     }
 
 
+class FirstEndedError(Exception):
+    """The first response has ended: the rest of the run is not compared."""
+
+
 def until_the_first_ends(case: Case) -> list[dict[str, Any]]:
     """The decisions of all steps that were scheduled before a response had ended."""
     steps: list[dict[str, Any]] = []
 
     def on_step(scheduler: Any, output: Any) -> None:
-        if not scheduler.counters.finished:
-            steps.append(decisions(output))
+        if scheduler.counters.finished:
+            raise FirstEndedError
+        steps.append(decisions(output))
 
-    play(case, on_step)
+    with suppress(FirstEndedError):
+        play(case, on_step)
     return steps
 
 

@@ -34,7 +34,7 @@ def run_until_finished(hand: ByHand, scheduler: Any, finished: int) -> None:
     raise AssertionError("no request finishes")
 
 
-def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished() -> None:
+def test_waiting_requests_are_predicted_as_short_as_those_that_have_finished() -> None:
     hand, s = crowd(predicted=600, correction=True)
     run_until_finished(hand, s, 30)
     assert s.planner.learner.correction.source == "history"
@@ -48,7 +48,7 @@ def test_those_who_wait_are_believed_to_be_as_short_as_those_who_have_finished()
     assert s.counters.finished == 80
 
 
-def test_without_a_correction_everybody_is_taken_at_his_word() -> None:
+def test_without_a_correction_predictions_are_taken_as_they_are() -> None:
     hand, s = crowd(predicted=600, correction=False)
     run_until_finished(hand, s, 30)
     assert {t.lengths.quantile(0.5) for t in (s.task(r) for r in s.waiting)} <= {600, 30}

@@ -166,7 +166,7 @@ def test_c_v2_frees_the_slot_and_gets_it_back_as_new() -> None:
     assert back.num_computed_tokens == len(back.prefill_token_ids) - 1
 
 
-def test_c_v1_is_told_nothing_and_gets_tokens_and_blocks_back() -> None:
+def test_c_v1_gets_no_message_and_tokens_and_blocks_back() -> None:
     hand = engine({"a": 30, "b": 30}, runner=1)
     for _ in range(3):
         hand.step()

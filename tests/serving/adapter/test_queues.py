@@ -132,7 +132,7 @@ def test_who_vllm_must_look_at_is_never_hidden_and_asks_no_gate(rig: Rig) -> Non
     assert rig.taken == []
 
 
-def test_skipped_and_put_back_everybody_is_where_he_was(rig: Rig) -> None:
+def test_skipped_requests_are_put_back_in_their_places(rig: Rig) -> None:
     """vLLM pops those it skips and puts them back last first."""
     every = rig.add(*items(1, 1, 1, 2, 2), Item("blocked", blocked=True))
     for item in every:

@@ -37,7 +37,7 @@ def by_hand(answers: dict[str, int] | None = None, **shape: Any) -> ByHand:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["ecoserve", "ecoserve-exact"])
-def test_siblings_share_a_prompt_and_a_dict_that_nobody_writes_to(policy: str, depth: int) -> None:
+def test_siblings_share_a_prompt_and_a_dict_that_is_not_written_to(policy: str, depth: int) -> None:
     """As vLLM makes them for n = 6: one prompt, one ``extra_args`` dict, one arrival time."""
     case = Case(
         (),
@@ -253,7 +253,7 @@ def structured(name: str, prompt: int, at: float = 0.0) -> tuple[Request, Future
     return request, compiled
 
 
-def test_who_waits_for_a_grammar_holds_nobody_up_and_is_looked_at_in_every_step() -> None:
+def test_a_request_that_waits_for_a_grammar_holds_up_no_other_and_is_looked_at_in_every_step() -> None:
     hand = by_hand({"json": 5, "plain": 5}, policy="ecoserve-d")
     s = hand.scheduler
     request, compiled = structured("json", 20)

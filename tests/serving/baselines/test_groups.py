@@ -30,7 +30,7 @@ def test_members_of_a_bin_go_together_and_bins_by_their_best_member() -> None:
     assert order(Groups(1.25, window), tasks) == ["long 1", "long 2", "short 1", "short 2"]
 
 
-def test_whoever_ends_early_leaves_a_vacancy_for_what_ends_with_the_group() -> None:
+def test_a_member_that_ends_early_leaves_a_vacancy_for_what_ends_with_the_group() -> None:
     groups = Groups(1.25, window)
     groups.ended(of("early", 300, 0.0, promised=300, generated=200), step=1000)  # vacant until step 1,100
     tasks = [of("first", 300, 0.0), of("fits", 95, 5.0), of("too", 95, 6.0)]
@@ -45,7 +45,7 @@ def test_a_vacancy_ends_with_its_window() -> None:
     assert order(groups, [of("first", 300, 0.0), of("fits", 95, 5.0)], step=1101) == ["first", "fits"]
 
 
-def test_whoever_ends_on_time_or_late_leaves_none() -> None:
+def test_a_member_that_ends_on_time_or_late_leaves_none() -> None:
     groups = Groups(1.25, window)
     groups.ended(of("on time", 300, 0.0, promised=300, generated=300), step=10)
     groups.ended(of("late", 300, 0.0, promised=300, generated=400), step=10)

@@ -33,7 +33,7 @@ def rings(sigma_said: float, factor: float, count: int = 3000, seed: int = 0) ->
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_right_is_not_accused_whoever_finishes_first(seed: int) -> None:
+def test_right_predictions_raise_no_alarm_in_any_order_of_finishing(seed: int) -> None:
     assert not rings(0.6, 1.0, seed=seed)
 
 
@@ -67,7 +67,7 @@ def test_a_long_past_hides_nothing() -> None:
     assert any(alarm.ended(said, 20) for _ in range(WINDOW))
 
 
-def test_a_learner_that_is_alarmed_believes_history_and_says_so_once() -> None:
+def test_a_learner_that_is_alarmed_uses_history_and_says_so_once() -> None:
     learner = Learner(Correction(), None, Rho())
     history = LengthDistribution.lognormal(60, 0.8, 512)
     tasks = []
@@ -89,7 +89,7 @@ def test_a_learner_that_is_alarmed_believes_history_and_says_so_once() -> None:
     assert fresh.lengths == history
 
 
-def test_without_a_correction_nothing_is_believed_anew() -> None:
+def test_without_a_correction_no_length_changes() -> None:
     learner = Learner(None, None, Rho())
     predicted = LengthDistribution.point(512)
     task = a_task("t", lengths=predicted, prediction=Prediction(predicted, predicted))

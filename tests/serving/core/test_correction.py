@@ -40,7 +40,7 @@ def test_a_good_prediction_is_left_alone() -> None:
     assert correction.coverage_90 == pytest.approx(0.9, abs=0.05)
 
 
-def test_a_factor_is_found_and_believed() -> None:
+def test_a_factor_is_found_and_used() -> None:
     correction = taught(lambda median, rng: good(median / 4, rng))
     assert correction.source == "scaled"
     assert correction.scale == pytest.approx(4.0, rel=0.25)
@@ -56,7 +56,7 @@ def test_a_factor_is_found_and_believed() -> None:
     ],
     ids=["all 1", "all 32768", "random", "inverted"],
 )
-def test_what_is_worthless_is_not_believed(
+def test_what_is_worthless_is_not_used(
     predict: Callable[[float, np.random.Generator], LengthDistribution],
 ) -> None:
     correction = taught(predict)
@@ -95,13 +95,13 @@ def test_the_scale_stays_within_its_bound() -> None:
     assert 1 / 16 <= correction.scale <= 16.0
 
 
-def told_of(name: str) -> Prediction:
+def prediction_of(name: str) -> Prediction:
     return Prediction(LengthDistribution.point(len(name)), HISTORY)
 
 
 def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
     order = InOrder()
-    prediction = {name: told_of(name) for name in ("a", "b", "c", "d")}
+    prediction = {name: prediction_of(name) for name in ("a", "b", "c", "d")}
     for name, one in prediction.items():
         order.began(name, one)
     assert order.ended("c", 3) == []
@@ -114,7 +114,7 @@ def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
 def test_one_that_takes_very_long_is_passed_over() -> None:
     order = InOrder(most=3)
     for name in "abcde":
-        order.began(name, told_of(name))
+        order.began(name, prediction_of(name))
     assert [t.length for t in order.ended("b", 2)] == [2]
     assert len(order) == 3
 

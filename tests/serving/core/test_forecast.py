@@ -152,7 +152,7 @@ def test_the_forecast_of_now_is_what_is_held() -> None:
     assert forecast._var[0] == 0.0
 
 
-def test_nobody_holds_nothing() -> None:
+def test_no_holders_hold_nothing() -> None:
     forecast = coarse()
     forecast.rebase([a_task()])
     forecast.rebase([])

@@ -46,7 +46,7 @@ def test_it_forgets_what_is_older_than_its_window() -> None:
     assert history.distribution(4096).quantile(0.9) <= 10
 
 
-def test_what_is_believed_ends_at_the_limit() -> None:
+def test_the_distribution_ends_at_the_limit() -> None:
     history = LengthHistory(64, 4096)
     for _ in range(64):
         history.record(1000)

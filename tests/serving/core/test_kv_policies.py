@@ -65,7 +65,7 @@ def test_a_promise_ends_at_the_limit() -> None:
 # -- who may start ---------------------------------------------------------------------------------------
 
 
-def test_on_demand_lets_everybody_try() -> None:
+def test_on_demand_admits_all() -> None:
     full = [holder(str(i), TaskState.DECODE, 400) for i in range(4)]
     policy = a_policy("on-demand", *full)
     assert policy.admits_prompt(a_task(lengths=exactly(4000)))

@@ -75,7 +75,7 @@ def failing(ledger: Ledger, view: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_a_block_that_nobody_has_and_is_not_free() -> None:
+def test_a_block_that_is_neither_held_nor_free() -> None:
     assert failing(*consistent(free_blocks=5)) == "unique blocks of requests 4 != usable - free 5"
 
 
@@ -88,13 +88,13 @@ def test_a_block_twice_in_one_request() -> None:
     assert failing(ledger, view) == "request run has a block twice"
 
 
-def test_blocks_of_a_request_nobody_knows() -> None:
+def test_blocks_of_an_unknown_request() -> None:
     ledger, view = consistent()
     view["blocks_of"]["ghost"] = [4]
     assert failing(ledger, view) == "request ghost holds 1 blocks and is not in the ledger"
 
 
-def test_an_empty_entry_of_a_request_nobody_knows_is_no_fault() -> None:
+def test_an_empty_entry_of_an_unknown_request_is_no_fault() -> None:
     ledger, view = consistent()
     view["blocks_of"]["gone"] = []
     ledger.check(**view)

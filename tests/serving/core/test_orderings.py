@@ -109,7 +109,7 @@ def test_paper_takes_a_prompts_own_length() -> None:
     assert order(tasks, "paper", "prompt") == ["long", "short"]
 
 
-def test_slo_counts_three_times_the_size_of_whoever_is_late_already() -> None:
+def test_slo_counts_three_times_the_size_of_late_requests() -> None:
     tasks = [
         arrived("hopeless and tiny", 0.0, 2, deadline_s=0.1),
         arrived("hopeless", 0.0, 60, deadline_s=1.0),
@@ -185,7 +185,7 @@ tasks = st.builds(
 
 @pytest.mark.parametrize("name", ["sjf", "srpt"])
 @given(early=tasks, late=tasks, ageing=st.floats(0.1, 100))
-def test_nobody_is_overtaken_by_what_arrives_too_late(name: str, early: Task, late: Task, ageing: float) -> None:
+def test_no_request_is_overtaken_by_what_arrives_too_late(name: str, early: Task, late: Task, ageing: float) -> None:
     """The bound that the module's docstring states."""
     by = ordering(name, ageing_tokens_per_s=ageing)
 

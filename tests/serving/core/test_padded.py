@@ -35,7 +35,7 @@ def tasks(medians: list[int], generated: int = 0) -> list[Task]:
     st.sampled_from([0.2, 0.5, 0.9]),
     st.integers(0, 15),
 )
-def test_the_peak_is_that_of_everybody_ending_at_the_quantile(
+def test_the_peak_is_that_of_all_requests_ending_at_the_quantile(
     medians: list[int], quantile: float, generated: int
 ) -> None:
     held = tasks(medians, generated)

@@ -51,7 +51,7 @@ def overflow(forecast: Scenarios, limit_blocks: int) -> float:
 
 @given(lengths=distributions(), generated=st.integers(0, 250))
 @settings(max_examples=60, deadline=None)
-def test_drawn_lengths_are_those_believed(lengths: LengthDistribution, generated: int) -> None:
+def test_drawn_lengths_follow_the_distribution(lengths: LengthDistribution, generated: int) -> None:
     task = a_task(lengths=lengths, generated=generated)
     forecast = some(count=512)
     forecast.enter(task)

@@ -78,7 +78,7 @@ def test_a_bad_setting_is_named(name: str, value: Any) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_policy_that_is_not_known_is_told_the_known_ones() -> None:
+def test_an_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="policy 'sjf' is none of ecoserve, ecoserve-exact, ecoserve-d"):
         SchedulerSettings.parse({"policy": "sjf"})
 

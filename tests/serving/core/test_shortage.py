@@ -57,7 +57,7 @@ def test_who_needs_little_is_served_where_who_needs_much_is_not() -> None:
     assert relief == Relief(pause=[other])
 
 
-def test_when_too_much_would_wait_somebody_starts_anew() -> None:
+def test_when_too_much_would_wait_one_request_is_preempted() -> None:
     tasks = [decoding(str(i), 10 + i, written=40 + i) for i in range(4)]
     relief = ask(dict.fromkeys(tasks, 1), tasks, free=1, paused_limit_blocks=11.0)
     assert relief == Relief(drop=[tasks[3]]), "the one with most to come makes room for all the others"
@@ -74,7 +74,7 @@ def test_a_generation_that_waits_already_can_be_the_victim() -> None:
     assert relief == Relief(drop=[paused])
 
 
-def test_somebody_goes_on_running() -> None:
+def test_one_request_goes_on_running() -> None:
     running, paused = decoding("running", 10, written=20), decoding("paused", 500, written=200)
     relief = ask({running: 1}, [running], free=0, paused=[paused])
     assert len(relief.drop) == 1
@@ -86,7 +86,7 @@ def test_the_last_one_keeps_its_kv() -> None:
     assert ask({alone: 1}, [alone], free=0) == Relief(pause=[alone])
 
 
-def test_a_prefill_that_nobody_can_make_room_for_hands_back_what_it_has() -> None:
+def test_a_prefill_without_room_hands_back_what_it_has() -> None:
     alone = holder("alone", TaskState.PREFILL, 16)
     assert ask({alone: 9}, [alone], free=3) == Relief(drop=[alone])
 

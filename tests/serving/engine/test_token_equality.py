@@ -35,7 +35,7 @@ class Outcome:
     blocks_missing: int
 
 
-def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], lengths: str) -> Outcome:
+def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], source: str) -> Outcome:
     """Run the 200 prompts through one engine."""
     from vllm import LLM, SamplingParams
 
@@ -44,9 +44,9 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
     noise = random.Random(8)
 
     def extra(length: int) -> dict[str, Any] | None:
-        if lengths == "nothing":
+        if source == "none":
             return None
-        if lengths == "far too short":
+        if source == "far too short":
             return {keys.LENGTHS: LengthDistribution.lognormal(4, 0.1, 512).to_wire()}
         median = max(1.0, length * noise.lognormvariate(0.0, 0.6))
         return {keys.LENGTHS: LengthDistribution.lognormal(median, 0.6, 512).to_wire()}
@@ -81,7 +81,7 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
 @pytest.fixture(scope="module")
 def reference(tiny_model: Path) -> Outcome:
     """vLLM's own scheduler, with room for all."""
-    outcome = generate(tiny_model, STOCK, blocks=1200, settings={}, lengths="nothing")
+    outcome = generate(tiny_model, STOCK, blocks=1200, settings={}, source="none")
     assert outcome.counters.preemptions == 0
     return outcome
 
@@ -91,7 +91,7 @@ TROUBLE = {"ecoserve": "preemptions", "orca": None}
 
 
 @pytest.mark.parametrize(
-    ("settings", "lengths", "must_happen"),
+    ("settings", "source", "must_happen"),
     [
         *(
             pytest.param(
@@ -112,9 +112,9 @@ TROUBLE = {"ecoserve": "preemptions", "orca": None}
     ],
 )
 def test_same_tokens_while_requests_are_paused(
-    tiny_model: Path, reference: Outcome, settings: dict[str, Any], lengths: str, must_happen: list[str | None]
+    tiny_model: Path, reference: Outcome, settings: dict[str, Any], source: str, must_happen: list[str | None]
 ) -> None:
-    ours = generate(tiny_model, OURS, blocks=40, settings=settings, lengths=lengths)
+    ours = generate(tiny_model, OURS, blocks=40, settings=settings, source=source)
     equal = sum(a == b for a, b in zip(ours.tokens, reference.tokens, strict=True))
     print(f"{equal} of {REQUESTS} equal, {ours.counters}")
     assert equal == REQUESTS

@@ -85,7 +85,7 @@ def test_predictions_and_deadlines_travel_together() -> None:
     assert set(seen.last["vllm_xargs"]) == {keys.LENGTHS, keys.SLO_TTFT}
 
 
-def test_nobody_asks_for_less_than_the_operators_least() -> None:
+def test_no_client_asks_for_less_than_the_operators_least() -> None:
     before = became("clamped")
     _, seen = ask(CHAT, {"x-slo-ttft-ms": "0.001", "x-slo-tpot-ms": "1"}, slo_min_ttft_ms=200, slo_min_tpot_ms=10)
     assert slo(seen) == {keys.SLO_TTFT: 0.2, keys.SLO_TPOT: 0.01}

@@ -176,7 +176,7 @@ def test_a_late_prediction_is_not_waited_for() -> None:
     assert counted("timeout") == before + 1
 
 
-def test_a_failing_predictor_harms_nobody() -> None:
+def test_a_failing_predictor_harms_no_request() -> None:
     before = counted("error")
 
     async def use(client: httpx.AsyncClient, app: Recorder) -> None:

@@ -36,7 +36,7 @@ def run(service: PredictionService, jobs: Sequence[Sequence[Chat]], later_s: flo
     return asyncio.run(go())
 
 
-def test_everybody_gets_their_own_and_calls_are_shared() -> None:
+def test_every_request_gets_its_own_and_calls_are_shared() -> None:
     predictor = ByWords(delay_s=0.01)
     service = service_of(predictor, predict_timeout_ms=5000, predict_batch=16)
     found = run(service, [[chat(i + 1)] for i in range(40)])

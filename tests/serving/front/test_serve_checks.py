@@ -171,7 +171,7 @@ def test_ports_and_sockets_in_use(server: Any, model_config_dir: Path, tmp_path:
         server.check_address(server.parse(str(model_config_dir), ["--uds", str(tmp_path / "socket")]))
 
 
-def test_a_cpu_gets_memory_for_its_kv_only_where_nobody_chose(
+def test_a_cpu_gets_memory_for_its_kv_only_where_none_is_set(
     server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
