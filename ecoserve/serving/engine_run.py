@@ -219,7 +219,6 @@ class _Drive:
     def __init__(
         self, engine: Any, settings: EngineRunSettings, load: Sequence[LoadRequest], progress: Progress | None
     ) -> None:
-
         self.engine = engine
         self.settings = settings
         self.progress = progress or (lambda done, total: None)
