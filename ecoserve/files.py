@@ -14,8 +14,7 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that becomes ``path`` when the block ends well; missing folders are made.
 
-    Raises:
-        OSError: if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -33,8 +32,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_atomically(path: Path, content: str | bytes) -> Path:
     """Write ``content`` (text as UTF-8) so that ``path`` has all of it or is as before; returns ``path``.
 
-    Raises:
-        OSError: if it cannot be written.
+    Raises OSError if it cannot be written.
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -41,8 +41,7 @@ class LengthDistribution:
         closed_by: what the last edge is: the largest length seen or set (``"support"``), the request's
             ``max_tokens``, or the model's ``max_model_len``.
 
-    Raises:
-        PredictionError: if it is not a distribution (NaN, negative, unnormalised, edges not ascending, too long).
+    Raises PredictionError if it is not a distribution (NaN, negative, unnormalised, edges not ascending, too long).
     """
 
     __slots__ = ("_cdf", "_mean", "closed_by", "edges", "probs")
@@ -271,8 +270,7 @@ class LengthDistribution:
     def from_wire(cls, values: object) -> LengthDistribution:
         """Read what :meth:`to_wire` wrote, refusing anything else.
 
-        Raises:
-            PredictionError: if ``values`` is not such a list.
+        Raises PredictionError if ``values`` is not such a list.
         """
         if not isinstance(values, (list, tuple)):
             raise PredictionError(f"a length distribution travels as a flat list, got {type(values).__name__}")

@@ -24,7 +24,6 @@ def flag(name: str, model: type[BaseModel] | None = None) -> str:
 
 
 def variable(name: str) -> str:
-    """The environment variable of a field."""
     return PREFIX + name.upper()
 
 

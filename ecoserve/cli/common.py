@@ -128,7 +128,6 @@ def emit_json(summary: Any, target: str | Path | None) -> None:
 
 
 def json_text(summary: Any) -> str:
-    """A summary as indented JSON."""
     from pydantic_core import to_jsonable_python
 
     def numpy_value(value: Any) -> Any:

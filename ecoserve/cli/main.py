@@ -28,14 +28,12 @@ class Entry:
     at: str = ""
 
     def load(self) -> Callable[..., Any]:
-        """Import its function."""
         module, _, function = (self.at or f"{self.name.replace('-', '_')}:command").partition(":")
         found: Callable[..., Any] = getattr(import_module(f"ecoserve.cli.{module}"), function)
         return found
 
     @property
     def context_settings(self) -> dict[str, Any]:
-        """How its options are parsed."""
         if not self.passes_options_on:
             return {}
         return {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}

@@ -72,7 +72,6 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def metric_text(key: str, value: float) -> str:
-    """A metric of an evaluation as tables show it."""
     if key == "rows":
         return f"{value:,.0f}"
     if key.startswith(("within", "coverage", "bin_")):

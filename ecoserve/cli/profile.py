@@ -54,7 +54,6 @@ class Source:
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
-        """How to read it, for a stream."""
         names = ("format", "length_field", "sample_field", "tokenizer", "limit")
         return {name: getattr(self, name) for name in names}
 

@@ -114,7 +114,6 @@ class RateProfile:
 
 
 def poisson_arrivals(n: int, rate: float, seed: int) -> Floats:
-    """Arrivals of a Poisson process."""
     return gamma_arrivals(n, rate, 1.0, seed)
 
 

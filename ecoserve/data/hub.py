@@ -36,8 +36,7 @@ def is_hub_id(source: str | Path) -> bool:
 def require_hub(where: str, fix: str) -> None:
     """Return if the hub can be reached within :data:`PATIENCE_S` and ``HF_HUB_OFFLINE`` is not set.
 
-    Raises:
-        TraceError: if not; ``where`` names what is wanted from it, ``fix`` what the user can do without a hub.
+    Raises TraceError if not; ``where`` names what is wanted from it, ``fix`` what the user can do without a hub.
     """
     if offline():
         raise TraceError("is not on this machine, and HF_HUB_OFFLINE is set", where=where, fix=f"unset it, or {fix}")
@@ -116,6 +115,5 @@ def _quiet_datasets() -> Iterator[Any]:
 
 
 def offline() -> bool:
-    """Whether the environment forbids asking the hub."""
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     return any(os.environ.get(name, "").lower() not in _FALSE for name in names)

@@ -73,10 +73,8 @@ def open_trace(
 ) -> TraceStream:
     """Open the trace in a file, on the hub, or in ``rows`` (then ``source`` is its name), as a stream of records.
 
-    ``progress`` is called after every batch of rows.
-
-    Raises:
-        TraceError: if the source cannot be opened or recognised; the rest is found while reading.
+    ``progress`` is called after every batch of rows. Raises TraceError if the source cannot be opened or recognised;
+    the rest is found while reading.
     """
     if unknown := options.keys() - ReadOptions.__annotations__.keys():
         known = ", ".join(ReadOptions.__annotations__)
@@ -118,10 +116,8 @@ def _path(text: str | None, option: str) -> FieldPath | None:
 def collect(stream: TraceStream, *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> Trace:
     """All records of ``stream``, those that reach its cap marked as cut off.
 
-    ``limit``: how many it has at most, where that is known; ``sample``: keep only so many, drawn by ``seed``.
-
-    Raises:
-        TraceError: if the trace is damaged, holds no usable record, or more than fit into memory.
+    ``limit``: how many it has at most, where that is known; ``sample``: keep only so many, drawn by ``seed``. Raises
+    TraceError if the trace is damaged, holds no usable record, or more than fit into memory.
     """
     if sample is None:
         with closing(_guarded(stream, limit)) as batches:

@@ -49,7 +49,6 @@ class Sources(NamedTuple):
     prompt: str
 
     def tokenizer(self) -> bool:
-        """Whether a tokenizer is needed."""
         return any(source.startswith(_BY_TOKENIZER) for source in self)
 
 
@@ -148,8 +147,7 @@ class TokenCounter:
 def load_tokenizer(name: str) -> Any:
     """The Hugging Face tokenizer in the folder ``name``, or with that hub id.
 
-    Raises:
-        TraceError: if it is not there, cannot be read, or the hub would be needed and cannot be reached.
+    Raises TraceError if it is not there, cannot be read, or the hub would be needed and cannot be reached.
     """
     where = f"tokenizer {name}"
     fix = "give a folder with tokenizer.json, or a hub id"
@@ -193,7 +191,6 @@ def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCoun
 
 
 def estimated_tokens(text: str) -> int:
-    """Tokens of ``text`` by its characters."""
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
@@ -204,7 +201,6 @@ class LengthHistogram:
         self._counts: NDArray[np.int64] = np.zeros(MAX_RESPONSE_TOKENS + 1, dtype=np.int64)
 
     def add(self, lengths: Iterable[int]) -> None:
-        """Count ``lengths``, 0 to 2^20 each."""
         counts = np.bincount(np.fromiter(lengths, dtype=np.int64))
         self._counts[: len(counts)] += counts
 

@@ -78,7 +78,6 @@ def stops_of(value: object) -> tuple[str, ...]:
 
 
 def tools_of(body: Mapping[str, Any]) -> int:
-    """How many tools may be called; none if the body forbids it."""
     tools = body.get("tools") if body.get("tools") is not None else body.get("functions")
     if not isinstance(tools, list) or body.get("tool_choice") == "none":
         return 0
@@ -104,7 +103,6 @@ def thinking_of(body: Mapping[str, Any]) -> str | None:
 
 
 def format_of(body: Mapping[str, Any]) -> str | None:
-    """The form that the answer must have."""
     text = body.get("text")
     for form in (body.get("response_format"), text.get("format") if isinstance(text, Mapping) else None):
         name = form.get("type") if isinstance(form, Mapping) else form

@@ -58,7 +58,6 @@ _MARKS: Final = (
 
 
 def is_workload(source: str | Path) -> bool:
-    """Whether ``source`` is a workload file, by its suffix."""
     return str(source).lower().endswith(_WORKLOADS)
 
 
@@ -66,10 +65,8 @@ class FileRows:
     """The rows of a trace file as Python values, in the order of the file.
 
     An object is a ``dict``, from CSV ``dict[str, str | None]``. :class:`MendedRow` comes around a row that was not
-    UTF-8, :class:`BadRow` in place of one that cannot be used.
-
-    Raises:
-        TraceError: if it is missing; while iterating, if it is cut off, damaged, or of a kind that cannot be read.
+    UTF-8, :class:`BadRow` in place of one that cannot be used. Raises TraceError if it is missing; while iterating, if
+    it is cut off, damaged, or of a kind that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +79,6 @@ class FileRows:
         self._position: Callable[[], int] = lambda: 0
 
     def position(self) -> int:
-        """Bytes of the file read so far."""
         return self._position()
 
     def __iter__(self) -> Iterator[object]:
@@ -166,11 +162,9 @@ class TraceBytes(io.RawIOBase):
         return self._position
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def readinto(self, target: Any) -> int:
-        """Fill ``target`` with the next bytes; 0 at the end."""
         while not self._ready and not self._ended:
             self._ready = memoryview(self._next())
         count = min(len(target), len(self._ready))
@@ -208,8 +202,7 @@ class TraceBytes(io.RawIOBase):
 def opened(path: Path, kind: str) -> Iterator[TraceBytes]:
     """The bytes of ``path``, whose ``kind`` is that of :func:`kind_of`.
 
-    Raises:
-        TraceError: if it cannot be read, is cut off or damaged, or is compressed in a way that cannot be read.
+    Raises TraceError if it cannot be read, is cut off or damaged, or is compressed in a way that cannot be read.
     """
     where = str(path)
     if kind == "zip":

@@ -74,7 +74,6 @@ class Record:
 
     @property
     def parameters(self) -> RequestParameters:
-        """What the request said about its answer beside its text."""
         return RequestParameters(self.max_tokens, self.stop, self.tools, self.thinking, self.response_format)
 
     def chat(self) -> tuple[Message, ...]:
@@ -119,11 +118,9 @@ class LoadReport:
 
     @property
     def exchanges(self) -> int:
-        """Exchanges looked at: kept and dropped."""
         return self.kept + sum(self.dropped.values())
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count exchanges as dropped for ``reason``."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def note(self, what: str, count: int = 1) -> None:

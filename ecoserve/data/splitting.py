@@ -45,10 +45,7 @@ def split_trace(trace: Trace, *, dev: float = 0.2, seed: int = 0) -> dict[str, T
 
     Where all rows have a ``split`` and there are rows of both kinds, ``train`` are those called so. Else whole groups
     go to either side by chance (``seed``), up to the share ``dev``; a group with a row that is called something else
-    than ``train`` goes to ``dev``.
-
-    Raises:
-        TraceError: if ``dev`` is out of range, or all records are one group.
+    than ``train`` goes to ``dev``. Raises TraceError if ``dev`` is out of range, or all records are one group.
     """
     if not 0.0 < dev < 1.0:
         raise TraceError(f"a dev share of {dev} is not between 0 and 1", fix="give for example 0.2")
@@ -128,7 +125,6 @@ def _is_substantial(record: Record) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words of ``text`` that are compared."""
     found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return found if len(found) <= 2 * _WORDS_EACH_END else found[:_WORDS_EACH_END] + found[-_WORDS_EACH_END:]
 

@@ -69,9 +69,8 @@ class TraceStream:
     def batches(self, *, fingerprint: bool = True) -> Generator[list[Record], None, None]:
         """The records, up to 1,000 at a time; ``fingerprint``: for :attr:`sha256`, whose making takes time.
 
-        Raises:
-            TraceError: if the trace is damaged, or holds no usable record.
-            RuntimeError: if the stream was read before.
+        Raises TraceError if the trace is damaged, or holds no usable record; RuntimeError if the stream was read
+        before.
         """
         if self._begun:
             raise RuntimeError("a trace stream can be read once; open another with stream_trace")
@@ -98,7 +97,6 @@ class TraceStream:
 
     @property
     def prompt_length_source(self) -> str:
-        """The same for ``prompt_tokens``."""
         return self._stated("prompt_length_source", self._decided().prompt)
 
     @property
@@ -203,7 +201,6 @@ class TraceStream:
         self._sources = measuring.decide(first, length.text if length else None, self._tokenizer)
 
     def _finished(self, drafts: list[Draft]) -> list[Record]:
-        """The records of ``drafts`` that have a length."""
         sources, report = self._decided(), self.report
         records: list[Record] = []
         notes: list[tuple[str, ...]] = []

@@ -81,10 +81,7 @@ def json_rows(text: TextIO, where: str) -> Iterator[object]:
     """The rows of ``[value, value, ...]`` or of ``value value ...``, decoded from a sliding buffer.
 
     ``text``: wrong bytes are lone surrogates. ``where`` is the file, for messages. :class:`MendedRow` stands around
-    values whose text was mended.
-
-    Raises:
-        TraceError: if it is cut off, or not JSON.
+    values whose text was mended. Raises TraceError if it is cut off, or not JSON.
     """
     decode = json.JSONDecoder().raw_decode
     buffer = ""

@@ -25,8 +25,7 @@ def stream_trace(
         progress: called after every batch of rows.
         options: see :class:`~ecoserve.data.loading.ReadOptions`.
 
-    Raises:
-        TraceError: if the source cannot be opened or recognised; the rest is found while reading.
+    Raises TraceError if the source cannot be opened or recognised; the rest is found while reading.
     """
     rows = None
     if is_workload(source):
@@ -56,8 +55,7 @@ def load_trace(
         The trace in the order of the file. Without ``length_field`` and ``tokenizer``, lengths are its own counts if
         most of the first 10,000 exchanges have one (others are then dropped and counted), else characters / 4.0.
 
-    Raises:
-        TraceError: if the source cannot be read or recognised, holds no usable record, or more than fit into memory.
+    Raises TraceError if the source cannot be read or recognised, holds no usable record, or more than fit into memory.
     """
     if sample is not None and sample < 1:
         raise TraceError(f"a sample of {sample} records leaves nothing to load", fix="give 1 or more")

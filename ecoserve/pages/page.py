@@ -17,16 +17,12 @@ Data = TypeVar("Data")
 
 
 class Statement(NamedTuple):
-    """One finding of the first screen: what it is about, and the sentences."""
-
     heading: str
     text: str
     tone: Tone = ""
 
 
 class Tile(NamedTuple):
-    """One number of the first screen."""
-
     value: str
     label: str
     beneath: str = ""

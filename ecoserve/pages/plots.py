@@ -136,7 +136,6 @@ def heatmap(x: Values, y: Values, z: Values, slot: int, *, hover: str, meta: Tra
 
 
 def whiskers(middle: Sequence[float], low: Sequence[float], high: Sequence[float], width: float = 1.5) -> Trace:
-    """Error bars from ``low`` to ``high``."""
     up = [max(0.0, h - m) for h, m in zip(high, middle, strict=True)]
     down = [max(0.0, m - b) for b, m in zip(low, middle, strict=True)]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": width, "width": 4}

@@ -66,10 +66,9 @@ def adapt_predictor(
         rows: adapt from at most so many rows, chosen at random.
         served_model: the new model; by default what the trace says. Of several models' responses, its own are taken.
 
-    Raises:
-        CheckpointError: if the base is missing, damaged, or adapted itself, or ``output_dir`` holds other files.
-        TraceError: if there are fewer than 50 rows with text and length, or several models' responses.
-        ConfigError: if ``output_dir`` is the base's own folder.
+    Raises CheckpointError if the base is missing, damaged, or adapted itself, or ``output_dir`` holds other files;
+    TraceError if there are fewer than 50 rows with text and length, or several models' responses; ConfigError if
+    ``output_dir`` is the base's own folder.
     """
     started = time.monotonic()
     output = Path(output_dir).expanduser()

@@ -41,9 +41,7 @@ DEFAULT_BACKEND: Final = "stacked"
 class Predicts(Protocol):
     """Anything that predicts: a trained predictor, a baseline, a test's stand-in."""
 
-    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """One length distribution per request."""
-        ...
+    def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,6 @@ class LengthPredictor(ABC):
 
     @property
     def backend(self) -> str:
-        """Its name in :data:`BACKENDS`."""
         return self.config.backend
 
     @classmethod

@@ -60,7 +60,6 @@ class ConstantMedian:
 
     @classmethod
     def of(cls, config: PredictorConfig) -> ConstantMedian:
-        """From the lengths that a trained predictor has seen."""
         return cls(config.bins.distribution(config.prior))
 
     @classmethod
@@ -70,7 +69,6 @@ class ConstantMedian:
         return cls(bins.distribution(bins.shares(examples.all_lengths())))
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """One distribution per request."""
         return [self.distribution] * len(requests)
 
 
@@ -103,7 +101,6 @@ class PromptLength:
         return cls(cuts.tolist(), distributions, examples.parameters)
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """One distribution per request."""
         characters = [len(read_request(r, self.parameters).text) for r in requests]
         return [self.distributions[g] for g in np.searchsorted(self.cuts, characters, side="left")]
 
@@ -175,7 +172,6 @@ class NearestPrompts:
         return found
 
     def predict(self, requests: Sequence[Request], /) -> list[LengthDistribution]:
-        """One distribution per request."""
         if not requests:
             return []
         shares = self._spread(self._nearest([read_request(r, self._parameters) for r in requests], self.k))

@@ -59,7 +59,6 @@ class LevelMap(BaseModel):
         return cls(levels=tuple(levels), scores=tuple(scores[1:]))
 
     def apply(self, cdf: Array) -> Array:
-        """Map CDF values, of any shape."""
         if not self.levels:
             return cdf
         return np.interp(cdf, [0.0, *self.scores, 1.0], [0.0, *self.levels, 1.0])
@@ -108,7 +107,6 @@ def likeliest_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike) -> tupl
 
 
 def softmax(logits: Array) -> Array:
-    """Softmax over the last axis."""
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(e / e.sum(axis=-1, keepdims=True), dtype=np.float64)
 
@@ -124,7 +122,6 @@ def cdf_of(probabilities: Array) -> Array:
 
 
 def log_softmax(logits: Array) -> Array:
-    """Logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), dtype=np.float64)
 

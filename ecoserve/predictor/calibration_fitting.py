@@ -182,7 +182,6 @@ def fit_calibration(
 
 
 def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
-    """The temperature (step 1 above)."""
     from scipy.optimize import minimize_scalar
 
     levels = np.asarray(LEVELS)
@@ -204,7 +203,6 @@ def fit_temperature(logits: Array, answers: Answers, edges: Array) -> float:
 
 
 def fit_map(spans: Spans) -> LevelMap:
-    """The map of levels (step 2 above)."""
     points, changed = [], False
     for level in LEVELS:
         score = spans.score_at(level)

@@ -62,7 +62,6 @@ class PredictorConfig(BaseModel):
 
     @property
     def bins(self) -> Bins:
-        """The bins of :attr:`edges`."""
         return Bins(self.edges, self.closed_by)
 
 

@@ -83,11 +83,9 @@ def combine_predictors(
 ) -> LengthPredictor:
     """Combine two or more trained predictors of one trace and seed into an ensemble, and save its checkpoint.
 
-    With ``resume`` the very same ensemble that is in ``output_dir`` already is loaded.
-
-    Raises:
-        ConfigError: if they do not go together, or not with the trace.
-        CheckpointError: if one is missing or damaged, or ``output_dir`` holds other files.
+    With ``resume`` the very same ensemble that is in ``output_dir`` already is loaded. Raises ConfigError if they do
+    not go together, or not with the trace; CheckpointError if one is missing or damaged, or ``output_dir`` holds other
+    files.
     """
     output = Path(output_dir).expanduser()
     checkpoint.check_place(output)

@@ -73,10 +73,8 @@ def push(
     Returns:
         the repository's URL, and the names of the files in the commit.
 
-    Raises:
-        CheckpointError: if ``folder`` is no whole checkpoint.
-        ConfigError: if ``repo_id`` is no id, or the hub does not let this user write there.
-        RunError: if the hub cannot be reached, or fails.
+    Raises CheckpointError if ``folder`` is no whole checkpoint; ConfigError if ``repo_id`` is no id, or the hub does
+    not let this user write there; RunError if the hub cannot be reached, or fails.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError

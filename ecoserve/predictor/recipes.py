@@ -81,7 +81,6 @@ class Recipe(Member):
         ]
 
     def made_settings(self) -> BackendSettings:
-        """The backend's hyperparameters, checked."""
         return settings_class(self.backend).model_validate(self.settings)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:

@@ -25,7 +25,6 @@ def silent(what: str, done: int, total: int, /) -> None:
 
 
 def alone() -> bool:
-    """Whether this is the only process."""
     return int(os.environ.get("WORLD_SIZE", "1")) <= 1
 
 
@@ -35,7 +34,6 @@ def first() -> bool:
 
 
 def wait_for_all() -> None:
-    """Return when every process has called this."""
     if not alone():
         from accelerate import PartialState
 

@@ -59,7 +59,6 @@ class RequestView:
 
     @property
     def text(self) -> str:
-        """Prompt and context in one text."""
         return f"{self.prompt}\n\n{self.context}" if self.context else self.prompt
 
 

@@ -63,10 +63,8 @@ def train_predictor(
     Returns:
         the predictor as loaded; ``config.metrics`` has its evaluation and that of the constant median.
 
-    Raises:
-        TraceError: if the trace has too few rows with text and length.
-        ConfigError: if settings do not fit, or ``resume`` meets another run.
-        CheckpointError: if ``output_dir`` holds other files.
+    Raises TraceError if the trace has too few rows with text and length; ConfigError if settings do not fit, or
+    ``resume`` meets another run; CheckpointError if ``output_dir`` holds other files.
     """
     output = Path(output_dir).expanduser()
     kind = settings_class(backend)

@@ -52,9 +52,8 @@ class ClientRunSettings(LoadSettings):
 def run_client(settings: ClientRunSettings, progress: Progress | None = None) -> RunResult:
     """Run one load against a server.
 
-    Raises:
-        InputError: for a trace or setting that cannot be used, a server that is not there, or one that does not let
-            clients do what the settings ask for.
+    Raises InputError for a trace or setting that cannot be used, a server that is not there, or one that does not let
+    clients do what the settings ask for.
     """
     if not settings.url.startswith(("http://", "https://")):
         raise ConfigError("a URL starts with http:// or https://", where=settings.url)

@@ -46,7 +46,6 @@ class SchedulerWatch:
         scheduler._free_blocks = self._noting(scheduler._free_blocks)
 
     def restart(self) -> None:
-        """Forget what was seen so far (a warm-up)."""
         self._before = asdict(self._scheduler.counters)
         self.schedule_s.clear()
         self.update_s.clear()
@@ -120,9 +119,7 @@ class EngineRunSettings(LoadSettings):
 def run_engine(settings: EngineRunSettings, progress: Progress | None = None) -> RunResult:
     """Start an engine, run one load through it, and shut it down; ``progress`` is called with (requests done, in all).
 
-    Raises:
-        InputError: for a trace, policy or setting that cannot be used.
-        RunError: if the engine fails.
+    Raises InputError for a trace, policy or setting that cannot be used; RunError if the engine fails.
     """
     if settings.clock == "cpu" and settings.threads != 1:
         raise ConfigError("clock cpu needs threads 1", fix="several threads' CPU time adds up to more than time passes")
@@ -163,8 +160,7 @@ def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
 def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
     """vLLM's ``LLMEngine`` in this process, its model on ``threads`` CPU threads.
 
-    Raises:
-        ConfigError: with vLLM's message.
+    Raises ConfigError with vLLM's message.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

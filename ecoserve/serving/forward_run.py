@@ -107,8 +107,7 @@ class ForwardRun:
 def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = None) -> ForwardRun:
     """Start an engine, time its forwards, and shut it down.
 
-    Raises:
-        ConfigError: for a model or setting that cannot be used.
+    Raises ConfigError for a model or setting that cannot be used.
     """
     arguments = engine_arguments(
         EngineRunSettings(
@@ -131,8 +130,7 @@ def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = N
 def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progress | None = None) -> ForwardRun:
     """Time the forwards of an idle engine (``LLMEngine``, in this process). No two prompts share a prefix.
 
-    Raises:
-        ConfigError: if the KV cannot hold the largest forward.
+    Raises ConfigError if the KV cannot hold the largest forward.
     """
     scheduler = engine.engine_core.engine_core.scheduler
     prompt_tokens = min(prompt_tokens, int(engine.model_config.max_model_len) - 1)

@@ -187,8 +187,7 @@ class LengthSource:
     def parse(cls, text: str) -> LengthSource:
         """Read ``KIND`` or ``KIND:ARGUMENT``.
 
-        Raises:
-            InputError: naming the forms there are, or the bounds of the number.
+        Raises InputError naming the forms there are, or the bounds of the number.
         """
         kind, colon, rest = text.partition(":")
         form = REGISTRY.get(kind)

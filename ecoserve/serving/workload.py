@@ -194,8 +194,7 @@ def make_load(
         max_tokens: the same for all requests; longer recorded responses are cut there, as the engine would.
         max_prompt_tokens: rows with longer prompts are skipped: the server would refuse them.
 
-    Raises:
-        TraceError: if no row can be used.
+    Raises TraceError if no row can be used.
     """
     rows = [r for r in trace.records if r.response_tokens and prompt_length(r) <= max_prompt_tokens]
     if not rows:

@@ -82,8 +82,6 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A setting that both folders have: its name as labels, and its metrics."""
-
     name: Mapping[str, Any]
     differences: list[Difference]
 
@@ -100,7 +98,6 @@ class Comparison:
 
     @property
     def worse(self) -> list[Difference]:
-        """Metrics that changed for the worse over all settings."""
         return [d for d in self.overall if d.better is False]
 
 
@@ -124,7 +121,6 @@ def compare(a: ResultFolder, b: ResultFolder) -> Comparison:
 
 
 def verdict_of(relative: float, low: float, high: float) -> Change:
-    """What may be said of a relative difference with this 95 % interval."""
     if (low > 0 or high < 0) and abs(relative) >= SMALLEST_THAT_MATTERS:
         return "lower" if relative < 0 else "higher"
     if low >= -MARGIN and high <= MARGIN:

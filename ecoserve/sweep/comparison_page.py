@@ -105,7 +105,6 @@ _SECTIONS: Final[tuple[Section[Comparison], ...]] = (
 
 
 def write_page(comparison: Comparison, a: ResultFolder, b: ResultFolder, path: Path) -> Path:
-    """Write the comparison as one HTML file that opens offline."""
     first, *rest = sentences(comparison)
     page = Page(
         kind="ecoserve comparison",

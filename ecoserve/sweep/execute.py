@@ -57,7 +57,6 @@ class Reporter:
             self._bar.stop()
 
     def expect(self, total: int) -> None:
-        """Set the number of runs, those that ended included."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._task, total=total)
@@ -102,7 +101,6 @@ Started = Callable[[PlannedRun], None]
 
 
 def in_processes(waiting: deque[PlannedRun], function: str, jobs: int, record: Record, started: Started) -> None:
-    """Run the queue until it is empty, ``jobs`` at once."""
     suspects: deque[PlannedRun] = deque()
     while waiting or suspects:
         # After a death, those that were in flight are tried alone first.
@@ -181,7 +179,6 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """All runs of the plan that were reached."""
         return self.finished + self.failed + self.skipped
 
 

@@ -34,7 +34,6 @@ class Point:
     seeds: tuple[int, ...] = (0,)
 
     def run(self, rate: float | str, seed: int, **labels: Any) -> PlannedRun:
-        """The run at a rate with a seed; ``labels`` are its own."""
         rate_rps = None if rate == "recorded" else rate
         return PlannedRun.of({**self.settings, "rate_rps": rate_rps, "seed": seed}, {**self.labels, **labels})
 
@@ -54,7 +53,6 @@ def expand(plan: SweepPlan) -> list[PlannedRun]:
 
 
 def points_of(plan: SweepPlan, condition: str | None) -> Iterator[Point]:
-    """The points of one condition, in the order of the axes."""
     changes = Condition() if condition is None else plan.conditions[condition]
     merged = {name: getattr(plan, name) for name in Condition.model_fields}
     merged |= {name: value for name in merged if (value := getattr(changes, name)) is not None}

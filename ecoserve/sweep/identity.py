@@ -84,7 +84,6 @@ class PlannedRun:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> PlannedRun:
-        """The run of these settings, with its key."""
         labels = dict(labels or {})
         keyed = (*_KEYED_VERSIONS, _KERNEL_TIMES) if settings.get("gpu", "linear") != "linear" else _KEYED_VERSIONS
         identity = {
@@ -115,7 +114,6 @@ def short_lengths(lengths: str) -> str:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
 
 

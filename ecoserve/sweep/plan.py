@@ -231,7 +231,6 @@ class _Files:
     where: str | None
 
     def expanded(self, text: str) -> str:
-        """``text`` with home folder and environment variables filled in."""
         text = os.path.expanduser(os.path.expandvars(text))
         if missing := re.search(r"\$\{?(\w+)\}?", text):
             what = f"the environment variable {missing[1]} is not set"

@@ -153,7 +153,6 @@ class ResultFolder:
         return {key for key in done if self._file("requests", key).is_file()}
 
     def finished_row(self, key: str) -> dict[str, Any] | None:
-        """The row of a run if it is done, whether or not it is expected."""
         file = self._file("runs", key)
         if not file.is_file() or not self._file("requests", key).is_file():
             return None
@@ -176,7 +175,6 @@ class ResultFolder:
                 raise InputError("holds other rows than were written", where=str(file), fix=_AGAIN)
 
     def summary(self) -> Summary:
-        """Everything that is there now, in the order of the plan."""
         records = self._records()
         known = [(run, records[run.key]) for run in self._expected.values() if run.key in records]
         rows = [with_current_names(record["row"]) for _, record in known if record["status"] == "finished"]
@@ -241,7 +239,6 @@ class _SearchFile(BaseModel):
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write JSON atomically; NaN is refused."""
     return write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -189,7 +189,6 @@ class _One:
         return self._request(self.unloaded, [(rate, seed) for seed in self.point.seeds], UNLOADED)
 
     def ended(self, key: str, row: Mapping[str, Any] | None) -> list[PlannedRun]:
-        """The runs that follow from a run of this search; ``row`` is None if it failed."""
         self.open.discard(key)
         _, rate, seed = self.asked[key]
         value = None if row is None else row.get(self.plan.metric)
@@ -278,7 +277,6 @@ class Searches:
         return len(self._all)
 
     def begin(self) -> list[PlannedRun]:
-        """The first runs of every search, each once."""
         return [run for one in self._all for run in self._new(one, one.begin())]
 
     def ended(self, run: PlannedRun, row: Mapping[str, Any] | None) -> list[PlannedRun]:

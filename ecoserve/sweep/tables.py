@@ -110,7 +110,6 @@ def read_kv(path: Path) -> list[KVPoint]:
 
 
 def write_table(path: Path, table: Any) -> None:
-    """Write a table as Parquet, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -120,7 +119,6 @@ def write_table(path: Path, table: Any) -> None:
 
 
 def _read(path: Path, fix: str) -> Any:
-    """The table of a Parquet file; None if there is no such file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -134,7 +132,6 @@ def _read(path: Path, fix: str) -> Any:
 
 
 def run_row(run: PlannedRun, result: RunResult, wall_s: float | None = None) -> dict[str, Any]:
-    """The flat row of a run in the summary: labels, settings, and every metric."""
     row = {
         "run": run.key,
         "engine": "virtual",

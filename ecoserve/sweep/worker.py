@@ -43,18 +43,15 @@ API_KEY: Final = "VLLM_API_KEY"
 
 
 def settings_model(function: str) -> type[BaseModel] | None:
-    """The settings of a run function of ours; None for others, which are not imported for that."""
     return _MODELS.get(function)
 
 
 def takes(function: str, setting: str) -> bool:
-    """Whether a run function has a setting; others than ours are given everything."""
     model = settings_model(function)
     return model is None or setting in model.model_fields
 
 
 def at_url(settings: ClientRunSettings) -> RunResult:
-    """One run at a server, with the key of the environment."""
     key: dict[str, Any] = {"api_key": os.environ.get(API_KEY)}
     return run_client(settings.model_copy(update=key))
 

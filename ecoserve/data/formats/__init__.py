@@ -36,11 +36,7 @@ _KNOWN: Final = ", ".join(f.name for f in FORMATS)
 
 
 def get_format(name: str) -> Format:
-    """The format called ``name``.
-
-    Raises:
-        TraceError: if there is none.
-    """
+    """The format called ``name``; raises TraceError if there is none."""
     for form in FORMATS:
         if form.name == name:
             return form
@@ -50,9 +46,8 @@ def get_format(name: str) -> Format:
 def detect(rows: Sequence[object], where: str) -> Format:
     """The format that most of ``rows`` (the first of a file) have.
 
-    Raises:
-        TraceError: if no format knows any of them (says what was seen and what is known), or only a later version
-            of ecoserve does.
+    Raises TraceError if no format knows any of them (says what was seen and what is known), or only a later version of
+    ecoserve does.
     """
     objects = [r for r in rows if isinstance(r, dict)]
     votes = Counter(next((i for i, f in enumerate(FORMATS) if f.matches(r)), None) for r in objects)

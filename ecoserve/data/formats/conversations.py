@@ -115,7 +115,6 @@ def _parts(parts: list[Any]) -> tuple[object, list[str], str | None, bool]:
 
 
 def _calls(value: object) -> list[str]:
-    """Tool calls as ``name(arguments)``."""
     calls = []
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, dict):
@@ -148,7 +147,6 @@ class Context:
     last: ChatMessage | None = None
 
     def asks(self) -> bool:
-        """Whether the next answer is an answer to something."""
         return self.last is not None and self.last.role in ASKS
 
     def problem(self) -> str | None:
@@ -157,7 +155,6 @@ class Context:
         return unusable_text(question, "prompt") or ("context is not text" if self.broken else None)
 
     def add(self, said: ChatMessage) -> None:
-        """Add what was said."""
         if said.role == ASSISTANT and self.asks():
             self.answers += 1
         problem = unusable_text(said.text, "message")

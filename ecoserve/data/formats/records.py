@@ -101,7 +101,6 @@ def _problem(row: Row) -> str | None:
 
 
 def header(trace: Trace) -> dict[str, Any]:
-    """The first line of the file of ``trace``."""
     return {
         HEADER: VERSION,
         "source": trace.source,
@@ -115,8 +114,7 @@ def header(trace: Trace) -> dict[str, Any]:
 def save_trace(trace: Trace, path: str | Path) -> Path:
     """Write ``trace`` as JSONL (gzip-compressed if ``path`` ends in ``.jsonl.gz``); nothing half-written stays behind.
 
-    Raises:
-        TraceError: if the name has another suffix, or the file cannot be written.
+    Raises TraceError if the name has another suffix, or the file cannot be written.
     """
     target = Path(path)
     if not target.name.endswith((".jsonl", ".jsonl.gz")):

@@ -46,7 +46,6 @@ class Histogram:
 
     @property
     def n(self) -> int:
-        """All answers."""
         return int(self.ended.sum() + self.cut.sum())
 
     @classmethod
@@ -83,7 +82,6 @@ class KaplanMeier:
 
     @classmethod
     def of(cls, counts: Histogram) -> KaplanMeier:
-        """The estimate from ``counts``."""
         everything = counts.ended + counts.cut
         # Answers at least as long as each of the lengths, as far as is known.
         at_risk = counts.n - np.cumsum(everything) + everything
@@ -152,10 +150,8 @@ def fit_law(name: str, counts: Histogram, *, longest: int | None = None) -> Fitt
     """Fit one law of :data:`~ecoserve.data.laws.LAWS` by maximum likelihood.
 
     ``longest``: longer answers were left out of the lengths, and the law is fitted and returned as conditioned on that.
-
-    Raises:
-        TraceError: if there is no such law, or the lengths do not allow a fit: fewer than 10, all cut off, all that
-            ended equally long, one above ``longest``.
+    Raises TraceError if there is no such law, or the lengths do not allow a fit: fewer than 10, all cut off, all that
+    ended equally long, one above ``longest``.
     """
     from scipy import optimize
 

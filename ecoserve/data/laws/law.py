@@ -119,10 +119,8 @@ class Law:
     """A distribution over lengths 1, 2, ..., :data:`LONGEST` tokens, with the parameters of the table above.
 
     With ``longest`` it is conditioned on N <= ``longest``: longer ones were left out, as where a context window decides
-    what is in a data set. (Answers that were *cut off* at a limit are another matter.)
-
-    Raises:
-        TraceError: naming the law, or the parameter, that is not one.
+    what is in a data set. (Answers that were *cut off* at a limit are another matter.) Raises TraceError naming the
+    law, or the parameter, that is not one.
     """
 
     name: str
@@ -205,6 +203,5 @@ class Law:
         return self.quantile_at(np.maximum(rng.random(n), 2.0**-54))
 
     def as_dict(self) -> dict[str, Any]:
-        """The law as workload files have it."""
         row: dict[str, Any] = {"law": self.name, **self.parameters}
         return row if self.longest is None else {**row, "longest": self.longest}

@@ -58,7 +58,6 @@ class Pair:
 
     @classmethod
     def of(cls, a: Histogram, b: Histogram, effect_a: float, effect_b: float) -> Pair:
-        """Put two counts on one support."""
         lengths = np.union1d(a.lengths, b.lengths)
         sides = []
         for side in (a, b):

@@ -76,7 +76,6 @@ class AnswerSets:
 
     @property
     def sizes(self) -> Ints:
-        """Answers per set, shape ``[k]``."""
         return np.bincount(self.sets, minlength=len(self.model))
 
     def of_model(self, model: int) -> AnswerSets:

@@ -37,7 +37,6 @@ _TAILS: Final = {
 
 
 def percent(part: float) -> str:
-    """A share for a sentence: ``78 %``."""
     return write_change(part, sign=False)
 
 

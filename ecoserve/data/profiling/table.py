@@ -151,7 +151,6 @@ class TraceTable:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the columns."""
         return sum(int(getattr(self, name).nbytes) for name in [*_COLUMNS, "samples"])
 
 

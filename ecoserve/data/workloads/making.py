@@ -40,10 +40,8 @@ class Making(NamedTuple):
 def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = False) -> Iterator[dict[str, Any]]:
     """The requests of a workload file (its first ``limit``) as rows of our own trace format, made when asked for.
 
-    ``shown``: show a bar on stderr, if that is a terminal and there are many.
-
-    Raises:
-        TraceError: naming the key that is wrong, or what cannot be made.
+    ``shown``: show a bar on stderr, if that is a terminal and there are many. Raises TraceError naming the key that is
+    wrong, or what cannot be made.
     """
     made = make_workload(read_workload(path), base=Path(path).resolve().parent, where=str(path), limit=limit)
     # The first line of such a trace; what the records hash to is known only after the last one.
@@ -62,10 +60,8 @@ def workload_rows(path: str | Path, limit: int | None = None, *, shown: bool = F
 def make_workload(workload: Workload, *, base: Path, where: str = "workload", limit: int | None = None) -> Making:
     """What ``workload`` describes (its first ``limit`` requests), made while it is read.
 
-    Traces named in it are relative to ``base``; ``where`` is the file's name, for messages.
-
-    Raises:
-        TraceError: if a trace that it names cannot be used; while records are read, if a template cannot be rendered.
+    Traces named in it are relative to ``base``; ``where`` is the file's name, for messages. Raises TraceError if a
+    trace that it names cannot be used; while records are read, if a template cannot be rendered.
     """
     n = workload.requests if limit is None else min(limit, workload.requests)
     sources = Sources(base, where)
@@ -79,7 +75,6 @@ def make_workload(workload: Workload, *, base: Path, where: str = "workload", li
 def _with_own_arrivals(
     workload: Workload, classes: dict[str, TrafficClass], n: int, sources: Sources
 ) -> Iterator[Record]:
-    """Classes that each have arrivals of their own, merged."""
     streams = []
     for k, (name, each) in enumerate(classes.items()):
         assert each.arrivals is not None  # of all or of none
@@ -91,7 +86,6 @@ def _with_own_arrivals(
 
 
 def _mixed(workload: Workload, classes: dict[str, TrafficClass], n: int, sources: Sources) -> Iterator[Record]:
-    """Classes that share arrivals by their weights."""
     weights = np.array([(each.weight or 1.0) / _turns(each) for each in classes.values()])
     share = float(weights.sum() / sum(each.weight or 1.0 for each in classes.values()))
     draws = np.random.default_rng(seed_for(workload.seed, "classes")).random(n)

@@ -89,14 +89,12 @@ class Sources:
         return float(2 * np.sin(np.pi / 6 * stats.spearmanr(known).statistic))
 
     def quantiles(self, spec: parts.LengthSpec, side: Side) -> Quantiles:
-        """The quantile function of a length."""
         if isinstance(spec, parts.EmpiricalLength):
             return _empirical(Histogram.of(*self.lengths(spec.empirical, side)))
         law = spec.as_law() if isinstance(spec, parts.GivenLength) else self.fitted_law(spec.fitted, side)
         return lambda u: (law.quantile_at(u), np.zeros(u.shape, dtype=np.bool_))
 
     def fitted_law(self, spec: parts.FittedTo, side: Side) -> Law:
-        """The law that ``spec`` asks to be fitted."""
         lengths, cut = self.lengths(spec, side)
         if spec.longest is not None:
             lengths, cut = lengths[lengths <= spec.longest], cut[lengths <= spec.longest]

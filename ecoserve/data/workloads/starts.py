@@ -67,7 +67,6 @@ class Drawer:
         self._response = sources.quantiles(response.tokens, "response")
 
     def take(self, n: int) -> Drawn:
-        """The next ``n`` requests."""
         draws = self._numbers.random((n, _OWN_DRAWS))
         at_prompt, at_response = _tied(draws[:, 0], draws[:, 1], self._correlation)
         asked = self._prompt(at_prompt)[0] if self._prompt is not None else None
@@ -90,14 +89,12 @@ class Drawer:
         return Drawn(asked, wanted, cut, texts, draws[:, 2])
 
     def requests(self, n: int, times: Floats | None) -> Iterator[Start]:
-        """``n`` single requests."""
         for block, when in _blocks(n, times):
             drawn = self.take(len(block))
             for i, at in enumerate(when):
                 yield [(at or 0.0, self._record(block[i], drawn, i, at))]
 
     def talks(self, n: int, times: Floats | None, seed: int) -> Iterator[Start]:
-        """``n`` conversations."""
         talks = self._traffic.conversations
         assert talks is not None
         turns = np.random.default_rng(seed_for(seed, f"{self._name}/turns"))
@@ -183,8 +180,7 @@ def starts_of(
 ) -> Iterator[Start]:
     """``n`` starts of the class ``name``, the i-th at ``times[i]`` (seconds; ``None``: without arrivals).
 
-    Raises:
-        TraceError: if a trace that it names cannot be used; while they are made, if a template cannot be rendered.
+    Raises TraceError if a trace that it names cannot be used; while they are made, if a template cannot be rendered.
     """
     if traffic.rows is not None:
         records = sources.trace(traffic.rows).records

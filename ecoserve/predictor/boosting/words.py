@@ -62,7 +62,6 @@ class WordModel:
         return cls(names, vectorizer.idf_, weights, np.atleast_1d(final.intercept_)), scores
 
     def scores(self, views: Sequence[RequestView]) -> Array:
-        """Scores of ``n`` requests, shape ``[n, S]``."""
         return np.asarray([self._score(v.text) for v in views], dtype=np.float64).reshape(
             len(views), len(self.intercepts)
         )
@@ -83,7 +82,6 @@ class WordModel:
         return np.asarray((x[:, None] * self.weights[places]).sum(axis=0) + self.intercepts)
 
     def save(self, folder: Path) -> None:
-        """Write :data:`TERMS` and :data:`NUMBERS`."""
         from safetensors.numpy import save_file
 
         (folder / TERMS).write_text(json.dumps(self.terms, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,7 +90,6 @@ class WordModel:
 
     @classmethod
     def load(cls, folder: Path) -> WordModel:
-        """Read what :meth:`save` wrote."""
         from safetensors.numpy import load_file
 
         terms = json.loads((folder / TERMS).read_text(encoding="utf-8"))

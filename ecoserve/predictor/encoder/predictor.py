@@ -57,7 +57,6 @@ class EncoderPredictor(LengthPredictor):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
         return self.model.head.weight.device
 
     def to(self, device: str | torch.device) -> EncoderPredictor:

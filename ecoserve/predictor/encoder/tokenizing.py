@@ -33,13 +33,11 @@ class RequestTokenizer:
 
     @classmethod
     def load(cls, folder: Path, max_length: int) -> RequestTokenizer:
-        """Read ``tokenizer.json``."""
         from tokenizers import Tokenizer
 
         return cls(Tokenizer.from_file(str(folder / FILE)), max_length)
 
     def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json``."""
         self._tokenizer.save(str(folder / FILE))
 
     def __call__(self, views: Sequence[RequestView]) -> list[list[int]]:

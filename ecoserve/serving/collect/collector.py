@@ -89,7 +89,6 @@ class Collector:
         )
 
     async def run(self) -> None:
-        """Ask until every sample has an outcome; RunError if there is no point in going on."""
         count = min(self._settings.concurrency, self._journal.open_pairs)
         workers = [asyncio.create_task(self._work()) for _ in range(count)]
         ticker = asyncio.create_task(self._tick())

@@ -199,8 +199,7 @@ class Endpoint:
     async def model(self, named: str | None) -> str:
         """The model to ask for: ``named``, else the first that the server lists.
 
-        Raises:
-            ConfigError: if there is no server, it refuses the key, or it lists no model.
+        Raises ConfigError if there is no server, it refuses the key, or it lists no model.
         """
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -46,11 +46,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     """One collection's journal, locked for this process; a context manager.
 
     Once loaded, it knows the numbers of ``prompts`` and of ``samples`` to each, and how many (prompt, sample) pairs
-    were ``answered`` and ``refused``.
-
-    Raises:
-        ConfigError: if another process has it open, or it is damaged or of another version.
-        RunError: if it cannot be written; so do all methods.
+    were ``answered`` and ``refused``. Raises ConfigError if another process has it open, or it is damaged or of another
+    version; RunError if it cannot be written; so do all methods.
     """
 
     def __init__(self, path: Path) -> None:

@@ -38,10 +38,7 @@ def choose(
     """The requests to be sent, in the source's order, each with the digest of its context.
 
     Only the first ``limit`` different ones; of these only ``sample``, drawn by ``seed``. ``report`` counts what was
-    read and dropped.
-
-    Raises:
-        TraceError: if the source cannot be read or recognised, or holds no prompt.
+    read and dropped. Raises TraceError if the source cannot be read or recognised, or holds no prompt.
     """
     chosen: Iterator[tuple[Record, str]] = islice(_different(_requests(source, format, report), report), limit)
     if sample is not None:

@@ -35,13 +35,9 @@ def collect(settings: CollectSettings, progress: Progress | None = None) -> Coll
 
     Resumable: after any end, the same call asks only for what is missing. Without ``url`` and ``model`` nothing is
     asked, and the trace is written from what earlier runs have collected. ``progress`` is called after every request,
-    and once a second.
-
-    Raises:
-        InputError: for prompts or settings that cannot be used, a server that does not answer or refuses the key, or a
-            journal of other settings.
-        RunError: if the server goes away or fails, or answers are missing in the end.
-        CollectInterrupted: after SIGINT or SIGTERM.
+    and once a second. Raises InputError for prompts or settings that cannot be used, a server that does not answer or
+    refuses the key, or a journal of other settings; RunError if the server goes away or fails, or answers are missing
+    in the end; CollectInterrupted: after SIGINT or SIGTERM.
     """
     output = settings.output
     if output.is_dir():

@@ -89,8 +89,7 @@ def quiet_vllm() -> None:
 def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[str, Any] | None = None) -> Any:
     """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
 
-    Raises:
-        ConfigError: if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
+    Raises ConfigError if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
     """
     quiet_vllm()
     import torch

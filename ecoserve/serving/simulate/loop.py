@@ -124,8 +124,7 @@ def run_replicas(
         replicas: new ones, of the same kind; they share one clock. arrivals: in any order.
         router: default: round robin. recorder: gets every event. progress: called whenever a request ends.
 
-    Raises:
-        RunError: if requests wait and no step of their replica makes progress.
+    Raises RunError if requests wait and no step of their replica makes progress.
     """
     router = router or Router("round-robin", len(replicas))
     pending = deque(sorted(arrivals, key=lambda a: a.at_s))

@@ -34,10 +34,7 @@ def trace_file(path: Path, *, requests: int = 1000, window_s: tuple[float, float
     """A trace file, written whole when the block ends well, or not at all; ``.gz`` is compressed.
 
     ``requests``: draw only the first so many of each run. ``window_s``: only what happens between these virtual
-    seconds.
-
-    Raises:
-        RunError: if it cannot be written.
+    seconds. Raises RunError if it cannot be written.
     """
     try:
         with ExitStack() as stack:
@@ -225,5 +222,4 @@ class RunRecorder:
 
 
 def _us(seconds: float) -> float:
-    """Microseconds, to the nanosecond."""
     return round(seconds * 1e6, 3)

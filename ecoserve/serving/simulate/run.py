@@ -38,8 +38,7 @@ def simulate(
 ) -> RunResult:
     """Run one load through one policy in virtual time; ``recorder`` gets every event.
 
-    Raises:
-        InputError: for a trace, policy or setting that cannot be used.
+    Raises InputError for a trace, policy or setting that cannot be used.
     """
     quiet_vllm()
     machine = machine_of(settings)
@@ -63,8 +62,7 @@ def simulate(
 def check(settings: SimulateSettings) -> Machine:
     """Refuse at once what :func:`simulate` would refuse later, the trace aside; returns the machine.
 
-    Raises:
-        InputError: for a policy, GPU, model or setting that cannot be used.
+    Raises InputError for a policy, GPU, model or setting that cannot be used.
     """
     quiet_vllm()
     machine = machine_of(settings)

@@ -83,8 +83,7 @@ class Machine:
 def machine_of(settings: SimulateSettings) -> Machine:
     """The machine that the settings describe; ``blocks`` that are not stated follow from GPU and model.
 
-    Raises:
-        ConfigError: for a GPU or model that is not known, or that do not go together.
+    Raises ConfigError for a GPU or model that is not known, or that do not go together.
     """
     s = settings
     if not s.on_gpu:
@@ -128,8 +127,7 @@ def forward_times(
 def scheduler_settings(settings: SimulateSettings, cost: StepCost) -> dict[str, Any]:
     """The scheduler's settings, with ``target_forward_tokens: auto`` replaced by this machine's.
 
-    Raises:
-        ConfigError: for ``auto`` where no GPU is modelled: a linear cost never saturates.
+    Raises ConfigError for ``auto`` where no GPU is modelled: a linear cost never saturates.
     """
     if settings.scheduler.get(_FORWARD_SIZE) != "auto":
         return settings.scheduler

@@ -35,8 +35,7 @@ class WorkerModel:
     def execute(self, output: Any) -> None:
         """Check one SchedulerOutput and update the state.
 
-        Raises:
-            WorkerError: naming the request and the rule that was broken.
+        Raises WorkerError naming the request and the rule that was broken.
         """
         gone = set(output.finished_req_ids)
         if self.runner == 2:

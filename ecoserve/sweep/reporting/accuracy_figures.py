@@ -316,7 +316,6 @@ def _figure(
     maps: Sequence[tuple[str, list[str], Cells]],
     head: str,
 ) -> Figure:
-    """``maps`` are (policy, names of rows, cells)."""
     panels = []
     caption = f"Normalized latency against {reference}, by arrival rate."
     shown = [f"{rate:g}" for rate in rates]
@@ -344,7 +343,6 @@ def _figure(
 
 
 def _map_cell(comparison: Comparison | None) -> tuple[str, float | None]:
-    """Text and colour (in per cent) of a cell."""
     if comparison is None or comparison.relative is None:
         return "", None
     text = write_change(comparison.relative)

@@ -36,7 +36,6 @@ _LATENCIES: Final = (NORMALIZED, NORMALIZED_P99, JCT, TTFT_P99, TPOT_P99, THROUG
 
 
 def latency_figure(report: ReportData) -> Figure | None:
-    """Latency against rate; None with fewer than two rates."""
     lines = report.lines(NORMALIZED)
     if not lines:
         return None
@@ -52,7 +51,6 @@ def latency_figure(report: ReportData) -> Figure | None:
 
 
 def attainment_figure(report: ReportData) -> Figure | None:
-    """SLO attainment and goodput against rate; None without SLOs or with fewer than two rates."""
     lines = report.lines(SLO)
     if not lines:
         return None
@@ -88,7 +86,6 @@ _YIELDS: Final = (THROUGHPUT, GOODPUT)
 
 
 def pareto_figure(report: ReportData) -> Figure | None:
-    """One line per setting through its rates; None with fewer than two rates."""
     lines = report.lines(NORMALIZED)
     points = [s for line in lines for s in line]
     metrics = [m for m in _YIELDS if any(s.level(m) for s in points)]
@@ -194,7 +191,6 @@ def _computed_scales(report: ReportData, load: Load) -> Figure | None:
 
 
 def _run_scales(report: ReportData) -> Figure | None:
-    """Each scale is a run of its own: attainment by scale."""
     traces, spoken = [], []
     caption = "SLO attainment by the scale of the run."
     table = Table("slo-scale", caption, ["SLO scale", *metric_columns([SLO])], group_title="Setting")

@@ -133,7 +133,6 @@ class ReportData:
 
     @cached_property
     def ours(self) -> Setting | None:
-        """The setting that the answer is about."""
         return self.stand_in(self.load) if self.load else None
 
     @cached_property
@@ -219,7 +218,6 @@ class ReportData:
 
 
 def latency(setting: Setting) -> float:
-    """Mean normalized latency (ms/token), to sort by; settings without one come last."""
     mean = setting.mean(NORMALIZED)
     return float("inf") if mean is None else mean
 

@@ -21,7 +21,6 @@ _LENGTHS: Final = (("output_tokens", "the answer"), ("prompt_tokens", "the promp
 
 
 def fairness_figure(report: ReportData) -> Figure | None:
-    """One line per setting; None without rows of requests."""
     details = report.details
     rows = [s for s in report.cast if any(details.requests(run) is not None for run in s.runs)]
     caption = "Latency by the length of the answer and of the prompt; below, from the lowest to the highest seed."
@@ -178,7 +177,6 @@ _PANELS: Final = 6
 
 
 def kv_figure(report: ReportData) -> Figure | None:
-    """One plot per setting that is shown; None if no run recorded it."""
     panels = []
     columns = ["Seconds", *(Column(name.capitalize(), unit="share") for _, name, _, _ in _PARTS)]
     table = Table("kv", "KV cache over time, as a share of the whole.", columns, group_title="Setting")

@@ -63,7 +63,6 @@ class Metric:
         return f"{low.removesuffix(unit).rstrip() if low.endswith(f' {unit}') else low} to {high}"
 
     def write_level(self, level: Spread | None) -> str:
-        """The mean, and in brackets the range over seeds."""
         ranged = self.write_spread(level)
         return self.write(level.mean if level else None) + (f" (seeds: {ranged})" if ranged else "")
 

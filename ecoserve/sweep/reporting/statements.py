@@ -166,7 +166,6 @@ def predictor_quality(report: ReportData) -> Statement | None:
 
 
 def on_the_engine(report: ReportData) -> Statement | None:
-    """Loads that ran on a real engine, other than the main one."""
     pieces = []
     tone: Tone = ""
     for load in (x for x in report.loads if x.engine != "virtual" and x != report.load):
@@ -185,7 +184,6 @@ def on_the_engine(report: ReportData) -> Statement | None:
 
 
 def where_not(report: ReportData) -> Statement | None:
-    """The loads where the main setting is not shown to be better."""
     if report.ours is None:
         return None
     relaxed = report.relaxed

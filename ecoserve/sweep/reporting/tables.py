@@ -55,7 +55,6 @@ def engine_table(report: ReportData) -> Table | None:
 
 
 def virtual_table(report: ReportData) -> Table | None:
-    """The settings that ran in virtual time; folded if there are many."""
     loads = [load for load in report.loads if load.engine == "virtual"]
     table = settings_table("virtual", "Every setting of the virtual sweep.", report, loads)
     if table is not None:
@@ -120,7 +119,6 @@ def metric_columns(metrics: Sequence[Metric]) -> list[Column]:
 
 
 def level_cell(setting: Setting, metric: Metric) -> Cell:
-    """A mean, with the range over seeds below."""
     level = setting.level(metric)
     if level is None:
         return Cell(None)

@@ -28,11 +28,7 @@ _PIPELINE: Final = "generation_p2p"
 
 
 def kernels_version() -> str:
-    """Version of the measured kernels.
-
-    Raises:
-        ConfigError: if aiconfigurator-core is not installed.
-    """
+    """Version of the measured kernels; raises ConfigError if aiconfigurator-core is not installed."""
     try:
         return metadata.version("aiconfigurator-core")
     except metadata.PackageNotFoundError:
@@ -50,8 +46,7 @@ class KernelTimes:
         tp: GPUs of one replica (tensor parallel); experts are cut the same way.
         expert_ranks: replicas that share the experts (expert parallel); 1 where every replica has all experts.
 
-    Raises:
-        ConfigError: if there are no measurements for this combination, or it makes no sense.
+    Raises ConfigError if there are no measurements for this combination, or it makes no sense.
     """
 
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int = 1, expert_ranks: int = 1) -> None:

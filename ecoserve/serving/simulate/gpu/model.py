@@ -60,10 +60,8 @@ def kv_blocks(
 ) -> int:
     """Usable KV blocks of one replica: the GPU's memory, less weights, less what a step needs while it runs.
 
-    Mirrors how vLLM sizes its cache. Its constants are estimates, good to about one GiB a GPU.
-
-    Raises:
-        ConfigError: if the weights leave no room for even one request of 1,024 tokens.
+    Mirrors how vLLM sizes its cache. Its constants are estimates, good to about one GiB a GPU. Raises ConfigError if
+    the weights leave no room for even one request of 1,024 tokens.
     """
     weights = gpu_weight_bytes(shape, tp, expert_ranks)
     room = gpu.memory_bytes * _VISIBLE * gpu_memory_utilization - weights
@@ -235,7 +233,6 @@ class GpuModel:
     def kv_blocks(
         self, block_size: int, max_num_seqs: int, max_num_batched_tokens: int, gpu_memory_utilization: float = 0.9
     ) -> int:
-        """Usable KV blocks, as :func:`kv_blocks`."""
         limits = (block_size, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization)
         return kv_blocks(self.shape, self.gpu, self.tp, *limits, self.expert_ranks)
 
@@ -251,8 +248,7 @@ def gpu_model(
 ) -> GpuModel:
     """A model on a GPU; its tables come from the cache, or are made now.
 
-    Raises:
-        ConfigError: for an unknown GPU, or a combination without measurements.
+    Raises ConfigError for an unknown GPU, or a combination without measurements.
     """
     found = find_gpu(gpu)
     tables = load_tables(shape, found, tp, expert_ranks)

@@ -98,7 +98,6 @@ class ModelShape(BaseModel):
 
     @property
     def kv_token_bytes(self) -> int:
-        """KV of one token: a key and a value in every layer and KV head."""
         return int(2 * self.layers * self.kv_heads * self.head_dim * (2 if self.kv_cache == "bfloat16" else 1))
 
 
@@ -108,8 +107,7 @@ def load_shape(model: str) -> ModelShape:
     Args:
         model: a folder with a ``config.json``, such a file, or the name of a built-in shape (case does not matter).
 
-    Raises:
-        ConfigError: if it is neither, or of a kind that is not modelled.
+    Raises ConfigError if it is neither, or of a kind that is not modelled.
     """
     path = Path(model)
     if path.is_file():
@@ -131,8 +129,7 @@ def load_shape(model: str) -> ModelShape:
 def shape_from_config(path: Path) -> ModelShape:
     """The shape that a Hugging Face ``config.json`` describes.
 
-    Raises:
-        ConfigError: if the file cannot be read, misses a size, or describes a model of another kind.
+    Raises ConfigError if the file cannot be read, misses a size, or describes a model of another kind.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

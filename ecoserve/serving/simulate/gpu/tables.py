@@ -121,8 +121,7 @@ class Tables:
 def load_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
     """The tables of a model on a GPU, from the cache or made now (a second or two).
 
-    Raises:
-        ConfigError: if there are no measurements for the combination.
+    Raises ConfigError if there are no measurements for the combination.
     """
     path = cache_file(shape, gpu, tp, expert_ranks)
     tables = _read(path)
@@ -186,8 +185,7 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {f.name: (len(TOKENS),) for f in fi
 def make_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
     """Ask for all kernel times of the grids, as they were measured.
 
-    Raises:
-        ConfigError: if there are no measurements for the combination.
+    Raises ConfigError if there are no measurements for the combination.
     """
     kernels = KernelTimes(shape, gpu, tp, expert_ranks)
 
