@@ -46,61 +46,6 @@ _ROWS = (
     ("latency_p99_ms", "latency of one request, p99 (ms)", "{:.1f}"),
 )
 
-_TEMPLATE = """\
----
-library_name: ecoserve
-tags:
-- response-length-prediction
-- llm-serving
----
-
-# Response length predictor{% if c.served_model %} for {{ c.served_model }}{% endif %}
-
-
-Predicts how many tokens {{ c.served_model or "the served model" }} will generate for a request, as a distribution over
-{{ c.prior | length }} bins from 1 to {{ c.edges[-1] }} tokens (the last one closed by {{ closed }}).
-
-    from ecoserve.predictor import load_predictor
-
-    predictor = load_predictor("THIS_FOLDER")
-    [lengths] = predictor.predict(["Give three tips for staying healthy."])
-    lengths.quantile(0.5), lengths.quantile(0.9), lengths.mean()
-{% if k.bounds %}
-    predictor.upper_bounds(["Give three tips for staying healthy."], 0.9)  # with a finite-sample guarantee
-{% endif %}
-
-With vLLM: `ecoserve serve MODEL --predictor THIS_FOLDER`.
-
-## How well it predicts
-
-{% if table %}
-{{ table }}
-
-The point prediction is the distribution's median. Held-out rows chose the training's best epoch or round and made the
-calibration; `dev` rows, where there are any, were used for nothing else. Latencies are of the machine that trained it.
-{% else %}
-It was not evaluated.
-{% endif %}
-
-## How it was made
-- backend `{{ c.backend }}`, seed {{ c.seed }}, {{ "%.0f" | format(c.training_seconds) }} s of training
-- trace `{{ c.trace_name }}` ({{ c.trace_format }}), lengths from {{ c.length_source }}, SHA-256 of its records
-  `{{ c.trace_sha256 }}`
-- {{ c.rows_trained }} rows learned from, {{ c.rows_held_out }} held out
-{% if c.parameters %}
-- of a request it reads, beside the text, {{ c.parameters | join(", ") }}
-{% endif %}
-- temperature {{ "%.3f" | format(k.temperature) }} from {{ k.rows }} held-out rows
-- {% for name, value in c.hyperparameters | dictsort %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
-
-- {% for name, value in c.versions | dictsort %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
-
-
-## Limits
-It has learned one model's response lengths for requests like those of its trace. For another model, other sampling
-settings or another kind of request, measure it first: `ecoserve evaluate-predictor`.
-"""
-
 
 def save(directory: Path, config: PredictorConfig, calibration: Calibration, write: Callable[[Path], None]) -> Path:
     """Write a checkpoint into ``directory``; ``write`` writes the backend's files into an empty folder.
@@ -264,5 +209,6 @@ def model_card(config: PredictorConfig, calibration: Calibration) -> str:
         if any(key in m for m in config.metrics.values())
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines) if heads else ""
-    template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(_TEMPLATE)
+    text = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, autoescape=False).from_string(text)
     return template.render(c=config, k=calibration, table=table, closed=names.get(config.closed_by, config.closed_by))

@@ -69,12 +69,12 @@ def test_the_law_is_the_stated_one() -> None:
         return d.quantile(0.5), float(np.log(d.quantile(0.841) / d.quantile(0.159)) / 2)
 
     task = next(t for t in TASKS if t.wordings[0] == "List {n} facts about {topic}")
-    plain = (task.fixed + 5 * task.per_item) * TOPICS["nature"][0]
+    plain = (task.fixed + 5 * task.per_item) * TOPICS["owls"]
     median, sigma = law("List 5 facts about owls.")
     assert median == pytest.approx(plain, abs=2)
     assert sigma == pytest.approx(task.sigma, abs=0.02)
     assert law("Hello! Give me 5 facts on owls. Be brief.")[0] == pytest.approx(plain * STYLES["Be brief."], abs=2)
-    assert law("List 5 facts about justice.")[0] == pytest.approx(plain / 0.95 * TOPICS["ideas"][0], abs=2)
+    assert law("List 5 facts about justice.")[0] == pytest.approx(plain / 0.95 * TOPICS["justice"], abs=2)
     assert law("List 10 facts about owls.")[0] > 1.8 * plain
 
 
@@ -86,8 +86,7 @@ def test_each_prompt_is_read_as_one_task_only() -> None:
 
 def test_every_task_topic_and_style_occurs() -> None:
     text = "\n".join(r.prompt or "" for r in TRACE.records)
-    for _, topics in TOPICS.values():
-        assert all(topic in text for topic in topics.split("|"))
+    assert all(topic in text for topic in TOPICS)
     assert all(style in text for style in STYLES)
     seen = {task for r in TRACE.records for pattern, task in synthetic._PATTERNS if pattern.fullmatch(r.prompt or "")}
     assert seen == set(range(len(TASKS)))
