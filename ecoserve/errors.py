@@ -16,6 +16,8 @@ Each message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class EcoServeError(Exception):
     """Base of every error ecoserve raises on purpose.
@@ -40,11 +42,7 @@ class EcoServeError(Exception):
         return " ".join(line.split())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.fix))
-
-
-def _rebuild(kind: type[EcoServeError], what: str, where: str | None, fix: str | None) -> EcoServeError:
-    return kind(what, where=where, fix=fix)
+        return partial(type(self), self.what, where=self.where, fix=self.fix), ()
 
 
 class InputError(EcoServeError):

@@ -12,10 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that becomes ``path`` when the block ends well; missing folders are made.
-
-    Raises OSError if it cannot be written.
-    """
+    """A new file that becomes ``path`` when the block ends well; missing folders are made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -30,10 +27,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write ``content`` (text as UTF-8) so that ``path`` has all of it or is as before; returns ``path``.
-
-    Raises OSError if it cannot be written.
-    """
+    """Write ``content`` (text as UTF-8): ``path`` has all of it, or is as before and OSError is raised."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path

@@ -268,10 +268,7 @@ class LengthDistribution:
 
     @classmethod
     def from_wire(cls, values: object) -> LengthDistribution:
-        """Read what :meth:`to_wire` wrote, refusing anything else.
-
-        Raises PredictionError if ``values`` is not such a list.
-        """
+        """Read what :meth:`to_wire` wrote; anything else is a PredictionError."""
         if not isinstance(values, (list, tuple)):
             raise PredictionError(f"a length distribution travels as a flat list, got {type(values).__name__}")
         if not 5 <= len(values) <= 2 * MAX_BINS + 3 or len(values) % 2 == 0:

@@ -55,8 +55,9 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         return
     console.rule(f"{comparison.a.source} against {comparison.b.source}")
     _say(comparison.answer, comparison.notes, console)
-    for table in comparison_page.all_tables(comparison):
-        _print(table, console)
+    for make in comparison_page.TABLES:
+        if (table := make(comparison)) is not None:
+            _print(table, console)
 
 
 def _say(sentences: list[str], notes: list[str], console: Console) -> None:

@@ -232,10 +232,7 @@ def bytes_of(records: Iterable[Record]) -> int:
 
 @contextmanager
 def reading_bar(what: str) -> Iterator[Progress]:
-    """A bar on stderr with the time left while a file is read (``what``: "reading trace.jsonl"); gone afterwards.
-
-    Nothing is written where stderr is no terminal.
-    """
+    """A bar on stderr, if that is a terminal, while a file is read (``what``: "reading trace.jsonl")."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -145,10 +145,7 @@ class TokenCounter:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The Hugging Face tokenizer in the folder ``name``, or with that hub id.
-
-    Raises TraceError if it is not there, cannot be read, or the hub would be needed and cannot be reached.
-    """
+    """The Hugging Face tokenizer in the folder ``name`` or with that hub id; TraceError if it cannot be had."""
     where = f"tokenizer {name}"
     fix = "give a folder with tokenizer.json, or a hub id"
     if not Path(name).exists():

@@ -200,10 +200,7 @@ class TraceBytes(io.RawIOBase):
 
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[TraceBytes]:
-    """The bytes of ``path``, whose ``kind`` is that of :func:`kind_of`.
-
-    Raises TraceError if it cannot be read, is cut off or damaged, or is compressed in a way that cannot be read.
-    """
+    """The bytes of ``path`` of a ``kind`` (:func:`kind_of`); TraceError if cut off, damaged or not readable."""
     where = str(path)
     if kind == "zip":
         raise TraceError(f"is compressed with {kind}", where=where, fix="unpack it, or compress it with gzip")

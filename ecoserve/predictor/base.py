@@ -60,10 +60,7 @@ class TrainingRun:
 
 
 class LengthPredictor(ABC):
-    """Predicts how many tokens the response to a request will have.
-
-    Safe to use from several threads at once. After loading it needs no network and no file.
-    """
+    """Predicts how many tokens responses will have: from several threads at once, without network or files."""
 
     #: the backend's hyperparameters; None: it is made from trained predictors, not trained itself
     Settings: ClassVar[type[BackendSettings] | None] = None

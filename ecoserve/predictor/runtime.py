@@ -53,10 +53,7 @@ def let_waiting_threads_sleep() -> None:
 
 
 class Stopwatch:
-    """Seconds that a training has taken, including what ran before an interruption; passes progress on.
-
-    The time is kept in the run's work folder every few seconds.
-    """
+    """Seconds of a training, those before an interruption too (kept in its work folder); passes progress on."""
 
     def __init__(self, work: Path, progress: Progress) -> None:
         self.file = work / _KEPT

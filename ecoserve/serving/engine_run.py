@@ -158,10 +158,7 @@ def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
 
 
 def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
-    """vLLM's ``LLMEngine`` in this process, its model on ``threads`` CPU threads.
-
-    Raises ConfigError with vLLM's message.
-    """
+    """vLLM's ``LLMEngine`` in this process, on ``threads`` CPU threads; ConfigError with vLLM's message."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -105,10 +105,7 @@ class ForwardRun:
 
 
 def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = None) -> ForwardRun:
-    """Start an engine, time its forwards, and shut it down.
-
-    Raises ConfigError for a model or setting that cannot be used.
-    """
+    """Start an engine, time its forwards, and shut it down; ConfigError for a model that cannot be used."""
     arguments = engine_arguments(
         EngineRunSettings(
             model=settings.model,
@@ -128,10 +125,7 @@ def measure_forwards(settings: ForwardRunSettings, progress: Progress | None = N
 
 
 def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progress | None = None) -> ForwardRun:
-    """Time the forwards of an idle engine (``LLMEngine``, in this process). No two prompts share a prefix.
-
-    Raises ConfigError if the KV cannot hold the largest forward.
-    """
+    """Time forwards of an idle ``LLMEngine``, no prefix shared; ConfigError if the KV cannot hold the largest."""
     scheduler = engine.engine_core.engine_core.scheduler
     prompt_tokens = min(prompt_tokens, int(engine.model_config.max_model_len) - 1)
     prompts = -(-largest // prompt_tokens)

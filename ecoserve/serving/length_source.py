@@ -46,14 +46,6 @@ def _certain(lengths: Sequence[int] | Lengths) -> Distributions:
     return [LengthDistribution.point(max(1, int(n))) for n in lengths]
 
 
-def _true(drawn: Drawn, _: Any) -> Distributions:
-    return _certain(drawn.true)
-
-
-def _none(drawn: Drawn, _: Any) -> Distributions:
-    return [None] * len(drawn.records)
-
-
 def _predicted(drawn: Drawn, checkpoint: str) -> Distributions:
     asked = []
     for record in drawn.records:
@@ -110,18 +102,6 @@ def _bins(drawn: Drawn, accuracy: float) -> Distributions:
     return [answers[k] for k in answered]
 
 
-def _bias(drawn: Drawn, factor: float) -> Distributions:
-    return _certain(np.rint(drawn.true * factor).astype(np.int64))
-
-
-def _constant(drawn: Drawn, tokens: float) -> Distributions:
-    return _certain(np.full_like(drawn.true, round(tokens)))
-
-
-def _random(drawn: Drawn, _: Any) -> Distributions:
-    return _certain(np.random.default_rng([drawn.seed, 3]).permutation(drawn.true))
-
-
 def _inverted(drawn: Drawn, _: Any) -> Distributions:
     order = np.argsort(drawn.true, kind="stable")
     lengths = np.empty_like(drawn.true)
@@ -148,8 +128,8 @@ class Form(NamedTuple):
 
 #: The forms by name.
 REGISTRY: Final[dict[str, Form]] = {
-    "true": Form(_true, "the recorded length, as certain: an oracle"),
-    "none": Form(_none, "no prediction"),
+    "true": Form(lambda drawn, _: _certain(drawn.true), "the recorded length, as certain: an oracle"),
+    "none": Form(lambda drawn, _: [None] * len(drawn.records), "no prediction"),
     "predicted": Form(_predicted, "what the predictor of a checkpoint returns for the request", "CHECKPOINT"),
     "noise": Form(
         _noise,
@@ -167,9 +147,20 @@ REGISTRY: Final[dict[str, Form]] = {
         "a classifier over ten bins of equal frequency with this accuracy: ACCURACY on its bin, the rest evenly",
         *("ACCURACY", (0.1, 1.0), "a share of right bins"),
     ),
-    "bias": Form(_bias, "the length times a factor, as certain", "FACTOR", (0.01, 100.0), "a factor"),
-    "constant": Form(_constant, "N tokens for every request, as certain", "N", (1.0, 2.0**24), "a number of tokens"),
-    "random": Form(_random, "another request's length, as certain"),
+    "bias": Form(
+        lambda drawn, factor: _certain(np.rint(drawn.true * factor)),
+        "the length times a factor, as certain",
+        *("FACTOR", (0.01, 100.0), "a factor"),
+    ),
+    "constant": Form(
+        lambda drawn, tokens: _certain([round(tokens)] * len(drawn.true)),
+        "N tokens for every request, as certain",
+        *("N", (1.0, 2.0**24), "a number of tokens"),
+    ),
+    "random": Form(
+        lambda drawn, _: _certain(np.random.default_rng([drawn.seed, 3]).permutation(drawn.true)),
+        "another request's length, as certain",
+    ),
     "inverted": Form(_inverted, "the k-th shortest of n lengths for the k-th longest, as certain"),
 }
 #: All forms in one line, for help texts and errors.
@@ -185,10 +176,7 @@ class LengthSource:
 
     @classmethod
     def parse(cls, text: str) -> LengthSource:
-        """Read ``KIND`` or ``KIND:ARGUMENT``.
-
-        Raises InputError naming the forms there are, or the bounds of the number.
-        """
+        """Read ``KIND`` or ``KIND:ARGUMENT``; raises InputError naming the forms, or the bounds of the number."""
         kind, colon, rest = text.partition(":")
         form = REGISTRY.get(kind)
         if form is None or bool(colon) != bool(form.argument) or (form.argument and not form.bounds and not rest):

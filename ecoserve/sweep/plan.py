@@ -179,10 +179,7 @@ class SweepPlan(Condition):
 
     @classmethod
     def load(cls, path: str | Path, *, trace: str | None = None, predictor: str | None = None) -> SweepPlan:
-        """Read, check and resolve a plan; ``trace`` and ``predictor`` (from the current folder) replace the plan's.
-
-        Raises ConfigError naming the key that is wrong.
-        """
+        """Read, check and resolve a plan; ``trace`` and ``predictor`` replace its own. ConfigError names the key."""
         path = Path(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))

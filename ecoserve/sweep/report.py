@@ -161,10 +161,7 @@ def write_report(folder: ResultFolder) -> Path:
 
 
 def write_figure_files(folder: ResultFolder, out: Path) -> list[Path]:
-    """Write the report's plots as PNG and SVG and its tables as CSV; returns the files.
-
-    Raises ConfigError if Matplotlib is not installed or ``out`` cannot be made.
-    """
+    """Write the report's plots as PNG and SVG and its tables as CSV (ConfigError without Matplotlib)."""
     from ecoserve.pages.figure_files import write_figures
 
     report = ReportData(folder.summary(), Details(folder))

@@ -90,10 +90,7 @@ class ResultFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder while the block runs; half-written files of a killed one are removed.
-
-        Raises ConfigError if another process holds the folder.
-        """
+        """Keep other sweeps out (ConfigError) while the block runs; half-written files are removed first."""
         # A lock on the folder itself leaves no file behind, and the kernel releases it however the holder ends.
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:

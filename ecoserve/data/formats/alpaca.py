@@ -1,7 +1,4 @@
-"""Alpaca, one instruction with its answer a row, and AlpacaEval's model outputs, which are read alike.
-
-The prompt is the instruction, then the input on a new line where there is one.
-"""
+"""Alpaca (prompt: instruction, then any input on a new line) and AlpacaEval's model outputs, read alike."""
 
 from __future__ import annotations
 

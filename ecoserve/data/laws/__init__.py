@@ -1,7 +1,4 @@
-"""Laws of response and prompt lengths: fitting them, saying how well they fit, and their quantiles.
-
-SciPy is imported when a law is used, not with this package.
-"""
+"""Laws of lengths: fitting them, how well they fit, their quantiles. SciPy is imported when a law is used."""
 
 from ecoserve.data.laws.fitting import FittedLaw, Histogram, KaplanMeier, fit_law, fit_laws
 from ecoserve.data.laws.law import GIVEN_LAWS, LAWS, LONGEST, Law

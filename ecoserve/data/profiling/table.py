@@ -163,10 +163,7 @@ _COLUMNS: Final[dict[str, Any]] = {
 
 
 def read_table(source: Trace | TraceStream, *, seed: int = 0, language_sample: int = LANGUAGE_SAMPLE) -> TraceTable:
-    """Read a trace or a stream (to its end); the language of at most ``language_sample`` prompts is recognised.
-
-    Raises TraceError if there is no record with a response length.
-    """
+    """Read a trace or a stream to its end; ``language_sample``: prompts whose language is recognised."""
     builder = _Builder(seed, language_sample)
     if isinstance(source, Trace):
         for i in range(0, len(source.records), _BATCH):

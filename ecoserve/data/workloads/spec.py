@@ -31,12 +31,12 @@ ONLY_CLASS: Final = "request"
 _MAX_REQUESTS: Final = 10_000_000
 
 
-def _weighted(content: Any) -> Any:
-    """Words without factors have the factor 1."""
-    return dict.fromkeys(content, 1.0) if isinstance(content, list) else content
-
-
-Words = Annotated[dict[str, PositiveFloat], BeforeValidator(_weighted), Field(min_length=1)]
+#: Words without factors have the factor 1.
+Words = Annotated[
+    dict[str, PositiveFloat],
+    BeforeValidator(lambda content: dict.fromkeys(content, 1.0) if isinstance(content, list) else content),
+    Field(min_length=1),
+]
 MaxTokens = Annotated[int, Field(ge=1)]
 
 

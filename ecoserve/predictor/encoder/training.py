@@ -40,10 +40,7 @@ Row = dict[str, Any]
 def train_encoder(
     run: TrainingRun, settings: EncoderSettings
 ) -> tuple[LengthEncoder, RequestTokenizer, dict[str, Any]]:
-    """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch.
-
-    Returns the network, its tokenizer, and what a config must say to build the network again.
-    """
+    """Fine-tune on ``run.fit``; ``run.held`` chooses the epoch. Network, tokenizer, and what a config must say."""
     run.progress("loading the encoder", 0, 1)
     bins, seed = run.config.bins, run.config.seed
     torch.manual_seed(seed)

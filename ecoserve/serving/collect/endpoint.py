@@ -197,10 +197,7 @@ class Endpoint:
         await self._client.aclose()
 
     async def model(self, named: str | None) -> str:
-        """The model to ask for: ``named``, else the first that the server lists.
-
-        Raises ConfigError if there is no server, it refuses the key, or it lists no model.
-        """
+        """The model to ask for: ``named``, else the first listed; ConfigError without a server, key or model."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 status, _, data = await self._exchange("GET", f"{self.base}/models")

@@ -148,10 +148,7 @@ class CollectSettings(BaseModel):
 
 
 def sample_seed(seed: int, prompt: str, sample: int) -> int:
-    """The seed of one sample, the same in every run: 0 <= seed < 2**31, which every server accepts.
-
-    ``prompt`` is the digest of the prompt's context (hex).
-    """
+    """The seed of one sample of ``prompt`` (digest of its context), always the same: 0 <= seed < 2**31."""
     digest = hashlib.sha256(f"{seed}:{prompt}:{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

@@ -36,10 +36,7 @@ _FURTHER: Final = 100
 def simulate(
     settings: SimulateSettings, *, progress: Progress | None = None, recorder: Recorder | None = None
 ) -> RunResult:
-    """Run one load through one policy in virtual time; ``recorder`` gets every event.
-
-    Raises InputError for a trace, policy or setting that cannot be used.
-    """
+    """Run one load through one policy in virtual time; InputError for anything that cannot be used."""
     quiet_vllm()
     machine = machine_of(settings)
     cost = machine.cost
@@ -60,10 +57,7 @@ def simulate(
 
 
 def check(settings: SimulateSettings) -> Machine:
-    """Refuse at once what :func:`simulate` would refuse later, the trace aside; returns the machine.
-
-    Raises InputError for a policy, GPU, model or setting that cannot be used.
-    """
+    """Refuse at once (InputError) what :func:`simulate` would refuse later, the trace aside; returns the machine."""
     quiet_vllm()
     machine = machine_of(settings)
     if machine.max_model_len is not None and settings.max_model_len > machine.max_model_len:

@@ -81,10 +81,7 @@ class Machine:
 
 
 def machine_of(settings: SimulateSettings) -> Machine:
-    """The machine that the settings describe; ``blocks`` that are not stated follow from GPU and model.
-
-    Raises ConfigError for a GPU or model that is not known, or that do not go together.
-    """
+    """The machine that the settings describe; ConfigError for a GPU or model that is unknown or does not fit."""
     s = settings
     if not s.on_gpu:
         if s.model is not None or s.tp != 1:

@@ -33,10 +33,7 @@ class WorkerModel:
         self._previous: set[str] = set()
 
     def execute(self, output: Any) -> None:
-        """Check one SchedulerOutput and update the state.
-
-        Raises WorkerError naming the request and the rule that was broken.
-        """
+        """Check one SchedulerOutput and update the state; WorkerError names the request and the broken rule."""
         gone = set(output.finished_req_ids)
         if self.runner == 2:
             gone |= set(output.preempted_req_ids or ())

@@ -231,11 +231,7 @@ def groups_table(c: Comparison) -> Table | None:
     return table
 
 
-def all_tables(c: Comparison) -> list[Table]:
-    tables = (quantiles_table(c), distances_table(c), shared_table(c), groups_table(c))
-    return [table for table in tables if table is not None]
-
-
+TABLES: Final = (quantiles_table, distances_table, shared_table, groups_table)
 SECTIONS: Final[tuple[Section[Comparison], ...]] = (
     Section(
         "distributions",

@@ -75,10 +75,7 @@ class Gpu:
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by a key of :data:`GPUS` or a usual name (``H100``, ``RTX PRO 6000``).
-
-    Raises ConfigError if there is none of that name, or aiconfigurator-core is not installed.
-    """
+    """A GPU by a key of :data:`GPUS` or a usual name (``H100``, ``RTX PRO 6000``); ConfigError if there is none."""
     plain = re.sub(r"[-_ ]", "", name.lower().removeprefix("nvidia"))
     for known, row in GPUS.items():
         if re.fullmatch(row.names, plain):

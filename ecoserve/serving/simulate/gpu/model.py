@@ -246,10 +246,7 @@ def gpu_model(
     link: Link | None = None,
     expert_ranks: int = 1,
 ) -> GpuModel:
-    """A model on a GPU; its tables come from the cache, or are made now.
-
-    Raises ConfigError for an unknown GPU, or a combination without measurements.
-    """
+    """A model on a GPU, its tables cached or made now; ConfigError for an unknown GPU or no measurements."""
     found = find_gpu(gpu)
     tables = load_tables(shape, found, tp, expert_ranks)
     return GpuModel(shape, found, tp, tables, host=host, link=link, expert_ranks=expert_ranks)

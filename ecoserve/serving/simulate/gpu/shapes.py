@@ -127,10 +127,7 @@ def load_shape(model: str) -> ModelShape:
 
 
 def shape_from_config(path: Path) -> ModelShape:
-    """The shape that a Hugging Face ``config.json`` describes.
-
-    Raises ConfigError if the file cannot be read, misses a size, or describes a model of another kind.
-    """
+    """The shape of a Hugging Face ``config.json``; ConfigError for an unreadable file or another kind of model."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -119,10 +119,7 @@ class Tables:
 
 
 def load_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
-    """The tables of a model on a GPU, from the cache or made now (a second or two).
-
-    Raises ConfigError if there are no measurements for the combination.
-    """
+    """A model's tables on a GPU, cached or made now (a second or two); ConfigError without measurements."""
     path = cache_file(shape, gpu, tp, expert_ranks)
     tables = _read(path)
     if tables is None:
@@ -183,10 +180,7 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {f.name: (len(TOKENS),) for f in fi
 
 
 def make_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
-    """Ask for all kernel times of the grids, as they were measured.
-
-    Raises ConfigError if there are no measurements for the combination.
-    """
+    """Ask for all kernel times of the grids, as measured; ConfigError if the combination has none."""
     kernels = KernelTimes(shape, gpu, tp, expert_ranks)
 
     def by(ask: Callable[[int], float], grid: Sequence[int]) -> Floats:
