@@ -28,6 +28,12 @@ _DISTRIBUTIONS: Final = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that can change a result."""
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    """Read once: each of thousands of planned runs has them in its key, and a package's metadata is long."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:

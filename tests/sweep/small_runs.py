@@ -10,6 +10,7 @@ import heapq
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ class QueueSettings(BaseModel):
     blocks: int = 8
     slo_scale: float | None = None
     mark: str | None = None
-    sleep_s: float = 0.0
+    hold: str | None = None
     die: bool = False
 
 
@@ -43,7 +44,8 @@ def queue(settings: QueueSettings) -> RunResult:
     if settings.mark:
         with open(settings.mark, "a", encoding="utf-8") as marks:
             marks.write(f"{settings.policy} {settings.lengths} {settings.rate_rps} {settings.seed}\n")
-    time.sleep(settings.sleep_s)
+    if settings.hold:
+        wait_until(lambda: not Path(settings.hold or "").exists())
     if settings.die:
         os._exit(9)
     rng = np.random.default_rng(settings.seed)
@@ -120,6 +122,15 @@ def _predictions(lengths: str, true: np.ndarray, rng: np.random.Generator) -> np
     return None if sigma is None else true * np.exp(sigma() * rng.standard_normal(len(true)))
 
 
+def wait_until(event: Callable[[], bool], limit_s: float = 300.0) -> None:
+    """Return when something has happened; the limit only ends what would hang."""
+    deadline = time.monotonic() + limit_s
+    while not event():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {limit_s:g} s")
+        time.sleep(0.01)
+
+
 def untyped(settings: dict[str, object]) -> RunResult:
     """Takes the plain mapping."""
     return queue(QueueSettings.model_validate(settings))
@@ -162,7 +173,9 @@ def killed_once(settings: QueueSettings) -> RunResult:
     if settings.seed == 1 and not first.exists():
         first.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.3)  # long enough for the other node to take its part
+    # The first run holds its node until the other one has taken its part.
+    marks_file = Path(settings.mark)
+    wait_until(lambda: len({line.split()[-1] for line in marks_file.read_text().splitlines()}) > 1)
     return queue(settings.model_copy(update={"mark": None}))
 
 

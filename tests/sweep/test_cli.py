@@ -50,6 +50,7 @@ def test_sweep_writes_results_and_report(plan, tmp_path, capsys):
     assert "report.html" in captured.err
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_sweep_in_worker_processes_and_json_to_stdout(plan, tmp_path, capsys):
     assert call(sweep.command, plan, "-o", tmp_path / "out", "--jobs", "2", "--json", "-", "--quiet") == 0
     captured = capsys.readouterr()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import child_sweeps
 import pytest
+import small_runs
 from rich.console import Console
 
 from ecoserve.errors import ConfigError
@@ -77,6 +76,7 @@ def test_a_failed_run_is_tried_again(folder, tmp_path):
     assert folder.summary().failures == []
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_dying_process_fails_its_own_run_only(folder, jobs):
     tally = execute(plan(4), folder, function="small_runs:dies_on_seed_one", jobs=jobs)
@@ -93,44 +93,26 @@ def test_ctrl_c_keeps_what_is_finished(folder):
     assert (folder.path / "summary.json").exists()
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-from ecoserve.sweep.execute import execute
-from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.summary import Meta
-
-if __name__ == "__main__":
-    base = {{"policy": "ecoserve", "lengths": "true", "rate_rps": 5.0, "requests": 30, "mark": {mark!r}}}
-    runs = [PlannedRun.of({{**base, "seed": s, "sleep_s": 60.0 if s else 0.0}}) for s in range(3)]
-    folder = ResultFolder.create({out!r}, Meta(), resume=True)
-    execute(runs, folder, function="small_runs:queue", jobs=2)
-"""
-
-
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_from_outside_no_worker_is_left_behind(tmp_path, stop):
-    mark, out = tmp_path / "marks", tmp_path / "out"
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent), mark=str(mark), out=str(out)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def test_stopped_from_outside_no_worker_is_left_behind(tmp_path, forked, stop):
+    mark, out, hold = tmp_path / "marks", tmp_path / "out", tmp_path / "hold"
+    hold.touch()
+    arguments = (str(out), str(mark), str(hold))
+    process = forked.Process(target=child_sweeps.of_one_short_run_and_two_held, args=arguments)
+    process.start()
     group = process.pid
-    deadline = time.monotonic() + 120
+    assert group is not None
     # Both long runs are under way and the short one is written down.
-    while time.monotonic() < deadline and not (
-        mark.exists() and len(mark.read_text().splitlines()) == 3 and list((out / "runs").glob("*.json"))
-    ):
-        time.sleep(0.05)
-    os.kill(process.pid, stop)
-    assert process.wait(30) != 0
-    while time.monotonic() < deadline and _alive(group):
-        time.sleep(0.05)
-    assert not _alive(group)
+    small_runs.wait_until(
+        lambda: (
+            process.exitcode is not None
+            or (mark.exists() and len(mark.read_text().splitlines()) == 3 and list((out / "runs").glob("*.json")) != [])
+        )
+    )
+    os.kill(group, stop)
+    process.join()
+    assert process.exitcode == (1 if stop == signal.SIGINT else -stop)
+    small_runs.wait_until(lambda: not _alive(group))
     folder = ResultFolder.open(out)
     assert [row.seed for row in folder.summary().runs] == [0]
 
@@ -157,7 +139,7 @@ def test_a_mistyped_setting_is_named():
     outcome = perform("small_runs:queue", {**plan(1)[0].settings, "block": 3})
     assert outcome.error == (
         "settings: block: there is no such setting; "
-        "one of policy, lengths, rate_rps, seed, requests, trace, depth, blocks, slo_scale, mark, sleep_s, die"
+        "one of policy, lengths, rate_rps, seed, requests, trace, depth, blocks, slo_scale, mark, hold, die"
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import child_sweeps
 import pytest
+import small_runs
 
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.sweep.execute import execute
@@ -24,40 +22,13 @@ lengths: [true, noise:0.5]
 rates: [3, 6]
 seeds: [0, 1, 2]
 requests: 30
-settings: {sleep_s: SLEEP}
 run: small_runs:queue
 """
 
-#: Runs a sweep whose process is gone at the N-th renaming to a name with WHICH in it: before or after it, as KILL says.
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, HERE)
-count = 0
-rename = os.replace
-def replace(source, target):
-    global count
-    count += WHICH in str(target)
-    here = WHICH in str(target) and count == N
-    if here and KILL == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target)
-    if here:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-from ecoserve.sweep.execute import execute
-from ecoserve.sweep.expansion import expand
-from ecoserve.sweep.plan import SweepPlan
-from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.summary import Meta
-if __name__ == "__main__":
-    plan = SweepPlan.load(PLAN)
-    execute(expand(plan), ResultFolder.create(OUT, Meta()), function=plan.run, jobs=JOBS)
-"""
 
-
-def plan_of(folder: Path, sleep_s: float = 0.0) -> Path:
+def plan_of(folder: Path, more: str = "") -> Path:
     path = folder / "plan.yaml"
-    path.write_text(PLAN.replace("SLEEP", str(sleep_s)), encoding="utf-8")
+    path.write_text(PLAN + more, encoding="utf-8")
     return path
 
 
@@ -72,17 +43,6 @@ def run_whole(plan_file: Path, out: Path, *, jobs: int = 0, resume: bool = False
     sha256 = ResultFolder.open(out).summary().meta.tables_sha256
     assert sha256 is not None
     return sha256, tally.skipped, folder
-
-
-def script(folder: Path, **values: object) -> list[str]:
-    text = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    file = folder / "killed.py"
-    file.write_text(f"HERE = {str(Path(__file__).parent)!r}\n{text}{SCRIPT}", encoding="utf-8")
-    return [sys.executable, str(file)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 @pytest.fixture(scope="module")
@@ -102,37 +62,42 @@ def whole(tmp_path_factory) -> str:
         ("/runs/", 3, "after", 3),  # the record just written
     ],
 )
-def test_killed_while_it_writes(tmp_path, whole, which, number, moment, finished):
+def test_killed_while_it_writes(tmp_path, whole, forked, which, number, moment, finished):
     out, plan = tmp_path / "out", plan_of(tmp_path)
-    command = script(tmp_path, WHICH=which, N=number, KILL=moment, PLAN=str(plan), OUT=str(out), JOBS=0)
-    killed = subprocess.run(command, env=environment(), capture_output=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    arguments = (str(plan), str(out), which, number, moment)
+    process = forked.Process(target=child_sweeps.of_a_plan_killed_while_it_writes, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     sha256, kept, _ = run_whole(plan, out, resume=True)
     assert kept == finished
     assert sha256 == whole
     assert not [file for file in out.rglob(".*") if file.is_file()]
 
 
-def test_killed_from_outside_with_two_processes(tmp_path, whole):
-    out, plan = tmp_path / "out", plan_of(tmp_path, sleep_s=0.1)
-    command = script(tmp_path, WHICH="", N=-1, KILL="", PLAN=str(plan), OUT=str(out), JOBS=2)
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list((out / "runs").glob("*.json"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
+def test_killed_from_outside_with_two_processes(tmp_path, forked):
+    hold, out = tmp_path / "hold", tmp_path / "out"
+    hold.touch()
+    # Runs of the second condition end when the file is gone: the kill comes before the end on any machine.
+    plan = plan_of(tmp_path, f"conditions: {{free: {{}}, held: {{settings: {{hold: '{hold}'}}}}}}")
+    process = forked.Process(target=child_sweeps.of_a_plan, args=(str(plan), str(out), 2))
+    process.start()
+    small_runs.wait_until(lambda: len(list((out / "runs").glob("*.json"))) >= 3 or process.exitcode is not None)
     process.kill()
-    assert process.wait(30) == -signal.SIGKILL
-    sha256, kept, resumed = run_whole(plan, out, jobs=2, resume=True)
-    assert 3 <= kept < 18
-    # The pause is a setting, so keys differ from the other sweep's; what was measured does not.
-    untouched, _, alone = run_whole(plan, tmp_path / "alone", jobs=2)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    hold.unlink()
+    sha256, kept, resumed = run_whole(plan, out, resume=True)
+    assert 3 <= kept <= 18
+    # The file is a setting, so keys differ from the other sweep's; what was measured does not.
+    untouched, _, alone = run_whole(plan, tmp_path / "alone")
     assert sha256 == untouched
     assert [
         row.model_dump(exclude={"wall_s", "schedule_p50_ms", "schedule_p99_ms"}) for row in resumed.summary().runs
     ] == [row.model_dump(exclude={"wall_s", "schedule_p50_ms", "schedule_p99_ms"}) for row in alone.summary().runs]
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_processes_and_none_have_one_hash(tmp_path, whole):
     assert run_whole(plan_of(tmp_path), tmp_path / "out", jobs=2)[0] == whole
 

@@ -278,7 +278,7 @@ def test_synthetic_workload_is_said_loudly(full, tmp_path):
 def test_many_policies_share_the_palette(tmp_path):
     folder = ResultFolder.create(tmp_path / "out", Meta())
     names = [f"policy-{i}" for i in range(SLOTS + 3)]
-    crowded = plan(policies=["vllm", "ecoserve", *names], rates=3.0, conditions={}, requests=20)
+    crowded = plan(policies=["vllm", "ecoserve", *names], lengths="true", rates=3.0, conditions={}, requests=20)
     execute(expand(crowded), folder, function="small_runs:queue", jobs=0)
     write_report(folder)
     assert all(name in page_of(folder).visible for name in names)
