@@ -61,9 +61,7 @@ CLI_OPTIONS: Final[dict[str, str | None]] = {
 def renamed(given: Mapping[str, Any], table: Mapping[str, str | None], kind: str) -> dict[str, Any]:
     """``given`` under today's names, with one warning line per old name; where both are given, the new one counts.
 
-    Args:
-        table: one of the tables above.
-        kind: what the names are, for the warning ("scheduler setting").
+    ``table`` is one of those above; ``kind`` says what the names are ("scheduler setting").
     """
     out = {name: value for name, value in given.items() if name not in table}
     for old in [name for name in given if name in table]:

@@ -20,12 +20,9 @@ from functools import partial
 
 
 class EcoServeError(Exception):
-    """Base of every error ecoserve raises on purpose.
+    """Base of every error ecoserve raises on purpose: what is wrong, in a few words.
 
-    Args:
-        what: what is wrong, in a few words.
-        where: the file, row, option or field, if there is one.
-        fix: what the user can do about it, if anything.
+    ``where``: the file, row, option or field, if there is one; ``fix``: what the user can do about it, if anything.
     """
 
     exit_code = 1

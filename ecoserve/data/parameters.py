@@ -29,14 +29,10 @@ _GRAMMARS: Final = ("json", "json_object", "regex", "choice", "grammar")
 
 @dataclass(frozen=True, slots=True)
 class RequestParameters:
-    """The parameters of one request that bear on the length of its answer.
+    """The parameters of one request that bear on the length of its answer; ``tools``: how many it may call.
 
-    Attributes:
-        max_tokens: the most tokens that it allows.
-        stop: strings at which the answer ends.
-        tools: number of tools that the answer may call.
-        thinking: ``"on"`` or ``"off"``, or the effort asked for (``"low"``, ``"high"``, ...); else ``None``.
-        response_format: ``"json_object"``, ``"json_schema"``, ``"regex"``, ...; ``None`` for free text.
+    ``thinking``: ``"on"``, ``"off"``, or the effort asked for (``"low"``, ``"high"``, ...). ``response_format``:
+    ``"json_object"``, ``"json_schema"``, ``"regex"``, ...; ``None`` for free text.
     """
 
     max_tokens: int | None = None

@@ -139,17 +139,11 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Records and where they come from.
+    """Records in the order of the file, and where they come from: a path or hub id, and the format it was read as.
 
-    Attributes:
-        records: the records, in the order of the file.
-        source: the path or hub id it was read from.
-        format: name of the format it was read as.
-        sha256: fingerprint of the records themselves (:func:`fingerprint`).
-        length_source: where ``response_tokens`` come from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"``
-            (the file's own counts), ``"characters/4.0"`` or ``"synthetic"``.
-        report: what was kept and dropped when the file was loaded.
-        prompt_length_source: the same for ``prompt_tokens``.
+    ``sha256`` is of the records themselves (:func:`fingerprint`). ``length_source``: where ``response_tokens`` come
+    from: ``"field:NAME"``, ``"tokenizer:NAME"``, ``"trace"`` (the file's own counts), ``"characters/4.0"`` or
+    ``"synthetic"``; ``prompt_length_source``: the same for ``prompt_tokens``. ``report``: what was kept and dropped.
     """
 
     records: tuple[Record, ...]

@@ -74,13 +74,10 @@ class Adaptation(BaseModel):
     def probabilities(
         self, base_cdf: Array, base_edges: npt.ArrayLike, features: Array, edges: npt.ArrayLike, prior: npt.ArrayLike
     ) -> Array:
-        """Probabilities of the new bins, shape ``[n, K]``, all above 0.
+        """Probabilities of the new bins (``K + 1`` ``edges`` in tokens), shape ``[n, K]``, all above 0.
 
-        Args:
-            base_cdf: the base's P(length <= edge), shape ``[n, B + 1]``, at ``base_edges`` (tokens).
-            features: shape ``[n, F]``.
-            edges: the new bins' ``K + 1`` edges, tokens.
-            prior: share of the new model's answers in each of them, shape ``[K]``.
+        ``base_cdf``: the base's P(length <= edge), shape ``[n, B + 1]``, at ``base_edges``; ``features``: shape ``[n,
+        F]``; ``prior``: share of the new model's answers in each bin.
         """
         mu = self.log_lengths(features)
         cdf = moved(base_cdf, base_edges, features[:, 0], mu, self.stretch, edges)

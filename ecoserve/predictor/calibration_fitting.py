@@ -151,13 +151,10 @@ def fit_calibration(
     views: Sequence[RequestView],
     control: Control | None = None,
 ) -> Calibration:
-    """Calibrate on rows that were not learned from.
+    """Calibrate on ``n >= 1`` rows that were not learned from: logits of shape ``[n, K]`` over bins of ``K + 1`` edges.
 
-    Args:
-        logits: shape ``[n, K]``, n >= 1.
-        answers: lengths in tokens of each row's answers, the served one first; of a cut-off one, where it was cut.
-        edges: ``K + 1`` bin edges in tokens.
-        control: how these rows differ from all others; None: not at all.
+    ``answers``: lengths (tokens) of each row's answers, the served one first; of a cut-off one, where it was cut.
+    ``control``: how these rows differ from all others; None: not at all.
     """
     z = np.asarray(logits, dtype=np.float64)
     e = np.asarray(edges, dtype=np.float64)
@@ -252,11 +249,8 @@ def control_of(
 ) -> Control | None:
     """Train the trees and let them predict; None where the number of held-out rows makes it useless.
 
-    Args:
-        fit: the ``train`` rows that were learned from.
-        held: those that were held out; their responses, the served one first, are in :attr:`Control.held`.
-        config: of the predictor that is to be calibrated: its bins, and what it reads of requests.
-        settings: of the trees.
+    ``fit`` are the ``train`` rows learned from, ``held`` those held out; ``config`` is of the predictor to be
+    calibrated (its bins, and what it reads of requests), ``settings`` are the trees'.
     """
     if not HELD_OUT_ROWS[0] <= len(held) <= HELD_OUT_ROWS[1]:
         return None

@@ -28,12 +28,9 @@ _RISING: Final = 1.03
 
 @dataclass(frozen=True, slots=True)
 class ForwardSize:
-    """The result of a profile of forwards.
+    """The target forward size, in ``tokens``, and the throughput at the best size.
 
-    Attributes:
-        tokens: the target forward size.
-        best_tokens_per_s: throughput at the best size.
-        saturated: False if throughput still rises at the largest size: the target forward size is then too small.
+    ``saturated``: False if throughput still rises at the largest size: the target is then too small.
     """
 
     tokens: int
@@ -90,12 +87,9 @@ class ForwardRunSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ForwardRun:
-    """What was measured.
+    """What was measured: (tokens, seconds) of forwards, sizes ascending, of prompts of ``prompt_tokens`` each.
 
-    Attributes:
-        times: (tokens, seconds) of forwards, sizes ascending.
-        prompt_tokens: of each prompt.
-        ttft_s, tpot_s: of a prompt of that length on an idle engine, and of its further tokens.
+    ``ttft_s``, ``tpot_s``: of a prompt of that length on an idle engine, and of its further tokens.
     """
 
     times: list[tuple[int, float]]

@@ -110,13 +110,9 @@ def _inverted(drawn: Drawn, _: Any) -> Distributions:
 
 
 class Form(NamedTuple):
-    """One form of ``--lengths``.
+    """One form of ``--lengths``: what makes the predictions, from the load and what stands behind the colon.
 
-    Attributes:
-        distributions: makes the predictions, from the load and what stands behind the colon.
-        help: what the prediction is.
-        argument: what stands behind the colon; "" for nothing.
-        bounds: of a number behind the colon. meaning: what that number is.
+    ``argument``: the name of what stands there, "" for nothing; ``bounds``, ``meaning``: of a number there.
     """
 
     distributions: Callable[[Drawn, Any], Distributions]

@@ -22,12 +22,10 @@ FIRST_WIDTH_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class KVPoint:
-    """Averages over one interval of one replica, as shares of its usable KV.
+    """Averages over an interval of ``seconds`` from ``at_s`` on, of one replica, as shares of its usable KV.
 
-    Attributes:
-        at_s: when the interval begins, on the run's clock. seconds: its length.
-        held: blocks taken. reserved: reserved beyond what is written. lent: of these, lent to guests.
-        wasted: see :func:`wasted_blocks`; None where it is not known.
+    ``held``: blocks taken; ``reserved``: beyond what is written; ``lent``: of these, to guests; ``wasted``: see
+    :func:`wasted_blocks`.
     """
 
     replica: int

@@ -184,17 +184,11 @@ def make_load(
     max_tokens: int,
     max_prompt_tokens: int,
 ) -> list[LoadRequest]:
-    """Draw a load from a trace.
+    """Draw a load of ``requests`` from a trace, without replacement unless it has fewer; TraceError if it has none.
 
-    Args:
-        requests: how many; drawn without replacement, or with it if the trace has fewer.
-        rate_rps: Poisson arrivals at this rate; ``inf``: all at once; None: the first ``requests`` rows with their
-            recorded arrivals.
-        seed: of the draw, the arrivals and the noise.
-        max_tokens: the same for all requests; longer recorded responses are cut there, as the engine would.
-        max_prompt_tokens: rows with longer prompts are skipped: the server would refuse them.
-
-    Raises TraceError if no row can be used.
+    ``rate_rps``: Poisson arrivals; ``inf``: all at once; None: the first rows with their recorded arrivals. ``seed``:
+    of the draw, the arrivals and the noise. ``max_tokens``: longer recorded responses are cut there, as the engine
+    would. Rows with more than ``max_prompt_tokens`` are skipped: the server would refuse them.
     """
     rows = [r for r in trace.records if r.response_tokens and prompt_length(r) <= max_prompt_tokens]
     if not rows:

@@ -194,16 +194,10 @@ def execute(
 ) -> Tally:
     """Run everything that is not finished yet; ``summary.json`` is written at the end, also after Ctrl-C.
 
-    Args:
-        runs: what is to be there at the end.
-        folder: where results go.
-        function: the run function, as ``module:name``.
-        jobs: worker processes; 0: in this process, where a crash ends everything; None: one, or a local Ray's cores.
-        ray: address of a Ray cluster that runs them instead (:func:`~ecoserve.sweep.ray_cluster.on_ray`).
-        searches: searches whose runs depend on results.
-        console: where progress goes; None for silence.
-
-    Raises ConfigError if another sweep is running in the folder, or no cluster is at the address.
+    ``function``: the run function, as ``module:name``. ``jobs``: worker processes; 0: in this process, where a crash
+    ends everything; None: one, or a local Ray's cores. ``ray``: address of a cluster
+    (:func:`~ecoserve.sweep.ray_cluster.on_ray`). Raises ConfigError if another sweep is running in the folder, or no
+    cluster is at the address.
     """
     with folder.locked(), Reporter(console) as reporter:
         sweep = _Sweep(folder, reporter, searches)

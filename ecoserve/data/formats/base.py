@@ -21,15 +21,11 @@ MAX_PROMPT_TOKENS: Final = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request as the row has it.
+    """One request as the row has it; its ``record`` has lengths only if the row itself counts tokens.
 
-    Attributes:
-        record: without lengths, unless the row itself counts tokens.
-        answer: the answer as found, of any type.
-        fields: where ``length_field`` and ``sample_field`` are looked up.
-        notes: peculiarities to be counted if the record is kept.
-        missing: the reason to count where there is neither an answer's text nor its length; ``None``: the loader's.
-        counts_turn: the file states the conversation, but not the turn: the loader counts.
+    ``answer`` is as found, of any type; ``length_field`` and ``sample_field`` are looked up in ``fields``; ``notes``
+    are counted if the record is kept. ``missing``: the reason to count without an answer's text or length; ``None``:
+    the loader's. ``counts_turn``: the file states the conversation, but not the turn: the loader counts.
     """
 
     record: Record
@@ -52,15 +48,10 @@ Exchanges = Iterable[Exchange | Reject]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A trace format.
+    """A trace format: what ``--format`` calls it, the fields by which a person knows it, and the text of docs/data.md.
 
-    Attributes:
-        name: what ``--format`` calls it.
-        looks_like: the fields by which a person knows it.
-        about: what it is, and what is read besides prompt and answer, for the table of docs/data.md.
-        matches: whether a row has this format's fields.
-        read: the exchanges of a row and its 0-based number in the file.
-        own_ids: conversation and turn are the file's own, so that they tell equal exchanges apart.
+    ``matches``: whether a row has its fields. ``read``: the exchanges of a row and its 0-based number in the file.
+    ``own_ids``: conversation and turn are the file's own, so that they tell equal exchanges apart.
     """
 
     name: str

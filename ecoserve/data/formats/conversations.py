@@ -42,14 +42,10 @@ _CALLS: Final = ("tool_use", "tool_call", "function_call")
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One message.
+    """One message, its ``fields`` as the file has them, and its peculiarities (``notes``).
 
-    Attributes:
-        role: ``user``, ``assistant``, ``system`` or another name; ``None`` if it has none.
-        text: what stands in a context, as found if it is no text.
-        answer: the text that was generated, reasoning included; ``None`` if more than text was (``missing``: what).
-        fields: the message as the file has it.
-        notes: peculiarities of it.
+    ``role``: ``user``, ``assistant``, ``system`` or another name. ``text``: what stands in a context, as found if it is
+    no text. ``answer``: the generated text, reasoning included; ``None`` if more than text was (``missing``: what).
     """
 
     role: str | None
@@ -130,14 +126,9 @@ def _calls(value: object) -> list[str]:
 
 @dataclass(slots=True)
 class Context:
-    """What came before an answer, message by message.
+    """What came before an answer, message by message: the ``messages`` that are text, and the ``last`` of all.
 
-    Attributes:
-        messages: those that are text.
-        answers: how many exchanges there have been.
-        broken: whether something was said that is no text.
-        notes: peculiarities of the messages, each once.
-        last: the message before, if any.
+    ``answers``: how many exchanges there have been; ``broken``: whether something was said that is no text.
     """
 
     messages: list[Message] = field(default_factory=list)

@@ -70,10 +70,8 @@ class Histogram:
 class KaplanMeier:
     """The share of answers longer than n, from lengths of which some were cut off (Kaplan and Meier, 1958).
 
-    Attributes:
-        lengths: shape ``[k]``, ascending: the distinct lengths at which answers ended.
-        survival: shape ``[k]``: P(N > length), constant up to the next.
-        reach: up to there, one answer stands for at most :data:`_MOST_FOR`, enough to compare a law with.
+    ``survival``: P(N > length), constant up to the next of the ``lengths`` at which answers ended (ascending; shape
+    ``[k]`` both). Up to ``reach`` one answer stands for at most :data:`_MOST_FOR`, enough to compare a law with.
     """
 
     lengths: Ints
@@ -114,15 +112,11 @@ class QuantileFit:
 
 @dataclass(frozen=True, slots=True)
 class FittedLaw:
-    """A law fitted to lengths, and how well it fits.
+    """A law fitted to ``n`` lengths, of which ``censored`` were cut off, and how well it fits.
 
-    Attributes:
-        n: lengths it was fitted to; ``censored`` of them were cut off.
-        log_likelihood: natural logarithm, summed over all lengths.
-        aic, bic: Akaike's and Schwarz's criterion; smaller is better.
-        ks: largest distance of the distribution functions, 0 to 1.
-        anderson_darling: distance that emphasises the tails, per length.
-        quantiles: seen and fitted, at :data:`QUANTILES`.
+    ``aic``, ``bic``: Akaike's and Schwarz's criterion, smaller is better; ``ks``: largest distance of the distribution
+    functions, 0 to 1; ``anderson_darling``: distance that emphasises the tails, per length; ``quantiles``: seen and
+    fitted.
     """
 
     law: Law

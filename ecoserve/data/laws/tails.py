@@ -26,15 +26,11 @@ _XI: Final = (-1.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class TailFit:
-    """A generalised Pareto law of the lengths above ``threshold`` (tokens).
+    """A generalised Pareto law (shape ``xi``, ``scale`` in tokens) of the ``n`` lengths above ``threshold`` tokens.
 
-    Attributes:
-        q: share of all lengths that do not exceed the threshold, as asked for.
-        share: P(N > threshold), Kaplan-Meier.
-        n: lengths above it; ``censored`` of them were cut off.
-        xi, scale: shape and scale (tokens).
-        xi_error: standard error of xi from the observed information; ``None`` where xi <= -0.5, where it has none.
-        ks: largest distance between the law of the exceedances and their Kaplan-Meier estimate.
+    ``q``: the quantile asked for as threshold; ``share``: P(N > threshold), Kaplan-Meier. ``xi_error``: standard error
+    from the observed information; ``None`` where xi <= -0.5, where it has none. ``ks``: largest distance between the
+    law of the exceedances and their Kaplan-Meier estimate.
     """
 
     q: float

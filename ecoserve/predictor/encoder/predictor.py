@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
 
 class EncoderPredictor(LengthPredictor):
-    """A trained encoder with its tokenizer, on the CPU unless moved with :meth:`to`.
+    """A trained encoder (``model``, float32, as saved) and tokenizer, on the CPU unless moved with :meth:`to`.
 
-    Attributes:
-        model: the network as it was trained, float32; what is saved.
-        precision: number format of the body's products on a CPU; may be set at any time.
+    ``precision``: number format of the body's products on a CPU; may be set at any time.
     """
 
     Settings = EncoderSettings

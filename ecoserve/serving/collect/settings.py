@@ -179,16 +179,11 @@ def body_limit(body: dict[str, Any]) -> int | None:
 
 @dataclass(slots=True)
 class CollectProgress:
-    """The state of a running collection.
+    """The state of a running collection; counts are of (prompt, sample) pairs.
 
-    Attributes:
-        total, earlier: (prompt, sample) pairs in all; of these, answered or refused in earlier runs.
-        answered, refused, failed: pairs settled by this run.
-        tokens: generated tokens of this run's answers.
-        sent, retries, open: requests sent, repetitions included; repetitions; requests under way.
-        elapsed_s: seconds since this run's first request.
-        note: what all requests wait for, or nothing.
-        ending: a signal has come, and no new request is sent.
+    ``total``: all, of which ``earlier`` were settled in earlier runs; ``answered``, ``refused``, ``failed``: by this
+    run. ``sent``, ``retries``, ``open``: requests, repetitions included; repetitions; under way. ``elapsed_s``: seconds
+    since this run's first request. ``note``: what all requests wait for. ``ending``: a signal has come.
     """
 
     total: int
@@ -225,14 +220,10 @@ Progress: TypeAlias = Callable[[CollectProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class CollectResult:
-    """The result of a collection.
+    """The result of a collection: the trace that was written, with ``rows`` answers to ``prompts`` different prompts.
 
-    Attributes:
-        output, model: the trace that was written, and the model that answered. prompts: different prompts asked.
-        rows, rows_earlier: answers in the trace; of these, collected by earlier runs.
-        refused, missing: samples that the server refused; that failed, left out because of ``allow_missing``.
-        censored: rows whose answer was cut off. tokens: sum of all rows' lengths.
-        requests_sent, retries: of this run.
+    ``rows_earlier``: collected by earlier runs; ``refused``, ``missing``: samples that the server refused, that failed;
+    ``censored``: rows cut off; ``tokens``: sum of all rows' lengths; ``requests_sent``, ``retries``: of this run.
     """
 
     output: Path

@@ -118,12 +118,9 @@ def run_replicas(
     recorder: Recorder | None = None,
     progress: Progress | None = None,
 ) -> LoopResult:
-    """Run a load to its end.
+    """Run a load to its end on new replicas of the same kind, which share one clock; ``arrivals`` in any order.
 
-    Args:
-        replicas: new ones, of the same kind; they share one clock. arrivals: in any order.
-        router: default: round robin. recorder: gets every event. progress: called whenever a request ends.
-
+    ``router``: default round robin; ``recorder`` gets every event; ``progress`` is called whenever a request ends.
     Raises RunError if requests wait and no step of their replica makes progress.
     """
     router = router or Router("round-robin", len(replicas))

@@ -75,9 +75,8 @@ class Flight:
 def step_work(output: Any, requests: Mapping[str, Any]) -> tuple[StepWork, set[str]]:
     """What a step computes, and the names of the requests whose next token it samples.
 
-    Args:
-        output: what vLLM's ``schedule()`` has just returned.
-        requests: the scheduler's requests by name; it has counted the step's tokens as computed already.
+    ``output`` is what vLLM's ``schedule()`` has just returned, ``requests`` are the scheduler's, computed tokens
+    counted.
     """
     work = StepWork()
     chunks = work.chunks
@@ -112,12 +111,10 @@ class _ReplicaClock:
 
 
 class Replica:
-    """One engine in virtual time.
+    """One engine in virtual time: a ``CountingScheduler`` or a subclass, with ``depth`` (1 or 2) steps in flight.
 
-    Args:
-        scheduler: a ``CountingScheduler`` or a subclass. depth: 1 or 2 steps in flight.
-        worker: if given, checks every output as a model runner would.
-        charge: what scheduling costs; ``measured``, this thread's CPU time, makes results differ from run to run.
+    ``worker`` checks every output as a model runner would. ``charge``: what scheduling costs; ``measured``, this
+    thread's CPU time, makes results differ from run to run.
     """
 
     #: this many steps in a row without a token, with requests waiting, are a hang

@@ -20,12 +20,10 @@ AttentionKernels = Literal["flash2", "flash3", "split"]
 
 
 class GpuRow(NamedTuple):
-    """What is stated of a GPU here.
+    """What is stated of a GPU here; ``bandwidth`` (bytes a second) is in place of the system file's.
 
-    Attributes:
-        names: pattern of its usual names, in lower case without blanks, hyphens and underscores.
-        multiprocessors: SMs. cache_mib: L2. shared_kib: shared memory of one SM. attention: see :class:`Gpu`.
-        bandwidth: bytes a second, in place of the system file's.
+    ``names``: pattern of its usual names, in lower case without blanks, hyphens and underscores. The rest as in
+    :class:`Gpu`.
     """
 
     names: str
@@ -51,15 +49,11 @@ GPUS: Final[dict[str, GpuRow]] = {
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Bytes, seconds, and their quotients.
+    """One GPU: memory and its peak bandwidth, peak of dense 16-bit matrix work, SMs, L2, shared memory of one SM.
 
-    Attributes:
-        memory_bytes: as the driver reports it. bandwidth: peak of its memory.
-        flops: peak of dense 16-bit matrix work; ``flops_fp8`` is 0 where it has none.
-        multiprocessors: SMs. cache_bytes: L2. shared_bytes: shared memory of one SM.
-        attention: ``flash2``: FlashAttention 2; ``flash3``: FlashAttention 3, which packs the query heads of one KV
-            head and balances splits; ``split``: prefills and decodes in kernels of their own.
-        pcie: whether GPUs reach each other over PCIe only.
+    Bytes, seconds, and their quotients; ``flops_fp8`` is 0 where it has none. ``attention``: ``flash2``: FlashAttention
+    2; ``flash3``: FlashAttention 3, which packs the query heads of one KV head and balances splits; ``split``: prefills
+    and decodes in kernels of their own. ``pcie``: GPUs reach each other over PCIe only.
     """
 
     name: str
@@ -120,9 +114,8 @@ def _system_file(name: str) -> dict[str, Any]:
 class Link:
     """The way between any two GPUs of a machine, where it is not that of the measured collectives, as in a workstation.
 
-    Attributes:
-        latency_s: seconds from the beginning of a collective to its first byte.
-        bandwidth: bytes a second in each direction, when both are busy; one direction alone gets up to twice that.
+    ``latency_s``: until a collective's first byte. ``bandwidth``: bytes a second in each direction, when both are busy;
+    one direction alone gets up to twice that.
     """
 
     latency_s: float

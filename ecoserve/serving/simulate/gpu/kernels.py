@@ -40,13 +40,10 @@ def kernels_version() -> str:
 
 
 class KernelTimes:
-    """Kernel times of one model on one kind of GPU.
+    """Kernel times of one model on one kind of GPU; ConfigError if there are no measurements for the combination.
 
-    Args:
-        tp: GPUs of one replica (tensor parallel); experts are cut the same way.
-        expert_ranks: replicas that share the experts (expert parallel); 1 where every replica has all experts.
-
-    Raises ConfigError if there are no measurements for this combination, or it makes no sense.
+    ``tp``: GPUs of one replica (tensor parallel); experts are cut the same way. ``expert_ranks``: replicas that share
+    the experts (expert parallel); 1 where every replica has all experts.
     """
 
     def __init__(self, shape: ModelShape, gpu: Gpu, tp: int = 1, expert_ranks: int = 1) -> None:

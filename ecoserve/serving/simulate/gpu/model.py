@@ -132,10 +132,8 @@ class StepParts:
 class GpuModel:
     """One replica, ``tp`` GPUs of one kind with one model: a :class:`~ecoserve.serving.simulate.cost.StepCost`.
 
-    Args:
-        tables: kernel times of exactly this combination. host: times around the kernels.
-        link: between GPUs, if it is not as where the kernels were measured.
-        expert_ranks: replicas that share the experts; times are then one replica's part.
+    ``link``: between GPUs, if it is not as where the kernels were measured. ``expert_ranks``: replicas that share the
+    experts; times are then one replica's part.
     """
 
     def __init__(

@@ -102,10 +102,7 @@ class ModelShape(BaseModel):
 
 
 def load_shape(model: str) -> ModelShape:
-    """The shape of a model.
-
-    Args:
-        model: a folder with a ``config.json``, such a file, or the name of a built-in shape (case does not matter).
+    """The shape of a model: a folder with a ``config.json``, such a file, or a built-in shape's name (in any case).
 
     Raises ConfigError if it is neither, or of a kind that is not modelled.
     """
