@@ -43,34 +43,24 @@ class EcoServeError(Exception):
 
 
 class InputError(EcoServeError):
-    """What was given cannot be used (exit code 2)."""
-
     exit_code = 2
 
 
-class TraceError(InputError):
-    """A trace file, or a row of it, cannot be read."""
+class TraceError(InputError): ...
 
 
-class CheckpointError(InputError):
-    """A predictor checkpoint is missing, damaged, or of another version."""
+class CheckpointError(InputError): ...
 
 
-class PredictionError(InputError):
-    """A length distribution, or its flat list, is not a valid one."""
+class PredictionError(InputError): ...
 
 
-class ConfigError(InputError):
-    """A setting is wrong, or a combination of settings is not supported."""
+class ConfigError(InputError): ...
 
 
 class RunError(EcoServeError):
-    """Something failed while running (exit code 1)."""
-
     exit_code = 1
 
 
 class ThresholdError(EcoServeError):
-    """The work was done, but a stated SLO or threshold was not met (exit code 3)."""
-
     exit_code = 3

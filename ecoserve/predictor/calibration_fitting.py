@@ -1,23 +1,13 @@
-"""Fitting a predictor's calibration on held-out rows.
+"""Fitting a predictor's calibration on held-out rows: a temperature, a map of levels, and a control for easy rows.
 
-All sampled responses to a row are used; every row has the same weight, unless a :class:`Control` says how the held-out
-rows differ from all others.
-
-1. The temperature is the one with the best coverage (smallest sum of d² / (q (1 - q)) over :data:`LEVELS`, d as below)
-   among those whose pinball loss is within :data:`SHARPNESS` of the best. Coverage alone would accept the same
-   distribution for every request; pinball loss alone rewards sharpness that was luck.
-2. The map of levels shrinks towards the identity. At level q, d is the share of responses that the q quantile covers
-   beyond q, averaged over rows, and s its standard error. The map passes (q + w (score - q), q), where ``score`` makes
-   d vanish on these rows and w = max(0, 1 - 4 s² / d²): a difference below two standard errors changes nothing
-   (positive-part shrinkage, after James and Stein, 1961), so checkpoints of one training do not scatter.
+docs/calibration.md has the rules. With d how much more than q the quantile covers, and s its standard error over rows:
+the temperature has the smallest sum of d² / (q (1 - q)) over :data:`LEVELS` among those within :data:`SHARPNESS`, as
+pinball loss alone rewards sharpness that was luck; the map passes (q + w (score - q), q), where ``score`` makes d
+vanish and w = max(0, 1 - 4 s² / d²) (positive-part shrinkage, after James and Stein, 1961), so that checkpoints of one
+training do not scatter; the control is post-stratification (e.g. Cochran, "Sampling Techniques", 1977, ch. 5A).
 
 A length is a whole token with a probability of its own, and counts as spread evenly over it. Figures on the rows that
-were fitted on are slightly optimistic; the bounds (:mod:`ecoserve.predictor.conformal`) depend on neither step.
-
-The control. A thousand held-out rows happen to be easier or harder than traffic, which is most of what makes the
-coverage of checkpoints differ. Cheap trees are trained on two thirds of the ``train`` rows at a time and predict the
-third (groups of like prompts stay together). Held-out responses are weighed so that, by the trees, they lie where the
-*served* responses of all ``train`` rows do (post-stratification, e.g. Cochran, "Sampling Techniques", 1977, ch. 5A).
+were fitted on are slightly optimistic; the bounds (:mod:`ecoserve.predictor.conformal`) depend on none of this.
 """
 
 from __future__ import annotations

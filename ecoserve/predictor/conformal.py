@@ -1,22 +1,10 @@
 """Split-conformal bounds: one length per request that its response stays within, with a finite-sample guarantee.
 
-Bounds are read off the plain softmax of the predictor's logits, before calibration, so that all held-out rows can serve
-for both. The score of a row is F(length - 1), the probability of something shorter than its true length. The bound of a
-request at level q is the smallest length m with F(m) > v, v being the ceil((n + 1) q)-th smallest score
-(split-conformal prediction: Papadopoulos et al. 2002, Vovk et al. 2005, "Algorithmic Learning in a Random World"; with
-the CDF as score: Chernozhukov et al., "Distributional conformal prediction", PNAS 2021).
-
-Guarantee. Let the n rows and a new request be exchangeable, and the predictor be made without them. Then for each
-listed level q, over the draw of all n + 1,
-
-    q  <=  P(length <= bound)   and, where no scores tie,   P(length <= bound)  <  q + 1 / (n + 1).
-
-It holds within each band of prompt lengths (in characters) that has scores of its own, with that band's n; a band with
-few rows uses the scores of all rows, for which it holds on average over all requests. Only served responses count:
-others to the same prompt, at other temperatures, are not exchangeable with them. Two deviations, each of the order of
-one row in n: bands are cut at quantiles of the same rows' prompts, and training chose its epoch or round (and a stack
-its weight) on them. Nothing is said about a single request; once the rows are drawn, coverage is off q by about
-sqrt(q (1 - q) / n). A level that needs more rows, or lengths beyond the last edge, is not listed.
+docs/calibration.md states the guarantee and what it does not say. The score of a row is F(length - 1) by the plain
+softmax, before calibration. The bound of a request at level q is the smallest length m with F(m) > v, v being the
+ceil((n + 1) q)-th smallest score (Papadopoulos et al. 2002; Vovk et al. 2005, "Algorithmic Learning in a Random World";
+with the CDF as score: Chernozhukov et al., "Distributional conformal prediction", PNAS 2021). A level that needs more
+rows, or lengths beyond the last edge, is not listed.
 """
 
 from __future__ import annotations

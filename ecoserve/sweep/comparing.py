@@ -1,11 +1,7 @@
 """Two result folders compared: what changed from one to the other, metric by metric, and how sure that is.
 
-*lower*, *higher*: the 95 % interval of the relative difference excludes zero and the difference is at least
-:data:`~ecoserve.sweep.statistics.SMALLEST_THAT_MATTERS`. *no difference*: else, if the whole interval lies within
-:data:`MARGIN`. *cannot tell*: everything else. Runs are matched by setting and seed. With two or more common seeds the
-interval is Student's t of the differences seed by seed; with one, a bootstrap over requests, the same ones in both;
-with none, over seeds and, within them, over requests, each side by itself. The bootstraps apply to metrics of single
-requests (latencies) only.
+docs/sweep.md has the verdicts and the three kinds of intervals. The bootstraps apply to metrics of single requests
+(latencies) only.
 """
 
 from __future__ import annotations

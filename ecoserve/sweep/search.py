@@ -1,11 +1,7 @@
-"""The highest rate that meets a bound, in few runs: one search for every point of a sweep's axes.
+"""The highest rate that meets a bound, in few runs: one search for every point of a sweep's axes (docs/sweep.md).
 
-The answer is the highest rate tried at which the mean over the seeds meets the bound, below every rate tried at which
-it does not; the lowest of those is at most the tolerance above it. Each seed's metric is nearly smooth in the rate,
-because its requests are the same at all rates. While the bracket is wide the first seed alone halves it on the
-logarithm of the rate. Inside, every rate is run with all seeds, at the crossing of a straight line through the
-bracket's ends, or, where that closes in too slowly, in the middle (a bracketing secant method in the manner of Dekker).
-The other seeds' effect is assumed at neighbouring rates (a control variate) until they have been run there.
+A bracketing secant method in the manner of Dekker, on the logarithm of the rate. The other seeds' effect is assumed at
+neighbouring rates (a control variate) until they have been run there.
 """
 
 from __future__ import annotations

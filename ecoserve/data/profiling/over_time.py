@@ -1,10 +1,8 @@
-"""Changes of lengths over the trace, and arrivals.
+"""Changes of lengths over the trace, and arrivals; docs/profiling.md names the tests.
 
 Windows hold equally many records, by arrival where it was recorded, else in the order of the file. Intervals and tests
-count as many records as would be independent (design effect). Trend: Mann-Kendall on the windows' medians. Differences
-between windows: Kruskal-Wallis. The change from the first half to the second is split into mix and within (Kitagawa
-1955) over prompt band x first or later turn x model. Index of dispersion of arrivals: variance over mean of the counts
-in whole windows of equal length.
+count as many records as would be independent (design effect). The change from the first half to the second is split
+into mix and within (Kitagawa 1955) over prompt band x first or later turn x model.
 """
 
 from __future__ import annotations
