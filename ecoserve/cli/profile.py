@@ -198,16 +198,14 @@ def _bar(source: Source, quiet: bool) -> Any:
     return nullcontext(lambda read, size: None) if quiet else reading_bar(f"reading {Path(source.path).name}")
 
 
-def _predict(
-    checkpoint: LengthPredictor, name: str, trace: Trace, seed: int, *, quiet: bool, most: int = PREDICTED
-) -> Predictions:
-    """Predict at most ``most`` rows of ``trace`` that the predictor was not trained on."""
+def _predict(checkpoint: LengthPredictor, name: str, trace: Trace, seed: int, *, quiet: bool) -> Predictions:
+    """Predict at most :data:`PREDICTED` rows of ``trace`` that the predictor was not trained on."""
     rows, held_out = _unseen(checkpoint, trace)
     rows = [i for i in rows if read_record(trace.records[i]) is not None]
     if not rows:
         what = "has no prompts with texts, which a predictor reads"
         raise TraceError(what, where=trace.source, fix="give a trace with texts, or leave out --predictor")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:PREDICTED])
     picked = [rows[i] for i in chosen.tolist()]
     with _working(f"predicting {len(picked):,} lengths", quiet):
         predicted = predict_all(checkpoint, [asked_of(trace.records[i]) or "" for i in picked])

@@ -1,13 +1,10 @@
 """Arrival processes: Poisson, gamma renewal, a rate that varies over time, bursts, and arrivals like recorded ones.
 
-Each process is a renewal process of mean gap 1 (its seed decides that), run on a clock that goes as fast as the rate
-says (the time change of an inhomogeneous process; Cinlar 1975). So the same seed at another rate gives the same
-requests, only stretched; burstiness within (``cv``) and a varying rate can be had together.
-
-All functions return ``n >= 0`` arrivals: shape ``[n]``, seconds from the start, ascending, the first one after a first
-gap; a longer load begins with the shorter one. ``rate`` is in requests a second, > 0. ``cv`` is the coefficient of
-variation of the gaps on the clock on which the rate is constant: 0 a metronome, 1 Poisson, above 1 clumps. A number out
-of range is a :class:`~ecoserve.errors.TraceError`.
+Each is a renewal process of mean gap 1 (its seed decides that) on a clock that goes as fast as the rate says
+(docs/workloads.md). All functions return ``n >= 0`` arrivals: shape ``[n]``, seconds from the start, ascending, the
+first one after a first gap; a longer load begins with the shorter one. ``rate`` is in requests a second, > 0. ``cv`` is
+the coefficient of variation of the gaps on the clock on which the rate is constant: 0 a metronome, 1 Poisson, above 1
+clumps. A number out of range is a :class:`~ecoserve.errors.TraceError`.
 """
 
 from __future__ import annotations

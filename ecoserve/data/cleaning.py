@@ -1,11 +1,8 @@
 """One row of a trace becomes drafts of records, or reasons why not.
 
-A function of the row and its number alone; what depends on other rows (where lengths come from) is decided by the
-stream (:mod:`ecoserve.data.streaming`).
-
-Two exchanges are the same if their 64-bit keys are. The keys seen are kept in sorted arrays, 8 bytes each; while two of
-these are merged, up to 16. With ten million exchanges the chance that any two different ones share a key is 3 in a
-million.
+What depends on other rows (where lengths come from) is decided by the stream (:mod:`ecoserve.data.streaming`). Two
+exchanges are the same if their 64-bit keys are. The keys seen are kept in sorted arrays, 8 bytes each; while two of
+these are merged, up to 16. Of ten million exchanges, two different ones share a key with a chance of 3 in a million.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def write_change(relative: float, *, sign: bool = True) -> str:
     return f"{mark}{text} %"
 
 
-def signed(value: float, unit: str = "") -> str:
-    """A difference with its sign: ``+12 tokens``."""
-    text = write(abs(value), unit)
+def signed(value: float) -> str:
+    """A difference with its sign: ``+12``."""
+    text = write(abs(value))
     return text if value == 0 else f"{'+' if value > 0 else _MINUS}{text}"
 
 

@@ -142,9 +142,7 @@ class LoadSettings(BaseModel):
 
 
 @lru_cache(maxsize=8)
-def trace_for(
-    source: str, length_field: str | None, tokenizer: str | None, split: str | None, synthetic_seed: int = 0
-) -> Trace:
+def trace_for(source: str, length_field: str | None, tokenizer: str | None, split: str | None) -> Trace:
     """The trace a load is drawn from, kept for the next run; ``synthetic`` or ``synthetic:N`` makes one.
 
     With ``split`` (``train`` or ``dev``) only rows of that part are taken, by the trace's own split or by the one that
@@ -155,7 +153,7 @@ def trace_for(
         count = source.partition(":")[2] or "4000"
         if not count.isdecimal() or not 1 <= int(count) <= 1_000_000:
             raise InputError(f"synthetic:{count} is not a number of rows", where="trace")
-        trace = synthetic_trace(int(count), seed=synthetic_seed)
+        trace = synthetic_trace(int(count), seed=0)
     else:
         trace = load_trace(source, length_field=length_field, tokenizer=tokenizer)
     if split is not None and any(r.prompt for r in trace.records):

@@ -78,9 +78,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def paired(
-    ours: Mapping[int, float], theirs: Mapping[int, float], better: Better, *, smallest: float = SMALLEST_THAT_MATTERS
-) -> Comparison | None:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], better: Better) -> Comparison | None:
     """Compare two settings (value by seed) by the seeds they share; None if there are none."""
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
@@ -94,7 +92,7 @@ def paired(
     verdict: Verdict = "no difference shown"
     if interval is None:
         verdict = "too few seeds"
-    elif not interval[0] <= 0 <= interval[1] and (relative is None or abs(relative) >= smallest):
+    elif not interval[0] <= 0 <= interval[1] and (relative is None or abs(relative) >= SMALLEST_THAT_MATTERS):
         verdict = "better" if (center < 0) == (better == "lower") else "worse"
     low, high = interval or (None, None)
     return Comparison(len(seeds), fmean(a), fmean(b), fmean(differences), relative, low, high, verdict)

@@ -1,15 +1,10 @@
 """Answers of one or several models to the same prompts: how much of the length the prompt decides.
 
-A set is one model's answers to one prompt (its whole context): rows with equal prompt and model; a single such row with
-its own further samples, of which only the row's length is a target.
-
-* Share that the prompt explains: the intraclass correlation of one-way random effects, ICC(1), from the mean squares
-  between and within sets of unequal size (Donner 1986); it bounds the R squared of a predictor. Interval: bootstrap
-  over prompts.
-* Noise floor: a target predicted by one other answer of its set, and by the mean of all others. The smallest expected
-  error lies between a set's deviation from its own median and the error of the others' mean or median.
-* Across models: a model's length for a prompt is the geometric mean of its answers. Shares of the prompt, the model and
-  the rest are those of the two-way layout on log length (Searle, Casella and McCulloch 1992, method of moments).
+docs/profiling.md names the measures. A set is one model's answers to one prompt (its whole context): rows with equal
+prompt and model; a single such row with its own further samples, of which only the row's length is a target. The mean
+squares of ICC(1) are between and within sets of unequal size. The smallest expected error lies between a set's
+deviation from its own median and the error of the others' mean or median. Across models, a model's length for a prompt
+is the geometric mean of its answers.
 """
 
 from __future__ import annotations

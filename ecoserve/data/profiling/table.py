@@ -1,10 +1,8 @@
 """A trace as a compact table of NumPy columns, read in one pass.
 
 Texts are not kept: a prompt becomes a hash of its whole context, and the beginnings of a seeded sample of prompts are
-kept to recognise their languages.
-
-Languages are recognised by py3langid, after code, addresses and markup have been removed. A text of fewer than 20
-letters (5 in scripts that write a word in one or two characters) or a confidence below 0.7 is ``unclear``.
+kept to recognise their languages (py3langid), after code, addresses and markup have been removed. A text of fewer than
+20 letters (5 in scripts that write a word in one or two characters) or a confidence below 0.7 is ``unclear``.
 """
 
 from __future__ import annotations
