@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,17 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+ROOT = Path(__file__).resolve().parent.parent
+
+# Where Python must not write bytecode beside its sources, every process would compile all of vLLM again.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or str(ROOT / ".cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Tests import what stays until the end: the collector looks at none of it, now or later.
+gc.disable()
+
 # A shell that starts this in the background makes it deaf to Ctrl-C, and every process that it starts too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +48,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
-ROOT = Path(__file__).resolve().parent.parent
 #: real data that some machines have beside the checkout; tests that want it skip where it is not
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -52,6 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         heaviest[item.path] = max(heaviest[item.path], cost(item))
     items.sort(key=lambda item: (-heaviest[item.path], 0) if parallel else (0, cost(item)))
+
+
+def pytest_collection_finish() -> None:
+    """All modules are imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
