@@ -274,6 +274,7 @@ class Lives:
         #: paused decodes that were dropped, and that ended
         self.left_paused = 0
         self.pauses = 0
+        self._log = scheduler.planner.recorder._log
         scheduler.planner.recorder = Recorder(scheduler.counters, scheduler._event_state, self._event)
         self._pause = scheduler.pause
         scheduler.pause = self._watched_pause
@@ -299,6 +300,8 @@ class Lives:
         self.place[name] = "waiting"
 
     def _event(self, event: Event) -> None:
+        if self._log is not None:
+            self._log(event)
         name = event.request
         if event.kind == "admitted":
             assert self.place[name] == "waiting", f"{name} is admitted while it is {self.place[name]}"

@@ -2,7 +2,8 @@
 
 A :class:`Case` is plain values, so that one which fails can be made smaller and pasted into a test. :func:`play` runs
 it and checks: the worker's accounting (:class:`StrictWorker`, which also keeps what every KV slot holds), the ledger's
-equations after every step, the length of every answer, that nothing is left behind, and that it ends at all.
+equations after every step, the life of every request (:class:`Lives`), the length of every answer, that nothing is left
+behind, and that it ends at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from audits import Lives
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.baselines.pipelined import Pipelined
@@ -246,6 +248,15 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
     """Run a case and check everything that must hold of any run."""
     scheduler = scheduler_for(case)
     outputs: list[Any] = []
+    lives = None if case.policy == STOCK else Lives(scheduler)
+    if lives is not None:
+        add = scheduler.add_request
+
+        def arrives(request: Any) -> None:
+            lives.arrives(request.request_id)
+            add(request)
+
+        scheduler.add_request = arrives
     total = sum(s.prompt + expected_tokens(case, s) for s in case.specs)
     most_steps = 200 + 30 * total
     steps = itertools.count(1)
@@ -275,6 +286,9 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
 
     result = drive(scheduler, arrivals_of(case), case.depth, StrictWorker(case), on_step=stepped)
     check_end(case, scheduler, result)
+    if lives is not None:
+        lives.check()
+        assert len(lives.ended) == len(case.specs)
     return Played(result, scheduler, outputs)
 
 

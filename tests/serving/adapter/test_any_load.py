@@ -11,10 +11,11 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import pytest
-from virtual_rig import OURS, SOURCES, STOCK, Case, Played, play, random_case, same, smallest
+from virtual_rig import OURS, SOURCES, STOCK, Case, Played, play, random_case, smallest
 
 SOAK = "ECOSERVE_SOAK_STEPS"
 
@@ -40,13 +41,12 @@ def play_all(seeds: Iterable[int], **fixed: Any) -> Counter[str]:
 HARD = ("ecoserve", "ecoserve-exact", "ecoserve-d")
 
 
-@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", OURS)
-def test_every_request_is_served_and_nothing_is_left_behind(policy: str, depth: int) -> None:
+def test_every_request_is_served_and_nothing_is_left_behind(policy: str) -> None:
     seen: Counter[str] = Counter()
-    for runner in (1, 2):
+    for depth, runner in product((1, 2), (1, 2)):
         first = 1000 * OURS.index(policy) + 100 * depth + 50 * runner
-        seen.update(play_all(range(first, first + 7), policy=policy, depth=depth, runner=runner))
+        seen.update(play_all(range(first, first + 4), policy=policy, depth=depth, runner=runner))
     # The loads are of use only if they are hard.
     for what in ("pauses", "resumes", "shortage_preemptions", "recomputed_tokens", "under_predictions"):
         assert seen[what] >= (5 if policy in HARD else 1), f"hardly any {what} in all of the loads"
@@ -54,35 +54,28 @@ def test_every_request_is_served_and_nothing_is_left_behind(policy: str, depth: 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_any_source_of_lengths(source: str) -> None:
-    play_all(range(6), source=source)
+    play_all(range(3), source=source)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_prefix_cache_is_reset_under_load(depth: int) -> None:
-    seen = play_all(range(12), depth=depth, resets=True)
+    seen = play_all(range(6), depth=depth, resets=True)
     assert seen["preemptions"] > seen["shortage_preemptions"]
 
 
 def test_vllms_own_scheduler_passes_the_same_checks() -> None:
     """Else the checks would be of our own making."""
-    seen = play_all(range(12), policy=STOCK)
+    seen = play_all(range(8), policy=STOCK)
     assert seen["preemptions"] > 5
     assert seen["recomputed_tokens"] > 100
 
 
 def test_a_run_can_be_repeated() -> None:
-    for seed in range(8):
+    for seed in range(4):
         first, second = played(random_case(seed)), played(random_case(seed))
         assert first.result.rows == second.result.rows
         assert first.scheduler.counters == second.scheduler.counters
         assert first.result.end_s == second.result.end_s
-
-
-def test_no_policy_changes_how_much_is_generated() -> None:
-    for seed in range(6):
-        case = random_case(seed, aborts=False, knobs=())
-        tokens = [[r.output_tokens for r in played(same(case, policy=p)).result.rows] for p in (*OURS, STOCK)]
-        assert all(t == tokens[0] for t in tokens)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 import pytest
@@ -95,13 +97,16 @@ def test_a_new_duty_of_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines() == ["RequestQueue.shuffle is new (our queues do not have it)"]
 
 
+#: read once for all rules
+source_of = cache(inspect.getsource)
+
+
 @pytest.mark.parametrize("rule", contract.RULES, ids=lambda r: f"{r[1]}: {r[3]}"[:60])
 def test_every_rule_is_about_a_text_that_can_go_missing(monkeypatch: pytest.MonkeyPatch, rule: Any) -> None:
     module, name, text, purpose = rule
-    source = contract.inspect.getsource
     found = contract._find(module, name)
     monkeypatch.setattr(
-        contract.inspect, "getsource", lambda f: source(f).replace(text, "") if f is found else source(f)
+        contract.inspect, "getsource", lambda f: source_of(f).replace(text, "") if f is found else source_of(f)
     )
     assert f"{module}.{name} no longer says {text!r} ({purpose})" in lines()
 

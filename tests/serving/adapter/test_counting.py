@@ -6,12 +6,11 @@ import gc
 from typing import Any
 
 import pytest
-from virtual_rig import OURS, STOCK, ByHand, Case, Spec, play, random_case, scheduler_for
+from virtual_rig import STOCK, ByHand, Case, Spec, play, scheduler_for
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
 from ecoserve.serving.core.kv_policy import RECENT
-from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request, make_scheduler
 
 
@@ -121,44 +120,6 @@ def test_an_aborted_request_leaves_no_debt() -> None:
 # -- the other counters ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", OURS)
-def test_every_pause_ends_in_one_way(policy: str) -> None:
-    """Paused = resumed + dropped while paused + over while paused; none stays paused."""
-    dropped_paused = over_paused = 0
-    counters: list[Any] = []
-    for seed in range(30, 42):
-        case = random_case(seed, policy=policy)
-        before = dropped_paused, over_paused
-        scheduler = None
-
-        def watch(s: Any, output: Any) -> None:
-            nonlocal scheduler
-            if scheduler is None:
-                scheduler = s
-                instrument(s)
-
-        def instrument(s: Any) -> None:
-            drop_blocks, preempt = s._free_blocks, s.planner.on_preempt
-
-            def free_blocks(request: Any) -> None:
-                nonlocal over_paused
-                over_paused += s.task(request).state is TaskState.PAUSED
-                drop_blocks(request)
-
-            def dropped(task: Any) -> None:
-                nonlocal dropped_paused
-                dropped_paused += task.state is TaskState.PAUSED
-                preempt(task)
-
-            s._free_blocks, s.planner.on_preempt = free_blocks, dropped
-
-        counters.append(play(case, watch).scheduler.counters)
-        c = counters[-1]
-        gone = dropped_paused - before[0] + over_paused - before[1]
-        assert c.pauses == c.resumes + gone, f"seed {seed}"
-    assert sum(c.pauses for c in counters) > 10
-
-
 def test_predictions_too_short_or_too_long_are_counted() -> None:
     specs = [Spec(answer=40, source="true"), Spec(answer=40, source="one"), Spec(answer=10, source="huge")]
     c = play(Case(tuple(specs), blocks=60, max_model_len=400)).scheduler.counters
@@ -207,14 +168,14 @@ def sizes(s: Any) -> dict[str, int]:
 
 @pytest.mark.parametrize("policy", ["ecoserve", "ecoserve-exact"])
 def test_nothing_grows_with_the_requests_that_have_passed(policy: str) -> None:
-    """Three thousand requests in three waves under pressure, with aborts: after each wave all is as after the first."""
+    """Waves of requests under pressure, with aborts: after the second all is as after the first."""
     case = Case((), policy=policy, blocks=20, max_model_len=160, max_num_seqs=16, max_num_batched_tokens=256)
     scheduler = scheduler_for(case)
     scheduler.settings = scheduler.settings.model_copy(update={"check_every_step": False})
     hand = ByHand(scheduler)
     after = []
-    for wave in range(3):
-        for i in range(1000):
+    for wave in range(2):
+        for i in range(600):
             name = f"w{wave}-{i}"
             hand.answers[name] = 1 + i % 9 if i % 50 else 90
             scheduler.add_request(make_request(name, [100 + i] * (1 + i % 60), 100, float(wave)))
@@ -225,11 +186,11 @@ def test_nothing_grows_with_the_requests_that_have_passed(policy: str) -> None:
         hand.drain(10_000)
         gc.collect()
         after.append(sizes(scheduler))
-    assert scheduler.counters.finished == 3000
+    assert scheduler.counters.finished == 1200
     assert scheduler.counters.pauses + scheduler.counters.preemptions > 0
     # The windows of what has finished and of what has arrived are the only memory.
     windows = {"history._lengths": 1000, "kv_policy._arrived": RECENT, "kv_policy._sorted": RECENT}
-    assert all(after[2][n] <= most for n, most in windows.items() if n in after[2])
+    assert all(after[1][n] <= most for n, most in windows.items() if n in after[1])
     lasting = [{n: size for n, size in wave.items() if n not in windows} for wave in after]
-    assert not {n: (lasting[0][n], size) for n, size in lasting[2].items() if size > lasting[0][n] + 8}
-    assert max(lasting[2].values()) < 300
+    assert not {n: (lasting[0][n], size) for n, size in lasting[1].items() if size > lasting[0][n] + 8}
+    assert max(lasting[1].values()) < 300

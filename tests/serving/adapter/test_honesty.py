@@ -65,14 +65,14 @@ def first_difference(case: Case, seed: int) -> tuple[int, int | None]:
 @pytest.mark.parametrize("policy", [*OURS, STOCK])
 def test_no_decision_depends_on_lengths_that_are_not_over(policy: str, depth: int) -> None:
     compared = 0
-    for seed in range(8):
+    for seed in range(4):
         case = random_case(seed, policy=policy, depth=depth, aborts=False)
         # Long enough that much is decided before the first one ends.
         long = tuple(replace(s, answer=s.answer + 25, max_tokens=4096) for s in case.specs)
         steps, different = first_difference(same(case, specs=long), seed)
         assert different is None, f"seed {seed}: step {different} knows how long a response will be"
         compared += steps
-    assert compared > 150, "hardly anything was compared"
+    assert compared > 75, "hardly anything was compared"
 
 
 def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
@@ -98,7 +98,7 @@ def test_pauses_and_drops_are_among_the_decisions_compared() -> None:
 @pytest.mark.parametrize("policy", OURS)
 def test_the_length_that_replay_forces_is_not_read(policy: str) -> None:
     """Replay sends the true length along, for the logits processor: a scheduler that looked would be seen here."""
-    case = random_case(3, policy=policy, source="noisy", aborts=False)
+    case = random_case(3, policy=policy, source="noisy", aborts=False, most=16)
 
     def run(forced: int | None) -> list[dict[str, Any]]:
         arrivals = arrivals_of(case)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,15 +11,19 @@ from ecoserve.serving.simulate.gpu.model import GpuModel, gpu_model
 from ecoserve.serving.simulate.gpu.shapes import load_shape
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests here only: vLLM keeps what it knows of models in the same place, and finds it out in a new process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
 
 
 @pytest.fixture(scope="session")
-def machine(_cache: None) -> Callable[..., GpuModel]:
+def machine() -> Callable[..., GpuModel]:
     """A model on a GPU; each is made once."""
     made: dict[tuple[object, ...], GpuModel] = {}
 
