@@ -115,11 +115,12 @@ class Server:
 
         deadline = time.monotonic() + START_S
         assert self.process is not None
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            time.sleep(0.5)
+        with httpx.Client(timeout=5) as client:
+            while time.monotonic() < deadline and self.process.poll() is None:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health").status_code == 200:
+                        return
+                time.sleep(0.5)
         log = (self._folder / f"server{self.starts}.log").read_text(errors="replace")
         raise RuntimeError(f"no server:\n{log[-3000:]}")
 
@@ -167,8 +168,14 @@ class Plan:
         return self.prompts * self.samples
 
 
-def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Collect, kill, go on, compare; returns the figures.
+def show(
+    plan: Plan,
+    model: Path,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+    server: Server | None = None,
+) -> dict[str, Any]:
+    """Collect, kill, go on, compare; returns the figures. ``server``: another than one started for this.
 
     Raises:
         RuntimeError: if anything is lost, doubled or different.
@@ -180,7 +187,7 @@ def show(plan: Plan, model: Path, folder: Path, say: Callable[[str], None] = lam
     marks = sorted(rng.sample(range(low, high), plan.kills + plan.server_too))
     # The server goes before the last kill, so that one run of the collector goes through it.
     server_at = marks.pop(-2) if plan.server_too else None
-    server = Server(model, folder)
+    server = server or Server(model, folder)
     began = time.monotonic()
     journal = out.with_name(f"{out.name}.journal")
     killed: list[dict[str, int]] = []
@@ -296,7 +303,7 @@ def _wait(ready: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
     while not ready():
         if run.poll() is not None:
             raise RuntimeError(f"the collector ended before its time ({run.returncode}); collector.log says more")
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def _in_journal(path: Path) -> int:
@@ -305,13 +312,15 @@ def _in_journal(path: Path) -> int:
 
 
 def _environment() -> dict[str, str]:
-    dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
+    dropped = ("VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
     env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
     path = os.pathsep.join([str(common.ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
     return env | {
         # Threads that wait for each other take the cores from all processes.
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The engine's process is its own worker: else vLLM makes another one of the CPU's single worker.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -180,6 +180,7 @@ def test_twice_the_unloaded_latency(tmp_path):
     assert all(search.state == "found" for search in summary.searches)
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize(("bound", "jobs"), [("plain", 0), ("unloaded", 2)])
 def test_neither_processes_nor_an_interruption_change_anything(tmp_path, bound, jobs):
     plan = plan_of(tmp_path, bound)

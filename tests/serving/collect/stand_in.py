@@ -75,6 +75,7 @@ class StandIn:
         behave: what it answers.
         key: the API key it wants.
         port: 0 for any.
+        socket: a Unix socket to listen at instead.
         models: what ``/v1/models`` answers.
     """
 
@@ -84,11 +85,13 @@ class StandIn:
         *,
         key: str | None = None,
         port: int = 0,
+        socket: str | None = None,
         models: Reply | None = None,
     ) -> None:
         self.behave = behave or (lambda body, n: answer(body))
         self.key = key
         self.port = port
+        self.socket = socket
         self.models = models or Reply(200, json.dumps({"data": [{"id": MODEL}]}).encode())
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -125,6 +128,9 @@ class StandIn:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _listen(self) -> None:
+        if self.socket is not None:
+            self._server = await asyncio.start_unix_server(self._talk, self.socket)
+            return
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
