@@ -23,6 +23,7 @@ from ecoserve.data import (
     fingerprint,
     load_trace,
     record_groups,
+    save_trace,
     split_trace,
     splitting,
 )
@@ -183,17 +184,17 @@ def test_another_seed_gives_another_split_and_the_same_seed_the_same() -> None:
 
 
 def test_the_split_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    file = save_trace(trace_of(singles(300)), tmp_path / "t.jsonl")
     code = (
-        "from tests_splitting import singles, trace_of, split_trace;"
-        "print(split_trace(trace_of(singles(300)))['dev'].sha256)"
+        "import sys; from ecoserve.data import load_trace, split_trace;"
+        "print(split_trace(load_trace(sys.argv[1]))['dev'].sha256)"
     )
-    (tmp_path / "tests_splitting.py").write_text(Path(__file__).read_text())
     found = set()
     for hash_seed in ("0", "1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(tmp_path)}
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-        found.add(run.stdout.strip())
-    assert found == {split_trace(trace_of(singles(300)))["dev"].sha256}
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code, str(file)]
+        found.add(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.strip())
+    assert found == {split_trace(load_trace(file))["dev"].sha256}
 
 
 def test_rows_that_say_their_split_are_split_so() -> None:

@@ -162,7 +162,7 @@ def test_an_interruption_leaves_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(adaptation_fitting, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                adapt_predictor(boosted_dir, other_model(fresh), output_dir=tmp_path / "a" / "out")
+                adapt_predictor(boosted_dir, other_model(fresh), output_dir=tmp_path / "a" / "out", rows=60)
     assert list(tmp_path.iterdir()) == []
 
 

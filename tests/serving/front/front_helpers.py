@@ -121,11 +121,13 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        dropped = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "VLLM_API_KEY")
+        dropped = ("VLLM_LOGGING_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "VLLM_API_KEY")
         env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
         env |= {
             "OMP_NUM_THREADS": "1",  # threads that wait for each other take the cores from other processes
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # The engine's process is its own worker: else vLLM makes another one of the CPU's single worker.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": str(temporary),
@@ -142,11 +144,12 @@ class Server:
             AssertionError: with the end of its log, if it ends or takes far too long.
         """
         deadline = time.monotonic() + self.START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            time.sleep(0.5)
+        with httpx.Client(timeout=5) as client:
+            while time.monotonic() < deadline and self.process.poll() is None:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health").status_code == 200:
+                        return
+                time.sleep(0.5)
         raise AssertionError(f"no server ({self.process.poll()}):\n{self.log.read_text()[-3000:]}")
 
     def metrics(self) -> dict[str, float]:
