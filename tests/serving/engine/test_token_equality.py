@@ -21,7 +21,7 @@ from ecoserve.serving.core.policies import POLICIES
 
 pytestmark = pytest.mark.engine
 
-REQUESTS = 200
+REQUESTS = 100
 STOCK = "ecoserve.serving.adapter.counting.CountingScheduler"
 OURS = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], source: str) -> Outcome:
-    """Run the 200 prompts through one engine."""
+    """Run the prompts through one engine."""
     from vllm import LLM, SamplingParams
 
     rng = random.Random(7)

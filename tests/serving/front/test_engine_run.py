@@ -24,7 +24,7 @@ def settings(model: Path, **more: Any) -> EngineRunSettings:
         "model": str(model),
         "trace": "synthetic:400",
         "rate_rps": math.inf,
-        "requests": 120,
+        "requests": 48,
         "blocks": 31,
         "block_size": 32,
         "max_num_seqs": 24,
@@ -65,7 +65,7 @@ def test_every_response_has_its_recorded_length(
         assert row.finish_s is not None
         assert row.arrival_s <= row.first_token_s <= row.finish_s
     summary = result.summary()
-    assert summary["completed"] == 120
+    assert summary["completed"] == 48
     assert summary["steps"] > 100
     assert 0.2 < summary["kv_used_mean"] <= 1.0
     assert (summary["rate_rps"], summary["arrivals"]) == (None, "at once")
