@@ -142,11 +142,11 @@ def test_the_gate_lets_those_through_whose_promises_fit(depth: int) -> None:
 
 @pytest.mark.parametrize(("policy", "most_s"), [("ecoserve", 12.0), ("ecoserve-d", 30.0)])
 def test_who_waits_at_the_gate_is_not_passed_by_for_ever(policy: str, most_s: float) -> None:
-    """A long decode (8 s alone) beside a stream of short prompts, three to four of which run at any time for 100 s."""
+    """A long decode (8 s alone) beside a stream of short prompts, three to four of which run at any time for 60 s."""
     long = Spec(prompt=PROMPT, answer=600, max_tokens=1000)
     short = Spec(gap_s=0.3, prompt=PROMPT, answer=80, max_tokens=1000)
     case = Case(
-        (*[short] * 5, long, *[short] * 335),
+        (*[short] * 5, long, *[short] * 205),
         policy=policy,
         blocks=BLOCKS,
         max_model_len=16 * BLOCKS,
@@ -154,6 +154,6 @@ def test_who_waits_at_the_gate_is_not_passed_by_for_ever(policy: str, most_s: fl
         max_num_batched_tokens=4096,
     )
     rows = play(case).result.rows
-    assert rows[-1].arrival_s > 100
+    assert rows[-1].arrival_s > 60
     assert rows[5].e2el_s is not None
     assert rows[5].e2el_s < most_s

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from front_helpers import ROOT, free_port
 
+from ecoserve.cli.main import main
 from ecoserve.errors import ConfigError
 from ecoserve.options import to_environment, variable
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
@@ -187,13 +190,35 @@ def test_a_cpu_gets_memory_for_its_kv_only_where_none_is_set(
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
 
 
-def ecoserve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """What a server changes of its process is as before."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (variable(name) for name in MiddlewareSettings.model_fields):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def in_a_process(arguments: list[str]) -> tuple[int, str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ecoserve.cli.main", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    return done.returncode, done.stderr
 
 
-def test_bad_input_ends_in_one_line_and_exit_code_2(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_process")
+def test_bad_input_ends_in_one_line_and_exit_code_2(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(arguments: list[str]) -> tuple[int, str]:
+        code = main(arguments)
+        return code, capsys.readouterr().err
+
     broken = tmp_path / "checkpoint"
     broken.mkdir()
     (broken / "config.json").write_text('{"format_version": 1, "backend"')
@@ -201,19 +226,19 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(tiny_model: Path, tmp_path: 
         taken.bind(("", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for arguments, said in (
-            ([str(tmp_path / "none")], "no such model folder"),
-            ([str(tiny_model), "--predictor", str(tmp_path / "none")], "none"),
-            ([str(tiny_model), "--predictor", str(broken)], "config.json"),
-            ([str(tiny_model), "--port", port], f"port {port} is in use"),
-            (["--port", port, str(tiny_model)], "model comes before"),
+        for call, arguments, said in (
+            (in_a_process, [str(tmp_path / "none")], "no such model folder"),
+            (in_this_process, [str(tiny_model), "--predictor", str(tmp_path / "none")], "none"),
+            (in_this_process, [str(tiny_model), "--predictor", str(broken)], "config.json"),
+            (in_this_process, [str(tiny_model), "--port", port], f"port {port} is in use"),
+            (in_a_process, ["--port", port, str(tiny_model)], "model comes before"),
         ):
-            done = ecoserve("serve", *arguments)
-            assert done.returncode == 2, done.stderr
-            lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+            code, printed = call(["serve", *arguments])
+            assert code == 2, printed
+            lines = [line for line in printed.splitlines() if line.startswith("error:")]
             assert len(lines) == 1
             assert said in lines[0]
-            assert "Traceback" not in done.stderr
+            assert "Traceback" not in printed
 
 
 @pytest.mark.engine
