@@ -72,11 +72,11 @@ class Pair:
         return float(self.a.sum()) / self.effect_a, float(self.b.sum()) / self.effect_b
 
     def drawn(self, seed: int) -> tuple[Ints, Ints, Ints]:
-        """Lengths (shape ``[k]``) and bootstrap counts of both sides (shape ``[DRAWS, k]``)."""
+        """Lengths (shape ``[k]``) and running sums of both sides' bootstrap counts (shape ``[DRAWS, k]``)."""
         small = self._rounded() if len(self.lengths) > _MOST_LENGTHS_DRAWN else self
         rng = np.random.default_rng(seed)
         sides = [
-            rng.multinomial(max(1, round(n)), counts / counts.sum(), size=DRAWS)
+            np.cumsum(rng.multinomial(max(1, round(n)), counts / counts.sum(), size=DRAWS), axis=1)
             for counts, n in zip((small.a, small.b), self.independent, strict=True)
         ]
         return small.lengths, sides[0], sides[1]
@@ -88,17 +88,17 @@ class Pair:
         return Pair(rounded.astype(np.int64), a, b, self.effect_a, self.effect_b)
 
 
-def ks(pair: Pair, seed: int) -> dict[str, float]:
-    _, a, b = pair.drawn(seed)
-    found = float(_ks(pair.a[None, :], pair.b[None, :])[0])
-    high = float(np.quantile(_ks(a, b), 0.975))
+def ks(pair: Pair, drawn: tuple[Ints, Ints, Ints]) -> dict[str, float]:
+    """The distance and its 95 % interval from what the pair has :meth:`~Pair.drawn`."""
+    found = float(_ks(np.cumsum(pair.a)[None, :], np.cumsum(pair.b)[None, :])[0])
+    high = float(np.quantile(_ks(*drawn[1:]), 0.975))
     # Drawn distances are biased upwards; that is taken off the lower end, and left on the upper one to be safe.
     return {"ks": found, "ks_low": max(0.0, 2.0 * found - high), "ks_high": max(found, high)}
 
 
-def _ks(a: Ints, b: Ints) -> Floats:
-    upto_a, upto_b = (np.cumsum(side, axis=1) / side.sum(axis=1, keepdims=True) for side in (a, b))
-    return np.asarray(np.abs(upto_a - upto_b).max(axis=1))
+def _ks(upto_a: Ints, upto_b: Ints) -> Floats:
+    """Of running sums, shape ``[draws, k]``: ``[draws]``."""
+    return np.asarray(np.abs(upto_a / upto_a[:, -1:] - upto_b / upto_b[:, -1:]).max(axis=1))
 
 
 def ks_chance(pair: Pair, distance: float) -> tuple[float, float]:
@@ -110,21 +110,20 @@ def ks_chance(pair: Pair, distance: float) -> tuple[float, float]:
     return float(kstwobign.isf(0.05)) / root, float(kstwobign.sf(distance * root))
 
 
-def quantile_changes(pair: Pair, seed: int) -> list[QuantileChange]:
-    """Each of :data:`_COMPARED` on both sides, with the 95 % interval of b - a."""
-    lengths, drawn_a, drawn_b = pair.drawn(seed)
+def quantile_changes(pair: Pair, drawn: tuple[Ints, Ints, Ints]) -> list[QuantileChange]:
+    """Each of :data:`_COMPARED` on both sides, with the 95 % interval of b - a from what the pair has ``drawn``."""
+    lengths, drawn_a, drawn_b = drawn
     found = []
     for q in _COMPARED:
-        a, b = (int(_quantile(pair.lengths, side[None, :], q)[0]) for side in (pair.a, pair.b))
+        a, b = (int(_quantile(pair.lengths, np.cumsum(side)[None, :], q)[0]) for side in (pair.a, pair.b))
         difference = _quantile(lengths, drawn_b, q) - _quantile(lengths, drawn_a, q)
         low, high = np.quantile(difference, (0.025, 0.975)).tolist()
         found.append(QuantileChange(q=q, a=a, b=b, difference=b - a, low=low, high=high, ratio=b / a))
     return found
 
 
-def _quantile(lengths: npt.NDArray[Any], counts: Ints, q: float) -> npt.NDArray[Any]:
-    """Quantile ``q`` of each row of ``counts``, shape ``[draws, k]``, of ``lengths``, ``[k]``."""
-    upto = np.cumsum(counts, axis=1)
+def _quantile(lengths: npt.NDArray[Any], upto: Ints, q: float) -> npt.NDArray[Any]:
+    """Quantile ``q`` of each row of running sums, shape ``[draws, k]``, over ``lengths``, ``[k]``."""
     reached = upto >= np.ceil(q * upto[:, -1:] - 1e-9)
     return np.asarray(lengths[reached.argmax(axis=1)])
 
@@ -152,7 +151,7 @@ def stretch(pair: Pair) -> tuple[float, float, float]:
     logs = np.log(pair.lengths)
     middle, width = [], []
     for side in (pair.a, pair.b):
-        low, at, high = (float(_quantile(logs, side[None, :], q)[0]) for q in (0.25, 0.5, 0.75))
+        low, at, high = (float(_quantile(logs, np.cumsum(side)[None, :], q)[0]) for q in (0.25, 0.5, 0.75))
         middle.append(at)
         width.append(high - low)
     power = width[1] / width[0] if width[0] > 0 and width[1] > 0 else 1.0
@@ -183,7 +182,8 @@ def compare_traces(
     conversations, effects = zip(*(conversations_of(t) for t in tables), strict=True)
     counts = [count(t.response, t.censored) for t in tables]
     pair = Pair.of(counts[0], counts[1], effects[0], effects[1])
-    distance = ks(pair, seed)
+    drawn = pair.drawn(seed)
+    distance = ks(pair, drawn)
     by_chance, p = ks_chance(pair, distance["ks"])
     one, two = (t.thinned(MOST_ROWS) for t in tables)
     logs = [np.log(np.maximum(t.response, 1)) for t in (one, two)]
@@ -205,7 +205,7 @@ def compare_traces(
         ks_p=p,
         psi=psi(pair),
         wasserstein_log=wasserstein_log(pair),
-        quantiles=quantile_changes(pair, seed),
+        quantiles=quantile_changes(pair, drawn),
         shift_log=float(logs[1].mean() - logs[0].mean()),
         mix_log=mix,
         within_log=within,

@@ -88,6 +88,8 @@ _BATCH: Final = 4096
 #: Characters of a prompt by which its language is recognised.
 _CHARACTERS: Final = 1000
 _LARGEST: Final = 2**31 - 1
+#: of columns of 16 bits
+_MOST: Final = 2**16 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class _Codes(dict[str | None, int]):
     """Name -> a number in the order of first appearance; past 65,535 names all further ones share the last."""
 
     def __missing__(self, name: str | None) -> int:
-        code = min(len(self), np.iinfo(np.uint16).max)
+        code = min(len(self), _MOST)
         if len(self) <= code:
             self[name] = code
         return code
@@ -197,7 +199,7 @@ class _Builder:
         values: dict[str, Iterable[Any]] = {
             "response": (r.response_tokens for r in batch),
             "prompt": (_whole(r.prompt_tokens) for r in batch),
-            "turn": (min(r.turn, np.iinfo(np.uint16).max) for r in batch),
+            "turn": (min(r.turn, _MOST) for r in batch),
             "model": (self._models[r.model] for r in batch),
             "split": (self._splits[r.split] for r in batch),
             "arrival": (np.nan if r.arrival_s is None else r.arrival_s for r in batch),
@@ -244,7 +246,7 @@ def _possible(tokens: int | None) -> bool:
 
 
 def _samples(record: Record) -> list[int]:
-    return [n for n in record.sample_tokens if _possible(n)][: np.iinfo(np.uint16).max]
+    return [n for n in record.sample_tokens if _possible(n)][:_MOST]
 
 
 def _whole(value: int | None) -> int:
