@@ -234,9 +234,9 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path) -> None:
         while server.open < 4:
             time.sleep(0.01)
     # It is gone now, in the middle of four requests; their repetitions cannot reach it.
-    assert unreachable.wait(60)
+    assert unreachable.wait(300)
     with StandIn(port=server.port) as again:
-        run.join(60)
+        run.join(300)
     assert result[0].rows == 120
     assert result[0].retries == 4
     assert len(rows_of(out)) == 120
@@ -259,7 +259,7 @@ def test_a_server_that_stays_away_ends_the_run(tmp_path: Path) -> None:
         thread.start()
         while server.open < 2:
             time.sleep(0.01)
-    thread.join(60)
+    thread.join(300)
     assert "no server has answered for" in str(caught[0])
     assert "the same command goes on" in str(caught[0])
     with StandIn(port=server.port) as again:

@@ -176,7 +176,7 @@ time.sleep(600)
     )
     process = subprocess.Popen([sys.executable, "-c", parent, child])
     ready = tmp_path / "ready"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (ready.exists() and ready.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
