@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
+
 import pytest
 import soak
 from stateful_machine import soak_once
@@ -13,24 +16,28 @@ from virtual_rig import Case, Spec
 
 from ecoserve.serving.core.ledger import Ledger, LedgerError
 
-#: Steps that all of it comes to at the least, in equal parts.
+#: Steps that all of it comes to at the least.
 STEPS = 5000
 
 
-@pytest.mark.parametrize("prefix_caching", [False, True])
-@pytest.mark.parametrize("depth", [1, 2])
-def test_whatever_is_called_nothing_leaks_hangs_or_is_lost(depth: int, prefix_caching: bool) -> None:
-    sums, cases = soak_once(100 + 10 * depth + prefix_caching, runs=8, depth=depth, prefix_caching=prefix_caching)
-    assert sums["steps"] >= STEPS / 4
-    assert {c.depth for c in cases} == {depth}
-    assert len({(c.policy, c.knobs) for c in cases}) > 3
-    # The runs are of use only if they are hard.
+def test_whatever_is_called_nothing_leaks_hangs_or_is_lost() -> None:
+    sums: Counter[str] = Counter()
+    cases: list[Case] = []
+    for depth, prefix_caching in product((1, 2), (False, True)):
+        seed = 400 + 10 * depth + prefix_caching
+        happened, ran = soak_once(seed, runs=8, depth=depth, prefix_caching=prefix_caching)
+        assert {c.depth for c in ran} == {depth}
+        sums.update(happened)
+        cases += ran
+    # The runs are of use only if they are hard. What hypothesis draws depends on the modules that are imported too.
+    assert sums["steps"] >= STEPS
+    assert len({(c.policy, c.knobs) for c in cases}) > 12
     for what in ("pauses", "resumes", "preemptions", "recomputed_tokens", "aborts", "admissions audited"):
-        assert sums[what] >= 5, f"hardly any {what}"
+        assert sums[what] >= 20, f"hardly any {what}"
 
 
 def test_a_seed_repeats_its_runs() -> None:
-    first, second = (soak_once(7, runs=2) for _ in range(2))
+    first, second = (soak_once(7, runs=3) for _ in range(2))
     assert first == second
     assert first[0]["requests"] > 0
 
