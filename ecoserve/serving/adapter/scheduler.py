@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,8 +30,10 @@ from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.core.counters import Gauges, Recorder, UnderpredictionAction
+from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
 from ecoserve.serving.core.settings import SchedulerSettings
+from ecoserve.serving.core.step_time import StepLoad
 from ecoserve.serving.core.tasks import Task, TaskState
 
 #: A difference of the clocks that has moved by more than this many seconds is a wall clock that was set.
@@ -94,7 +98,7 @@ class EcoServeScheduler(PausingScheduler):
         self.planner = Planner(
             self.settings,
             usable_blocks=self.usable_blocks,
-            block_size=self.block_size,
+            kv_use=KVUse([Group(self.block_size)]),
             max_model_len=self.max_model_len,
             max_step_tokens=self.max_num_scheduled_tokens,
             counters=self.counters,
@@ -105,6 +109,9 @@ class EcoServeScheduler(PausingScheduler):
         self._req_to_blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
         #: the request that was popped last, and what to do once vLLM has started it
         self._popped: tuple[Request, Callable[[], None]] | None = None
+        #: steps whose output is to come: vLLM's, when they were scheduled, what they compute
+        self._under_way: deque[tuple[SchedulerOutput, float, StepLoad]] = deque()
+        self._last_output_s = 0.0
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
             self._publisher = MetricsPublisher(
@@ -148,8 +155,10 @@ class EcoServeScheduler(PausingScheduler):
         planner.begin_admission(self.current_step, self.free_blocks, self.paused_at)
         self.waiting.new_step()
         self.kv_holding_waiting.new_step()
+        self._decodes_first()
         output = super().schedule(throttle_prefills)
         self._settle()
+        self._note_step(output)
         for name in [n for n in self.paused_at if n in output.num_scheduled_tokens]:
             del self.paused_at[name]
             self.counters.resumes += 1
@@ -171,6 +180,7 @@ class EcoServeScheduler(PausingScheduler):
             task = self._updated(request)
             task.state = TaskState.PAUSED
             holding.append(task)
+        self._count_shared(running, holding)
         return Snapshot(
             step=self.current_step,
             free_blocks=self.free_blocks,
@@ -180,6 +190,61 @@ class EcoServeScheduler(PausingScheduler):
             private_blocks=PrivateBlocks(self._req_to_blocks),
             admitting=self.admitting,
         )
+
+    def _count_shared(self, *holders: list[Task]) -> None:
+        """Blocks that a request shares are the first ones of its list; counted only where any are shared."""
+        tasks = [t for part in holders for t in part]
+        sharing = self.cache_config.enable_prefix_caching and sum(t.blocks for t in tasks) > (
+            self.usable_blocks - self.free_blocks
+        )
+        for task in tasks:
+            held = self._req_to_blocks.get(task.request_id, ()) if sharing else ()
+            task.shared_blocks = bisect_left(held, True, key=lambda b: b.ref_cnt < 2)
+
+    def _in_use(self, request: Request) -> int:
+        """Blocks of a waiting request's prompt that others hold: they cost it nothing."""
+        if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
+            return 0
+        pool, hashes = (
+            self.kv_cache_manager.block_pool,
+            request.block_hashes[: (request.num_tokens - 1) // self.block_size],
+        )
+
+        def free(block_hash: Any) -> bool:
+            cached = pool.get_cached_block(block_hash, [0])
+            return cached is None or cached[0].ref_cnt == 0
+
+        return bisect_left(hashes, True, key=free)
+
+    def _decodes_first(self) -> None:
+        """vLLM shares out a step's tokens in this order: a prompt's chunk must not take those of resumed decodes."""
+        if any(r.is_prefill_chunk for r in self.running):
+            self.running.sort(key=lambda r: bool(r.is_prefill_chunk))
+
+    def _note_step(self, output: SchedulerOutput) -> None:
+        """Keep what the step computes, until its output is there."""
+        if not output.total_num_scheduled_tokens:
+            return
+        prompt_tokens = decodes = kv_tokens = 0
+        pairs = 0.0
+        for name, tokens in output.num_scheduled_tokens.items():
+            computed = self.requests[name].num_computed_tokens
+            if tokens > 1:
+                prompt_tokens += tokens
+                pairs += tokens * (computed - tokens / 2)
+            else:
+                decodes += 1
+                kv_tokens += computed
+        self._under_way.append((output, self.clock.now(), StepLoad(prompt_tokens, decodes, kv_tokens, pairs)))
+
+    def _learn_step(self, output: SchedulerOutput) -> None:
+        while self._under_way:
+            step, scheduled_s, load = self._under_way.popleft()
+            if step is output:
+                now = self.clock.now()
+                self.planner.step_time.learn(load, now - max(scheduled_s, self._last_output_s))
+                self._last_output_s = now
+                return
 
     def _updated(self, request: Request) -> Task:
         task = self.task(request)
@@ -216,6 +281,7 @@ class EcoServeScheduler(PausingScheduler):
         task = self.task(request)
         if task.generated != request.num_output_tokens:
             self.planner.on_late_output(task, request.num_output_tokens)
+        task.shared_blocks = self._in_use(request)
         idle = not self.running and not any(r.request_id in self.paused_at for r in self.kv_holding_waiting)
         return idle or self.planner.admits_prompt(task)
 
@@ -276,6 +342,7 @@ class EcoServeScheduler(PausingScheduler):
         super()._preempt_request(request, timestamp, drop_stale_output)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        self._learn_step(scheduler_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         attainment = self.planner.attainment
         for name in attainment.awaits(scheduler_output.num_scheduled_tokens):

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 
-from ecoserve.serving.core.forecast import PoolForecast
+from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.kv_policy import KVPolicy
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.orderings import Ordering
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -26,8 +27,8 @@ class Exact(KVPolicy):
 
     exclusive = True
 
-    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
-        super().__init__(settings, ledger, forecast)
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: Forecast, ordering: Ordering) -> None:
+        super().__init__(settings, ledger, forecast, ordering)
         #: promises given, and what is held without one
         self._promised_blocks = 0
         #: held without a promise: by waiting decodes and by prefills
@@ -84,7 +85,7 @@ class Exact(KVPolicy):
         return self._fits(task, self.promise(task), self.open_blocks)
 
     def lends_reserve(self, task: Task) -> bool:
-        return self._fits(task, task.generated + self.ledger.block_size, self.ledger.usable_blocks)
+        return self._fits(task, task.generated + self.ledger.kv_use.block_size, self.ledger.usable_blocks)
 
     def extends(self, task: Task) -> bool:
         next_span = task.prompt_tokens + task.generated + 1

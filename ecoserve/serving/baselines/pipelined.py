@@ -24,8 +24,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ecoserve.serving.baselines.exact import Exact
-from ecoserve.serving.core.forecast import PoolForecast
+from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.orderings import Ordering
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -147,8 +148,8 @@ NOTICE_STEPS = 2
 
 
 class Pipelined(Exact):
-    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
-        super().__init__(settings, ledger, forecast)
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: Forecast, ordering: Ordering) -> None:
+        super().__init__(settings, ledger, forecast, ordering)
         buffer = settings.buffer_tokens if settings.buffer_quantile is None else 0
         self.lending = Lending(buffer + NOTICE_STEPS, settings.lending_depth, settings.relend)
 
@@ -239,4 +240,4 @@ class Pipelined(Exact):
         self._stale = True
 
     def lent_blocks(self, reserved: int | None = None) -> int:
-        return -(-self.lending.lent_tokens() // self.ledger.block_size)
+        return -(-self.lending.lent_tokens() // self.ledger.kv_use.block_size)

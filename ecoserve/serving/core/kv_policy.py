@@ -1,4 +1,4 @@
-"""What a KV policy is: how much KV a request is promised, and which requests may start; and ``pooled``, the default.
+"""What a KV policy is: how much KV a request is promised, and which requests may start; and ``ranked``, the default.
 
 The planner asks within a step, in this order: ``begin_step``, ``admits_new_decode`` and ``admits_decode`` for decodes,
 ``admits_prompt`` for the head of the prefill queue, ``admitted`` for every prefill that starts. Answers change nothing
@@ -9,12 +9,14 @@ on it first.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections import deque
-from typing import Final
+from collections.abc import Sequence
 
-from ecoserve.serving.core.forecast import PoolForecast
+import numpy as np
+
+from ecoserve.serving.core.forecast import Forecast, Usage, deviations
+from ecoserve.serving.core.kv_use import Floats
 from ecoserve.serving.core.ledger import Ledger
+from ecoserve.serving.core.orderings import Ordering
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
@@ -25,7 +27,8 @@ class KVPolicy:
     #: whether a promise is a window that others may not use: then the global reserve has to be asked for
     exclusive = False
 
-    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: Forecast, ordering: Ordering) -> None:
+        self.ordering = ordering
         self.settings = settings
         self.ledger = ledger
         self.forecast = forecast
@@ -86,56 +89,80 @@ class KVPolicy:
         return self.ledger.lent_blocks(reserved)
 
 
-#: Recent arrivals among which a request's length is ranked.
-RECENT: Final = 512
+def holder_ranks(holders: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tuple[Floats, Floats]:
+    """Client priority and rank of each holder, to be compared in this order; lower goes first."""
+    priority = np.fromiter((t.priority for t in holders), dtype=float, count=len(holders))
+    return priority, ordering.holder_places(holders, forecast.rests(holders))
 
 
-class Pooled(KVPolicy):
-    """``pooled``: no request is promised a window; the batch as a whole must fit, now and later.
+class Ranked(KVPolicy):
+    """``ranked``: a request starts if it and the holders that rank before it fit, now and to their end.
 
-    A request starts if the forecast KV of all holders plus its own stays within the cache at every time ahead, but in a
-    share ``epsilon`` of the futures. ``promised`` is only a quantile for the reports: outliving it costs nothing.
+    The rank is that of the queues: client priority, then the ordering's. KV of requests that rank behind counts as
+    room: they give way when it is needed (:mod:`~ecoserve.serving.core.shortage`). The new blocks of its prompt must be
+    free now. Forecasts stay within the cache but in a share ``epsilon`` of the futures.
 
-    *Headroom.* Where long requests may fill the cache, a later short one waits long beside what it needs itself. So the
-    limit falls with the length's rank among recent arrivals: the longest may start only while ``headroom`` of the cache
-    stays free, the shortest at any time (trunk reservation; docs/log.md has what it brings).
+    ``promised`` is only a quantile for the reports: outliving it costs nothing.
     """
 
-    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: PoolForecast) -> None:
-        super().__init__(settings, ledger, forecast)
-        self._stale = True
-        self._arrived: deque[float] = deque()
-        self._sorted: list[float] = []
-
-    def on_arrival(self, task: Task) -> None:
-        length = task.expected_rest()
-        self._arrived.append(length)
-        insort(self._sorted, length)
-        if len(self._arrived) > RECENT:
-            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
-
-    def limit_blocks(self, task: Task) -> int:
-        """Blocks that the batch may come to need with this request."""
-        if not self._sorted or self.settings.headroom <= 0:
-            return self.open_blocks
-        rank = bisect_left(self._sorted, task.expected_rest()) / len(self._sorted)
-        return int(self.open_blocks * (1.0 - self.settings.headroom * rank))
+    def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: Forecast, ordering: Ordering) -> None:
+        super().__init__(settings, ledger, forecast, ordering)
+        self.begin_step()
 
     def begin_step(self) -> None:
-        self._stale = True
-
-    def _rebase(self) -> None:
-        if self._stale:
-            self._stale = False
-            self.forecast.rebase(self.ledger.holders(), self.ledger.shared_blocks())
+        self._before: tuple[Floats, Floats, Usage] | None = None
+        self._admitted: Usage | None = None
+        self._taken = 0
+        self._asked: tuple[Task, Usage] | None = None
 
     def admits_prompt(self, task: Task) -> bool:
-        self._rebase()
-        return self.forecast.fits_with(task, self.limit_blocks(task), self.settings.epsilon)
+        free = self.ledger.usable_blocks - self.ledger.held_blocks - self._taken
+        if self._new_blocks(task) + self.reserve_blocks > free:
+            return False
+        usage = self._ahead(task) + self._own(task)
+        if self._admitted is not None:
+            usage = usage + self._admitted
+        usage.mean = usage.mean + self.ledger.shared_blocks()
+        return self.forecast.peak(usage, deviations(self.settings.epsilon)) <= self.open_blocks
+
+    def _new_blocks(self, task: Task) -> int:
+        return self.ledger.kv_use.blocks(task.span_tokens() + 1) - task.shared_blocks
+
+    def _ahead(self, task: Task) -> Usage:
+        """KV use of the holders that rank before ``task``."""
+        if self._before is None:
+            holders = self.ledger.holders()
+            priority, rank = holder_ranks(holders, self.forecast, self.ordering)
+            order = np.lexsort((rank, priority))
+            usage = self.forecast.usage([holders[i] for i in order]).cumulative()
+            self._before = priority, rank, usage
+        priority, rank, usage = self._before
+        own_priority, own_rank = self._place(task)
+        before = (priority < own_priority) | ((priority == own_priority) & (rank <= own_rank))
+        return usage.row(int(np.count_nonzero(before)))
+
+    def _place(self, task: Task) -> tuple[float, float]:
+        return float(task.priority), self.ordering.place(task)
+
+    def _own(self, task: Task) -> Usage:
+        if self._asked is None or self._asked[0] is not task:
+            was_in = task.row >= 0
+            self._asked = task, self.forecast.usage([task]).row(0)
+            if not was_in:
+                self.forecast.leave(task)
+        return self._asked[1]
 
     def admitted(self, task: Task) -> None:
-        self._rebase()
-        self.forecast.add(task)
+        own = self._own(task)
+        self._admitted = own if self._admitted is None else self._admitted + own
+        self._taken += self._new_blocks(task)
 
     def promise(self, task: Task) -> int:
         return min(task.limit, task.lengths.given_longer_than(task.generated).quantile(self.settings.quantile))
+
+
+class Pooled(Ranked):
+    """``pooled``: as ``ranked``, but all holders count, whatever their rank."""
+
+    def _place(self, task: Task) -> tuple[float, float]:
+        return math.inf, math.inf

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Gauges
-from ecoserve.serving.core.forecast import PoolForecast
+from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.tasks import Prediction, Task
 
 
@@ -270,7 +270,7 @@ def pinball(lengths: LengthDistribution, length: int) -> float:
 class Learner:
     """Feeds the correction (None: predictions are taken as they are) and the common error (None: rho is fixed)."""
 
-    def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: PoolForecast) -> None:
+    def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: Forecast) -> None:
         self.correction = correction
         self.common_error = common_error
         self._forecast = forecast

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ecoserve.errors import EcoServeError
+from ecoserve.serving.core.kv_use import KVUse
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -17,17 +18,17 @@ class LedgerError(EcoServeError):
 
 
 class Ledger:
-    """The KV of one engine: ``usable_blocks`` (vLLM's ``num_gpu_blocks - 1``) of ``block_size`` tokens each."""
+    """The KV of one engine: ``usable_blocks`` (vLLM's ``num_gpu_blocks - 1``), used as ``kv_use`` says."""
 
-    def __init__(self, usable_blocks: int, block_size: int) -> None:
+    def __init__(self, usable_blocks: int, kv_use: KVUse) -> None:
         self.usable_blocks = usable_blocks
-        self.block_size = block_size
+        self.kv_use = kv_use
         self.held_blocks = 0
         self.tasks: dict[str, Task] = {}
         self._holders: list[Task] = []
 
     def blocks(self, tokens: int) -> int:
-        return -(-tokens // self.block_size)
+        return self.kv_use.blocks(tokens)
 
     def holders(self) -> list[Task]:
         """Requests that hold KV (prefilling, decoding, paused), as of the last :meth:`set_holders`."""
@@ -41,19 +42,11 @@ class Ledger:
         return self.blocks(task.promised_span_tokens())
 
     def shared_blocks(self) -> int:
-        """Blocks counted in more than one holder (shared prefixes): sum over holders minus what the pool says."""
-        apart = sum(self.blocks(t.written) for t in self.holders())
-        return max(0, apart - self.held_blocks)
+        """Blocks in use that no holder has for itself: shared prefixes, each counted once, and idle sessions' KV."""
+        return max(0, self.held_blocks - sum(t.blocks - t.shared_blocks for t in self.holders()))
 
     def reserved_blocks(self) -> int:
-        # Asked in every step about every holder: promised_blocks() less blocks(written), spelt out.
-        size, total = self.block_size, 0
-        for task in self._holders:
-            written = task.written
-            span = task.prompt_tokens + (task.promised if task.promised > task.generated else task.generated)
-            if span > written:
-                total += -(-span // size) + -written // size
-        return total
+        return sum(self.promised_blocks(t) - self.blocks(t.written) for t in self._holders)
 
     def lent_blocks(self, reserved: int | None = None) -> int:
         """Promises and holdings beyond the cache; ``reserved``: :meth:`reserved_blocks`, if known."""

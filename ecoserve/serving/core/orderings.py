@@ -25,8 +25,12 @@ at the scheduler, so that a request that is put back keeps its place.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
+from ecoserve.serving.core.kv_use import Floats
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task
 
@@ -94,6 +98,16 @@ class Ordering:
     def key(self, task: Task, now: float, prompt: bool) -> SortKey:
         return (task.priority, *self.rank(task, now, prompt), task.arrival_s, float(task.number))
 
+    # -- holders against newcomers ---------------------------------------------------------------------------
+
+    def place(self, task: Task) -> float:
+        """Where a request of the prefill queue stands among those that hold KV: see :meth:`holder_places`."""
+        return task.arrival_s
+
+    def holder_places(self, holders: Sequence[Task], rests: Floats) -> Floats:
+        """Where holders stand, lower first; ``rests``: their expected remaining tokens."""
+        return np.fromiter((t.arrival_s for t in holders), dtype=float, count=len(holders))
+
     # -- what ranks are made of --------------------------------------------------------------------------
 
     def rest(self, task: Task) -> float:
@@ -111,12 +125,22 @@ class Ordering:
         return now - task.arrival_s > self.settings.max_wait_s
 
 
-class SJF(Ordering):
+class BySize(Ordering):
+    """Base of orderings by aged size: newcomers and holders compare by it."""
+
+    def place(self, task: Task) -> float:
+        return self.aged(task, self.rest(task))[0]
+
+    def holder_places(self, holders: Sequence[Task], rests: Floats) -> Floats:
+        return rests + self.settings.ageing_tokens_per_s * super().holder_places(holders, rests)
+
+
+class SJF(BySize):
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         return self.aged(task, self.rest(task) + task.generated + self.prompt_size(task, prompt))
 
 
-class SRPT(Ordering):
+class SRPT(BySize):
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
         return self.aged(task, self.rest(task) + self.prompt_size(task, prompt))
 
@@ -137,7 +161,7 @@ class EDF(Ordering):
         return (due if due < math.inf else task.arrival_s + self.settings.max_wait_s,)
 
 
-class SLO(Ordering):
+class SLO(BySize):
     """``slo``; its keys move only once a request with an SLO has arrived."""
 
     def on_arrival(self, task: Task) -> None:

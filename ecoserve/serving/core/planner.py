@@ -18,20 +18,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Attainment, Counters, Gauges, Recorder, UnderpredictionAction
-from ecoserve.serving.core.forecast import PoolForecast
-from ecoserve.serving.core.kv_policy import KVPolicy
+from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.kv_policy import KVPolicy, holder_ranks
+from ecoserve.serving.core.kv_use import KVUse
 from ecoserve.serving.core.learning import CommonError, Correction, Learner, LengthHistory
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, Pace, SortKey
-from ecoserve.serving.core.policies import FORECASTS, GROUPS, KV_POLICIES, ORDERINGS, load
+from ecoserve.serving.core.policies import GROUPS, KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.shortage import relieve
+from ecoserve.serving.core.step_time import StepLoad, StepTime
 from ecoserve.serving.core.tasks import Task, TaskState
 
 #: A distribution that gives the present length less than this probability has been outlived.
 OUTLIVED = 1e-3
+
+#: Forward by deadline: the quantile of the decodes' slack per remaining token that a step may take, the share of it
+#: that is used, and the prompt tokens of a step in any case.
+SLACK_QUANTILE = 0.05
+SLACK_GAIN = 0.9
+LEAST_PROMPT_TOKENS = 64
 
 #: A decode that has waited for its promise this many steps is passed by no more.
 PATIENCE = 1024
@@ -78,7 +88,7 @@ class Planner:
     """The decisions of one scheduler.
 
     Args:
-        usable_blocks, block_size: of the KV cache; tokens a block.
+        usable_blocks: of the KV cache. kv_use: how requests use them.
         max_model_len: longest sequence, tokens. max_step_tokens: vLLM's most tokens of a forward.
         counters: incremented here and by the adapter. recorder: given every event.
     """
@@ -88,7 +98,7 @@ class Planner:
         settings: SchedulerSettings,
         *,
         usable_blocks: int,
-        block_size: int,
+        kv_use: KVUse,
         max_model_len: int,
         max_step_tokens: int,
         counters: Counters,
@@ -98,13 +108,14 @@ class Planner:
         self.settings = settings
         self.counters = counters
         self.recorder = recorder
-        self.ledger = Ledger(usable_blocks, block_size)
-        self.forecast: PoolForecast = load(FORECASTS[settings.forecast]).from_settings(
-            settings, block_size, max_model_len
-        )
-        self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(settings, self.ledger, self.forecast)
+        self.ledger = Ledger(usable_blocks, kv_use)
+        self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0)
         self.pace = Pace(settings.target_forward_tokens or max_step_tokens)
+        self.step_time = StepTime()
         self.ordering: Ordering = load(ORDERINGS[parts.ordering])(settings, self.pace)
+        self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(
+            settings, self.ledger, self.forecast, self.ordering
+        )
         self.groups = load(GROUPS)(settings.group_ratio, self.kv_policy.promise) if parts.groups else None
         self.history = LengthHistory(settings.history_window, max_model_len)
         self.learner = Learner(
@@ -211,11 +222,8 @@ class Planner:
 
     def plan_step(self, engine: Snapshot) -> StepPlan:
         plan = StepPlan()
-        target = self.settings.target_forward_tokens
-        if target is not None:
-            decodes = sum(t.state is TaskState.DECODE for t in engine.running)
-            plan.token_budget = min(self._max_step_tokens, max(target, decodes + 1))
         self.observe(engine)
+        plan.token_budget = self._token_budget(engine)
         self.kv_policy.begin_step()
         for task in self.ledger.holders():
             if task.state is not TaskState.DECODE:
@@ -236,6 +244,7 @@ class Planner:
         """The plan has been carried out: admission may ask. ``step``, ``paused_at``: as in :class:`Snapshot`."""
         holders = [t for t in self.ledger.holders() if t.state is not TaskState.WAITING]
         self.ledger.set_holders(holders)
+        self.ledger.held_blocks = self.ledger.usable_blocks - free_blocks
         paused = [self.ledger.tasks[name] for name in paused_at]
         if paused:
             running = (t for t in holders if t.state is not TaskState.PAUSED)
@@ -321,7 +330,7 @@ class Planner:
             kv_policy.reserve_for(task, kv_policy.promise(task))
             action(UnderpredictionAction.RE_RESERVED, task)
         elif kv_policy.lends_reserve(task) or self._alone(task, running):
-            kv_policy.reserve_for(task, task.generated + self.ledger.block_size)
+            kv_policy.reserve_for(task, task.generated + self.ledger.kv_use.block_size)
             action(UnderpredictionAction.GLOBAL_RESERVE, task)
         elif admitting:
             action(UnderpredictionAction.PAUSED, task)
@@ -340,7 +349,19 @@ class Planner:
             self._pause(guest, running, plan)
 
     def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
-        needs = {t: n for t in running if (n := self._needs(t, 1)) > 0}
+        assert plan.token_budget is not None
+        prompt_room = max(0, plan.token_budget - sum(t.state is TaskState.DECODE for t in running))
+        needs: dict[Task, int] = {}
+        for task in running:
+            if task.state is TaskState.PREFILL:
+                # Its next chunk; those behind it get what is left of the forward.
+                chunk = min(prompt_room, task.known_tokens - task.written)
+                prompt_room -= chunk
+                blocks = self.ledger.kv_use.missing(task, task.written + chunk)
+            else:
+                blocks = self._needs(task, 1)
+            if blocks:
+                needs[task] = blocks
         self._shortage = sum(needs.values()) > engine.free_blocks
         if not self._shortage:
             return
@@ -352,6 +373,7 @@ class Planner:
             running,
             paused,
             {t: engine.private_blocks[t.request_id] for t in (*running, *paused)},
+            self._ranks([*running, *paused]),
             engine.free_blocks,
             self.settings.paused_share * self.ledger.usable_blocks,
         )
@@ -359,6 +381,32 @@ class Planner:
         for task in relief.pause:
             self.recorder.action(UnderpredictionAction.PAUSED, task)
             self._pause(task, running, plan)
+
+    def _ranks(self, tasks: list[Task]) -> dict[Task, tuple[float, float]]:
+        priority, rank = holder_ranks(tasks, self.forecast, self.ordering)
+        return {t: (float(p), float(r)) for t, p, r in zip(tasks, priority, rank, strict=True)}
+
+    def _token_budget(self, engine: Snapshot) -> int:
+        """Most tokens of the step's forward: as set, or by deadline; decodes always have their place."""
+        decodes = [t for t in engine.running if t.state is TaskState.DECODE]
+        target = self.settings.target_forward_tokens
+        if target is not None:
+            return min(self._max_step_tokens, max(target, len(decodes) + 1))
+        due = [t for t in decodes if t.has_slo()]
+        if not due or not self.step_time.ready:
+            return self._max_step_tokens
+        kv_tokens = sum(t.written for t in decodes)
+        base = self.step_time.seconds(StepLoad(0, len(decodes), kv_tokens))
+        left = np.fromiter((t.due_s() for t in due), dtype=float, count=len(due)) - self.now
+        slack = left / self.forecast.rests(due)
+        # Those that are late in any case are not helped by a short step.
+        slack = np.sort(slack[(slack > base * 1.02) & np.isfinite(slack)])
+        if not len(slack):
+            return self._max_step_tokens
+        seconds = float(slack[int(SLACK_QUANTILE * len(slack))]) * SLACK_GAIN
+        context = next((t.written for t in engine.running if t.state is TaskState.PREFILL), 0)
+        prompt = self.step_time.prompt_tokens(seconds, len(decodes), kv_tokens, context)
+        return min(self._max_step_tokens, len(decodes) + max(LEAST_PROMPT_TOKENS, prompt))
 
     def _pause(self, task: Task, running: list[Task], plan: StepPlan) -> None:
         running.remove(task)
@@ -385,11 +433,9 @@ class Planner:
         if task.state is TaskState.PREFILL:
             # All of its prompt: a prefill that stops half-way is of no use.
             tokens = task.known_tokens
-        elif task.written + steps <= task.blocks * self.ledger.block_size:
-            return 0
         else:
             tokens = min(task.written + steps, task.most_tokens)
-        return max(0, self.ledger.blocks(tokens) - task.blocks)
+        return self.ledger.kv_use.missing(task, tokens)
 
     def _resume_needs(self, task: Task) -> int:
         return max(1, self.ledger.blocks(task.written + self.settings.resume_steps) - task.blocks)

@@ -1,4 +1,4 @@
-"""The registries: policies, and the KV policies, orderings and forecasts that they are made of.
+"""The registries: policies, and the KV policies and orderings that they are made of.
 
 To add one, write its class in one file and add one line here: ``module:object``, loaded when a run asks for it, so that
 the default never imports the baselines. A policy is one row of :data:`POLICIES`; settings replace its parts.
@@ -21,7 +21,7 @@ class Policy(NamedTuple):
 
 #: Policies of our scheduler.
 POLICIES: Final[dict[str, Policy]] = {
-    "ecoserve": Policy("pooled", "slo", correction=True),
+    "ecoserve": Policy("ranked", "slo", correction=True),
     "ecoserve-exact": Policy("exact", "srpt"),
     "ecoserve-d": Policy("exact", "fcfs"),
     "ecoserve-sd": Policy("exact", "fcfs", groups=True),
@@ -38,6 +38,7 @@ _BASELINES: Final = "ecoserve.serving.baselines"
 KV_POLICIES: Final[dict[str, str]] = {
     "on-demand": f"{_CORE}.kv_policy:KVPolicy",
     "pooled": f"{_CORE}.kv_policy:Pooled",
+    "ranked": f"{_CORE}.kv_policy:Ranked",
     "max": f"{_BASELINES}.exact:Max",
     "exact": f"{_BASELINES}.exact:Exact",
     "pipelined": f"{_BASELINES}.pipelined:Pipelined",
@@ -50,11 +51,6 @@ ORDERINGS: Final[dict[str, str]] = {
     "edf": f"{_CORE}.orderings:EDF",
     "slo": f"{_CORE}.orderings:SLO",
     "paper": f"{_BASELINES}.paper_ordering:PaperOrdering",
-}
-FORECASTS: Final[dict[str, str]] = {
-    "spread": f"{_CORE}.forecast:Forecast",
-    "scenarios": f"{_CORE}.scenarios:Scenarios",
-    "padded": f"{_CORE}.forecast:Padded",
 }
 GROUPS: Final = f"{_BASELINES}.groups:Groups"
 

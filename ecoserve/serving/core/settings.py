@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ecoserve.options import checked
-from ecoserve.serving.core.policies import FORECASTS, KV_POLICIES, ORDERINGS, POLICIES, Policy
+from ecoserve.serving.core.policies import KV_POLICIES, ORDERINGS, POLICIES, Policy
 
 #: Key of our settings in vLLM's additional config.
 CONFIG_KEY: Final = "ecoserve"
@@ -19,7 +19,6 @@ _NAMES: Final[dict[str, Mapping[str, object]]] = {
     "policy": POLICIES,
     "kv_policy": KV_POLICIES,
     "ordering": ORDERINGS,
-    "forecast": FORECASTS,
 }
 
 
@@ -30,19 +29,10 @@ class SchedulerSettings(BaseModel):
     kv_policy: str | None = Field(None, description="KV policy in place of the policy's own: " + ", ".join(KV_POLICIES))
     ordering: str | None = Field(None, description="ordering in place of the policy's own: " + ", ".join(ORDERINGS))
     epsilon: float = Field(
-        0.1, gt=0, le=0.5, description="pooled: share of the batch's forecast futures that may exceed the KV cache"
-    )
-    forecast: str = Field(
-        "spread",
-        description="pooled: "
-        + ", ".join(FORECASTS)
-        + " (mean and spread, sampled futures, each request at its quantile)",
-    )
-    reaction_steps: float = Field(
-        30.0, gt=0, description="pooled: the forecast's spread this many steps ahead counts half"
+        0.1, gt=0, le=0.5, description="ranked: share of the forecast futures that may exceed the KV cache"
     )
     rho: float | None = Field(
-        None, ge=0, le=1, description="pooled: correlation of the lengths' errors; None: measured on finished responses"
+        None, ge=0, le=1, description="ranked: correlation of the lengths' errors; None: measured on finished responses"
     )
     groups: bool | None = Field(None, description="admit decodes in time-synced groups, in place of the policy's own")
     group_ratio: float = Field(
@@ -77,9 +67,9 @@ class SchedulerSettings(BaseModel):
         0.8,
         gt=0,
         lt=1,
-        description="pooled: quantile of the length that is reported as reserved; padded: that requests are padded to",
+        description="ranked: quantile of the length that is reported as reserved",
     )
-    reserve: float = Field(0.02, ge=0, lt=0.5, description="fraction of the KV cache that admission keeps free")
+    reserve: float = Field(0.01, ge=0, lt=0.5, description="fraction of the KV cache that admission keeps free")
     waiting_share: float = Field(
         0.25,
         gt=0,
@@ -87,16 +77,13 @@ class SchedulerSettings(BaseModel):
         description="exact, max, pipelined: fraction of the KV cache that requests without a reservation may hold",
     )
     paused_share: float = Field(
-        0.02,
+        0.0,
         ge=0,
         le=1,
         description="most KV that paused decodes may hold, fraction of the KV cache; above it a request is preempted",
     )
-    headroom: float = Field(
-        0.1, ge=0, lt=1, description="pooled: fraction of the KV cache kept free, scaled by the request's length rank"
-    )
     ageing_tokens_per_s: float = Field(
-        5.0, ge=0, le=1e6, description="sjf, srpt, slo: ageing rate, tokens per second waited"
+        1.0, ge=0, le=1e6, description="sjf, srpt, slo: ageing rate, tokens per second waited"
     )
     ordering_quantile: float | None = Field(
         None, gt=0, lt=1, description="orderings by length: order by this quantile of the length instead of its mean"

@@ -44,6 +44,8 @@ class Task:
         arrival_s: on the scheduler's clock. number: order of arrival at the scheduler, which decides between equals.
         preemptions: times its KV was dropped.
         written, generated, promised: see the module. blocks: KV blocks held at the start of the step.
+        shared_blocks: of these, those that others hold too; of a request that waits, blocks of its prompt that others
+            hold, which cost it nothing.
         known_tokens: of a prefill, tokens that are out or under way.
         predicted_median: median response length at arrival, for the reports.
         overdrawn: its promise was outlived at least once.
@@ -68,6 +70,7 @@ class Task:
     written: int = 0
     generated: int = 0
     blocks: int = 0
+    shared_blocks: int = 0
     known_tokens: int = 0
     promised: int = 0
     overdrawn: bool = False
