@@ -64,7 +64,7 @@ class Forecast:
         points: grid points in time. table: grid points of the survival functions.
     """
 
-    def __init__(self, kv_use: KVUse, upper: int, rho: float = 0.0, points: int = 32, table: int = 128) -> None:
+    def __init__(self, kv_use: KVUse, upper: int, rho: float = 0.0, points: int = 48, table: int = 128) -> None:
         self.kv_use = kv_use
         self.rho = rho
         self._steps = np.unique(np.concatenate([[0], np.geomspace(1, max(2, upper), points).astype(int)])).astype(float)
@@ -103,7 +103,8 @@ class Forecast:
         place = np.interp(tokens, self._grid, self._place)
         low = np.minimum(place.astype(np.intp), len(self._grid) - 2)
         below = tables[rows, low]
-        return below + (tables[rows, low + 1] - below) * (place - low)
+        value: Floats = below + (tables[rows, low + 1] - below) * (place - low)
+        return value
 
     def _rows(self, tasks: Sequence[Task]) -> npt.NDArray[np.intp]:
         for task in tasks:
@@ -118,7 +119,8 @@ class Forecast:
         rows = self._rows(tasks)
         generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
         alive = np.maximum(self._at(self._alive, rows, generated), 1e-9)
-        return np.maximum(1.0, self._at(self._area, rows, generated) / alive)
+        rests: Floats = np.maximum(1.0, self._at(self._area, rows, generated) / alive)
+        return rests
 
     def usage(self, tasks: Sequence[Task]) -> Usage:
         """Of each request by itself, R x T; blocks that it shares with others are left out."""

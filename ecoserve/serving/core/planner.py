@@ -430,11 +430,9 @@ class Planner:
 
     def _needs(self, task: Task, steps: int) -> int:
         """Blocks that a running request must get for its next ``steps`` steps."""
-        if task.state is TaskState.PREFILL:
-            # All of its prompt: a prefill that stops half-way is of no use.
-            tokens = task.known_tokens
-        else:
-            tokens = min(task.written + steps, task.most_tokens)
+        # All of a prompt: a prefill that stops half-way is of no use.
+        prefill = task.state is TaskState.PREFILL
+        tokens = task.known_tokens if prefill else min(task.written + steps, task.most_tokens)
         return self.ledger.kv_use.missing(task, tokens)
 
     def _resume_needs(self, task: Task) -> int:

@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from scipy.optimize import nnls
 
+from ecoserve.serving.core.kv_use import Floats
+
 #: Units of the features, so that coefficients are of one size: 1, prompt tokens, decodes, KV tokens, token pairs.
 _UNITS: Final = np.array([1.0, 1e3, 1e2, 1e5, 1e7])
 #: First guess, seconds a unit, and how many steps it weighs as much as.
@@ -37,15 +39,16 @@ class StepLoad:
     kv_tokens: int
     prompt_pairs: float = 0.0
 
-    def features(self) -> np.ndarray:
-        return np.array([1.0, self.prompt_tokens, self.decodes, self.kv_tokens, self.prompt_pairs]) / _UNITS
+    def features(self) -> Floats:
+        values: Floats = np.array([1.0, self.prompt_tokens, self.decodes, self.kv_tokens, self.prompt_pairs])
+        values /= _UNITS
+        return values
 
 
 class StepTime:
     """The learned model; times in seconds."""
 
     def __init__(self) -> None:
-        size = len(_UNITS)
         self._a = np.diag(_GUESS_STEPS / np.maximum(_GUESS / _GUESS.max(), 0.05) ** 2)
         self._b = self._a @ _GUESS
         self._floor = self._a.copy()
@@ -53,7 +56,6 @@ class StepTime:
         self.steps = 0
         self.prompt_steps = 0
         self._since = 0
-        assert self._a.shape == (size, size)
 
     @property
     def ready(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from core_rig import a_task, distributions, holder
 from hypothesis import given
@@ -9,21 +11,28 @@ from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv_policy import RECENT, KVPolicy
+from ecoserve.serving.core.kv_policy import KVPolicy
+from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.ledger import Ledger
-from ecoserve.serving.core.policies import KV_POLICIES, load
+from ecoserve.serving.core.orderings import Ordering, Pace
+from ecoserve.serving.core.policies import KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
 BLOCK = 16
 
 
-def a_policy(name: str, *holders: Task, usable: int = 100, **settings: float) -> KVPolicy:
-    ledger = Ledger(usable, BLOCK)
+def a_policy(name: str, *holders: Task, usable: int = 100, **settings: Any) -> KVPolicy:
+    kv_use = KVUse([Group(BLOCK)])
+    ledger = Ledger(usable, kv_use)
     ledger.tasks = {t.request_id: t for t in holders}
     ledger.set_holders(list(holders))
-    ledger.held_blocks = sum(ledger.blocks(t.written) for t in holders)
-    policy: KVPolicy = load(KV_POLICIES[name])(SchedulerSettings(**settings), ledger, Forecast(BLOCK, 4096, 0.0, 1e9))
+    for task in holders:
+        task.blocks, task.row = ledger.blocks(task.written), -1
+    ledger.held_blocks = sum(t.blocks for t in holders)
+    chosen = SchedulerSettings(**settings)
+    ordering: Ordering = load(ORDERINGS[chosen.ordering or "srpt"])(chosen, Pace(512))
+    policy: KVPolicy = load(KV_POLICIES[name])(chosen, ledger, Forecast(kv_use, 4096), ordering)
     policy.begin_step()
     return policy
 
@@ -44,12 +53,12 @@ def test_exact_promises_the_padded_median() -> None:
     assert a_policy("exact", padding=0.0).promise(a_task(lengths=exactly(100))) == 100
 
 
-def test_pooled_promises_a_quantile() -> None:
+def test_ranked_promises_a_quantile() -> None:
     lengths = LengthDistribution((0, 100), (1.0,))
-    assert a_policy("pooled", quantile=0.8).promise(a_task(lengths=lengths)) == 80
+    assert a_policy("ranked", quantile=0.8).promise(a_task(lengths=lengths)) == 80
 
 
-@pytest.mark.parametrize("name", ["exact", "pooled"])
+@pytest.mark.parametrize("name", ["exact", "ranked"])
 @given(lengths=distributions(), generated=st.integers(0, 500), limit=st.integers(501, 900))
 def test_a_promise_covers_the_next_token_and_never_more_than_the_limit(
     name: str, lengths: LengthDistribution, generated: int, limit: int
@@ -142,7 +151,7 @@ def test_pooled_starts_a_prompt_if_the_forecast_stays_within_the_cache() -> None
     policy = a_policy("pooled", *hosts, reserve=0.0, epsilon=0.023)
     # The hosts will have gone by the time this one is long.
     assert policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1300)))
-    assert not policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(1700)))
+    assert not policy.admits_prompt(a_task(prompt_tokens=16, lengths=exactly(2200)))
 
 
 def test_pooled_is_the_more_careful_the_smaller_epsilon() -> None:
@@ -242,7 +251,7 @@ def test_who_was_passed_by_long_enough_is_passed_by_no_more() -> None:
     assert policy.admits_new_decode(short), "there is room for both"
 
 
-@pytest.mark.parametrize("name", ["on-demand", "pooled"])
+@pytest.mark.parametrize("name", ["on-demand", "ranked"])
 def test_only_exact_has_a_gate(name: str) -> None:
     task = holder("t", TaskState.DECODE, 32, lengths=exactly(10**4))
     policy = a_policy(name, task, usable=4)
@@ -251,22 +260,69 @@ def test_only_exact_has_a_gate(name: str) -> None:
     assert policy.lends_reserve(task)
 
 
-def test_the_longer_a_request_among_recent_arrivals_the_more_it_leaves_free() -> None:
-    def limits(headroom: float, *lengths: int) -> list[int]:
-        policy = a_policy("pooled", reserve=0.0, headroom=headroom)
-        tasks = [a_task(str(i), lengths=exactly(length)) for i, length in enumerate(lengths)]
-        for task in tasks:
-            policy.on_arrival(task)
-        return [policy.limit_blocks(task) for task in tasks]
-
-    assert limits(0.2, 10, 40, 20, 30, 50) == [100, 88, 96, 92, 84]
-    assert limits(0.0, 10, 40, 20) == [100] * 3
-    assert limits(0.2, 30, 30, 30) == [100] * 3, "none is shorter: nothing to leave free for"
+# -- admission by rank -----------------------------------------------------------------------------------
 
 
-def test_arrivals_of_long_ago_do_not_count_for_the_rank() -> None:
-    policy = a_policy("pooled", reserve=0.0, headroom=0.5)
-    for length in [10] * RECENT + [1000] * RECENT:
-        policy.on_arrival(a_task(lengths=exactly(length)))
-    assert policy.limit_blocks(a_task(lengths=exactly(500))) == 100
-    assert policy.limit_blocks(a_task(lengths=exactly(2000))) == 50
+def test_holders_that_rank_behind_are_no_obstacle() -> None:
+    other = holder("other", TaskState.DECODE, 160, lengths=exactly(1400))  # 29 blocks when the newcomer ends
+    newcomer = a_task("new", prompt_tokens=16, lengths=exactly(300))  # 20 blocks in the end
+    assert not a_policy("pooled", other, reserve=0.0, usable=40).admits_prompt(newcomer)
+    assert a_policy("ranked", other, reserve=0.0, usable=40).admits_prompt(newcomer)
+    other.lengths = exactly(290)
+    assert not a_policy("ranked", other, reserve=0.0, usable=40).admits_prompt(newcomer), "it ranks before"
+
+
+def test_the_prompts_new_blocks_must_be_free_now() -> None:
+    long = holder("long", TaskState.DECODE, 1440, lengths=exactly(4000))  # 90 blocks now
+    short = a_task("short", prompt_tokens=159, lengths=exactly(2))
+    assert a_policy("ranked", long, reserve=0.0).admits_prompt(short)
+    assert not a_policy("ranked", long, reserve=0.01).admits_prompt(short)
+    short.prompt_tokens = 160
+    assert not a_policy("ranked", long, reserve=0.0).admits_prompt(short)
+    short.shared_blocks = 1  # others hold its first block
+    assert a_policy("ranked", long, reserve=0.0).admits_prompt(short)
+
+
+def test_within_one_step_ranked_counts_the_prompts_it_has_admitted() -> None:
+    policy = a_policy("ranked", reserve=0.0)
+    verdicts = []
+    for i in range(6):
+        task = a_task(str(i), prompt_tokens=160, lengths=exactly(160))
+        verdicts.append(policy.admits_prompt(task))
+        if verdicts[-1]:
+            policy.admitted(task)
+    assert verdicts == [True] * 5 + [False]
+
+
+def test_client_priority_ranks_before_length() -> None:
+    holders = [holder(str(i), TaskState.DECODE, 160, lengths=exactly(900), priority=i) for i in range(3)]
+    for priority, admitted in ((-1, True), (0, True), (1, False), (2, False)):
+        task = a_task("new", prompt_tokens=64, lengths=exactly(300), priority=priority)
+        policy = a_policy("ranked", *holders, reserve=0.0, usable=50)
+        assert policy.admits_prompt(task) is admitted, priority
+
+
+def test_a_shared_prefix_is_charged_once() -> None:
+    sharers = [holder(str(i), TaskState.DECODE, 656, prompt_tokens=640, lengths=exactly(60)) for i in range(4)]
+    policy = a_policy("ranked", *sharers, reserve=0.0, usable=110)
+    for task in sharers:
+        task.shared_blocks = 40
+    policy.ledger.held_blocks = 44
+    newcomer = a_task("new", prompt_tokens=640, lengths=exactly(60))
+    assert policy.ledger.shared_blocks() == 40
+    assert policy.admits_prompt(newcomer), "its own copy would fit as well"
+    tight = a_policy("ranked", *sharers, reserve=0.0, usable=64)
+    for task in sharers:
+        task.shared_blocks = 40
+    tight.ledger.held_blocks = 44
+    assert not tight.admits_prompt(newcomer)
+    newcomer.shared_blocks = 40
+    tight.begin_step()
+    assert tight.admits_prompt(newcomer)
+
+
+def test_first_come_first_served_ranks_by_arrival() -> None:
+    old = holder("old", TaskState.DECODE, 160, lengths=exactly(1300), arrival_s=1.0)
+    for arrival_s, admitted in ((0.5, True), (2.0, False)):
+        policy = a_policy("ranked", old, reserve=0.0, usable=80, ordering="fcfs")
+        assert policy.admits_prompt(a_task("new", lengths=exactly(600), arrival_s=arrival_s)) is admitted

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from core_rig import a_task, holder
 
+from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.ledger import Ledger, LedgerError
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -12,7 +13,7 @@ BLOCK = 16
 
 
 def a_ledger(*tasks: Task, usable: int = 10, held: int = 0) -> Ledger:
-    ledger = Ledger(usable, BLOCK)
+    ledger = Ledger(usable, KVUse([Group(BLOCK)]))
     ledger.tasks = {t.request_id: t for t in tasks}
     ledger.set_holders([t for t in tasks if t.state is not TaskState.WAITING])
     ledger.held_blocks = held
@@ -41,10 +42,10 @@ def test_lent_is_what_promises_and_holdings_exceed_the_cache_by() -> None:
     assert a_ledger(*hosts, usable=18, held=3).lent_blocks() == 0
 
 
-def test_shared_blocks_are_those_counted_twice() -> None:
-    pair = [holder(n, TaskState.DECODE, 48) for n in "ab"]
+def test_shared_blocks_are_those_that_no_holder_has_for_itself() -> None:
+    pair = [holder(n, TaskState.DECODE, 48, blocks=3, shared_blocks=2) for n in "ab"]
     assert a_ledger(*pair, held=4).shared_blocks() == 2
-    assert a_ledger(*pair, held=6).shared_blocks() == 0
+    assert a_ledger(*pair, held=9).shared_blocks() == 7, "five of an idle session"
 
 
 def consistent(**changes: Any) -> tuple[Ledger, dict[str, Any]]:

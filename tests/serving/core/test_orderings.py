@@ -169,7 +169,7 @@ def test_who_has_waited_too_long_is_passed_by_no_newcomer(name: str) -> None:
     """Under a stream of newcomers that any rule would prefer."""
     waits = arrived("waits", 0.0, 4000, prompt_tokens=8, deadline_s=0.001)
     newcomers = [arrived(f"n{i}", 200.0 + i, 1, prompt_tokens=9000, deadline_s=1e6) for i in range(20)]
-    late = 200.0 + 4000 / 5 + 900.0
+    late = 200.0 + 4000 + 900.0
     for newcomer in newcomers:
         newcomer.arrival_s += late
     assert order([*newcomers, waits], name, "prompt", now=late + 230.0, max_wait_s=100.0)[0] == "waits"

@@ -11,8 +11,9 @@ from core_rig import a_task, holder
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Counters, Recorder
+from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.planner import Planner, Snapshot
-from ecoserve.serving.core.policies import FORECASTS, GROUPS, KV_POLICIES, ORDERINGS, load
+from ecoserve.serving.core.policies import GROUPS, KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -22,7 +23,7 @@ def a_planner(*tasks: Task, usable: int = 100, **settings: Any) -> Planner:
     planner = Planner(
         SchedulerSettings(**settings),
         usable_blocks=usable,
-        block_size=16,
+        kv_use=KVUse([Group(16)]),
         max_model_len=4096,
         max_step_tokens=512,
         counters=counters,
@@ -53,7 +54,7 @@ def snapshot(running: list[Task], holding: list[Task] | None = None, free: int =
 def test_nothing_is_planned_while_blocks_suffice() -> None:
     tasks = [decoding("a", 10, 2), decoding("b", 20, 2)]
     plan = a_planner(*tasks).plan_step(snapshot(tasks, free=2))
-    assert (plan.pause, plan.preempt, plan.token_budget) == ([], [], None)
+    assert (plan.pause, plan.preempt, plan.token_budget) == ([], [], 512)
 
 
 def test_a_shortage_pauses_and_closes_admission() -> None:
@@ -102,7 +103,7 @@ def test_room_is_made_for_the_first_that_may_go_on() -> None:
     assert not a_planner(head).make_room([head], {"head": 10}, step=10).preempt, "paused in this very step"
 
 
-@pytest.mark.parametrize("entry", [*KV_POLICIES.values(), *ORDERINGS.values(), *FORECASTS.values(), GROUPS])
+@pytest.mark.parametrize("entry", [*KV_POLICIES.values(), *ORDERINGS.values(), GROUPS])
 def test_every_registry_entry_can_be_loaded(entry: str) -> None:
     assert callable(load(entry))
 

@@ -17,7 +17,7 @@ def test_nothing_given_is_the_policy_we_recommend() -> None:
         settings = SchedulerSettings.from_config(given)
         assert settings == SchedulerSettings()
         assert settings.policy == "ecoserve"
-        assert settings.parts.kv_policy == "pooled"
+        assert settings.parts.kv_policy == "ranked"
         assert settings.parts.ordering == "slo"
 
 

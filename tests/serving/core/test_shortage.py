@@ -24,6 +24,7 @@ def ask(
     known: dict[str, Any] = {
         "held": dict.fromkeys((*running, *(paused or [])), 4),
         "paused_limit_blocks": 100.0,
+        "rank": {t: (t.priority, t.expected_rest()) for t in (*running, *(paused or []))},
     }
     known |= options
     return relieve(needs, running, paused or [], free_blocks=free, **known)
@@ -127,9 +128,10 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
         rest = draw(st.integers(1, 300))
         tasks.append(holder(f"t{i}", state, written, lengths=LengthDistribution.point(rest), arrival_s=float(i)))
         tasks[-1].preemptions = draw(st.integers(0, 4))
-    running = [t for t in tasks if t.state is not TaskState.PAUSED] or [
-        a_task("only", state=TaskState.DECODE, written=5)
-    ]
+    running = [t for t in tasks if t.state is not TaskState.PAUSED]
+    if not running:
+        running = [a_task("only", state=TaskState.DECODE, written=5)]
+        tasks += running
     paused = [t for t in tasks if t.state is TaskState.PAUSED]
     return {
         "needs": {t: n for t in running if (n := draw(st.integers(0, 9))) > 0},
@@ -137,6 +139,7 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
         "paused": paused,
         # Some hold blocks that others share: those do not come free.
         "held": {t: draw(st.integers(0, -(-t.written // 16))) for t in (*running, *paused)},
+        "rank": {t: (float(draw(st.integers(0, 1))), t.expected_rest()) for t in tasks},
         "free_blocks": draw(st.integers(0, 30)),
         "paused_limit_blocks": draw(st.floats(0, 60)),
     }
@@ -146,6 +149,7 @@ def shortages(draw: st.DrawFn) -> dict[str, Any]:
 def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
     relief = relieve(**case)
     needs, running, paused, held = case["needs"], case["running"], case["paused"], case["held"]
+    rank = case["rank"]
     dropped, stopped = set(relief.drop), set(relief.pause)
 
     assert len(dropped) == len(relief.drop)
@@ -163,9 +167,10 @@ def test_what_must_hold_of_any_relief(case: dict[str, Any]) -> None:
         assert relief == Relief(), "nothing was short"
     for one in stopped:
         later = [t for t in served if needs.get(t, 0) and t.state is TaskState.DECODE]
-        assert all(t.expected_rest() <= one.expected_rest() or needs[t] < needs[one] for t in later), (
-            "one with more left was served before it"
-        )
+        assert all(rank[t] <= rank[one] or needs[t] < needs[one] for t in later), "one behind it was served first"
+    survivors_holding = [t for t in (*running, *paused) if t not in dropped and held[t] > 0]
+    victims = [rank[t][0] for t in relief.drop if held[t] > 0]
+    assert all(rank[t][0] <= p for t in survivors_holding for p in victims), "one of higher priority was preempted"
 
     waits = sum(held[t] for t in paused if t not in dropped) + sum(held[t] for t in stopped)
     useful = [t for t in (*running, *paused) if t not in dropped and held[t] > 0]
