@@ -78,9 +78,9 @@ MUTATIONS = (
     ),
     Mutation(
         "epsilon is ignored in the fit",
-        "core/forecast.py",
-        "return self.peak(deviations(epsilon), task) <= limit_blocks",
-        "return self.peak(0.0, task) <= limit_blocks",
+        "core/kv_policy.py",
+        "return self.forecast.peak(usage, deviations(self.settings.epsilon)) <= self.open_blocks",
+        "return self.forecast.peak(usage, 0.0) <= self.open_blocks",
     ),
     Mutation(
         "the high-water mark of the paused is ignored",
@@ -90,9 +90,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a shortage is counted one block too small",
-        "core/planner.py",
-        "return max(0, self.ledger.blocks(tokens) - task.blocks)",
-        "return max(0, self.ledger.blocks(tokens) - 1 - task.blocks)",
+        "core/kv_use.py",
+        "return max(0, self.blocks(tokens) - task.blocks)",
+        "return max(0, self.blocks(tokens) - 1 - task.blocks)",
     ),
     Mutation(
         "a dropped request keeps its promise",
@@ -109,8 +109,8 @@ MUTATIONS = (
     Mutation(
         "prompts let in within one step are not counted",
         "core/kv_policy.py",
-        "        self._rebase()\n        self.forecast.add(task)\n",
-        "        self._rebase()\n",
+        "        self._admitted = own if self._admitted is None else self._admitted + own\n",
+        "",
     ),
     Mutation(
         "a resumed request stays in the list of the paused",

@@ -68,7 +68,6 @@ def covered(cases: list[Any]) -> dict[str, dict[str, int]]:
             "policy": case.policy,
             "kv_policy": settings.parts.kv_policy,
             "ordering": settings.parts.ordering,
-            "forecast": settings.forecast if settings.parts.kv_policy == "pooled" else "-",
             "groups": settings.parts.groups,
             "correction": settings.parts.correction,
             "depth": case.depth,

@@ -16,8 +16,8 @@ from vllm.v1.request import RequestStatus
 
 from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core.counters import Event, Recorder
-from ecoserve.serving.core.forecast import Forecast, Padded, deviations
-from ecoserve.serving.core.kv_policy import Pooled
+from ecoserve.serving.core.forecast import REACTION_STEPS, Forecast, deviations
+from ecoserve.serving.core.kv_policy import Pooled, Ranked
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -44,7 +44,7 @@ class Admission:
         self.lent = 0
         self._hook("begin_step", after=lambda: self._new.clear())
         self._hook("admitted", before=self._admitted)
-        if isinstance(self.kv_policy, Pooled):
+        if isinstance(self.kv_policy, Ranked):
             self._hook("admits_prompt", yes=self._pool_fits)
         elif self.kv_policy.exclusive:
             self._hook("admits_prompt", yes=self._prompt_fits)
@@ -139,72 +139,39 @@ class Admission:
     # -- the pool
 
     def _pool_fits(self, task: Task) -> None:
-        tasks = [*self.ledger.holders(), *(t for t, _ in self._new)]
-        known = len(self.ledger.holders())
-        shared = self.ledger.shared_blocks()
-        forecast = self.s.planner.forecast
-        epsilon = self.kv_policy.settings.epsilon
-        if isinstance(forecast, Padded):
-            peak = padded_peak(forecast, tasks, known, task, shared)
-            assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
-        elif isinstance(forecast, Forecast):
-            near = 1.0 / (1.0 + forecast._steps / self.s.settings.reaction_steps)
-            peak = spread_peak(forecast, tasks, known, task, shared, deviations(epsilon) * near)
-            assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
-        else:
-            share = scenarios_over(forecast, tasks, known, task, shared, self._open)
-            assert share <= epsilon + 1e-9, f"let in with a share of {share:.3f} above the cache, epsilon is {epsilon}"
+        """A prompt was admitted: beside the holders that rank before it, it fits in all but some futures, and now."""
+        policy, forecast = self.kv_policy, self.s.planner.forecast
+        new = [t for t, _ in self._new]
+        free = self._usable - self.ledger.held_blocks - sum(self._ahead(t) - t.shared_blocks for t in new)
+        need = self._ahead(task) - task.shared_blocks
+        assert need <= free - (self._usable - self._open), f"a prompt needs {need} blocks of {free} that are free"
+        holders = self.ledger.holders()
+        before = holders
+        if not isinstance(policy, Pooled):
+            places = policy.ordering.places([*holders, task], forecast.rests([*holders, task]))
+            mine = (task.priority, places[-1])
+            before = [t for t, place in zip(holders, places[:-1], strict=True) if (t.priority, place) <= mine]
+        shared = max(0, self.ledger.held_blocks - sum(t.blocks - t.shared_blocks for t in holders))
+        near = 1.0 / (1.0 + forecast._steps / REACTION_STEPS)
+        peak = shared + spread_peak(forecast, [*before, *new, task], deviations(policy.settings.epsilon) * near)
+        assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
 
 
-def spread_peak(forecast: Forecast, tasks: list[Task], known: int, new: Task, shared: int, z: Any) -> float:
-    """Largest mean + z * sd of the future blocks of ``tasks`` (the first ``known`` share blocks) and ``new``."""
+def spread_peak(forecast: Forecast, tasks: list[Task], z: Any) -> float:
+    """Largest mean + z * sd of the future blocks that ``tasks`` have for themselves."""
     steps, grid = forecast._steps, forecast._grid
-    mean, var, sd, alive_known = (np.zeros(len(steps)) for _ in range(4))
-    for i, task in enumerate([*tasks, new]):
+    mean, var, sd = (np.zeros(len(steps)) for _ in range(3))
+    for task in tasks:
         table = task.lengths.survival_at(grid)
         alive = np.interp(task.generated + steps, grid, table)
         alive = np.clip(alive / max(alive[0], 1e-9), 0.0, 1.0)
-        held = np.ceil((max(task.written, task.prompt_tokens + task.generated) + steps) / forecast.block_size)
+        span = max(task.written, task.prompt_tokens + task.generated)
+        held = np.maximum(np.ceil((span + steps) / forecast.kv_use.block_size) - task.shared_blocks, 0.0)
         mean += alive * held
         var += alive * (1.0 - alive) * held**2
         sd += np.sqrt(alive * (1.0 - alive)) * held
-        if i < known:
-            alive_known += alive
-    mean -= shared * alive_known / max(1, known)
     common = (1.0 - forecast.rho) * var + forecast.rho * sd**2
     return float((mean + z * np.sqrt(common)).max())
-
-
-def padded_peak(forecast: Padded, tasks: list[Task], known: int, new: Task, shared: int) -> float:
-    """Most blocks held at once if every request ends at the forecast's quantile of its length."""
-    steps = forecast._steps
-    usage, alive_known = np.zeros(len(steps)), np.zeros(len(steps))
-    for i, task in enumerate([*tasks, new]):
-        end = task.lengths.given_longer_than(task.generated).quantile(forecast.quantile)
-        alive = (steps < max(1, end - task.generated)).astype(float)
-        span = max(task.written, task.prompt_tokens + task.generated)
-        usage += alive * np.ceil((span + steps) / forecast.block_size)
-        if i < known:
-            alive_known += alive
-    return float((usage - shared * alive_known / max(1, known)).max())
-
-
-def scenarios_over(forecast: Any, tasks: list[Task], known: int, new: Task, shared: int, limit: float) -> float:
-    """Share of the scenarios in which ``tasks`` (the first ``known`` share blocks) and ``new`` pass the limit."""
-    steps = forecast._steps
-    usage = np.zeros((forecast.count, len(steps)))
-    alive_all = np.zeros_like(usage)
-    for task in [*tasks, new]:
-        rest = forecast._tables[task.row] - task.generated if task.row >= 0 else None
-        assert rest is not None, f"{task.request_id} has no scenarios"
-        alive = (rest[:, None] > steps).astype(float)
-        span = max(task.written, task.prompt_tokens + task.generated)
-        usage += alive * (span + forecast.block_size / 2 + steps) / forecast.block_size
-        alive_all += alive
-    usage -= shared * alive_all / np.maximum(alive_all[:, :1], 1.0)
-    mean = usage.mean(axis=0)
-    peaks = (mean + forecast._near * (usage - mean)).max(axis=1)
-    return float((peaks > limit).mean())
 
 
 # -- shortage ------------------------------------------------------------------------------------------------
@@ -227,10 +194,13 @@ class Shortage:
         return sum(b.ref_cnt == 1 for b in manager.req_to_blocks[request.request_id])
 
     def _needs(self, request: Any) -> int:
-        """Blocks that a running request must get in this step; a prompt: all that it will need."""
+        """Blocks that a running request must get in this step; a prompt: those of its next chunk at most."""
         s = self.s
         if request.is_prefill_chunk:
             tokens = request.num_tokens + request.num_output_placeholders
+            chunk = min(self._room, tokens - request.num_computed_tokens)
+            self._room -= chunk
+            tokens = request.num_computed_tokens + chunk
         else:
             most = min(request.num_prompt_tokens + request.max_tokens - 1, s.max_model_len)
             tokens = min(request.num_computed_tokens + 1, most)
@@ -248,6 +218,7 @@ class Shortage:
         private = {r.request_id: self._private(r) for r in holders}
         self._carry_out(plan)
         new, self._new = self._new, []
+        self._room = (plan.token_budget or 0) - sum(not r.is_prefill_chunk for r in s.running)
         need = sum(self._needs(r) for r in s.running)
         assert need <= s.free_blocks, f"after relief {need} blocks are needed and {s.free_blocks} free"
         if not new:
@@ -350,7 +321,7 @@ def check_structures(s: Any) -> None:
     planner = s.planner
     forecast, tasks = planner.forecast, planner.ledger.tasks
     rows = [t.row for t in tasks.values() if t.row >= 0]
-    tables = forecast._tables
+    tables = forecast._alive
     assert sorted([*rows, *forecast._free_rows]) == list(range(len(tables))), "rows of the forecast do not add up"
     if isinstance(planner.kv_policy, Pipelined):
         check_loans(planner.kv_policy, tasks)

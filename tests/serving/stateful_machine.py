@@ -38,7 +38,6 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
         more = random.Random(number)
         knobs = dict(case.knobs) | {
             "paused_share": more.choice([0.02, 0.02, 0.0, 0.25, 1.0]),
-            "headroom": more.choice([0.1, 0.0, 0.5]),
         }
         if number % 4 == 0 and "policy" not in fixed and "knobs" not in fixed:
             # Lending needs long windows beside short ones and little between them: drawn freely it hardly ever happens.
@@ -46,10 +45,9 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
             case = same(case, policy="ecoserve-paper")
             knobs |= {"buffer_tokens": 0, "lending_depth": 3}
         elif number % 4 == 2 and "policy" not in fixed and "knobs" not in fixed:
-            # The policy that serves by default, with the forecast that it serves with more often than not.
+            # The policy that serves by default.
             knobs.pop("kv_policy", None)
             case = same(case, policy="ecoserve")
-            knobs |= {"forecast": more.choice(["spread", "spread", "scenarios", "padded"])}
         return same(case, specs=(), resets=(), knobs=tuple(knobs.items()))
 
     return st.integers(0, 2**32 - 1).map(engine)

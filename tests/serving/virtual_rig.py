@@ -20,8 +20,7 @@ from audits import Lives
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv_policy import Pooled
+from ecoserve.serving.core.kv_policy import Ranked
 from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.simulate.cost import LinearCost
 from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
@@ -270,15 +269,12 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         assert not {r.request_id for r in scheduler.kv_holding_waiting} & set(output.num_scheduled_tokens)
         assert {r.request_id for r in scheduler.kv_holding_waiting} <= paused or case.policy == STOCK
         assert step < most_steps, f"{step} steps for {total} tokens: nothing gets done"
-        if hasattr(scheduler, "planner") and isinstance(scheduler.planner.kv_policy, Pooled):
+        if hasattr(scheduler, "planner") and isinstance(scheduler.planner.kv_policy, Ranked):
             ledger, forecast = scheduler.planner.ledger, scheduler.planner.forecast
-            forecast.rebase(ledger.holders(), ledger.shared_blocks())
-            if isinstance(forecast, Forecast):
-                apart = sum(ledger.blocks(t.span_tokens()) for t in ledger.holders())
-                held = pytest.approx(apart - ledger.shared_blocks())
-                assert forecast.peak(0.0) >= forecast._mean[0] == held, "some KV is not in the forecast"
-            else:
-                assert (forecast._alive[:, 0] == len(ledger.holders())).all(), "a request is not in the forecast"
+            holders = ledger.holders()
+            usage = forecast.usage(holders).cumulative().row(len(holders))
+            held = sum(max(0, ledger.blocks(t.span_tokens()) - t.shared_blocks) for t in holders)
+            assert forecast.peak(usage, 0.0) >= usage.mean[0] == pytest.approx(held), "some KV is not in the forecast"
         if on_step is not None:
             on_step(scheduler, output)
         if step in case.resets:
@@ -331,7 +327,7 @@ def check_empty(scheduler: Any) -> None:
         return
     assert not s.paused_at
     assert not s.planner.ledger.tasks
-    tables = s.planner.forecast._tables
+    tables = s.planner.forecast._alive
     assert sorted(s.planner.forecast._free_rows) == list(range(len(tables)))
     if isinstance(s.planner.kv_policy, Pipelined):
         assert not s.planner.kv_policy.lending.loan_of
@@ -451,13 +447,11 @@ def random_case(seed: int, **fixed: Any) -> Case:
     knobs = {
         "waiting_share": rng.choice([0.25, 0.25, 0.01, 1.0]),
         "paused_share": rng.choice([0.02, 0.02, 0.0, 0.25, 1.0]),
-        "headroom": rng.choice([0.1, 0.1, 0.0, 0.5]),
         "reserve": rng.choice([0.02, 0.02, 0.0, 0.3]),
         "resume_steps": rng.choice([4, 4, 1, 64]),
         "epsilon": rng.choice([0.023, 0.5, 0.5 if pressed else 1e-6]),
-        "forecast": rng.choice(["spread", "spread", "scenarios", "scenarios", "padded"]),
         "ordering": rng.choice([None, None, "fcfs", "sjf", "srpt", "hrrn", "edf", "paper", "slo"]),
-        "kv_policy": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled"]),
+        "kv_policy": rng.choice([None, None, None, "on-demand", "max", "exact", "pipelined", "pooled", "ranked"]),
         "buffer_tokens": rng.choice([16, 16, 0, 64]),
         "buffer_quantile": rng.choice([None, None, 0.9]),
         "lending_depth": rng.choice([3, 1]),

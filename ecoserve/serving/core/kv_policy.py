@@ -89,10 +89,10 @@ class KVPolicy:
         return self.ledger.lent_blocks(reserved)
 
 
-def holder_ranks(holders: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tuple[Floats, Floats]:
-    """Client priority and rank of each holder, to be compared in this order; lower goes first."""
-    priority = np.fromiter((t.priority for t in holders), dtype=float, count=len(holders))
-    return priority, ordering.holder_places(holders, forecast.rests(holders))
+def ranks(tasks: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tuple[Floats, Floats]:
+    """Client priority and place of each request, to be compared in this order; lower goes first."""
+    priority = np.fromiter((t.priority for t in tasks), dtype=float, count=len(tasks))
+    return priority, ordering.places(tasks, forecast.rests(tasks))
 
 
 class Ranked(KVPolicy):
@@ -132,7 +132,7 @@ class Ranked(KVPolicy):
         """KV use of the holders that rank before ``task``."""
         if self._before is None:
             holders = self.ledger.holders()
-            priority, rank = holder_ranks(holders, self.forecast, self.ordering)
+            priority, rank = ranks(holders, self.forecast, self.ordering)
             order = np.lexsort((rank, priority))
             usage = self.forecast.usage([holders[i] for i in order]).cumulative()
             self._before = priority, rank, usage
@@ -142,14 +142,12 @@ class Ranked(KVPolicy):
         return usage.row(int(np.count_nonzero(before)))
 
     def _place(self, task: Task) -> tuple[float, float]:
-        return float(task.priority), self.ordering.place(task)
+        (priority,), (rank,) = ranks([task], self.forecast, self.ordering)
+        return float(priority), float(rank)
 
     def _own(self, task: Task) -> Usage:
         if self._asked is None or self._asked[0] is not task:
-            was_in = task.row >= 0
             self._asked = task, self.forecast.usage([task]).row(0)
-            if not was_in:
-                self.forecast.leave(task)
         return self._asked[1]
 
     def admitted(self, task: Task) -> None:

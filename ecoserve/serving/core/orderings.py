@@ -98,15 +98,12 @@ class Ordering:
     def key(self, task: Task, now: float, prompt: bool) -> SortKey:
         return (task.priority, *self.rank(task, now, prompt), task.arrival_s, float(task.number))
 
-    # -- holders against newcomers ---------------------------------------------------------------------------
+    def places(self, tasks: Sequence[Task], rests: Floats) -> Floats:
+        """Where holders of KV and newcomers stand among each other, lower first; ``rests``: expected remaining tokens.
 
-    def place(self, task: Task) -> float:
-        """Where a request of the prefill queue stands among those that hold KV: see :meth:`holder_places`."""
-        return task.arrival_s
-
-    def holder_places(self, holders: Sequence[Task], rests: Floats) -> Floats:
-        """Where holders stand, lower first; ``rests``: their expected remaining tokens."""
-        return np.fromiter((t.arrival_s for t in holders), dtype=float, count=len(holders))
+        Like :meth:`rank`, without what moves with time or belongs to one queue.
+        """
+        return np.fromiter((t.arrival_s for t in tasks), dtype=float, count=len(tasks))
 
     # -- what ranks are made of --------------------------------------------------------------------------
 
@@ -126,13 +123,10 @@ class Ordering:
 
 
 class BySize(Ordering):
-    """Base of orderings by aged size: newcomers and holders compare by it."""
+    """Base of orderings by aged size."""
 
-    def place(self, task: Task) -> float:
-        return self.aged(task, self.rest(task))[0]
-
-    def holder_places(self, holders: Sequence[Task], rests: Floats) -> Floats:
-        return rests + self.settings.ageing_tokens_per_s * super().holder_places(holders, rests)
+    def places(self, tasks: Sequence[Task], rests: Floats) -> Floats:
+        return rests + self.settings.ageing_tokens_per_s * super().places(tasks, rests)
 
 
 class SJF(BySize):

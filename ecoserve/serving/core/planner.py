@@ -23,7 +23,7 @@ import numpy as np
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Attainment, Counters, Gauges, Recorder, UnderpredictionAction
 from ecoserve.serving.core.forecast import Forecast
-from ecoserve.serving.core.kv_policy import KVPolicy, holder_ranks
+from ecoserve.serving.core.kv_policy import KVPolicy, ranks
 from ecoserve.serving.core.kv_use import KVUse
 from ecoserve.serving.core.learning import CommonError, Correction, Learner, LengthHistory
 from ecoserve.serving.core.ledger import Ledger
@@ -350,7 +350,7 @@ class Planner:
 
     def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
         assert plan.token_budget is not None
-        prompt_room = max(0, plan.token_budget - sum(t.state is TaskState.DECODE for t in running))
+        prompt_room = plan.token_budget
         needs: dict[Task, int] = {}
         for task in running:
             if task.state is TaskState.PREFILL:
@@ -383,7 +383,7 @@ class Planner:
             self._pause(task, running, plan)
 
     def _ranks(self, tasks: list[Task]) -> dict[Task, tuple[float, float]]:
-        priority, rank = holder_ranks(tasks, self.forecast, self.ordering)
+        priority, rank = ranks(tasks, self.forecast, self.ordering)
         return {t: (float(p), float(r)) for t, p, r in zip(tasks, priority, rank, strict=True)}
 
     def _token_budget(self, engine: Snapshot) -> int:

@@ -22,7 +22,7 @@ def test_attainment_is_that_of_the_rows(policy: str, depth: int) -> None:
     arrivals, asked = [], {}
     for i in range(60):
         name, at, answer = f"r{i}", rng.random() * 5, rng.randrange(1, 60)
-        asked[name] = slo = (rng.choice([0.05, 0.5, 5.0]), rng.choice([0.014, 0.03, 0.1]))
+        asked[name] = slo = (rng.choice([0.016, 0.5, 5.0]), rng.choice([0.014, 0.03, 0.1]))
         extra = {
             keys.LENGTHS: LengthDistribution.lognormal(answer, 0.5, 100).to_wire(),
             keys.SLO_TTFT: slo[0],

@@ -265,22 +265,28 @@ def test_only_exact_has_a_gate(name: str) -> None:
 
 def test_holders_that_rank_behind_are_no_obstacle() -> None:
     other = holder("other", TaskState.DECODE, 160, lengths=exactly(1400))  # 29 blocks when the newcomer ends
-    newcomer = a_task("new", prompt_tokens=16, lengths=exactly(300))  # 20 blocks in the end
-    assert not a_policy("pooled", other, reserve=0.0, usable=40).admits_prompt(newcomer)
-    assert a_policy("ranked", other, reserve=0.0, usable=40).admits_prompt(newcomer)
+
+    def admits(name: str) -> bool:
+        newcomer = a_task("new", prompt_tokens=16, lengths=exactly(300))  # 20 blocks in the end
+        return a_policy(name, other, reserve=0.0, usable=40).admits_prompt(newcomer)
+
+    assert not admits("pooled")
+    assert admits("ranked")
     other.lengths = exactly(290)
-    assert not a_policy("ranked", other, reserve=0.0, usable=40).admits_prompt(newcomer), "it ranks before"
+    assert not admits("ranked"), "it ranks before"
 
 
 def test_the_prompts_new_blocks_must_be_free_now() -> None:
     long = holder("long", TaskState.DECODE, 1440, lengths=exactly(4000))  # 90 blocks now
-    short = a_task("short", prompt_tokens=159, lengths=exactly(2))
-    assert a_policy("ranked", long, reserve=0.0).admits_prompt(short)
-    assert not a_policy("ranked", long, reserve=0.01).admits_prompt(short)
-    short.prompt_tokens = 160
-    assert not a_policy("ranked", long, reserve=0.0).admits_prompt(short)
-    short.shared_blocks = 1  # others hold its first block
-    assert a_policy("ranked", long, reserve=0.0).admits_prompt(short)
+
+    def admits(prompt_tokens: int, reserve: float = 0.0, shared_blocks: int = 0) -> bool:
+        short = a_task("short", prompt_tokens=prompt_tokens, lengths=exactly(2), shared_blocks=shared_blocks)
+        return a_policy("ranked", long, reserve=reserve).admits_prompt(short)
+
+    assert admits(159)
+    assert not admits(159, reserve=0.01)
+    assert not admits(160)
+    assert admits(160, shared_blocks=1), "others hold its first block"
 
 
 def test_within_one_step_ranked_counts_the_prompts_it_has_admitted() -> None:
@@ -311,6 +317,7 @@ def test_a_shared_prefix_is_charged_once() -> None:
     newcomer = a_task("new", prompt_tokens=640, lengths=exactly(60))
     assert policy.ledger.shared_blocks() == 40
     assert policy.admits_prompt(newcomer), "its own copy would fit as well"
+    newcomer.row = -1
     tight = a_policy("ranked", *sharers, reserve=0.0, usable=64)
     for task in sharers:
         task.shared_blocks = 40
