@@ -14,7 +14,13 @@ from typing import Any, Final
 _LOG = logging.getLogger(__name__)
 
 #: Scheduler settings (``--additional-config '{"ecoserve": {...}}'``, ``knobs`` of sweeps).
-SETTINGS: Final[dict[str, str | None]] = {"kvc": "kv_policy", "decode_fast_path": None}
+SETTINGS: Final[dict[str, str | None]] = {
+    "kvc": "kv_policy",
+    "decode_fast_path": None,
+    "forecast": None,
+    "headroom": None,
+    "reaction_steps": None,
+}
 
 #: Prometheus metrics, new ones with their label.
 METRICS: Final[dict[str, str | None]] = {

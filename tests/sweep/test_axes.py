@@ -37,17 +37,17 @@ def test_knobs_are_the_scheduler_s_and_vllm_has_none(tmp_path):
     runs = expanded(
         tmp_path,
         "{trace: synthetic, rates: 8, seeds: 0, lengths: none, policies: [vllm, ecoserve, ecoserve-paper],"
-        " knobs: {epsilon: [0.05, 0.1], headroom: 0.2}, settings: {scheduler: {reserve: 0.05}}}",
+        " knobs: {epsilon: [0.05, 0.1], resume_steps: 8}, settings: {scheduler: {reserve: 0.05}}}",
     )
     found = [(r.settings["policy"], r.settings["scheduler"]) for r in runs]
     assert found == [
         ("vllm", {"reserve": 0.05}),
-        ("ecoserve", {"reserve": 0.05, "epsilon": 0.05, "headroom": 0.2}),
-        ("ecoserve", {"reserve": 0.05, "epsilon": 0.1, "headroom": 0.2}),
-        ("ecoserve-paper", {"reserve": 0.05, "epsilon": 0.05, "headroom": 0.2}),
-        ("ecoserve-paper", {"reserve": 0.05, "epsilon": 0.1, "headroom": 0.2}),
+        ("ecoserve", {"reserve": 0.05, "epsilon": 0.05, "resume_steps": 8}),
+        ("ecoserve", {"reserve": 0.05, "epsilon": 0.1, "resume_steps": 8}),
+        ("ecoserve-paper", {"reserve": 0.05, "epsilon": 0.05, "resume_steps": 8}),
+        ("ecoserve-paper", {"reserve": 0.05, "epsilon": 0.1, "resume_steps": 8}),
     ]
-    assert runs[1].labels == {"engine": "virtual", "condition": None, "knob_epsilon": 0.05, "knob_headroom": 0.2}
+    assert runs[1].labels == {"engine": "virtual", "condition": None, "knob_epsilon": 0.05, "knob_resume_steps": 8}
     assert "knob_epsilon" not in runs[0].labels
 
 

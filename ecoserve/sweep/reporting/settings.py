@@ -199,7 +199,7 @@ class Setting:
 
     @property
     def knobs_title(self) -> str:
-        """``epsilon 0.1, headroom 0``; empty if the sweep varied no knob."""
+        """``epsilon 0.1, resume_steps 8``; empty if the sweep varied no knob."""
         return ", ".join(f"{name} {value}" for name, value in self.knobs)
 
     @property

@@ -205,7 +205,7 @@ def test_d_only_a_running_gt_can_be_paused() -> None:
     request = s.requests["a"]
     with pytest.raises(ValueError, match="request a is not generating"):
         s.pause(request)
-    long = engine({"long": 30}, prompt=300, blocks=24, max_num_seqs=4)
+    long = engine({"long": 30}, prompt=300, blocks=32, max_num_seqs=4, max_model_len=400)
     long.step()
     prefilling = long.scheduler.requests["long"]
     assert prefilling.is_prefill_chunk
