@@ -10,7 +10,6 @@ from virtual_rig import STOCK, ByHand, Case, Spec, play, scheduler_for
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import RequestStatus
 
-from ecoserve.serving.core.tasks import TaskState
 from ecoserve.serving.simulate.engine import make_request, make_scheduler
 
 
