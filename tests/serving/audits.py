@@ -145,7 +145,7 @@ class Admission:
         free = self._usable - self.ledger.held_blocks - sum(self._ahead(t) - t.shared_blocks for t in new)
         need = self._ahead(task) - task.shared_blocks
         assert need <= free - (self._usable - self._open), f"a prompt needs {need} blocks of {free} that are free"
-        holders = self.ledger.holders()
+        holders = [t for t in self.ledger.holders() if not t.idle]
         before = holders
         if not isinstance(policy, Pooled):
             places = policy.ordering.places([*holders, task], forecast.rests([*holders, task]))

@@ -131,7 +131,7 @@ class Ranked(KVPolicy):
     def _ahead(self, task: Task) -> Usage:
         """KV use of the holders that rank before ``task``."""
         if self._before is None:
-            holders = self.ledger.holders()
+            holders = [t for t in self.ledger.holders() if not t.idle]
             priority, rank = ranks(holders, self.forecast, self.ordering)
             order = np.lexsort((rank, priority))
             usage = self.forecast.usage([holders[i] for i in order]).cumulative()

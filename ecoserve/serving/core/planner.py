@@ -215,10 +215,11 @@ class Planner:
         self.ledger.held_blocks = self.ledger.usable_blocks - engine.free_blocks
         self.ledger.set_holders([*engine.running, *engine.holding])
         for task in engine.running:
-            task.passed_by = False
+            task.passed_by = task.idle = False
         for task in engine.holding:
             since = engine.paused_at.get(task.request_id)
             task.passed_by = since is not None and engine.step - since > PATIENCE
+            task.idle = since is None
 
     def plan_step(self, engine: Snapshot) -> StepPlan:
         plan = StepPlan()

@@ -46,6 +46,7 @@ class Task:
         written, generated, promised: see the module. blocks: KV blocks held at the start of the step.
         shared_blocks: of these, those that others hold too; of a request that waits, blocks of its prompt that others
             hold, which cost it nothing.
+        idle: it is a session that waits for its client: its KV stays as it is.
         known_tokens: of a prefill, tokens that are out or under way.
         predicted_median: median response length at arrival, for the reports.
         overdrawn: its promise was outlived at least once.
@@ -71,6 +72,7 @@ class Task:
     generated: int = 0
     blocks: int = 0
     shared_blocks: int = 0
+    idle: bool = False
     known_tokens: int = 0
     promised: int = 0
     overdrawn: bool = False

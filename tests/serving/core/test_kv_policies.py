@@ -328,6 +328,14 @@ def test_a_shared_prefix_is_charged_once() -> None:
     assert tight.admits_prompt(newcomer)
 
 
+def test_an_idle_sessions_kv_stays() -> None:
+    session = holder("session", TaskState.PAUSED, 640, prompt_tokens=600, generated=40, lengths=exactly(41), idle=True)
+    for usable, admitted in ((60, True), (59, False)):
+        policy = a_policy("ranked", session, reserve=0.0, usable=usable)
+        newcomer = a_task("new", lengths=exactly(300))  # 20 blocks in the end, 40 are the session's
+        assert policy.admits_prompt(newcomer) is admitted
+
+
 def test_first_come_first_served_ranks_by_arrival() -> None:
     old = holder("old", TaskState.DECODE, 160, lengths=exactly(1300), arrival_s=1.0)
     for arrival_s, admitted in ((0.5, True), (2.0, False)):
