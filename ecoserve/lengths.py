@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
@@ -61,24 +62,35 @@ class LengthDistribution:
             raise PredictionError(f"{len(probs)} bins need {len(probs) + 1} edges, got {len(edges)}")
         if not (_are_numbers(edges) and _are_numbers(probs)):
             raise PredictionError("bin edges and probabilities must be numbers")
-        if not all(math.isfinite(e) and e == int(e) for e in edges):
+        self._check(edges, probs, closed_by)
+
+    def _check(self, edges: Sequence[float], probs: Sequence[float], closed_by: ClosedBy) -> None:
+        """Take numbers, or raise; loops are C's, for this is done for every request that arrives."""
+        try:
+            whole = tuple(map(int, edges))
+            fractions = math.fsum(edges) - sum(whole)
+        except (OverflowError, ValueError):
+            raise PredictionError("bin edges must be whole numbers of tokens") from None
+        if fractions:
             raise PredictionError("bin edges must be whole numbers of tokens")
-        whole = tuple(int(e) for e in edges)
-        if whole[0] < 0 or whole[-1] > MAX_LENGTH:
+        if edges[0] < 0 or whole[-1] > MAX_LENGTH:
             raise PredictionError(f"bin edges must lie within 0 and {MAX_LENGTH} tokens")
-        if any(b <= a for a, b in itertools.pairwise(whole)):
+        if not all(map(operator.lt, edges, edges[1:])):
             raise PredictionError("bin edges must ascend")
-        values = tuple(float(p) for p in probs)
-        if not all(math.isfinite(p) and p >= 0.0 for p in values):
+        try:
+            values = tuple(map(float, probs))
+            total = math.fsum(values)
+        except (OverflowError, ValueError):
+            total = math.inf
+        if not math.isfinite(total) or min(values) < 0.0:
             raise PredictionError("probabilities must be finite and not negative")
-        total = math.fsum(values)
         if abs(total - 1.0) > _SUM_TOLERANCE:
             raise PredictionError(f"probabilities add up to {total:.6g}, must be 1")
         self._settle(whole, values, closed_by)
 
     def _settle(self, whole: tuple[int, ...], values: tuple[float, ...], closed_by: ClosedBy) -> None:
         """Take edges and probabilities that have been checked."""
-        cdf = list(itertools.accumulate(values, initial=0.0))
+        cdf = [c if c < 1.0 else 1.0 for c in itertools.accumulate(values, initial=0.0)]
         # The sum may be off by rounding, which must not fall into empty bins at the end.
         certain = len(values)
         while values[certain - 1] <= 0.0:
@@ -88,8 +100,19 @@ class LengthDistribution:
         put(self, "edges", whole)
         put(self, "probs", values)
         put(self, "closed_by", closed_by)
-        put(self, "_cdf", tuple(min(c, 1.0) for c in cdf))
+        put(self, "_cdf", tuple(cdf))
         put(self, "_mean", None)
+
+    @classmethod
+    def _of(cls, whole: tuple[int, ...], weights: npt.NDArray[np.float64], closed_by: ClosedBy) -> LengthDistribution:
+        """Of edges and weights that need no check: the scheduler makes some of every request's distribution."""
+        made = object.__new__(cls)
+        made._settle(whole, tuple((weights / float(weights.sum())).tolist()), closed_by)
+        return made
+
+    def with_weights(self, weights: npt.NDArray[np.float64]) -> LengthDistribution:
+        """The same bins with other ``weights`` (shape ``[K]``; finite, not negative, not all 0), normalised here."""
+        return LengthDistribution._of(self.edges, weights, self.closed_by)
 
     @classmethod
     def from_weights(
@@ -220,11 +243,9 @@ class LengthDistribution:
             return LengthDistribution.from_weights(
                 (n, *self.edges[k + 1 :]), (first, *self.probs[k + 1 :]), self.closed_by
             )
-        # Called for every running request again and again; a part of what was checked is not checked again.
-        parts = np.array((first, *self.probs[k + 1 :]))
-        rest_of_it = object.__new__(LengthDistribution)
-        rest_of_it._settle((n, *self.edges[k + 1 :]), tuple((parts / float(parts.sum())).tolist()), self.closed_by)
-        return rest_of_it
+        return LengthDistribution._of(
+            (n, *self.edges[k + 1 :]), np.array((first, *self.probs[k + 1 :])), self.closed_by
+        )
 
     def closed_at(self, limit: int, by: ClosedBy = "max_tokens") -> LengthDistribution:
         """The distribution of min(length, limit): generation stops at ``limit`` tokens."""
@@ -237,17 +258,21 @@ class LengthDistribution:
         rest = self.survival(limit - 1)
         below = bisect_left(self.edges, limit - 1)
         edges = [*self.edges[:below], limit - 1, limit]
+        cdf = [*self._cdf[:below], 1.0 - rest]
         if len(edges) > MAX_BINS + 1:
             # The two bins before the limit's own become one.
-            del edges[-3]
-        cdf = [1.0 - self.survival(e) for e in edges[:-1]]
-        weights = [max(0.0, b - a) for a, b in itertools.pairwise(cdf)]
-        return LengthDistribution.from_weights(edges, [*weights, rest], by)
+            del edges[-3], cdf[-2]
+        at = np.array(cdf)
+        return LengthDistribution._of(tuple(edges), np.append(np.maximum(at[1:] - at[:-1], 0.0), rest), by)
 
     def scaled(self, factor: float) -> LengthDistribution:
         """The distribution of ``factor * length``."""
         if not (math.isfinite(factor) and factor > 0):
             raise PredictionError(f"a length cannot be scaled by {factor}")
+        fits = self.edges[-1] * factor < MAX_LENGTH
+        cuts = np.rint(np.array(self.edges) * (factor if fits else 0.0))
+        if (cuts[1:] > cuts[:-1]).all():
+            return LengthDistribution._of(tuple(map(int, cuts.tolist())), np.array(self.probs), self.closed_by)
         reached: dict[int, float] = {}
         for e, c in zip(self.edges, self._cdf, strict=True):
             cut = round(min(float(MAX_LENGTH), e * factor))
@@ -257,9 +282,9 @@ class LengthDistribution:
                 # being spread over a wide neighbour.
                 reached.setdefault(cut - 1, reached[cut])
             reached[cut] = c
-        edges = sorted(reached)
-        weights = [reached[b] - reached[a] for a, b in itertools.pairwise(edges)]
-        return LengthDistribution.from_weights(edges, weights, self.closed_by)
+        edges = tuple(sorted(reached))
+        cdf = np.array([reached[e] for e in edges])
+        return LengthDistribution._of(edges, np.maximum(cdf[1:] - cdf[:-1], 0.0), self.closed_by)
 
     def to_wire(self) -> list[float]:
         """A flat list of floats: version, code of ``closed_by``, K + 1 edges, K probabilities."""
@@ -276,7 +301,7 @@ class LengthDistribution:
         if not _are_numbers(values):
             raise PredictionError("a length distribution travels as numbers only")
         try:
-            version, closer, *numbers = (float(v) for v in values)
+            version, closer, *numbers = map(float, values)
         except OverflowError:
             raise PredictionError("a length distribution has no numbers that large") from None
         if version != WIRE_VERSION:
@@ -284,7 +309,9 @@ class LengthDistribution:
         if closer not in range(len(CLOSERS)):
             raise PredictionError(f"code {closer:g} says nothing about what closes the last bin")
         bins = len(numbers) // 2
-        return cls(numbers[: bins + 1], numbers[bins + 1 :], CLOSERS[int(closer)])
+        read = object.__new__(cls)
+        read._check(numbers[: bins + 1], numbers[bins + 1 :], CLOSERS[int(closer)])
+        return read
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"LengthDistribution is immutable, cannot set {name}")

@@ -15,7 +15,7 @@ from ecoserve.errors import PredictionError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.core.learning import LengthHistory
+from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.tasks import Prediction, Task
 
 

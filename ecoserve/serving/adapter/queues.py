@@ -4,28 +4,38 @@ The *prefill queue* replaces ``waiting``, the *decode queue* replaces ``kv_holdi
 their KV). What vLLM's ``schedule()`` relies on, and this module keeps:
 
 - ``bool(queue)`` is asked repeatedly and means "is there a head to try"; the answer is cached until the queue changes.
-- ``peek_request`` and ``pop_request`` agree; the order is frozen within one ``schedule()``. Keys that depend on the
-  time are computed anew between steps, at a cost of about :data:`REKEYED` keys a step.
+- ``peek_request`` and ``pop_request`` agree. Keys are computed anew between steps, for :data:`REKEYED` requests a step
+  (those at the front, and those whose keys are oldest), and for a request that is about to be the head: the work of a
+  step does not grow with the queue. Until then a request stands by its old key.
 - ``len`` counts hidden requests too: it keeps the engine alive.
 - ``remove_requests`` tolerates requests that are not here.
 - Requests in a blocked status (grammar being compiled, streaming input) are never hidden: vLLM must look at them in
   every step to see whether they are ready. They go first; vLLM skips them and puts them back.
+- Requests are sorted by lane (LoRA adapter). Those in a closed lane (no place for another adapter) are passed over
+  without a look: vLLM would ask for each of them, skip it and put it back.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Final
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
 from ecoserve.serving.core.orderings import SortKey
 
+#: Place of a request: by key, then as it came.
 Entry = tuple[SortKey, int, Request]
 
-#: Keys computed anew per step, on average, where keys depend on the time.
-REKEYED = 64
+#: Keys computed anew in a step, at most; of these, at the front of the queue; heads tried in one search.
+REKEYED: Final = 64
+FRONT: Final = 16
+HEADS: Final = 8
 
 
 class GatedQueue(RequestQueue):
@@ -38,6 +48,7 @@ class GatedQueue(RequestQueue):
         blocked: whether a request is in a blocked status.
         taken: called with every request that is popped after its gate; vLLM may still skip it.
         moves: whether keys depend on the time.
+        lane: a request's lane. is_open: whether requests of a lane may start now.
     """
 
     def __init__(
@@ -48,6 +59,8 @@ class GatedQueue(RequestQueue):
         blocked: Callable[[Request], bool],
         taken: Callable[[Request], None],
         moves: Callable[[], bool] = lambda: False,
+        lane: Callable[[Request], int] = lambda _: 0,
+        is_open: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._key = key
         self._gate = gate
@@ -55,10 +68,15 @@ class GatedQueue(RequestQueue):
         self._is_blocked = blocked
         self._taken = taken
         self._moves = moves
-        self._steps_since = 0
-        self._sorted: list[Entry] = []
+        self._lane = lane
+        self._is_open = is_open
+        self._lanes: dict[int, list[Entry]] = {}
         self._blocked: dict[Request, None] = {}
-        self._where: dict[Request, Entry] = {}
+        #: where a request stands, and the step in which its key was computed; the oldest key comes first
+        self._where: OrderedDict[Request, tuple[Entry, int]] = OrderedDict()
+        self._step = 0
+        #: keys of earlier steps are to be computed anew
+        self._valid_from = 0
         self._serial = 0
         self._head: Request | None = None
         self._known = False
@@ -66,18 +84,54 @@ class GatedQueue(RequestQueue):
     def new_step(self) -> None:
         """Forget the cached answer; requests whose blocked status has ended take their place in the order."""
         self._known = False
+        self._step += 1
         for request in [r for r in self._blocked if not self._is_blocked(r)]:
             del self._blocked[request]
             self.add_request(request)
-        self._steps_since += 1
-        if self._moves() and self._steps_since * REKEYED >= len(self._sorted):
-            self.rekey()
+        if self._moves():
+            self._valid_from = self._step
+        self._rekey_some()
 
     def rekey(self) -> None:
-        """Compute all keys anew; only between two calls of ``schedule()``."""
-        self._steps_since = 0
-        self._sorted = sorted((self._key(request), serial, request) for _, serial, request in self._sorted)
-        self._where = {entry[2]: entry for entry in self._sorted}
+        """All keys have changed: they are computed anew over the next steps."""
+        self._step += 1
+        self._valid_from = self._step
+
+    def _rekey_some(self) -> None:
+        if not self._where or not self._is_old(next(iter(self._where))):
+            return
+        ready = heapq.merge(*(entries for lane, entries in self._lanes.items() if self._is_open(lane)))
+        front = [request for _, _, request in islice(ready, FRONT)]
+        for request in (*front, *islice(self._where, REKEYED - FRONT)):
+            self._renew(request)
+
+    def _is_old(self, request: Request) -> bool:
+        return self._where[request][1] < self._valid_from
+
+    def _renew(self, request: Request) -> bool:
+        """Compute a request's key anew if it is old; whether the request has moved."""
+        if not self._is_old(request):
+            return False
+        entry = self._where[request][0]
+        key = self._key(request)
+        moved = key != entry[0]
+        if moved:
+            self._drop(entry)
+            entry = (key, entry[1], request)
+            self._insert(entry)
+        self._where[request] = entry, self._step
+        self._where.move_to_end(request)
+        return moved
+
+    def _insert(self, entry: Entry) -> None:
+        insort(self._lanes.setdefault(self._lane(entry[2]), []), entry)
+
+    def _drop(self, entry: Entry) -> None:
+        lane = self._lane(entry[2])
+        entries = self._lanes[lane]
+        del entries[bisect_left(entries, entry)]
+        if not entries:
+            del self._lanes[lane]
 
     def visible(self) -> Request | None:
         if not self._known:
@@ -88,10 +142,22 @@ class GatedQueue(RequestQueue):
     def _find(self) -> Request | None:
         if self._blocked:
             return next(iter(self._blocked))
-        for _, _, request in self._sorted:
-            if self._eligible(request):
-                return request if self._gate(request) else None
-        return None
+        first = self._first()
+        for _ in range(HEADS):
+            if first is None or not self._renew(first):
+                break
+            first = self._first()
+        return first if first is not None and self._gate(first) else None
+
+    def _first(self) -> Request | None:
+        """The first eligible request of the open lanes."""
+        best: Entry | None = None
+        for lane, entries in self._lanes.items():
+            if (best is None or entries[0] < best) and self._is_open(lane):
+                first = next((e for e in entries if self._eligible(e[2])), None)
+                if first is not None and (best is None or first < best):
+                    best = first
+        return None if best is None else best[2]
 
     # -- vLLM's interface ------------------------------------------------------------------------------
 
@@ -105,8 +171,8 @@ class GatedQueue(RequestQueue):
             return
         self._serial += 1
         entry = (self._key(request), self._serial, request)
-        self._where[request] = entry
-        insort(self._sorted, entry)
+        self._where[request] = entry, self._step
+        self._insert(entry)
 
     def pop_request(self) -> Request:
         request = self.peek_request()
@@ -136,10 +202,10 @@ class GatedQueue(RequestQueue):
         if request in self._blocked:
             del self._blocked[request]
             return
-        entry = self._where.pop(request, None)
-        if entry is None:
+        known = self._where.pop(request, None)
+        if known is None:
             raise ValueError(f"request {request.request_id} is not in the queue")
-        del self._sorted[bisect_left(self._sorted, entry)]
+        self._drop(known[0])
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -153,9 +219,9 @@ class GatedQueue(RequestQueue):
         return self.visible() is not None
 
     def __len__(self) -> int:
-        return len(self._sorted) + len(self._blocked)
+        return len(self._where) + len(self._blocked)
 
     def __iter__(self) -> Iterator[Request]:
         yield from list(self._blocked)
-        for _, _, request in list(self._sorted):
+        for _, _, request in list(heapq.merge(*self._lanes.values())):
             yield request

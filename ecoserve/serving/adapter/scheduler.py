@@ -40,6 +40,20 @@ from ecoserve.serving.core.tasks import Task, TaskState
 _SET_S = 0.25
 
 
+#: Statuses of a response that has ended by itself or at its limit.
+ENDED = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
+
+
+def _may_have_reached_stop_string(request: Request) -> bool:
+    """Whether an aborted response has presumably ended.
+
+    Stop strings are found by the API server, which then aborts the request: the engine cannot tell that from a client
+    that has left. Requests with stop strings end by them far more often than their clients leave.
+    """
+    aborted = request.status is RequestStatus.FINISHED_ABORTED and request.num_output_tokens > 0
+    return aborted and request.sampling_params is not None and bool(request.sampling_params.stop)
+
+
 class EngineClock:
     """The clock of a real engine: arrivals and deadlines on one monotonic time line.
 
@@ -109,6 +123,8 @@ class EcoServeScheduler(PausingScheduler):
         self._req_to_blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
         #: the request that was popped last, and what to do once vLLM has started it
         self._popped: tuple[Request, Callable[[], None]] | None = None
+        #: LoRA adapters of the requests that run
+        self._adapters: set[int] = set()
         #: steps whose output is to come: vLLM's, when they were scheduled, what they compute
         self._under_way: deque[tuple[SchedulerOutput, float, StepLoad]] = deque()
         self._last_output_s = 0.0
@@ -124,6 +140,8 @@ class EcoServeScheduler(PausingScheduler):
             blocked=self.is_blocked,
             taken=self._prefill_taken,
             moves=lambda: self.planner.ordering.moves,
+            lane=self._adapter,
+            is_open=self._adapter_fits,
         )
         self.kv_holding_waiting = GatedQueue(
             key=lambda r: self.planner.decode_key(self.task(r)),
@@ -132,6 +150,8 @@ class EcoServeScheduler(PausingScheduler):
             blocked=self.is_blocked,
             taken=self._decode_taken,
             moves=lambda: self.planner.ordering.moves or self.planner.groups is not None,
+            lane=self._adapter,
+            is_open=self._adapter_fits,
         )
 
     def task(self, request: Request) -> Task:
@@ -153,6 +173,7 @@ class EcoServeScheduler(PausingScheduler):
         if not self.running and len(self.kv_holding_waiting):
             self._make_room()
         planner.begin_admission(self.current_step, self.free_blocks, self.paused_at)
+        self._adapters = {self._adapter(r) for r in self.running} - {0} if self.lora_config else set()
         self.waiting.new_step()
         self.kv_holding_waiting.new_step()
         self._decodes_first()
@@ -302,11 +323,23 @@ class EcoServeScheduler(PausingScheduler):
         self._settle()
         self._popped = (request, lambda: self.planner.on_decode_admitted(self.task(request), self.current_step))
 
+    def _adapter(self, request: Request) -> int:
+        return int(request.lora_request.lora_int_id) if self.lora_config and request.lora_request else 0
+
+    def _adapter_fits(self, adapter: int) -> bool:
+        """Whether vLLM has a place for this LoRA adapter (0: none) beside those of the requests that run."""
+        if not adapter:
+            return True
+        self._settle()
+        return adapter in self._adapters or len(self._adapters) < self.lora_config.max_loras
+
     def _settle(self) -> None:
         """Count the request that was popped last, unless vLLM has skipped it (LoRA): then it is put back as it was."""
         popped, self._popped = self._popped, None
         if popped is not None and popped[0].status is RequestStatus.RUNNING:
             popped[1]()
+            if adapter := self._adapter(popped[0]):
+                self._adapters.add(adapter)
 
     # -- vLLM's life of a request ------------------------------------------------------------------------
 
@@ -325,6 +358,13 @@ class EcoServeScheduler(PausingScheduler):
         task.limit = response_limit(session, self.max_model_len)
         task.most_tokens = span_limit(session, self.max_model_len)
         self.planner.on_new_turn(task)
+
+    def _handle_stopped_request(self, request: Request) -> bool:
+        if request.resumable:
+            task = self.task(request)
+            task.generated = request.num_output_tokens
+            self.planner.on_turn_end(task)
+        return super()._handle_stopped_request(request)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         # A request that is ready only now has not been through the gate: it takes its place in the order first.
@@ -358,7 +398,7 @@ class EcoServeScheduler(PausingScheduler):
         super()._free_blocks(request)
         task = self.task(request)
         task.generated = request.num_output_tokens
-        completed = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+        completed = request.status in ENDED or _may_have_reached_stop_string(request)
         self.planner.on_finish(task, self.current_step, self.clock.now(), completed)
         if completed and self._publisher is not None and task.predicted:
             self._publisher.observe_error(task.predicted_median, task.generated)

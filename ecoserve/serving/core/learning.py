@@ -1,13 +1,18 @@
-"""What is learned from finished responses: their history, the correction of predictions, how far requests err together.
+"""What is learned from responses besides their history: the correction of predictions, how far requests err together.
 
-Responses are learned from in the order of arrival: short ones finish first, and would teach that all are short. When
-the correction's source changes, the distributions of all requests are computed anew.
+Short responses finish first, and would teach that all are short. So responses are learned from in the order in which
+they started, and one that was aborted, or that still runs when many later ones wait for it, is *censored*: its length
+is drawn from what is predicted of it, given that it is longer than it was. vLLM reports a response that a stop string
+ended as aborted, like one whose client left; the scheduler takes it as ended if its request has stop strings.
+
+The work of a step is bounded: :data:`LEARNED` responses are learned from, :data:`FOLLOWED` are followed at most. When
+the correction's source changes, requests get their new distributions a few a step (:attr:`Learner.version`).
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from statistics import NormalDist
 from typing import Final, Literal
 
@@ -18,40 +23,6 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Gauges
 from ecoserve.serving.core.forecast import Forecast
 from ecoserve.serving.core.tasks import Prediction, Task
-
-
-class LengthHistory:
-    """The length distribution of requests without a prediction: a window of finished lengths.
-
-    The idea is that of Past-Future scheduling (LightLLM): the next response resembles the last thousand. Before
-    anything has finished, a broad log-normal stands in.
-
-    Args:
-        window: finished responses kept. upper: largest possible response, tokens.
-        refresh: the distribution is computed anew after this many finishes (and after each of the first few).
-    """
-
-    def __init__(self, window: int, upper: int, refresh: int = 32) -> None:
-        self._lengths: deque[int] = deque(maxlen=window)
-        self._upper = max(1, upper)
-        self._refresh = refresh
-        self._since = 0
-        self._current = LengthDistribution.lognormal(min(200.0, max(1.0, upper / 4)), 1.0, max(2, upper))
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def record(self, length: int) -> None:
-        self._lengths.append(max(1, length))
-        self._since += 1
-        if len(self._lengths) >= 8 and (self._since >= self._refresh or len(self._lengths) < 4 * self._refresh):
-            self._since = 0
-            self._current = LengthDistribution.from_samples(list(self._lengths), max(self._upper, *self._lengths))
-
-    def distribution(self, limit: int) -> LengthDistribution:
-        """The distribution of the next response, which may have ``limit`` tokens at most."""
-        return self._current.closed_at(limit)
-
 
 #: The quantile that is tested.
 LEVEL: Final = 0.02
@@ -97,7 +68,7 @@ _PRIOR, _PRIOR_PAIRS, _PAIRS, _MOST_RHO = 0.02, 100.0, 1000, 0.5
 class CommonError:
     """The running estimate of rho, the share of the uncertainty of their lengths that requests have in common.
 
-    The place F(length) of a response in its distribution is turned into a normal score; of two responses that arrived
+    The place F(length) of a response in its distribution is turned into a normal score; of two responses that started
     one after the other the product of scores is, on average, rho. The estimate is an exponentially weighted mean, drawn
     towards a prior, and kept within bounds.
     """
@@ -116,7 +87,7 @@ class CommonError:
         return min(_MOST_RHO, max(0.0, blend))
 
     def learn(self, number: int, place: float) -> None:
-        """A response's place in its distribution (0 to 1); ``number``: its order of arrival."""
+        """A response's place in its distribution (0 to 1); ``number``: its order of start."""
         score = _NORMAL.inv_cdf(min(0.999, max(0.001, place)))
         last, self._last = self._last, (number, score)
         if last is None or abs(number - last[0]) > 8:
@@ -131,39 +102,63 @@ SourceName = Literal["predicted", "scaled", "history"]
 
 #: Nominal levels that are corrected; between them, the corrected level is interpolated.
 LEVELS: Final = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])
+_WITH_ENDS: Final = np.array([0.0, *LEVELS, 1.0])
 _LOSS_LEVELS: Final = np.linspace(0.1, 0.9, 9)
+_MEDIAN: Final = 4
 #: Responses seen before anything is corrected.
 WARM_UP: Final = 50
 #: Responses over which losses and the scale are taken; largest log of the scale; how much better a source must be.
 _WEIGHT, _MOST_LOG, _MARGIN = 1.0 / 256, math.log(16.0), 0.1
 
 
-class InOrder:
-    """Finished responses in the order of arrival; one is passed over when ``most`` later ones wait for it."""
+#: Responses learned from in a step, at most.
+LEARNED: Final = 8
+#: Responses that are followed from their start, at most; the others are not learned from.
+FOLLOWED: Final = 2048
+#: A running response is taken as censored when this many later ones that are over wait for it.
+PATIENCE: Final = 512
 
-    def __init__(self, most: int = 512) -> None:
+
+class InOrder:
+    """Responses in the order of their start, to be learned from in that order."""
+
+    def __init__(self, patience: int = PATIENCE, most: int = FOLLOWED) -> None:
+        self._patience = patience
         self._most = most
-        self._open: OrderedDict[str, Prediction] = OrderedDict()
+        self._followed: OrderedDict[str, tuple[Task, Prediction]] = OrderedDict()
+        self._over = 0
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._followed)
 
-    def began(self, name: str, prediction: Prediction) -> None:
-        self._open.setdefault(name, prediction)
+    def started(self, task: Task) -> bool:
+        """Follow a response from now on; False if it is followed already, or too many are."""
+        if task.prediction is None or task.request_id in self._followed or len(self._followed) >= self._most:
+            return False
+        self._followed[task.request_id] = task, task.prediction
+        return True
 
-    def ended(self, name: str, length: int | None) -> list[Prediction]:
-        """A response has ended after ``length`` tokens (None: aborted); returns those to be learned from now."""
-        prediction = self._open.get(name)
-        if prediction is None:
-            return []
-        prediction.length, prediction.gone = length, True
+    def over(self, name: str, length: int, ended: bool) -> None:
+        """A response is over after ``length`` tokens; ``ended``: by itself or at its limit."""
+        followed = self._followed.get(name)
+        if followed is None or followed[1].gone:
+            return
+        prediction = followed[1]
+        prediction.length, prediction.censored, prediction.gone = length, not ended, True
+        self._over += 1
+
+    def take(self, most: int) -> list[Prediction]:
+        """Those to be learned from now; looks at ``most`` responses."""
         out = []
-        while self._open:
-            first = next(iter(self._open))
-            if not self._open[first].gone and len(self._open) <= self._most:
-                break
-            prediction = self._open.pop(first)
-            if prediction.gone and prediction.length is not None:
+        for _ in range(min(most, len(self._followed))):
+            name, (task, prediction) = next(iter(self._followed.items()))
+            if not prediction.gone:
+                if self._over <= self._patience:
+                    break
+                prediction.length, prediction.censored = task.generated, True
+            self._over -= prediction.gone
+            del self._followed[name]
+            if prediction.length:
                 out.append(prediction)
         return out
 
@@ -211,8 +206,8 @@ class Correction:
     def _relevel(self, base: LengthDistribution) -> LengthDistribution:
         if len(base.probs) == 1 and base.edges[1] - base.edges[0] == 1:
             return base  # a single length has one quantile, at every level
-        cdf = np.interp(base.cdf, [0.0, *self._levels, 1.0], [0.0, *LEVELS, 1.0])
-        return LengthDistribution.from_weights(base.edges, np.maximum(np.diff(cdf), 0.0) + 1e-12, base.closed_by)
+        cdf = np.interp(base.cdf, np.concatenate(([0.0], self._levels, [1.0])), _WITH_ENDS)
+        return base.with_weights(np.maximum(cdf[1:] - cdf[:-1], 0.0) + 1e-12)
 
     def distrust(self) -> None:
         """Predictions are wrong (:class:`Alarm`): history is used until they are better again."""
@@ -226,18 +221,24 @@ class Correction:
         length = prediction.length
         if length is None:
             return
+        if prediction.censored:
+            longer = self.apply(prediction).given_longer_than(length)
+            length = longer.quantile(float(self._rng.random()))
         self.seen += 1
         weight = max(_WEIGHT, 1.0 / self.seen)
-        for name, lengths in (
-            ("predicted", prediction.predicted),
-            ("scaled", prediction.predicted.scaled(self.scale)),
-            ("history", prediction.history),
+        predicted = quantiles(prediction.predicted)
+        scale = self.scale
+        for name, at in (
+            ("predicted", predicted),
+            ("scaled", np.maximum(1.0, np.rint(predicted * scale))),
+            ("history", quantiles(prediction.history)),
         ):
-            self._losses[name] += weight * (pinball(lengths, length) - self._losses[name])
-        self._rescale(math.log(length / prediction.predicted.quantile(0.5)))
-        base = self._base(prediction)
+            self._losses[name] += weight * (_loss(at, length) - self._losses[name])
+        self._rescale(math.log(length / predicted[_MEDIAN]))
         # Where the length falls within the distribution; spread evenly over the chance of exactly this length.
-        high, low = 1.0 - base.survival(length), 1.0 - base.survival(length - 1)
+        base = prediction.history if self.source == "history" else prediction.predicted
+        unit = self.scale if self.source == "scaled" else 1.0
+        high, low = 1.0 - base.survival(length / unit), 1.0 - base.survival((length - 1) / unit)
         place = low + (high - low) * float(self._rng.random())
         self.coverage_90 += weight * (float(place <= self._levels[5]) - self.coverage_90)
         if high - low < 1.0 - 1e-9:
@@ -260,11 +261,20 @@ class Correction:
             self._levels = LEVELS.copy()
 
 
+def quantiles(lengths: LengthDistribution) -> npt.NDArray[np.float64]:
+    """The quantiles from 0.1 to 0.9, tokens."""
+    at = np.interp(_LOSS_LEVELS, lengths.cdf, lengths.edges)
+    return np.maximum(np.ceil(at - 1e-9), lengths.edges[0] + 1.0)
+
+
+def _loss(at: npt.NDArray[np.float64], length: int) -> float:
+    off = math.log(length) - np.log(at)
+    return float(np.maximum(_LOSS_LEVELS * off, (_LOSS_LEVELS - 1.0) * off).mean())
+
+
 def pinball(lengths: LengthDistribution, length: int) -> float:
     """Mean pinball loss of the logs of nine quantiles (0.1 to 0.9); 0 if all of them are exactly ``length``."""
-    at = np.log([lengths.quantile(float(q)) for q in _LOSS_LEVELS])
-    off = math.log(length) - at
-    return float(np.maximum(_LOSS_LEVELS * off, (_LOSS_LEVELS - 1.0) * off).mean())
+    return _loss(quantiles(lengths), length)
 
 
 class Learner:
@@ -273,46 +283,70 @@ class Learner:
     def __init__(self, correction: Correction | None, common_error: CommonError | None, forecast: Forecast) -> None:
         self.correction = correction
         self.common_error = common_error
+        #: changes of the correction's source so far; lengths of an earlier version are to be computed anew
+        self.version = 0
         self._forecast = forecast
         self._in_order = InOrder()
+        self._starts = 0
         self._alarm = Alarm()
         if common_error is not None:
             forecast.rho = common_error.rho
 
     def arrives(self, task: Task) -> None:
-        if task.prediction is None:
+        if task.prediction is None or self.correction is None:
             return
-        if self.correction is not None:
-            task.lengths = self.correction.apply(task.prediction)
-            task.predicted_median = task.lengths.quantile(0.5)
-            self._alarm.began()
-        task.prediction.used = task.lengths
-        task.prediction.number = task.number
-        self._in_order.began(task.request_id, task.prediction)
+        task.prediction.version = self.version
+        task.lengths = self.correction.apply(task.prediction)
+        task.predicted_median = task.lengths.quantile(0.5)
+        self._alarm.began()
+
+    def starts(self, task: Task) -> None:
+        """A request's prefill starts: from now on its response is followed, unless too many are."""
+        if task.prediction is not None and self._in_order.started(task):
+            self._starts += 1
+            task.prediction.number = self._starts
+            task.prediction.used = task.lengths
+
+    def is_stale(self, task: Task) -> bool:
+        """Whether the source of the request's lengths has changed since they were computed."""
+        return task.prediction is not None and task.prediction.version != self.version
 
     def lengths_now(self, task: Task, history: LengthDistribution) -> LengthDistribution | None:
         """The corrected distribution of an earlier request, given today's ``history``; None without a prediction."""
         if task.prediction is None or self.correction is None:
             return None
+        task.prediction.version = self.version
         return self.correction.apply(Prediction(task.prediction.predicted, history))
 
-    def ended(self, task: Task, length: int | None) -> bool:
-        """A response has ended with ``length`` tokens (None: aborted); returns whether the source has changed."""
-        if task.prediction is None:
-            return False
-        before = None if self.correction is None else self.correction.source
-        if self.correction is not None and length is not None and self._alarm.ended(task.prediction.predicted, length):
+    def over(self, task: Task, length: int, ended: bool) -> None:
+        """A response is over after ``length`` tokens; ``ended``: by itself or at its limit."""
+        prediction = task.prediction
+        if prediction is None:
+            return
+        self._in_order.over(task.request_id, length, ended)
+        if self.correction is not None and ended and self._alarm.ended(prediction.predicted, length):
             self._alarm.reset()
+            before = self.correction.source
             self.correction.distrust()
-        for prediction in self._in_order.ended(task.request_id, length):
+            self.version += self.correction.source != before
+
+    def step(self) -> None:
+        """Learn from the next few responses."""
+        for prediction in self._in_order.take(LEARNED):
             if self.correction is not None:
+                before = self.correction.source
                 self.correction.learn(prediction)
-            if self.common_error is not None and prediction.used is not None and prediction.length is not None:
-                above = prediction.used.survival(prediction.length)
-                at = prediction.used.survival(prediction.length - 1) - above
-                self.common_error.learn(prediction.number, 1.0 - above - at / 2)
-                self._forecast.rho = self.common_error.rho
-        return self.correction is not None and self.correction.source != before
+                self.version += self.correction.source != before
+            if self.common_error is not None and not prediction.censored:
+                self._learn_common_error(self.common_error, prediction)
+
+    def _learn_common_error(self, common_error: CommonError, prediction: Prediction) -> None:
+        assert prediction.used is not None
+        assert prediction.length is not None
+        above = prediction.used.survival(prediction.length)
+        at = prediction.used.survival(prediction.length - 1) - above
+        common_error.learn(prediction.number, 1.0 - above - at / 2)
+        self._forecast.rho = common_error.rho
 
     def show(self, gauges: Gauges) -> None:
         if self.correction is not None:

@@ -15,17 +15,19 @@ Work conservation is the adapter's: when nothing runs, the head of a queue is ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Attainment, Counters, Gauges, Recorder, UnderpredictionAction
 from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.kv_policy import KVPolicy, ranks
 from ecoserve.serving.core.kv_use import KVUse
-from ecoserve.serving.core.learning import CommonError, Correction, Learner, LengthHistory
+from ecoserve.serving.core.learning import CommonError, Correction, Learner
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering, Pace, SortKey
 from ecoserve.serving.core.policies import GROUPS, KV_POLICIES, ORDERINGS, load
@@ -42,6 +44,9 @@ OUTLIVED = 1e-3
 SLACK_QUANTILE = 0.05
 SLACK_GAIN = 0.9
 LEAST_PROMPT_TOKENS = 64
+
+#: Holders whose lengths are computed anew in a step, at most, when the correction's source has changed.
+RENEWED = 16
 
 #: A decode that has waited for its promise this many steps is passed by no more.
 PATIENCE = 1024
@@ -117,7 +122,7 @@ class Planner:
             settings, self.ledger, self.forecast, self.ordering
         )
         self.groups = load(GROUPS)(settings.group_ratio, self.kv_policy.promise) if parts.groups else None
-        self.history = LengthHistory(settings.history_window, max_model_len)
+        self.history = LengthHistory(settings.history_window, max_model_len, running=self._ages)
         self.learner = Learner(
             Correction(settings.correction_rate) if parts.correction else None,
             CommonError() if settings.rho is None else None,
@@ -128,7 +133,10 @@ class Planner:
         self.now = 0.0
         self._max_step_tokens = max_step_tokens
         self._arrivals = 0
-        self._lengths_changed = False
+        self._version = 0
+        self._renewing = 0
+        #: streaming sessions whose turn is over, until the next one
+        self._between_turns: set[str] = set()
         self._shortage = False
         self._paused_promised = False
         self._spare_blocks = 0
@@ -145,8 +153,14 @@ class Planner:
         self.attainment.arrives(task)
         self.ledger.tasks[task.request_id] = task
 
+    def on_turn_end(self, task: Task) -> None:
+        """A turn of a streaming session has ended after ``task.generated`` tokens; the session may go on."""
+        self._learn(task, ended=True)
+        self._between_turns.add(task.request_id)
+
     def on_new_turn(self, task: Task) -> None:
         """A streaming session goes on with a new prompt: ``prompt_tokens`` and ``limit`` are those of the new turn."""
+        self._between_turns.discard(task.request_id)
         task.generated = 0
         task.promised = 0
         task.overdrawn = False
@@ -167,9 +181,11 @@ class Planner:
         self.kv_policy.on_release(task)
         self.attainment.ended(task, now, completed)
         self.recorder.note("finished" if completed else "aborted", task)
-        self._lengths_changed |= self.learner.ended(task, task.generated if completed else None)
+        if task.request_id in self._between_turns:
+            self._between_turns.discard(task.request_id)
+        else:
+            self._learn(task, completed)
         if completed:
-            self.history.record(task.generated)
             self.counters.over_predictions += task.promised > task.generated and not task.overdrawn
 
     def on_pause(self, task: Task) -> None:
@@ -187,23 +203,50 @@ class Planner:
     # -- the order of the queues -----------------------------------------------------------------------------
 
     def prefill_key(self, task: Task) -> SortKey:
+        self._renew_lengths(task)
         return self.ordering.key(task, self.now, prompt=True)
 
     def decode_key(self, task: Task) -> SortKey:
+        self._renew_lengths(task)
         own = self.ordering.key(task, self.now, prompt=False)
         return own if self.groups is None else self.groups.key(task, own)
 
     def refresh_lengths(self) -> bool:
-        """Apply the correction anew to all requests if it has changed its source; the queues are sorted anew then."""
-        if not self._lengths_changed:
-            return False
-        self._lengths_changed = False
-        for task in self.ledger.tasks.values():
+        """Learn from the next few responses; whether all keys are to be computed anew.
+
+        If the correction has changed its source, holders get their lengths anew here, a few a step, and waiting
+        requests with their key (:meth:`prefill_key`).
+        """
+        self.learner.step()
+        changed = self.learner.version != self._version
+        if changed:
+            self._version = self.learner.version
+            self._renewing = 2
+        if self._renewing:
+            # Once more when none is stale: those admitted in the last step are holders only now.
+            stale = list(islice((t for t in self.ledger.holders() if self.learner.is_stale(t)), RENEWED))
+            self._renewing = 2 if stale else self._renewing - 1
+            for task in stale:
+                self._renew_lengths(task)
+        return changed
+
+    def _renew_lengths(self, task: Task) -> None:
+        if self.learner.is_stale(task):
             lengths = self.learner.lengths_now(task, self.history.distribution(task.limit))
             if lengths is not None:
                 self._set_lengths(task, lengths)
                 self._update_posterior(task)
-        return True
+
+    def _learn(self, task: Task, ended: bool) -> None:
+        """A response is over; ``ended``: by itself or at its limit. At its limit it might have been longer."""
+        if task.generated:
+            self.learner.over(task, task.generated, ended)
+            self.history.record(task.generated, ended and task.generated < task.limit)
+
+    def _ages(self) -> Iterator[int]:
+        """Tokens of each response that has started and is not over."""
+        tasks, over = self.ledger.tasks, self._between_turns
+        return (t.generated for t in self.ledger.holders() if t.request_id in tasks and t.request_id not in over)
 
     # -- a step ----------------------------------------------------------------------------------------------
 
@@ -268,6 +311,7 @@ class Planner:
         """A prefill has started; ``forced``: although the policy does not admit it."""
         self.counters.forced_admissions += forced
         self.kv_policy.admitted(task)
+        self.learner.starts(task)
         self.recorder.note("admitted", task)
 
     def admits_decode(self, task: Task) -> bool:

@@ -22,14 +22,22 @@ class TaskState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Prediction:
-    """One request's prediction and the history of lengths at its arrival; later, its length."""
+    """One request's prediction and the history of lengths at its arrival; later, its length.
+
+    Attributes:
+        used: its distribution when it started; number: its place among the starts.
+        length: tokens when it was over, or when it was passed over; censored: it would have been longer.
+        gone: it is over. version: of the correction by which its lengths were computed.
+    """
 
     predicted: LengthDistribution
     history: LengthDistribution
     used: LengthDistribution | None = None
     number: int = 0
     length: int | None = None
+    censored: bool = False
     gone: bool = False
+    version: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -41,7 +41,7 @@ def test_waiting_requests_are_predicted_as_short_as_those_that_have_finished() -
     waiting = [s.task(r) for r in s.waiting]
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)
-    keys_now = [s.waiting._where[r][0] for r in s.waiting]
+    keys_now = [s.waiting._where[r][0][0] for r in s.waiting]
     assert keys_now == [s.waiting._key(r) for r in s.waiting] == sorted(keys_now), "a request has an old place"
     s.check()
     hand.drain()

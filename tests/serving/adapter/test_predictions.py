@@ -16,7 +16,7 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.predictions import batch_item, prediction_of, prompt_index, response_limit, task_of
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
-from ecoserve.serving.core.learning import LengthHistory
+from ecoserve.serving.core.history import LengthHistory
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),

@@ -77,11 +77,17 @@ def test_a_learner_that_is_alarmed_uses_history_and_says_so_once() -> None:
         learner.arrives(task)
         tasks.append(task)
     assert {t.lengths.quantile(0.5) for t in tasks} == {512}
-    changes = [learner.ended(t, 20) for t in tasks[1:41]]  # the first runs on: nothing is learned in order yet
-    assert changes.count(True) == 1
+    for task in tasks:
+        learner.starts(task)
+    for task in tasks[1:41]:  # the first runs on: nothing is learned in order yet
+        learner.over(task, 20, ended=True)
+        learner.step()
+    assert learner.version == 1
+    assert all(learner.is_stale(t) for t in tasks)
     assert learner.correction is not None
     assert learner.correction.source == "history"
     assert learner.lengths_now(tasks[50], history) == history
+    assert not learner.is_stale(tasks[50])
     fresh = a_task(
         "new", lengths=LengthDistribution.point(512), prediction=Prediction(LengthDistribution.point(512), history)
     )
@@ -94,5 +100,9 @@ def test_without_a_correction_no_length_changes() -> None:
     predicted = LengthDistribution.point(512)
     task = a_task("t", lengths=predicted, prediction=Prediction(predicted, predicted))
     learner.arrives(task)
-    assert not any(learner.ended(task, 20) for _ in range(100))
+    for _ in range(100):
+        learner.over(task, 20, ended=True)
+        learner.step()
+    assert learner.version == 0
+    assert not learner.is_stale(task)
     assert learner.lengths_now(task, predicted) is None

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from core_rig import a_task
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.learning import WARM_UP, CommonError, Correction, InOrder, pinball
-from ecoserve.serving.core.tasks import Prediction
+from ecoserve.serving.core.tasks import Prediction, Task
 
 SIGMA = 0.5
 HISTORY = LengthDistribution.lognormal(150, 1.0, 4096)
@@ -95,28 +96,84 @@ def test_the_scale_stays_within_its_bound() -> None:
     assert 1 / 16 <= correction.scale <= 16.0
 
 
-def prediction_of(name: str) -> Prediction:
-    return Prediction(LengthDistribution.point(len(name)), HISTORY)
+def followed(order: InOrder, names: str) -> dict[str, Task]:
+    """Tasks of these names, which start in this order."""
+    tasks = {name: a_task(name, prediction=Prediction(LengthDistribution.point(9), HISTORY)) for name in names}
+    assert all(order.started(task) for task in tasks.values())
+    return tasks
 
 
-def test_responses_are_learned_from_in_the_order_in_which_they_came() -> None:
+def lengths(predictions: list[Prediction]) -> list[tuple[int | None, bool]]:
+    return [(p.length, p.censored) for p in predictions]
+
+
+def test_responses_are_learned_from_in_the_order_in_which_they_started() -> None:
     order = InOrder()
-    prediction = {name: prediction_of(name) for name in ("a", "b", "c", "d")}
-    for name, one in prediction.items():
-        order.began(name, one)
-    assert order.ended("c", 3) == []
-    assert order.ended("b", None) == []
-    assert order.ended("a", 1) == [prediction["a"], prediction["c"]]
-    assert order.ended("unknown", 5) == []
+    followed(order, "abcd")
+    order.over("c", 3, ended=True)
+    order.over("b", 0, ended=False)
+    assert order.take(8) == []
+    order.over("a", 1, ended=True)
+    order.over("unknown", 5, ended=True)
+    assert lengths(order.take(8)) == [(1, False), (3, False)]
     assert len(order) == 1
 
 
-def test_one_that_takes_very_long_is_passed_over() -> None:
+def test_an_aborted_response_is_censored_at_its_length() -> None:
+    order = InOrder()
+    followed(order, "a")
+    order.over("a", 40, ended=False)
+    assert lengths(order.take(8)) == [(40, True)]
+
+
+def test_one_that_takes_very_long_is_censored_when_many_wait_for_it() -> None:
+    order = InOrder(patience=2)
+    tasks = followed(order, "abcde")
+    tasks["a"].generated = 700
+    for name in "bc":
+        order.over(name, 2, ended=True)
+    assert order.take(8) == []
+    order.over("d", 2, ended=True)
+    assert lengths(order.take(8)) == [(700, True), (2, False), (2, False), (2, False)]
+    order.over("a", 900, ended=True)
+    assert lengths(order.take(8)) == []
+    assert len(order) == 1
+
+
+def test_a_step_learns_from_a_bounded_number_and_the_rest_waits_in_order() -> None:
+    order = InOrder()
+    names = "abcdefghij"
+    followed(order, names)
+    for at, name in reversed(list(enumerate(names, 1))):
+        order.over(name, at, ended=True)
+    assert [len(order.take(4)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_a_bounded_number_is_followed_whatever_their_length() -> None:
     order = InOrder(most=3)
-    for name in "abcde":
-        order.began(name, prediction_of(name))
-    assert [t.length for t in order.ended("b", 2)] == [2]
-    assert len(order) == 3
+    followed(order, "abc")
+    late = a_task("late", prediction=Prediction(LengthDistribution.point(9), HISTORY))
+    assert not order.started(late)
+    order.over("a", 3, ended=True)
+    order.take(8)
+    assert order.started(late)
+    assert not order.started(late), "followed once"
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.5, 1.0])
+def test_what_is_cut_off_teaches_no_short_lengths(cut: float) -> None:
+    """Many responses are cut off, whatever their length: the scale of predictions that are right stays 1."""
+    rng = np.random.default_rng(3)
+    correction = Correction()
+    for _ in range(3000):
+        median = 150 * math.exp(rng.normal(0, 0.9))
+        length = max(1, round(median * math.exp(rng.normal(0, SIGMA))))
+        left_at = round(150 * math.exp(rng.normal(0, 0.9))) if rng.random() < cut else length
+        end, seen = left_at >= length, max(1, min(length, left_at))
+        predicted = LengthDistribution.lognormal(median, SIGMA, 8192)
+        correction.learn(Prediction(predicted, HISTORY, length=seen, censored=not end, gone=True))
+    assert correction.source == "predicted"
+    assert correction.scale == pytest.approx(1.0, abs=0.2)
 
 
 def places(rho: float, n: int = 4000) -> list[float]:

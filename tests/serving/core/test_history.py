@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ecoserve.serving.core.learning import LengthHistory
+from ecoserve.serving.core.history import LengthHistory
 
 
 def test_before_anything_has_finished_the_guess_is_broad() -> None:
