@@ -90,7 +90,9 @@ class LengthDistribution:
 
     def _settle(self, whole: tuple[int, ...], values: tuple[float, ...], closed_by: ClosedBy) -> None:
         """Take edges and probabilities that have been checked."""
-        cdf = [c if c < 1.0 else 1.0 for c in itertools.accumulate(values, initial=0.0)]
+        cdf = list(itertools.accumulate(values, initial=0.0))
+        if cdf[-1] > 1.0:
+            cdf = [min(c, 1.0) for c in cdf]
         # The sum may be off by rounding, which must not fall into empty bins at the end.
         certain = len(values)
         while values[certain - 1] <= 0.0:
@@ -201,7 +203,9 @@ class LengthDistribution:
         value = self._mean
         if value is None:
             e = self.edges
-            value = math.fsum(p * (a + 1 + b) * 0.5 for p, a, b in zip(self.probs, e, e[1:], strict=False))
+            value = 0.5 * (
+                math.fsum(map(operator.mul, self.probs, map(operator.add, e, e[1:]))) + math.fsum(self.probs)
+            )
             object.__setattr__(self, "_mean", value)
         return value
 
@@ -262,8 +266,8 @@ class LengthDistribution:
         if len(edges) > MAX_BINS + 1:
             # The two bins before the limit's own become one.
             del edges[-3], cdf[-2]
-        at = np.array(cdf)
-        return LengthDistribution._of(tuple(edges), np.append(np.maximum(at[1:] - at[:-1], 0.0), rest), by)
+        at = np.array([*cdf, 1.0])
+        return LengthDistribution._of(tuple(edges), np.maximum(at[1:] - at[:-1], 0.0), by)
 
     def scaled(self, factor: float) -> LengthDistribution:
         """The distribution of ``factor * length``."""

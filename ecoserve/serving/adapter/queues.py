@@ -32,9 +32,12 @@ from ecoserve.serving.core.orderings import SortKey
 #: Place of a request: by key, then as it came.
 Entry = tuple[SortKey, int, Request]
 
-#: Keys computed anew in a step, at most; of these, at the front of the queue; heads tried in one search.
+#: Keys computed anew in a step, at most, and where they are taken first: at the front of the queue.
 REKEYED: Final = 64
 FRONT: Final = 16
+#: A key counts this often after :meth:`GatedQueue.rekey`: the length distribution behind it is computed anew, too.
+CHANGED_COST: Final = 4
+#: Requests whose key is computed anew in one search for the head, at most.
 HEADS: Final = 8
 
 
@@ -77,6 +80,8 @@ class GatedQueue(RequestQueue):
         self._step = 0
         #: keys of earlier steps are to be computed anew
         self._valid_from = 0
+        #: the step of the last :meth:`rekey`
+        self._changed = 0
         self._serial = 0
         self._head: Request | None = None
         self._known = False
@@ -93,17 +98,22 @@ class GatedQueue(RequestQueue):
         self._rekey_some()
 
     def rekey(self) -> None:
-        """All keys have changed: they are computed anew over the next steps."""
+        """What all keys depend on has changed: they are computed anew over the next steps."""
         self._step += 1
-        self._valid_from = self._step
+        self._valid_from = self._changed = self._step
 
     def _rekey_some(self) -> None:
         if not self._where or not self._is_old(next(iter(self._where))):
             return
         ready = heapq.merge(*(entries for lane, entries in self._lanes.items() if self._is_open(lane)))
         front = [request for _, _, request in islice(ready, FRONT)]
-        for request in (*front, *islice(self._where, REKEYED - FRONT)):
-            self._renew(request)
+        budget = REKEYED
+        for request in (*front, *islice(self._where, REKEYED)):
+            if self._is_old(request):
+                budget -= CHANGED_COST if self._where[request][1] < self._changed else 1
+                if budget < 0:
+                    break
+                self._renew(request)
 
     def _is_old(self, request: Request) -> bool:
         return self._where[request][1] < self._valid_from

@@ -99,6 +99,7 @@ class CommonError:
 
 
 SourceName = Literal["predicted", "scaled", "history"]
+SOURCES: Final[tuple[SourceName, ...]] = ("predicted", "scaled", "history")
 
 #: Nominal levels that are corrected; between them, the corrected level is interpolated.
 LEVELS: Final = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99])
@@ -112,7 +113,7 @@ _WEIGHT, _MOST_LOG, _MARGIN = 1.0 / 256, math.log(16.0), 0.1
 
 
 #: Responses learned from in a step, at most.
-LEARNED: Final = 8
+LEARNED: Final = 4
 #: Responses that are followed from their start, at most; the others are not learned from.
 FOLLOWED: Final = 2048
 #: A running response is taken as censored when this many later ones that are over wait for it.
@@ -178,8 +179,10 @@ class Correction:
         self._rate = rate
         self._rng = np.random.default_rng(0)
         self._log_scale = 0.0
-        self._losses = dict.fromkeys(("predicted", "scaled", "history"), 0.0)
+        self._losses = dict.fromkeys(SOURCES, 0.0)
         self._levels: npt.NDArray[np.float64] = LEVELS.copy()
+        #: what :meth:`apply` made last: of which distribution, with which levels
+        self._relevelled: tuple[LengthDistribution, npt.NDArray[np.float64], LengthDistribution] | None = None
         #: share of recent responses that were within their 0.9 quantile
         self.coverage_90 = 0.9
         self.seen = 0
@@ -206,8 +209,13 @@ class Correction:
     def _relevel(self, base: LengthDistribution) -> LengthDistribution:
         if len(base.probs) == 1 and base.edges[1] - base.edges[0] == 1:
             return base  # a single length has one quantile, at every level
-        cdf = np.interp(base.cdf, np.concatenate(([0.0], self._levels, [1.0])), _WITH_ENDS)
-        return base.with_weights(np.maximum(cdf[1:] - cdf[:-1], 0.0) + 1e-12)
+        # Requests without a prediction that is used share one history.
+        last = self._relevelled
+        if last is None or last[0] is not base or last[1] is not self._levels:
+            cdf = np.interp(base.cdf, np.concatenate(([0.0], self._levels, [1.0])), _WITH_ENDS)
+            weights = np.maximum(cdf[1:] - cdf[:-1], 0.0) + 1e-12
+            last = self._relevelled = base, self._levels, base.with_weights(weights)
+        return last[2]
 
     def distrust(self) -> None:
         """Predictions are wrong (:class:`Alarm`): history is used until they are better again."""
@@ -227,13 +235,10 @@ class Correction:
         self.seen += 1
         weight = max(_WEIGHT, 1.0 / self.seen)
         predicted = quantiles(prediction.predicted)
-        scale = self.scale
-        for name, at in (
-            ("predicted", predicted),
-            ("scaled", np.maximum(1.0, np.rint(predicted * scale))),
-            ("history", quantiles(prediction.history)),
-        ):
-            self._losses[name] += weight * (_loss(at, length) - self._losses[name])
+        scaled = np.maximum(1.0, np.rint(predicted * self.scale))
+        losses = _losses(np.array((predicted, scaled, quantiles(prediction.history))), length)
+        for name, loss in zip(self._losses, losses, strict=True):
+            self._losses[name] += weight * (loss - self._losses[name])
         self._rescale(math.log(length / predicted[_MEDIAN]))
         # Where the length falls within the distribution; spread evenly over the chance of exactly this length.
         base = prediction.history if self.source == "history" else prediction.predicted
@@ -254,8 +259,7 @@ class Correction:
         self._log_scale = min(_MOST_LOG, max(-_MOST_LOG, self._log_scale))
 
     def _choose(self) -> None:
-        order: tuple[SourceName, ...] = ("predicted", "scaled", "history")
-        best = min(order, key=lambda name: self._losses[name])
+        best = min(SOURCES, key=lambda name: self._losses[name])
         if self._losses[best] < (1.0 - _MARGIN) * self._losses[self.source]:
             self.source = best
             self._levels = LEVELS.copy()
@@ -267,14 +271,16 @@ def quantiles(lengths: LengthDistribution) -> npt.NDArray[np.float64]:
     return np.maximum(np.ceil(at - 1e-9), lengths.edges[0] + 1.0)
 
 
-def _loss(at: npt.NDArray[np.float64], length: int) -> float:
+def _losses(at: npt.NDArray[np.float64], length: int) -> list[float]:
+    """The mean pinball loss of each row of quantiles."""
     off = math.log(length) - np.log(at)
-    return float(np.maximum(_LOSS_LEVELS * off, (_LOSS_LEVELS - 1.0) * off).mean())
+    each: list[float] = (np.maximum(_LOSS_LEVELS * off, (_LOSS_LEVELS - 1.0) * off).sum(axis=1) / 9.0).tolist()
+    return each
 
 
 def pinball(lengths: LengthDistribution, length: int) -> float:
     """Mean pinball loss of the logs of nine quantiles (0.1 to 0.9); 0 if all of them are exactly ``length``."""
-    return _loss(quantiles(lengths), length)
+    return _losses(quantiles(lengths)[None], length)[0]
 
 
 class Learner:

@@ -46,7 +46,7 @@ SLACK_GAIN = 0.9
 LEAST_PROMPT_TOKENS = 64
 
 #: Holders whose lengths are computed anew in a step, at most, when the correction's source has changed.
-RENEWED = 16
+RENEWED = 8
 
 #: A decode that has waited for its promise this many steps is passed by no more.
 PATIENCE = 1024
