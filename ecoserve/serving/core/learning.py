@@ -267,8 +267,8 @@ class Correction:
 
 def quantiles(lengths: LengthDistribution) -> npt.NDArray[np.float64]:
     """The quantiles from 0.1 to 0.9, tokens."""
-    at = np.interp(_LOSS_LEVELS, lengths.cdf, lengths.edges)
-    return np.maximum(np.ceil(at - 1e-9), lengths.edges[0] + 1.0)
+    at: npt.NDArray[np.float64] = np.ceil(np.interp(_LOSS_LEVELS, lengths.cdf, lengths.edges) - 1e-9)
+    return np.maximum(at, lengths.edges[0] + 1.0)
 
 
 def _losses(at: npt.NDArray[np.float64], length: int) -> list[float]:
