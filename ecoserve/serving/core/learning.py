@@ -307,8 +307,11 @@ class Learner:
         self._alarm.began()
 
     def starts(self, task: Task) -> None:
-        """A request's prefill starts: from now on its response is followed, unless too many are."""
-        if task.prediction is not None and self._in_order.started(task):
+        """A request's prefill starts: from now on its response is followed, unless too many are.
+
+        One that was preempted starts again, and was followed from its first start.
+        """
+        if task.prediction is not None and task.prediction.used is None and self._in_order.started(task):
             self._starts += 1
             task.prediction.number = self._starts
             task.prediction.used = task.lengths
