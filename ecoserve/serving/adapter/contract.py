@@ -26,6 +26,7 @@ NAMES: Final = (
     ("vllm.v1.core.sched.output", "SchedulerOutput", "result of schedule()"),
     ("vllm.v1.request", "RequestStatus.PREEMPTED", "status of a paused request"),
     ("vllm.v1.request", "RequestStatus.FINISHED_STOPPED", "a response that ended by itself"),
+    ("vllm.v1.request", "RequestStatus.FINISHED_REPETITION", "a response that ended by repeating itself"),
     ("vllm.v1.kv_cache_interface", "FullAttentionSpec", "the KV cache we support"),
     ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
     ("vllm.entrypoints.cli.serve", "run_server", "`serve` ends on SIGTERM while the engine starts"),
@@ -72,6 +73,11 @@ _SCHEDULER_RULES: Final = (
         "update_from_output",
         "self.waiting.remove_requests(stopped_preempted_reqs)",
         "a streaming session whose turn ends in a queue is taken out of it",
+    ),
+    (
+        "schedule",
+        "len(scheduled_loras) == self.lora_config.max_loras",
+        "requests that want one LoRA adapter more are skipped: our queues pass over them",
     ),
     ("_holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KV holder"),
 )

@@ -117,7 +117,7 @@ LEARNED: Final = 4
 #: Responses that are followed from their start, at most; the others are not learned from.
 FOLLOWED: Final = 2048
 #: A running response is taken as censored when this many later ones that are over wait for it.
-PATIENCE: Final = 512
+PATIENCE: Final = 32
 
 
 class InOrder:
