@@ -316,8 +316,10 @@ def check_structures(s: Any) -> None:
     for queue in (s.waiting, s.kv_holding_waiting):
         members = list(queue)
         assert len(queue) == len(members) == len(set(members))
-        assert queue._where.keys() == {entry[2] for entry in queue._sorted}
-        assert all(a[:2] <= b[:2] for a, b in pairwise(queue._sorted)), "a queue is unsorted"
+        lanes = queue._lanes.values()
+        places = {request: entry for request, (entry, _) in queue._where.items()}
+        assert places == {entry[2]: entry for entries in lanes for entry in entries}
+        assert all(a[:2] <= b[:2] for entries in lanes for a, b in pairwise(entries)), "a queue is unsorted"
     planner = s.planner
     forecast, tasks = planner.forecast, planner.ledger.tasks
     rows = [t.row for t in tasks.values() if t.row >= 0]
