@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "epsilon is ignored in the fit",
         "core/kv_policy.py",
-        "return self.forecast.peak(usage, deviations(self.settings.epsilon)) <= self.open_blocks",
-        "return self.forecast.peak(usage, 0.0) <= self.open_blocks",
+        "self.forecast.peak(usage, deviations(self.settings.epsilon), self.within_steps)",
+        "self.forecast.peak(usage, 0.0, self.within_steps)",
     ),
     Mutation(
         "the high-water mark of the paused is ignored",

@@ -17,7 +17,7 @@ from vllm.v1.request import RequestStatus
 from ecoserve.serving.baselines.pipelined import Pipelined
 from ecoserve.serving.core.counters import Event, Recorder
 from ecoserve.serving.core.forecast import REACTION_STEPS, Forecast, deviations
-from ecoserve.serving.core.kv_policy import Pooled, Ranked
+from ecoserve.serving.core.kv_policy import NEXT_STEPS, Pooled, Ranked
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -153,12 +153,14 @@ class Admission:
             before = [t for t, place in zip(holders, places[:-1], strict=True) if (t.priority, place) <= mine]
         shared = max(0, self.ledger.held_blocks - sum(t.blocks - t.shared_blocks for t in holders))
         near = 1.0 / (1.0 + forecast._steps / REACTION_STEPS)
-        peak = shared + spread_peak(forecast, [*before, *new, task], deviations(policy.settings.epsilon) * near)
+        steps = np.inf if isinstance(policy, Pooled) else NEXT_STEPS
+        z = deviations(policy.settings.epsilon) * near
+        peak = shared + spread_peak(forecast, [*before, *new, task], z, steps)
         assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
 
 
-def spread_peak(forecast: Forecast, tasks: list[Task], z: Any) -> float:
-    """Largest mean + z * sd of the future blocks that ``tasks`` have for themselves."""
+def spread_peak(forecast: Forecast, tasks: list[Task], z: Any, within_steps: float) -> float:
+    """Largest mean + z * sd of the blocks that ``tasks`` will have for themselves within some steps."""
     steps, grid = forecast._steps, forecast._grid
     mean, var, sd = (np.zeros(len(steps)) for _ in range(3))
     for task in tasks:
@@ -171,7 +173,7 @@ def spread_peak(forecast: Forecast, tasks: list[Task], z: Any) -> float:
         var += alive * (1.0 - alive) * held**2
         sd += np.sqrt(alive * (1.0 - alive)) * held
     common = (1.0 - forecast.rho) * var + forecast.rho * sd**2
-    return float((mean + z * np.sqrt(common)).max())
+    return float((mean + z * np.sqrt(common))[steps <= within_steps].max())
 
 
 # -- shortage ------------------------------------------------------------------------------------------------

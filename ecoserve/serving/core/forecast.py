@@ -12,6 +12,7 @@ Admission can react to what becomes known before it comes: the standard deviatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,7 +136,8 @@ class Forecast:
         sd = np.sqrt(alive * (1.0 - alive)) * blocks
         return Usage(alive * blocks, sd * sd, sd)
 
-    def peak(self, usage: Usage, z: float) -> float:
-        """Largest mean + z * sd over the future, blocks."""
+    def peak(self, usage: Usage, z: float, within_steps: float = math.inf) -> float:
+        """Largest mean + z * sd over the next ``within_steps`` steps, blocks."""
         var = (1.0 - self.rho) * usage.var + self.rho * usage.sd**2
-        return float((usage.mean + z * self._near * np.sqrt(var)).max())
+        ahead = usage.mean + z * self._near * np.sqrt(var)
+        return float(ahead[: np.searchsorted(self._steps, within_steps, side="right")].max())

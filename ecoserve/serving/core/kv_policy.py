@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -89,6 +90,10 @@ class KVPolicy:
         return self.ledger.lent_blocks(reserved)
 
 
+#: Steps ahead that admission by rank looks.
+NEXT_STEPS: Final = 10.0
+
+
 def ranks(tasks: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tuple[Floats, Floats]:
     """Client priority and place of each request, to be compared in this order; lower goes first."""
     priority = np.fromiter((t.priority for t in tasks), dtype=float, count=len(tasks))
@@ -96,14 +101,17 @@ def ranks(tasks: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tupl
 
 
 class Ranked(KVPolicy):
-    """``ranked``: a request starts if it and the holders that rank before it fit, now and to their end.
+    """``ranked``: a request starts if it and the holders that rank before it fit, now and in the next steps.
 
     The rank is that of the queues: client priority, then the ordering's. KV of requests that rank behind counts as
     room: they give way when it is needed (:mod:`~ecoserve.serving.core.shortage`). The new blocks of its prompt must be
-    free now. Forecasts stay within the cache but in a share ``epsilon`` of the futures.
+    free now. Forecasts of :data:`NEXT_STEPS` steps stay within the cache but in a share ``epsilon`` of the futures; to
+    look further ahead gains nothing, and leaves KV empty that could have been used until then (docs/log.md).
 
     ``promised`` is only a quantile for the reports: outliving it costs nothing.
     """
+
+    within_steps: float = NEXT_STEPS
 
     def __init__(self, settings: SchedulerSettings, ledger: Ledger, forecast: Forecast, ordering: Ordering) -> None:
         super().__init__(settings, ledger, forecast, ordering)
@@ -123,7 +131,8 @@ class Ranked(KVPolicy):
         if self._admitted is not None:
             usage = usage + self._admitted
         usage.mean = usage.mean + self.ledger.shared_blocks()
-        return self.forecast.peak(usage, deviations(self.settings.epsilon)) <= self.open_blocks
+        peak = self.forecast.peak(usage, deviations(self.settings.epsilon), self.within_steps)
+        return peak <= self.open_blocks
 
     def _new_blocks(self, task: Task) -> int:
         return self.ledger.kv_use.blocks(task.span_tokens() + 1) - task.shared_blocks
@@ -160,7 +169,9 @@ class Ranked(KVPolicy):
 
 
 class Pooled(Ranked):
-    """``pooled``: as ``ranked``, but all holders count, whatever their rank."""
+    """``pooled``: as ``ranked``, but all holders count, whatever their rank, and to their end."""
+
+    within_steps = math.inf
 
     def _place(self, task: Task) -> tuple[float, float]:
         return math.inf, math.inf

@@ -264,16 +264,17 @@ def test_only_exact_has_a_gate(name: str) -> None:
 
 
 def test_holders_that_rank_behind_are_no_obstacle() -> None:
-    other = holder("other", TaskState.DECODE, 160, lengths=exactly(1400))  # 29 blocks when the newcomer ends
+    # Ten blocks each, eleven in the next step; the newcomer has two.
+    others = [holder(str(i), TaskState.DECODE, 160, lengths=exactly(1400)) for i in range(4)]
 
     def admits(name: str) -> bool:
-        newcomer = a_task("new", prompt_tokens=16, lengths=exactly(300))  # 20 blocks in the end
-        return a_policy(name, other, reserve=0.0, usable=40).admits_prompt(newcomer)
+        return a_policy(name, *others, reserve=0.0, usable=45).admits_prompt(a_task("new", lengths=exactly(300)))
 
     assert not admits("pooled")
     assert admits("ranked")
-    other.lengths = exactly(290)
-    assert not admits("ranked"), "it ranks before"
+    for other in others:
+        other.lengths = exactly(290)
+    assert not admits("ranked"), "they rank before"
 
 
 def test_the_prompts_new_blocks_must_be_free_now() -> None:
@@ -292,19 +293,20 @@ def test_the_prompts_new_blocks_must_be_free_now() -> None:
 def test_within_one_step_ranked_counts_the_prompts_it_has_admitted() -> None:
     policy = a_policy("ranked", reserve=0.0)
     verdicts = []
-    for i in range(6):
+    for i in range(10):
         task = a_task(str(i), prompt_tokens=160, lengths=exactly(160))
         verdicts.append(policy.admits_prompt(task))
         if verdicts[-1]:
             policy.admitted(task)
-    assert verdicts == [True] * 5 + [False]
+    assert verdicts == [True] * 9 + [False], "eleven blocks each"
 
 
 def test_client_priority_ranks_before_length() -> None:
     holders = [holder(str(i), TaskState.DECODE, 160, lengths=exactly(900), priority=i) for i in range(3)]
-    for priority, admitted in ((-1, True), (0, True), (1, False), (2, False)):
+    for priority, admitted in ((-1, True), (0, True), (2, True), (3, False)):
         task = a_task("new", prompt_tokens=64, lengths=exactly(300), priority=priority)
-        policy = a_policy("ranked", *holders, reserve=0.0, usable=50)
+        # Eleven blocks for each holder in the next step, five for the newcomer.
+        policy = a_policy("ranked", *holders, reserve=0.0, usable=36)
         assert policy.admits_prompt(task) is admitted, priority
 
 
@@ -328,16 +330,15 @@ def test_a_shared_prefix_is_charged_once() -> None:
     assert tight.admits_prompt(newcomer)
 
 
-def test_an_idle_sessions_kv_stays() -> None:
-    session = holder("session", TaskState.PAUSED, 640, prompt_tokens=600, generated=40, lengths=exactly(41), idle=True)
-    for usable, admitted in ((60, True), (59, False)):
-        policy = a_policy("ranked", session, reserve=0.0, usable=usable)
-        newcomer = a_task("new", lengths=exactly(300))  # 20 blocks in the end, 40 are the session's
-        assert policy.admits_prompt(newcomer) is admitted
+@pytest.mark.parametrize("idle", [True, False])
+def test_an_idle_sessions_kv_stays_as_it_is(idle: bool) -> None:
+    session = holder("session", TaskState.PAUSED, 640, prompt_tokens=600, generated=40, lengths=exactly(90), idle=idle)
+    policy = a_policy("ranked", session, reserve=0.0, usable=42)
+    assert policy.admits_prompt(a_task("new", lengths=exactly(300))) is idle
 
 
 def test_first_come_first_served_ranks_by_arrival() -> None:
     old = holder("old", TaskState.DECODE, 160, lengths=exactly(1300), arrival_s=1.0)
     for arrival_s, admitted in ((0.5, True), (2.0, False)):
-        policy = a_policy("ranked", old, reserve=0.0, usable=80, ordering="fcfs")
+        policy = a_policy("ranked", old, reserve=0.0, usable=12, ordering="fcfs")
         assert policy.admits_prompt(a_task("new", lengths=exactly(600), arrival_s=arrival_s)) is admitted
