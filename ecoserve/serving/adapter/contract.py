@@ -56,6 +56,7 @@ METHODS: Final = (
 #: (method of Scheduler, text that its source must hold, the rule it stands for)
 _SCHEDULER_RULES: Final = (
     ("__init__", "self.kv_holding_waiting = ", "waiting requests that hold KV have a queue"),
+    ("__init__", "self.max_num_running_reqs", "most requests in a batch: then no queue is asked"),
     ("__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
     ("__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
     ("schedule", "request_queue = self.kv_holding_waiting", "KV holders are scheduled before new prompts"),

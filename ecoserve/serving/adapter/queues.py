@@ -33,7 +33,7 @@ from ecoserve.serving.core.orderings import SortKey
 Entry = tuple[SortKey, int, Request]
 
 #: Keys computed anew in a step, at most, and where they are taken first: at the front of the queue.
-REKEYED: Final = 64
+REKEYED: Final = 32
 FRONT: Final = 16
 #: A key counts this often after :meth:`GatedQueue.rekey`: the length distribution behind it is computed anew, too.
 CHANGED_COST: Final = 4

@@ -299,6 +299,8 @@ class EcoServeScheduler(PausingScheduler):
     def _prefill_gate(self, request: Request) -> bool:
         """Whether the head of the prefill queue may start; always when nothing runs and no decode is paused."""
         self._settle()
+        if len(self.running) >= self.max_num_running_reqs:
+            return False
         task = self.task(request)
         if task.generated != request.num_output_tokens:
             self.planner.on_late_output(task, request.num_output_tokens)
@@ -315,6 +317,8 @@ class EcoServeScheduler(PausingScheduler):
     def _decode_gate(self, request: Request) -> bool:
         """Whether the head of the decode queue may go on; always when nothing runs, or draining would never end."""
         self._settle()
+        if len(self.running) >= self.max_num_running_reqs:
+            return False
         if not self.admitting or not self.running or request.request_id not in self.paused_at:
             return True
         return self.planner.admits_decode(self.task(request))

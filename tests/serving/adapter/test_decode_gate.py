@@ -108,7 +108,7 @@ def test_what_waits_at_the_gate_counts_when_exact_admits_prompts(depth: int, sha
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_what_waits_at_the_gate_counts_when_pooled_admits_prompts(depth: int) -> None:
-    hand = engine("ecoserve", depth, count=20, length=200, reserve=0.0)
+    hand = engine("ecoserve", depth, count=20, length=200, reserve=0.0, kv_policy="pooled")
     s = hand.scheduler
     gate = Gate(hand)
     run(hand, depth, 60)

