@@ -77,6 +77,8 @@ def demand_peak_blocks(settings: SimulateSettings) -> int:
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
     same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
     same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None, "tell_slo": True}
+    # vLLM wants a forward to have room for a token of every request.
+    same["max_num_batched_tokens"] = max(settings.max_num_batched_tokens, settings.requests)
     if not settings.on_gpu:
         same["depth"] = 1  # the host's time is a part of the step, which both depths pay
     return _demand_peak(settings.model_copy(update=same).model_dump_json())
