@@ -115,6 +115,7 @@ class EcoServeScheduler(PausingScheduler):
             kv_use=KVUse([Group(self.block_size)]),
             max_model_len=self.max_model_len,
             max_step_tokens=self.max_num_scheduled_tokens,
+            chunked_prefill=self.scheduler_config.enable_chunked_prefill,
             counters=self.counters,
             recorder=Recorder(self.counters, self._event_state, self.event_log),
         )
@@ -263,7 +264,7 @@ class EcoServeScheduler(PausingScheduler):
             step, scheduled_s, load = self._under_way.popleft()
             if step is output:
                 now = self.clock.now()
-                self.planner.step_time.learn(load, now - max(scheduled_s, self._last_output_s))
+                self.planner.forward_size.step_time.learn(load, now - max(scheduled_s, self._last_output_s))
                 self._last_output_s = now
                 return
 

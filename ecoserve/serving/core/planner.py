@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
-
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Attainment, Counters, Gauges, Recorder, UnderpredictionAction
 from ecoserve.serving.core.forecast import Forecast
+from ecoserve.serving.core.forward_size import ForwardSize
 from ecoserve.serving.core.history import LengthHistory
 from ecoserve.serving.core.kv_policy import KVPolicy, ranks
 from ecoserve.serving.core.kv_use import KVUse
@@ -33,17 +32,10 @@ from ecoserve.serving.core.orderings import Ordering, Pace, SortKey
 from ecoserve.serving.core.policies import GROUPS, KV_POLICIES, ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.serving.core.shortage import relieve
-from ecoserve.serving.core.step_time import StepLoad, StepTime
 from ecoserve.serving.core.tasks import Task, TaskState
 
 #: A distribution that gives the present length less than this probability has been outlived.
 OUTLIVED = 1e-3
-
-#: Forward by deadline: the quantile of the decodes' slack per remaining token that a step may take, the share of it
-#: that is used, and the prompt tokens of a step in any case.
-SLACK_QUANTILE = 0.05
-SLACK_GAIN = 0.9
-LEAST_PROMPT_TOKENS = 64
 
 #: Holders whose lengths are computed anew in a step, at most, when the correction's source has changed.
 RENEWED = 8
@@ -95,6 +87,7 @@ class Planner:
     Args:
         usable_blocks: of the KV cache. kv_use: how requests use them.
         max_model_len: longest sequence, tokens. max_step_tokens: vLLM's most tokens of a forward.
+        chunked_prefill: whether a prompt may be computed in chunks.
         counters: incremented here and by the adapter. recorder: given every event.
     """
 
@@ -106,6 +99,7 @@ class Planner:
         kv_use: KVUse,
         max_model_len: int,
         max_step_tokens: int,
+        chunked_prefill: bool = True,
         counters: Counters,
         recorder: Recorder,
     ) -> None:
@@ -116,7 +110,7 @@ class Planner:
         self.ledger = Ledger(usable_blocks, kv_use)
         self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0)
         self.pace = Pace(settings.target_forward_tokens or max_step_tokens)
-        self.step_time = StepTime()
+        self.forward_size = ForwardSize(settings, max_step_tokens, self.forecast, chunked_prefill)
         self.ordering: Ordering = load(ORDERINGS[parts.ordering])(settings, self.pace)
         self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(
             settings, self.ledger, self.forecast, self.ordering
@@ -131,7 +125,6 @@ class Planner:
         self.attainment = Attainment(counters)
         #: the time of the step, frozen within it
         self.now = 0.0
-        self._max_step_tokens = max_step_tokens
         self._arrivals = 0
         self._version = 0
         self._renewing = 0
@@ -152,6 +145,7 @@ class Planner:
         self.kv_policy.on_arrival(task)
         self.attainment.arrives(task)
         self.ledger.tasks[task.request_id] = task
+        self.forward_size.waits(task)
 
     def on_turn_end(self, task: Task) -> None:
         """A turn of a streaming session has ended after ``task.generated`` tokens; the session may go on."""
@@ -176,6 +170,7 @@ class Planner:
     def on_finish(self, task: Task, step: int, now: float, completed: bool) -> None:
         """A request has left with ``task.generated`` tokens; ``completed``: by itself or at its limit."""
         del self.ledger.tasks[task.request_id]
+        self.forward_size.waits_no_more(task)
         if self.groups is not None:
             self.groups.ended(task, step)
         self.kv_policy.on_release(task)
@@ -199,6 +194,7 @@ class Planner:
         task.promised = 0
         task.preemptions += 1
         self.kv_policy.on_release(task)
+        self.forward_size.waits(task)
 
     # -- the order of the queues -----------------------------------------------------------------------------
 
@@ -267,7 +263,8 @@ class Planner:
     def plan_step(self, engine: Snapshot) -> StepPlan:
         plan = StepPlan()
         self.observe(engine)
-        plan.token_budget = self._token_budget(engine)
+        free_tokens = engine.free_blocks * self.ledger.kv_use.block_size
+        plan.token_budget = self.forward_size.tokens(engine.running, free_tokens, self.now)
         self.kv_policy.begin_step()
         for task in self.ledger.holders():
             if task.state is not TaskState.DECODE:
@@ -311,6 +308,7 @@ class Planner:
         """A prefill has started; ``forced``: although the policy does not admit it."""
         self.counters.forced_admissions += forced
         self.kv_policy.admitted(task)
+        self.forward_size.waits_no_more(task)
         self.learner.starts(task)
         self.recorder.note("admitted", task)
 
@@ -430,28 +428,6 @@ class Planner:
     def _ranks(self, tasks: list[Task]) -> dict[Task, tuple[float, float]]:
         priority, rank = ranks(tasks, self.forecast, self.ordering)
         return {t: (float(p), float(r)) for t, p, r in zip(tasks, priority, rank, strict=True)}
-
-    def _token_budget(self, engine: Snapshot) -> int:
-        """Most tokens of the step's forward: as set, or by deadline; decodes always have their place."""
-        decodes = [t for t in engine.running if t.state is TaskState.DECODE]
-        target = self.settings.target_forward_tokens
-        if target is not None:
-            return min(self._max_step_tokens, max(target, len(decodes) + 1))
-        due = [t for t in decodes if t.has_slo()]
-        if not due or not self.step_time.ready:
-            return self._max_step_tokens
-        kv_tokens = sum(t.written for t in decodes)
-        base = self.step_time.seconds(StepLoad(0, len(decodes), kv_tokens))
-        left = np.fromiter((t.due_s() for t in due), dtype=float, count=len(due)) - self.now
-        slack = left / self.forecast.rests(due)
-        # Those that are late in any case are not helped by a short step.
-        slack = np.sort(slack[(slack > base * 1.02) & np.isfinite(slack)])
-        if not len(slack):
-            return self._max_step_tokens
-        seconds = float(slack[int(SLACK_QUANTILE * len(slack))]) * SLACK_GAIN
-        context = next((t.written for t in engine.running if t.state is TaskState.PREFILL), 0)
-        prompt = self.step_time.prompt_tokens(seconds, len(decodes), kv_tokens, context)
-        return min(self._max_step_tokens, len(decodes) + max(LEAST_PROMPT_TOKENS, prompt))
 
     def _pause(self, task: Task, running: list[Task], plan: StepPlan) -> None:
         running.remove(task)

@@ -11,6 +11,7 @@ from core_rig import a_task, holder
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.counters import Counters, Recorder
+from ecoserve.serving.core.forward_size import LEAST_PROMPT_TOKENS
 from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.planner import Planner, Snapshot
 from ecoserve.serving.core.policies import GROUPS, KV_POLICIES, ORDERINGS, load
@@ -54,7 +55,7 @@ def snapshot(running: list[Task], holding: list[Task] | None = None, free: int =
 def test_nothing_is_planned_while_blocks_suffice() -> None:
     tasks = [decoding("a", 10, 2), decoding("b", 20, 2)]
     plan = a_planner(*tasks).plan_step(snapshot(tasks, free=2))
-    assert (plan.pause, plan.preempt, plan.token_budget) == ([], [], 512)
+    assert (plan.pause, plan.preempt, plan.token_budget) == ([], [], 2 + LEAST_PROMPT_TOKENS)
 
 
 def test_a_shortage_pauses_and_closes_admission() -> None:
