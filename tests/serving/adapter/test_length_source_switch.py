@@ -7,6 +7,7 @@ from typing import Any
 from virtual_rig import ByHand, Case, scheduler_for
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.queues import CHANGED_COST, REKEYED
 from ecoserve.serving.core import keys
 from ecoserve.serving.simulate.engine import make_request
 
@@ -36,8 +37,10 @@ def run_until_finished(hand: ByHand, scheduler: Any, finished: int) -> None:
 
 def test_waiting_requests_are_predicted_as_short_as_those_that_have_finished() -> None:
     hand, s = crowd(predicted=600, correction=True)
-    run_until_finished(hand, s, 30)
+    run_until_finished(hand, s, 20)
     assert s.planner.learner.correction.source == "history"
+    for _ in range(-(-80 // (REKEYED // CHANGED_COST)) + 1):
+        hand.step()
     waiting = [s.task(r) for r in s.waiting]
     assert len(waiting) > 10
     assert all(t.lengths.quantile(0.5) < 100 for t in waiting)
