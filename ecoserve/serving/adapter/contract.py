@@ -50,7 +50,9 @@ METHODS: Final = (
     (_SCHEDULER, "Scheduler", "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
     (_SCHEDULER, "Scheduler", "get_request_counts", ()),
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "allocate_slots", ("request", "num_new_tokens")),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "prefix_cache_lookup_enabled", ("request",)),
     ("vllm.v1.core.block_pool", "BlockPool", "get_num_free_blocks", ()),
+    ("vllm.v1.core.block_pool", "BlockPool", "get_cached_block", ("block_hash", "kv_cache_group_ids")),
 )
 
 #: (method of Scheduler, text that its source must hold, the rule it stands for)

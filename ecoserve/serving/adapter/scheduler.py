@@ -260,7 +260,8 @@ class EcoServeScheduler(PausingScheduler):
         self._under_way.append((output, self.clock.now(), StepLoad(prompt_tokens, decodes, kv_tokens, pairs)))
 
     def _learn_step(self, output: SchedulerOutput) -> None:
-        while self._under_way:
+        """A step's output is there; an empty step's was not noted, and outputs that got lost are passed over."""
+        while output.total_num_scheduled_tokens and self._under_way:
             step, scheduled_s, load = self._under_way.popleft()
             if step is output:
                 now = self.clock.now()
