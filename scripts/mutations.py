@@ -124,6 +124,48 @@ MUTATIONS = (
         "            self.reset_preempted_req_ids.add(request.request_id)\n",
         "            pass\n",
     ),
+    Mutation(
+        "holders that rank before a newcomer are not counted",
+        "core/kv_policy.py",
+        "        usage = self._ahead(task) + self._own(task)\n",
+        "        usage = self._own(task)\n",
+    ),
+    Mutation(
+        "prompts are admitted into the reserve",
+        "core/kv_policy.py",
+        "self._new_blocks(task) + self.reserve_blocks > free",
+        "self._new_blocks(task) > free + self.reserve_blocks",
+    ),
+    Mutation(
+        "blocks of prompts admitted within one step are given out again",
+        "core/kv_policy.py",
+        "        self._taken += self._new_blocks(task)\n",
+        "",
+    ),
+    Mutation(
+        "a prompt's next chunk needs no blocks",
+        "core/planner.py",
+        "self.ledger.kv_use.missing(task, task.written + chunk)",
+        "0",
+    ),
+    Mutation(
+        "a request that has ended still waits for its prefill",
+        "core/planner.py",
+        "        del self.ledger.tasks[task.request_id]\n        self.forward_size.waits_no_more(task)\n",
+        "        del self.ledger.tasks[task.request_id]\n",
+    ),
+    Mutation(
+        "a request whose key has changed is not put back",
+        "adapter/queues.py",
+        "            entry = (key, entry[1], request)\n            self._insert(entry)\n",
+        "            entry = (key, entry[1], request)\n",
+    ),
+    Mutation(
+        "admission by rank ignores client priority",
+        "core/kv_policy.py",
+        "before = (priority < own_priority) | ((priority == own_priority) & (rank <= own_rank))",
+        "before = rank <= own_rank",
+    ),
 )
 
 

@@ -327,6 +327,7 @@ def check_empty(scheduler: Any) -> None:
         return
     assert not s.paused_at
     assert not s.planner.ledger.tasks
+    assert not s.planner.forward_size._waiting
     tables = s.planner.forecast._alive
     assert sorted(s.planner.forecast._free_rows) == list(range(len(tables)))
     if isinstance(s.planner.kv_policy, Pipelined):

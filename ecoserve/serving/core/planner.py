@@ -393,13 +393,11 @@ class Planner:
 
     def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
         assert plan.token_budget is not None
-        prompt_room = plan.token_budget
         needs: dict[Task, int] = {}
         for task in running:
             if task.state is TaskState.PREFILL:
-                # Its next chunk; those behind it get what is left of the forward.
-                chunk = min(prompt_room, task.known_tokens - task.written)
-                prompt_room -= chunk
+                # Its next chunk: the whole forward, if no other prompt stays.
+                chunk = min(plan.token_budget, task.known_tokens - task.written)
                 blocks = self.ledger.kv_use.missing(task, task.written + chunk)
             else:
                 blocks = self._needs(task, 1)
