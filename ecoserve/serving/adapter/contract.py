@@ -12,8 +12,9 @@ from packaging.specifiers import SpecifierSet
 
 from ecoserve.errors import ConfigError
 
-#: The vLLM versions this package is written for.
-SUPPORTED: Final = SpecifierSet(">=0.32.0,<0.33")
+#: The vLLM versions that level ``full`` is tested with, and those that level ``order`` runs on.
+FULL: Final = SpecifierSet(">=0.32.0,<0.34")
+ORDER: Final = SpecifierSet(">=0.30.0")
 
 _SCHEDULER: Final = "vllm.v1.core.sched.scheduler"
 _QUEUE: Final = "vllm.v1.core.sched.request_queue"
@@ -123,12 +124,17 @@ def vllm_version() -> str:
     raise ConfigError("vLLM is not installed", fix="run `make setup`, or install ecoserve[cpu] or ecoserve[cuda]")
 
 
+def full_knows(version: str) -> bool:
+    """Whether level ``full`` is tested with this version of vLLM; ``0.33.1+cpu`` and ``0.33.1rc1`` count as 0.33.1."""
+    return FULL.contains(version.partition("+")[0], prereleases=True)
+
+
 def check() -> list[Broken]:
     """Everything we rely on that the installed vLLM does not have; empty if all is well."""
     broken: list[Broken] = []
     version = vllm_version()
-    if not SUPPORTED.contains(version.split("+")[0], prereleases=True):
-        broken.append(Broken(f"vLLM {version}", f"supported range is {SUPPORTED}"))
+    if not full_knows(version):
+        broken.append(Broken(f"vLLM {version}", f"level full is tested with {FULL}"))
     for module, name, purpose in NAMES:
         if _find(module, name) is None:
             broken.append(Broken(f"{module}.{name} is gone", purpose))

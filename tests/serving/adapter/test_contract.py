@@ -23,14 +23,14 @@ def lines() -> list[str]:
 
 
 def test_another_version_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "vllm_version", lambda: "0.33.1+cpu")
+    monkeypatch.setattr(contract, "vllm_version", lambda: "0.34.1+cpu")
     (line,) = lines()
-    assert "vLLM 0.33.1+cpu" in line
-    assert "<0.33" in line
+    assert "vLLM 0.34.1+cpu" in line
+    assert "<0.34" in line
     assert ">=0.32.0" in line
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.32.1rc1"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.33.1rc1"])
 def test_versions_of_the_range_pass(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(contract, "vllm_version", lambda: version)
     assert lines() == []
