@@ -8,9 +8,10 @@ unless the operator allows them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ecoserve.data import Message
 from ecoserve.data.parameters import LARGEST_LIMIT, NO_PARAMETERS, RequestParameters, parameters_of
@@ -26,6 +27,12 @@ COMPLETION_MAX_TOKENS: Final = 16
 BATCH_NUMBERS: Final = 8192
 #: Larger batches of prompts are served without predictions.
 BATCH_PROMPTS: Final = 256
+#: Bodies with more commas, thus maybe as many values, are served without predictions: reading them takes long.
+MOST_COMMAS: Final = 50_000
+#: A character of our keys' prefix as JSON's escape. No serializer escapes letters.
+_ESCAPED: Final = re.compile(rb"\\u00(?:6[35fF]|7[236]|5[fF])")
+
+Kind = Literal["json", "form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +116,33 @@ ASKS: Final = {
 }
 
 
+def kind(content_type: bytes) -> Kind | None:
+    """How vLLM would read a body of this content-type; None: as nothing that could carry our keys."""
+    name = content_type.split(b";")[0].strip().lower()
+    if name == b"application/json" or (name.startswith(b"application/") and name.endswith(b"+json")):
+        return "json"
+    return "form" if name == b"multipart/form-data" else None
+
+
+def too_many(body: bytes) -> bool:
+    """Whether ``body`` may have more values than are read for a prediction."""
+    return body.count(b",") > MOST_COMMAS
+
+
 def may_carry_keys(body: bytes) -> bool:
-    """Whether ``body`` could name one of our keys, in any encoding, escaped or not; False is certain."""
-    return b"ecoserve_" in body or b"\\u" in body or b"\0" in body
+    """Whether JSON could name one of our keys, in any encoding, escaped or not; False is certain."""
+    return _named(body) or b"\0" in body
+
+
+def form_may_carry_keys(body: bytes, content_type: bytes) -> bool:
+    """The same of a form; its charset is its content-type's."""
+    parameters = content_type.lower().replace(b'"', b"").replace(b" ", b"").split(b";")[1:]
+    charsets = {p.removeprefix(b"charset=") for p in parameters if p.startswith(b"charset=")}
+    return _named(body) or not charsets <= {b"utf-8", b"us-ascii", b"iso-8859-1"}
+
+
+def _named(body: bytes) -> bool:
+    return keys.PREFIX.encode() in body or _ESCAPED.search(body) is not None
 
 
 def foreign_keys(body: Mapping[str, Any], allowed: Collection[str]) -> list[tuple[str, ...]]:

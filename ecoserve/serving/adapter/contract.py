@@ -31,6 +31,7 @@ NAMES: Final = (
     ("vllm.v1.kv_cache_interface", "FullAttentionSpec", "the KV cache we support"),
     ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
     ("vllm.entrypoints.cli.serve", "run_server", "`serve` ends on SIGTERM while the engine starts"),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.errored", "whether the engine has failed when the server stops"),
     ("vllm.v1.structured_output", "StructuredOutputManager", "virtual loop"),
     ("vllm.v1.core.kv_cache_utils", "get_request_block_hasher", "virtual loop with prefix caching"),
 )
@@ -50,6 +51,7 @@ METHODS: Final = (
     (_SCHEDULER, "Scheduler", "_update_request_as_session", ("session", "update")),
     (_SCHEDULER, "Scheduler", "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
     (_SCHEDULER, "Scheduler", "get_request_counts", ()),
+    ("vllm.v1.engine.async_llm", "AsyncLLM", "shutdown", ("timeout",)),
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "allocate_slots", ("request", "num_new_tokens")),
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "prefix_cache_lookup_enabled", ("request",)),
     ("vllm.v1.core.block_pool", "BlockPool", "get_num_free_blocks", ()),
@@ -88,6 +90,8 @@ _SCHEDULER_RULES: Final = (
 #: (module, class or function, text that its source must hold, the rule it stands for)
 RULES: Final = (
     *((_SCHEDULER, f"Scheduler.{method}", text, rule) for method, text, rule in _SCHEDULER_RULES),
+    ("vllm.entrypoints.launchers.launcher", "serve_http", "app.state.server = server", "when the server is to exit"),
+    ("vllm.entrypoints.launchers.launcher", "serve_http", "engine_client.shutdown", "when the server begins to stop"),
     ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
     ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
     ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),

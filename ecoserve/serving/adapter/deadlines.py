@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -126,13 +125,3 @@ def _number(value: Any, where: str) -> float:
     if not 0 < value <= LONGEST_MS:
         raise BadDeadline(f"{str(value)[:40]} ms is not above 0 and at most {LONGEST_MS:.0f} (a day)", where=where)
     return float(value)
-
-
-def refusal(error: BadDeadline, path: str) -> bytes:
-    """The body of the 400, in the form of the API that was called."""
-    shape: dict[str, Any]
-    if path == "/v1/messages":
-        shape = {"type": "error", "error": {"type": "invalid_request_error", "message": str(error)}}
-    else:
-        shape = {"error": {"message": str(error), "type": "BadRequestError", "param": error.where, "code": 400}}
-    return json.dumps(shape).encode()

@@ -28,6 +28,10 @@ MULTIPROC_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 Outcome = Literal["made", "timeout", "error", "overload", "bypassed"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("made", "timeout", "error", "overload", "bypassed")
 
+#: Why a request was answered in vLLM's place: the server stops, the engine has failed, our keys in a body that is not
+#: searched, an SLO that is none.
+Refusal = Literal["stopping", "engine_failed", "keys", "slo"]
+
 #: Seconds: from a LightGBM model on one prompt to an encoder that has fallen behind.
 _LATENCY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _RATIO_BUCKETS: Final = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -118,6 +122,12 @@ class _MiddlewareMetrics:
         )
         self.dropped_keys = Counter(
             "ecoserve_client_keys_dropped_total", "Keys of the scheduler that untrusted clients sent."
+        )
+        self.refused = counted(
+            "ecoserve_requests_refused_total",
+            "Requests and open responses that ecoserve ended with an error, by reason.",
+            "reason",
+            get_args(Refusal),
         )
         self.slos_stated = counted(
             "ecoserve_slo_stated_total", "Requests with an SLO by who stated it.", "source", ("client", "default")

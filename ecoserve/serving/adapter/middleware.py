@@ -6,114 +6,33 @@ by environment (:mod:`~ecoserve.serving.adapter.middleware_settings`). Rules:
 - It runs before vLLM's API-key check, so it checks the key by the same rule; requests without it are passed on
   untouched, and vLLM answers 401.
 - It reads the body and passes on one whole ``http.request`` message with its content-length, then the server's own
-  ``receive``, so that vLLM still sees disconnects. Bodies that are too long or not a JSON object are passed on as is.
+  ``receive``, so that vLLM still sees disconnects. What is not a JSON object is passed on as is.
+- Keys of ours that clients send are removed. Bodies too long to be parsed, and forms, that may have some are refused.
 - An SLO that is not valid (:mod:`~ecoserve.serving.adapter.deadlines`) is answered with 400.
-- Requests without a prediction (time-out, error, overload, prompts of token ids) are served all the same.
-- Responses are not changed; those open when the server stops are ended.
+- Requests without a prediction (time-out, error, overload, prompts of token ids, long bodies) are served all the same.
+- Responses are not changed (:mod:`~ecoserve.serving.adapter.open_responses` says what happens when the server stops).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.adapter import bodies, deadlines
 from ecoserve.serving.adapter.metrics import logger, middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
+from ecoserve.serving.adapter.open_responses import App, Message, OpenResponses, Receive, Scope, Send, path_of
 from ecoserve.serving.adapter.prediction_service import PredictionService, shared_predictor
+from ecoserve.serving.adapter.refusals import refuse
 from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
     from ecoserve.predictor import Predicts
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-#: Seconds between two looks at whether the server stops, and for the last tokens to get through once it does.
-_POLL_S: Final = 0.25
-_FLUSH_S: Final = 0.5
-_ERROR: Final = {"error": {"message": "the server is shutting down", "type": "ServiceUnavailableError", "code": 503}}
-
-
-@dataclass(slots=True, eq=False)
-class _Open:
-    task: asyncio.Task[Any]
-    started: bool = False
-    ended: bool = False
-    events: bool = False
-
-
-class OpenResponses:
-    """The open responses; they are ended when the server stops: a stream by an error event, anything else by 503.
-
-    On SIGTERM vLLM's server lets its engine drain for ``--shutdown-timeout`` seconds, kills it, and then waits for
-    every open connection, so that it hangs as long as the client of an unfinished stream does. Only once the engine is
-    gone is the HTTP server asked to exit; what is still open a moment later is ended here.
-    """
-
-    def __init__(self) -> None:
-        self._open: set[_Open] = set()
-        self._stopping = False
-
-    async def run(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call ``app`` for one HTTP request; if the server stops meanwhile, answer in its place."""
-        task = asyncio.current_task()
-        assert task is not None
-        entry = _Open(task)
-
-        async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                entry.started = True
-                kinds = [v for n, v in message.get("headers", ()) if n.lower() == b"content-type"]
-                entry.events = any(v.startswith(b"text/event-stream") for v in kinds)
-            elif message["type"] == "http.response.body":
-                entry.ended = not message.get("more_body", False)
-            await send(message)
-
-        self._open.add(entry)
-        try:
-            await app(scope, receive, watched)
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            task.uncancel()
-            await _end(entry, send)
-        finally:
-            self._open.discard(entry)
-
-    async def watch(self, server: Any) -> None:
-        """Wait until ``server`` (uvicorn's) is to exit, then end what is open."""
-        while not server.should_exit:
-            await asyncio.sleep(_POLL_S)
-        await asyncio.sleep(_FLUSH_S)
-        self._stopping = True
-        for entry in list(self._open):
-            entry.task.cancel("the server stops")
-
-
-async def _end(entry: _Open, send: Send) -> None:
-    if entry.ended:
-        return
-    body = json.dumps(_ERROR).encode()
-    if not entry.started:
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-    elif entry.events:
-        body = b"data: " + body + b"\n\ndata: [DONE]\n\n"
-    else:
-        body = b""
-    await send({"type": "http.response.body", "body": body})
-
 
 #: Path prefixes that vLLM guards with its API key.
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
@@ -136,8 +55,9 @@ class PredictionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif scope["type"] == "http" and scope.get("method") == "POST":
-            await self._responses.run(self._post, scope, receive, send)
+        elif scope["type"] == "http":
+            app = self._post if scope.get("method") == "POST" else self.app
+            await self._responses.run(app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -150,9 +70,9 @@ class PredictionMiddleware:
             nonlocal watch
             message = await receive()
             if message["type"] == "lifespan.startup":
-                server = getattr(getattr(scope.get("app"), "state", None), "server", None)
-                if server is not None:
-                    watch = asyncio.ensure_future(self._responses.watch(server))
+                state = getattr(scope.get("app"), "state", None)
+                if (server := getattr(state, "server", None)) is not None:
+                    watch = asyncio.ensure_future(self._responses.watch(server, getattr(state, "engine_client", None)))
                 try:
                     await self._start()
                 except Exception as error:
@@ -195,20 +115,27 @@ class PredictionMiddleware:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._start()
-        path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._may_enter(scope, path, headers) or not _is_json(headers.get(b"content-type", b"")):
+        path = path_of(scope)
+        # The first of equal headers counts, as it does for vLLM.
+        headers = {name.lower(): value for name, value in reversed(scope["headers"])}
+        content_type = headers.get(b"content-type", b"")
+        kind = bodies.kind(content_type)
+        if not self._may_enter(scope, path, headers) or kind is None:
             await self.app(scope, receive, send)
             return
-        raw, rest = await self._read(headers, receive)
-        if raw is None and path in bodies.ASKS:
-            self._count("bypassed")
-            self._ignored(deadlines.asks(scope["headers"]))
+        raw, rest = await _read(receive)
+        new: bytes | None = None
         try:
-            new = None if raw is None else await self._rewritten(path, raw, scope["headers"])
+            if raw is not None and kind == "json":
+                new = await self._rewritten(path, raw, scope["headers"])
+            elif raw is not None and bodies.form_may_carry_keys(raw, content_type):
+                self._refuse_keys(400, "a form")
         except deadlines.BadDeadline as error:
             middleware_metrics().slo_values.labels("refused").inc()
-            await _answer_400(send, deadlines.refusal(error, path))
+            await refuse(send, path, 400, "slo", str(error), param=error.where)
+            return
+        except _Refused as error:
+            await refuse(send, path, error.status, "keys", str(error))
             return
         if new is not None:
             raw = new
@@ -224,32 +151,20 @@ class PredictionMiddleware:
 
         await self.app(scope, replay, send)
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[bytes | None, list[Message]]:
-        """The whole body, or None and the messages read so far if it is too long or breaks off."""
+    async def _rewritten(self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+        """The JSON body with our values in it, or None to pass it on unchanged."""
         assert self._settings is not None
         limit = self._settings.max_body_bytes
-        try:
-            if int(headers.get(b"content-length", b"0")) > limit:
-                return None, []
-        except ValueError:
-            return None, []
-        seen: list[Message] = []
-        size = 0
-        while True:
-            message = await receive()
-            seen.append(message)
-            if message["type"] != "http.request":
-                return None, seen
-            size += len(message.get("body", b""))
-            if size > limit:
-                return None, seen
-            if not message.get("more_body", False):
-                return b"".join(m.get("body", b"") for m in seen), []
-
-    async def _rewritten(self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        """The body with our values in it, or None to pass it on unchanged."""
         read_ask = bodies.ASKS.get(path)
-        if read_ask is None and not bodies.may_carry_keys(raw):
+        too_long = len(raw) > limit
+        if read_ask is not None and (too_long or bodies.too_many(raw)):
+            self._count("bypassed")
+            self._ignored(deadlines.asks(headers))
+            read_ask = None
+        may_carry = bodies.may_carry_keys(raw)
+        if too_long and may_carry:
+            self._refuse_keys(413, f"a body above {limit:,} bytes")
+        if read_ask is None and (too_long or not may_carry):
             return None
         body = bodies.parse(raw)
         if body is None:
@@ -308,6 +223,11 @@ class PredictionMiddleware:
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
+    def _refuse_keys(self, status: int, what: str) -> None:
+        """For a body that is not searched for keys, unless the client may send all of them."""
+        if not set(keys.ALL) <= self._allowed:
+            raise _Refused(status, f"{what} may not contain names that begin with {keys.PREFIX}")
+
     def _may_enter(self, scope: Scope, path: str, headers: dict[bytes, bytes]) -> bool:
         if self._keys is None:
             self._keys = self._api_keys(scope)
@@ -326,15 +246,22 @@ class PredictionMiddleware:
         return [key.encode() for key in given if key]
 
 
-async def _answer_400(send: Send, body: bytes) -> None:
-    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+async def _read(receive: Receive) -> tuple[bytes | None, list[Message]]:
+    """The whole body, or None and the messages read so far if it breaks off."""
+    seen: list[Message] = []
+    while True:
+        message = await receive()
+        seen.append(message)
+        if message["type"] != "http.request":
+            return None, seen
+        if not message.get("more_body", False):
+            return b"".join(m.get("body", b"") for m in seen), []
 
 
-def _is_json(content_type: bytes) -> bool:
-    kind = content_type.split(b";")[0].strip().lower()
-    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+class _Refused(Exception):
+    def __init__(self, status: int, what: str) -> None:
+        self.status = status
+        super().__init__(what)
 
 
 class _StartFailed(Exception):

@@ -36,7 +36,11 @@ class MiddlewareSettings(BaseModel):
     )
     trust_client: bool = Field(False, description="accept predictions and other keys of the scheduler from clients")
     replay: bool = Field(False, description="let clients force the lengths of responses, to replay a trace")
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="longer request bodies are passed on unread")
+    max_body_bytes: int = Field(
+        16 * 2**20,
+        ge=1024,
+        description="longer request bodies get no prediction, and may not name keys of ecoserve",
+    )
     api_key: str | None = Field(
         None, description="key that requests need, where --api-key and VLLM_API_KEY cannot be seen"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+#: What every key of ours begins with.
+PREFIX: Final = "ecoserve_"
 #: The request's length distribution, as :meth:`ecoserve.lengths.LengthDistribution.to_wire` writes it.
 LENGTHS: Final = "ecoserve_lengths"
 #: The distributions of a batch of prompts: ``[count, n_0, *wire_0, n_1, *wire_1, ...]``.

@@ -105,19 +105,80 @@ async def _pieces(raw: bytes, size: int) -> AsyncIterator[bytes]:
         yield raw[at : at + size]
 
 
+LONG = json.dumps({**CHAT, "user": "x" * 5000}).encode()
+SPOOFED = json.dumps({**CHAT, "vllm_xargs": {keys.LENGTHS: [1.0]}}).encode()
+DISGUISED = SPOOFED.replace(b"ecoserve_", b"e\\u0063oserve_")
+JSON = {"content-type": "application/json"}
+
+
 @pytest.mark.parametrize("chunked", [False, True])
-def test_over_long_bodies_pass_untouched(chunked: bool) -> None:
-    raw = json.dumps({**CHAT, "user": "x" * 5000}).encode()
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (LONG, 200),
+        (SPOOFED + b" " * 5000, 413),
+        (DISGUISED + b" " * 5000, 413),
+        (SPOOFED.decode().encode("utf-16") + b" \0" * 2500, 413),
+    ],
+)
+def test_over_long_bodies_pass_untouched_or_are_refused(raw: bytes, status: int, chunked: bool) -> None:
     before = counted("bypassed")
 
     async def use(client: httpx.AsyncClient, app: Recorder) -> None:
         content = _pieces(raw, 700) if chunked else raw
-        await client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert (await client.post("/v1/chat/completions", content=content, headers=JSON)).status_code == status
 
     predictor = ByWords()
-    assert with_client(use, predictor, max_body_bytes=2048).bodies == [raw]
+    assert with_client(use, predictor, max_body_bytes=2048).bodies == [raw] * (status == 200)
     assert predictor.calls == []
     assert counted("bypassed") == before + 1
+    if status == 413:
+        trusting = {"trust_client": True, "replay": True, "max_body_bytes": 2048}
+        status = 200
+        assert with_client(use, predictor, **trusting).bodies == [raw]
+
+
+def test_bodies_of_very_many_values_are_not_taken_apart() -> None:
+    many = json.dumps({"messages": [{"role": "user", "content": "x"}] * 60_000}).encode()
+
+    async def use(client: httpx.AsyncClient, app: Recorder) -> None:
+        await client.post("/v1/chat/completions", content=many, headers=JSON)
+        await client.post("/v1/chat/completions", content=many[:-1] + b"," + DISGUISED[1:], headers=JSON)
+
+    predictor = ByWords()
+    seen = with_client(use, predictor)
+    assert seen.bodies[0] == many
+    assert seen.last["vllm_xargs"] == {}
+    assert predictor.calls == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "status"),
+    [
+        ("", b'{"seed": "\0\xff\xfe"}', 200),
+        ("", b'{"ecoserve_lengths": [1.0]}', 400),
+        ("", b'{"\\u0065coserve_lengths": [1.0]}', 400),
+        ("; charset=utf-7", b"{}", 400),
+        ('; charset="UTF-8"', b"{}", 200),
+    ],
+)
+def test_forms_bring_no_keys_either(kind: str, field: bytes, status: int) -> None:
+    """vLLM reads vllm_xargs as JSON in a form where audio is transcribed."""
+    body = b'--x\r\ncontent-disposition: form-data; name="vllm_xargs"\r\n\r\n' + field + b"\r\n--x--\r\n"
+
+    async def use(client: httpx.AsyncClient, app: Recorder) -> None:
+        head = {"content-type": f"multipart/form-data; boundary=x{kind}"}
+        assert (await client.post("/v1/audio/transcriptions", content=body, headers=head)).status_code == status
+
+    assert with_client(use).bodies == [body] * (status == 200)
+
+
+def test_the_first_of_two_content_types_counts_as_it_does_for_vllm() -> None:
+    async def use(client: httpx.AsyncClient, app: Recorder) -> None:
+        head = [("content-type", "application/json"), ("content-type", "text/plain")]
+        await client.post("/v1/completions", content=SPOOFED, headers=head)
+
+    assert with_client(use).last["vllm_xargs"] == {}
 
 
 def test_a_body_in_pieces_without_a_length_is_put_together() -> None:
