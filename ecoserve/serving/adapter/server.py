@@ -103,10 +103,10 @@ def parse(model: str, flags: Sequence[str]) -> Namespace:
         ConfigError: for flags that vLLM does not know or accept.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    # As vLLM's own command line does: workers that are forked break CUDA.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     parser = FlexibleArgumentParser(prog="ecoserve")
     own = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
 
@@ -236,11 +236,11 @@ def check_with_vllm(args: Namespace, *, ours: bool) -> None:
         ConfigError: in vLLM's words, or in ours where our scheduler runs (``ours``) and cannot serve the model.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.usage.usage_lib import UsageContext
 
     try:
-        validate_parsed_serve_args(args)
+        ServeSubcommand().validate(args)
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
         raise ConfigError(_line(error), where="vLLM refuses these settings") from error
