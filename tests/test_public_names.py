@@ -27,11 +27,20 @@ def metrics() -> set[str]:
     """Prometheus metrics, as ``/metrics`` spells them."""
     from prometheus_client import REGISTRY
 
-    from ecoserve.serving.adapter.metrics import MetricsPublisher, middleware_metrics
+    from ecoserve.serving.adapter.metrics import MetricsPublisher, middleware_metrics, normalized_latency
+    from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
-    middleware_metrics(), MetricsPublisher()
-    samples = (sample for family in REGISTRY.collect() for sample in family.samples)
-    return {s.name for s in samples if s.name.startswith("ecoserve_") and not s.name.endswith("_created")}
+    middleware_metrics().serve("", MiddlewareSettings())
+    MetricsPublisher()
+    normalized_latency("", 0)
+    samples = [
+        sample
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name.startswith("ecoserve_") and not sample.name.endswith("_created")
+    ]
+    assert {s.name for s in samples if "model_name" not in s.labels} <= set(deprecations.METRICS)
+    return {s.name for s in samples}
 
 
 def summary_keys() -> set[str]:

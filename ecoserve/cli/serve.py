@@ -13,9 +13,10 @@ from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 @takes(MiddlewareSettings, "predictor trust_client replay")
 @takes(
     MiddlewareSettings,
-    "predict_timeout_ms predict_window_ms predict_batch predict_waiting predict_threads max_body_bytes",
+    "predict_timeout_ms predict_window_ms predict_batch predict_waiting predict_threads",
     panel="Predictions",
 )
+@takes(MiddlewareSettings, "max_queue_s max_body_bytes", panel="Limits")
 @takes(
     MiddlewareSettings,
     "client_slos slo_min_ttft_ms slo_min_tpot_ms slo_scale unloaded_ttft_ms unloaded_tpot_ms",

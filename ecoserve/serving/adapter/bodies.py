@@ -107,6 +107,11 @@ def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
     return Ask((chat,), limit=_limit(body.get("max_tokens")), parameters=parameters_of(body)) if chat else None
 
 
+def responses(body: Mapping[str, Any]) -> int:
+    """How many responses ``body`` asks for to each prompt."""
+    return _limit(body.get("n")) or 1
+
+
 #: Paths whose requests are predicted, and how to read them.
 ASKS: Final = {
     "/v1/chat/completions": ask_chat,

@@ -32,6 +32,7 @@ NAMES: Final = (
     ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
     ("vllm.entrypoints.cli.serve", "run_server", "`serve` ends on SIGTERM while the engine starts"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.errored", "whether the engine has failed when the server stops"),
+    ("vllm.v1.metrics.loggers", "AggregateStatLoggerBase", "base class of our stat logger"),
     ("vllm.v1.structured_output", "StructuredOutputManager", "virtual loop"),
     ("vllm.v1.core.kv_cache_utils", "get_request_block_hasher", "virtual loop with prefix caching"),
 )
@@ -92,6 +93,8 @@ RULES: Final = (
     *((_SCHEDULER, f"Scheduler.{method}", text, rule) for method, text, rule in _SCHEDULER_RULES),
     ("vllm.entrypoints.launchers.launcher", "serve_http", "app.state.server = server", "when the server is to exit"),
     ("vllm.entrypoints.launchers.launcher", "serve_http", "engine_client.shutdown", "when the server begins to stop"),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.__init__", "self.logger_manager", "where our stat logger goes"),
+    ("vllm.v1.metrics.loggers", "StatLoggerManager.__init__", "self.stat_loggers", "where our stat logger goes"),
     ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
     ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
     ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),

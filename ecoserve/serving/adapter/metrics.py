@@ -10,15 +10,17 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from ecoserve.deprecations import METRICS
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core.counters import Counters, Gauges
 from ecoserve.serving.core.learning import SourceName
+from ecoserve.serving.core.settings import SchedulerSettings
 
 logger = logging.getLogger("vllm.ecoserve")
 
@@ -28,13 +30,22 @@ MULTIPROC_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 Outcome = Literal["made", "timeout", "error", "overload", "bypassed"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("made", "timeout", "error", "overload", "bypassed")
 
-#: Why a request was answered in vLLM's place: the server stops, the engine has failed, our keys in a body that is not
-#: searched, an SLO that is none.
-Refusal = Literal["stopping", "engine_failed", "keys", "slo"]
+#: Why a request was answered in vLLM's place: more work is open than ``max_queue_s`` allows, the server stops, the
+#: engine has failed, our keys in a body that is not searched, an SLO that is none.
+Refusal = Literal["queue", "stopping", "engine_failed", "keys", "slo"]
+
+#: The scheduler's queues: requests without KV, and those that hold theirs.
+Queue = Literal["prefill", "decode"]
 
 #: Seconds: from a LightGBM model on one prompt to an encoder that has fallen behind.
 _LATENCY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _RATIO_BUCKETS: Final = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+#: Seconds per generated token.
+_NORMALIZED_BUCKETS: Final = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0)
+#: Seconds; the ageing limit is 120 by default.
+_WAIT_BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+_ENGINE: Final = ("model_name", "engine")
+_OLD: Final = ("engine",)
 _ACTION: Final = "underprediction_"
 _SOURCE: Final = "length_source"
 #: Where the series of the fields of :class:`Gauges` are not called ``ecoserve_<field>``.
@@ -73,113 +84,197 @@ def multiprocess_dir() -> Iterator[str]:
 
 
 @cache
-def _family(kind: str, name: str, help_text: str, *labels: str) -> Any:
-    """A counter or gauge of the engine's process, which registers each name once, however many engines it makes."""
+def _family(kind: str, name: str, help_text: str, labels: tuple[str, ...], **more: Any) -> Any:
+    """A metric family; a process registers each name once, however many engines and servers it makes."""
     import prometheus_client
 
-    if kind == "counter":
-        return prometheus_client.Counter(name, help_text, ["engine", *labels])
-    return prometheus_client.Gauge(name, help_text, ["engine", *labels], multiprocess_mode="mostrecent")
+    if kind == "Gauge":
+        more = {"multiprocess_mode": "mostrecent", **more}
+    return getattr(prometheus_client, kind)(name, help_text, labels, **more)
 
 
-def _counter(series: str, help_text: str, engine: str) -> Any:
-    name, _, label = series.partition("{")
-    if not label:
-        return _family("counter", name, help_text).labels(engine)
-    help_text = "Under-predictions by the action that covered or resolved them."
-    return _family("counter", name, help_text, "action").labels(engine, label.split('"')[1])
+# -- the API server's process ---------------------------------------------------------------------------------
 
 
-@cache
-def _error_ratio() -> Any:
-    from prometheus_client import Histogram
+class _Series:
+    """A family of the API server's process: ``labels`` takes the values of its own labels, of one model."""
 
-    return Histogram(
-        "ecoserve_prediction_error_ratio",
-        "Generated tokens divided by predicted ones (1 is exact, above 1 under-predicted).",
-        ["engine"],
-        buckets=_RATIO_BUCKETS,
-    )
+    def __init__(self, metrics: ServerMetrics, family: Any, values: Sequence[str] | None) -> None:
+        self._metrics = metrics
+        self._family = family
+        #: the values that its label can have, which are all there from the first scrape
+        self.values = values
+
+    def labels(self, *values: str) -> Any:
+        return self._family.labels(self._metrics.model_name, *values)
 
 
-class _MiddlewareMetrics:
+class ServerMetrics:
+    """The API server's metrics. All have the label ``model_name``, which :meth:`serve` sets."""
+
     def __init__(self) -> None:
-        from prometheus_client import Counter, Histogram
+        self.model_name = ""
+        self._all: list[_Series] = []
 
-        def counted(name: str, help_text: str, label: str, values: Sequence[str]) -> Any:
-            family = Counter(name, help_text, [label])
-            for value in values:
-                family.labels(value)
-            return family
+        def made(
+            kind: str, name: str, help_text: str, label: str = "", values: Sequence[str] | None = (), **more: Any
+        ) -> _Series:
+            labels = ("model_name", label) if label else ("model_name",)
+            self._all.append(_Series(self, _family(kind, name, help_text, labels, **more), values if label else None))
+            return self._all[-1]
 
-        self.predictions = counted(
-            "ecoserve_predictions_total", "Requests by the outcome of their prediction.", "outcome", OUTCOMES
+        self.predictions = made(
+            "Counter", "ecoserve_predictions_total", "Requests by the outcome of their prediction.", "outcome", OUTCOMES
         )
-        self.seconds = Histogram(
+        self.seconds = made(
+            "Histogram",
             "ecoserve_prediction_seconds",
             "Time a request waited for its prediction, batching included.",
             buckets=_LATENCY_BUCKETS,
         )
-        self.dropped_keys = Counter(
-            "ecoserve_client_keys_dropped_total", "Keys of the scheduler that untrusted clients sent."
+        self.predictor_seconds = made(
+            "Histogram",
+            "ecoserve_predictor_call_seconds",
+            "Time of one call of the predictor, for a batch of prompts.",
+            buckets=_LATENCY_BUCKETS,
         )
-        self.refused = counted(
+        self.predictor_queue = made(
+            "Gauge",
+            "ecoserve_prediction_queue_prompts",
+            "Prompts that wait for a prediction.",
+            multiprocess_mode="livesum",
+        )
+        self.predictor = made("Gauge", "ecoserve_predictor_info", "1 for the predictor in use.", "predictor")
+        self.open_work = made(
+            "Gauge",
+            "ecoserve_open_work_tokens",
+            "Tokens predicted for the responses that are not complete.",
+            multiprocess_mode="livesum",
+        )
+        self.work_rate = made(
+            "Gauge",
+            "ecoserve_work_rate_tokens_per_second",
+            "Tokens generated per second while requests waited; 0 before that was seen.",
+            multiprocess_mode="livesum",
+        )
+        self.dropped_keys = made(
+            "Counter", "ecoserve_client_keys_dropped_total", "Keys of the scheduler that untrusted clients sent."
+        )
+        self.refused = made(
+            "Counter",
             "ecoserve_requests_refused_total",
-            "Requests and open responses that ecoserve ended with an error, by reason.",
+            "Requests that ecoserve answered with an error, by reason.",
             "reason",
             get_args(Refusal),
         )
-        self.slos_stated = counted(
-            "ecoserve_slo_stated_total", "Requests with an SLO by who stated it.", "source", ("client", "default")
+        self.cut_off = made(
+            "Counter", "ecoserve_responses_cut_off_total", "Responses that had begun when the server stopped."
         )
-        self.slo_values = counted(
+        self.slos_stated = made(
+            "Counter",
+            "ecoserve_slo_stated_total",
+            "Requests with an SLO by who stated it.",
+            "source",
+            ("client", "default"),
+        )
+        self.slo_values = made(
+            "Counter",
             "ecoserve_slo_values_total",
             "SLO values that clients sent, by outcome.",
             "outcome",
             ("accepted", "clamped", "refused", "ignored"),
         )
 
+    def serve(self, model_name: str, settings: MiddlewareSettings) -> None:
+        """Label everything with ``model_name`` from now on, and show what is there before the first request."""
+        self.model_name = model_name
+        for series in self._all:
+            for values in [()] if series.values is None else [(value,) for value in series.values]:
+                series.labels(*values)
+        self.predictor.labels(settings.predictor or "none").set(1)
+        help_text = "1; the settings of the middleware are its labels."
+        shown = settings.model_dump(exclude={"predictor", "api_key"})
+        _set_info("ecoserve_middleware_settings_info", help_text, {"model_name": model_name, **shown})
+
 
 @cache
-def middleware_metrics() -> _MiddlewareMetrics:
+def middleware_metrics() -> ServerMetrics:
     """The API server's metrics; a process registers them once."""
-    return _MiddlewareMetrics()
+    return ServerMetrics()
+
+
+def normalized_latency(model_name: str, engine: int) -> Any:
+    """The histogram of E2EL per generated token; the API server observes it."""
+    return _family(
+        "Histogram",
+        "ecoserve_normalized_latency_seconds",
+        "E2EL divided by the generated tokens, of finished requests.",
+        _ENGINE,
+        buckets=_NORMALIZED_BUCKETS,
+    ).labels(model_name, str(engine))
+
+
+def _set_info(name: str, help_text: str, labels: Mapping[str, Any]) -> None:
+    _family("Gauge", name, help_text, tuple(labels)).labels(
+        *("" if v is None else str(v) for v in labels.values())
+    ).set(1)
+
+
+# -- the engine's process ------------------------------------------------------------------------------------------
 
 
 class MetricsPublisher:
     """Publishes one scheduler's counters and gauges.
 
     Args:
-        engine: index of the engine (data-parallel rank), a label of every metric. policy: the policy's name.
+        engine: index of the engine (data-parallel rank), a label of every metric like ``model_name``.
+        settings: of the scheduler.
         interval_s: minimum time between two publications; an idle scheduler publishes at once.
     """
 
-    def __init__(self, engine: int = 0, interval_s: float = 0.25, policy: str = "ecoserve") -> None:
-        self._engine = label = str(engine)
+    def __init__(
+        self,
+        engine: int = 0,
+        interval_s: float = 0.25,
+        model_name: str = "",
+        settings: SchedulerSettings = SchedulerSettings(),  # noqa: B008 - frozen
+    ) -> None:
+        self._labels = labels = (model_name, str(engine))
         old = {series: name for name, series in METRICS.items() if series is not None}
         # Old names get the same increments.
         self._counters = {
-            f.name: [
-                _counter(name, f.metadata["help"], label)
-                for name in (counter_series(f.name), old.get(counter_series(f.name)))
-                if name is not None
-            ]
-            for f in fields(Counters)
+            f.name: [_counter(counter_series(f.name), f.metadata["help"], labels)] for f in fields(Counters)
         }
+        for f in fields(Counters):
+            if name := old.get(counter_series(f.name)):
+                self._counters[f.name].append(_family("Counter", name, f.metadata["help"], _OLD).labels(labels[1]))
         self._gauges = {
-            f.name: _family("gauge", gauge_name(f.name), f.metadata["help"]).labels(label)
+            f.name: _family("Gauge", gauge_name(f.name), f.metadata["help"], _ENGINE).labels(*labels)
             for f in fields(Gauges)
             if f.name != _SOURCE
         }
-        source = next(f for f in fields(Gauges) if f.name == _SOURCE)
-        self._sources = [
-            _family("gauge", gauge_name(_SOURCE), source.metadata["help"], "source").labels(label, name)
-            for name in get_args(SourceName)
-        ]
-        self._old_source = _family("gauge", "ecoserve_believed", source.metadata["help"]).labels(label)
-        self._ratio = _error_ratio().labels(label)
+        source = next(f for f in fields(Gauges) if f.name == _SOURCE).metadata["help"]
+        sources = _family("Gauge", gauge_name(_SOURCE), source, (*_ENGINE, "source"))
+        self._sources = [sources.labels(*labels, name) for name in get_args(SourceName)]
+        self._old_source = _family("Gauge", "ecoserve_believed", source, _OLD).labels(labels[1])
+        ratio_help = "Generated tokens divided by predicted ones (1 is exact, above 1 under-predicted)."
+        self._ratio = _family(
+            "Histogram", "ecoserve_prediction_error_ratio", ratio_help, _ENGINE, buckets=_RATIO_BUCKETS
+        ).labels(*labels)
+        waits = _family(
+            "Histogram",
+            "ecoserve_queue_wait_seconds",
+            "Time in a queue: of prompts and preempted requests until they start, of paused ones until they resume.",
+            (*_ENGINE, "queue"),
+            buckets=_WAIT_BUCKETS,
+        )
+        self._waits = {queue: waits.labels(*labels, queue) for queue in get_args(Queue)}
+        info = {"model_name": model_name, "engine": engine}
         policy_help = "1 for the policy that the engine runs; to be joined with the other metrics by their engine."
-        _family("gauge", "ecoserve_policy_info", policy_help, "policy").labels(label, policy).set(1)
+        _set_info("ecoserve_policy_info", policy_help, {**info, "policy": settings.policy})
+        help_text = "1; the settings of the scheduler are its labels."
+        shown = settings.model_dump(exclude={"policy", "event_log"})
+        _set_info("ecoserve_scheduler_settings_info", help_text, {**info, **shown})
         _warn_of_old_names()
         self._seen = dict.fromkeys(self._counters, 0)
         self._interval_s = interval_s
@@ -212,6 +307,18 @@ class MetricsPublisher:
         """Note a finished response of ``generated`` tokens for which ``predicted`` (> 0) were expected."""
         if predicted > 0:
             self._ratio.observe(generated / predicted)
+
+    def observe_wait(self, queue: Queue, seconds: float) -> None:
+        """Note that a request has left a queue for the batch."""
+        self._waits[queue].observe(max(0.0, seconds))
+
+
+def _counter(series: str, help_text: str, labels: tuple[str, str]) -> Any:
+    name, _, label = series.partition("{")
+    if not label:
+        return _family("Counter", name, help_text, _ENGINE).labels(*labels)
+    help_text = "Under-predictions by the action that covered or resolved them."
+    return _family("Counter", name, help_text, (*_ENGINE, "action")).labels(*labels, label.split('"')[1])
 
 
 @cache

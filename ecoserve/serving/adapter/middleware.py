@@ -20,6 +20,8 @@ import hmac
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
@@ -29,6 +31,7 @@ from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.open_responses import App, Message, OpenResponses, Receive, Scope, Send, path_of
 from ecoserve.serving.adapter.prediction_service import PredictionService, shared_predictor
 from ecoserve.serving.adapter.refusals import refuse
+from ecoserve.serving.adapter.work_bound import WorkBound
 from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
@@ -49,7 +52,9 @@ class PredictionMiddleware:
         self._service: PredictionService | None = None
         self._allowed: set[str] = set()
         self._slos: deadlines.SloRule | None = None
+        self._bound: WorkBound | None = None
         self._keys: list[bytes] | None = None
+        self._model_name = ""
         self._responses = OpenResponses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,12 +76,20 @@ class PredictionMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 state = getattr(scope.get("app"), "state", None)
+                engine = getattr(state, "engine_client", None)
+                if engine is not None:
+                    self._model_name = str(engine.vllm_config.model_config.served_model_name)
                 if (server := getattr(state, "server", None)) is not None:
-                    watch = asyncio.ensure_future(self._responses.watch(server, getattr(state, "engine_client", None)))
+                    watch = asyncio.ensure_future(self._responses.watch(server, engine))
                 try:
                     await self._start()
                 except Exception as error:
                     raise _StartFailed(str(error) or type(error).__name__) from error
+                if engine is not None:
+                    from ecoserve.serving.adapter.engine_stats import watch_engine
+
+                    assert self._bound is not None
+                    watch_engine(engine, self._bound)
             return message
 
         try:
@@ -106,6 +119,8 @@ class PredictionMiddleware:
         self._allowed = trusted | ({keys.REPLAY_TOKENS} if settings.replay else set())
         self._settings = settings
         self._slos = deadlines.SloRule(settings)
+        self._bound = WorkBound(settings.max_queue_s)
+        middleware_metrics().serve(self._model_name, settings)
         if predictor is not None:
             self._service = PredictionService(predictor, settings)
             if self._predictor is None:
@@ -124,10 +139,16 @@ class PredictionMiddleware:
             await self.app(scope, receive, send)
             return
         raw, rest = await _read(receive)
+        assert self._bound is not None
+        if path in bodies.ASKS and (wait_s := self._bound.retry_after_s()) is not None:
+            what = "the server has more work than it can do soon"
+            await refuse(send, path, 429, "queue", what, retry_after_s=wait_s)
+            return
         new: bytes | None = None
+        work = _Work()
         try:
             if raw is not None and kind == "json":
-                new = await self._rewritten(path, raw, scope["headers"])
+                new = await self._rewritten(path, raw, scope["headers"], work)
             elif raw is not None and bodies.form_may_carry_keys(raw, content_type):
                 self._refuse_keys(400, "a form")
         except deadlines.BadDeadline as error:
@@ -149,10 +170,13 @@ class PredictionMiddleware:
         async def replay() -> Message:
             return rest.pop(0) if rest else await receive()
 
-        await self.app(scope, replay, send)
+        with self._bound.serving(work.tokens) if path in bodies.ASKS else nullcontext():
+            await self.app(scope, replay, send)
 
-    async def _rewritten(self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-        """The JSON body with our values in it, or None to pass it on unchanged."""
+    async def _rewritten(
+        self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]], work: _Work
+    ) -> bytes | None:
+        """The JSON body with our values in it, or None to pass it on unchanged; ``work`` gets what is predicted."""
         assert self._settings is not None
         limit = self._settings.max_body_bytes
         read_ask = bodies.ASKS.get(path)
@@ -174,7 +198,7 @@ class PredictionMiddleware:
         drop = bodies.foreign_keys(body, self._allowed)
         add: dict[str, Any] = {}
         if drop:
-            middleware_metrics().dropped_keys.inc(len(drop))
+            middleware_metrics().dropped_keys.labels().inc(len(drop))
         if read_ask is not None:
             add = self._slo(headers, body)
             if self._slos is not None and self._slos.listens and deadlines.FIELD in body:
@@ -184,7 +208,9 @@ class PredictionMiddleware:
             if ask is None:
                 self._count("bypassed")
             else:
-                add |= await self._predict(ask)
+                add |= await self._predict(ask, work)
+                if work.tokens is not None:
+                    work.tokens *= bodies.responses(body)
         return bodies.rewrite(raw, body, drop, add)
 
     def _slo(self, headers: Sequence[tuple[bytes, bytes]], body: dict[str, Any]) -> dict[str, Any]:
@@ -202,13 +228,16 @@ class PredictionMiddleware:
         if slo:
             middleware_metrics().slo_values.labels("ignored").inc()
 
-    async def _predict(self, ask: bodies.Ask) -> dict[str, Any]:
+    async def _predict(self, ask: bodies.Ask, work: _Work) -> dict[str, Any]:
         assert self._service is not None
         begun = time.perf_counter()
         lengths, outcome = await self._service.predict(ask.requests())
-        middleware_metrics().seconds.observe(time.perf_counter() - begun)
+        middleware_metrics().seconds.labels().observe(time.perf_counter() - begun)
         self._count(outcome)
-        return bodies.wire_args(ask, lengths) if lengths else {}
+        if not lengths:
+            return {}
+        work.tokens = sum((d if ask.limit is None else d.closed_at(ask.limit)).mean() for d in lengths)
+        return bodies.wire_args(ask, lengths)
 
     def _count(self, outcome: str) -> None:
         if self._service is not None:
@@ -256,6 +285,13 @@ async def _read(receive: Receive) -> tuple[bytes | None, list[Message]]:
             return None, seen
         if not message.get("more_body", False):
             return b"".join(m.get("body", b"") for m in seen), []
+
+
+@dataclass(slots=True)
+class _Work:
+    """The tokens that are predicted for a request's responses."""
+
+    tokens: float | None = None
 
 
 class _Refused(Exception):

@@ -41,6 +41,9 @@ class MiddlewareSettings(BaseModel):
         ge=1024,
         description="longer request bodies get no prediction, and may not name keys of ecoserve",
     )
+    max_queue_s: float | None = Field(
+        None, gt=0, le=86_400, description="429 while the open responses take longer than this; without it, no limit"
+    )
     api_key: str | None = Field(
         None, description="key that requests need, where --api-key and VLLM_API_KEY cannot be seen"
     )

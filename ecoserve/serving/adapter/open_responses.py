@@ -62,6 +62,8 @@ class OpenResponses:
         """Call ``app`` for one HTTP request; where the server stops, answer in its place."""
         path = path_of(scope)
         if self._stops is not None and (scope.get("method") == "POST" or path in _HEALTH):
+            while (await receive()).get("more_body", False):
+                pass  # a client that is still sending would not see an answer before a reset
             await self._refuse(path, send)
             return
         task = asyncio.current_task()
@@ -138,7 +140,7 @@ class OpenResponses:
             await self._refuse(entry.path, send)
             return
         assert self._stops is not None
-        middleware_metrics().refused.labels(self._stops).inc()
+        middleware_metrics().cut_off.labels().inc()
         body = b""
         if entry.events:
             body = b"data: " + error_body(entry.path, 503, _MESSAGES[self._stops]) + b"\n\ndata: [DONE]\n\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter.metrics import Outcome, logger
+from ecoserve.serving.adapter.metrics import Outcome, logger, middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class PredictionService:
         loop = asyncio.get_running_loop()
         job = _Job(chats, loop.create_future(), loop.time() + self._timeout_s)
         self._waiting.append(job)
-        self._count += len(chats)
+        self._wait(len(chats))
         if self._collector is None or self._collector.done():
             self._collector = loop.create_task(self._collect(loop))
         try:
@@ -107,7 +108,9 @@ class PredictionService:
                 continue
             chats = [chat for job in batch for chat in job.chats]
             try:
+                begun = time.perf_counter()
                 found = await loop.run_in_executor(self._worker, self.predictor.predict, chats)
+                middleware_metrics().predictor_seconds.labels().observe(time.perf_counter() - begun)
                 if len(found) != len(chats):
                     raise ValueError(f"{len(found)} predictions for {len(chats)} prompts")
             except Exception:  # noqa: BLE001 - requests are served without predictions, whatever the error
@@ -119,12 +122,16 @@ class PredictionService:
                     job.result.set_result(found[at : at + len(job.chats)])
                 at += len(job.chats)
 
+    def _wait(self, more: int) -> None:
+        self._count += more
+        middleware_metrics().predictor_queue.labels().set(self._count)
+
     def _take(self, now: float) -> list[_Job]:
         batch: list[_Job] = []
         size = 0
         while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self._max_batch):
             job = self._waiting.popleft()
-            self._count -= len(job.chats)
+            self._wait(-len(job.chats))
             if not job.result.done() and job.deadline > now:
                 batch.append(job)
                 size += len(job.chats)

@@ -24,7 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
-from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher
+from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher, Queue
 from ecoserve.serving.adapter.pausing import PausingScheduler
 from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
@@ -122,8 +122,8 @@ class EcoServeScheduler(PausingScheduler):
         #: a virtual loop puts its own in its place, with the same two methods
         self.clock: Any = EngineClock()
         self._req_to_blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
-        #: the request that was popped last, and what to do once vLLM has started it
-        self._popped: tuple[Request, Callable[[], None]] | None = None
+        #: the request that was popped last, its queue, and what to do once vLLM has started it
+        self._popped: tuple[Request, Queue, Callable[[], None]] | None = None
         #: LoRA adapters of the requests that run
         self._adapters: set[int] = set()
         #: steps whose output is to come: vLLM's, when they were scheduled, what they compute
@@ -132,7 +132,9 @@ class EcoServeScheduler(PausingScheduler):
         self._publisher: MetricsPublisher | None = None
         if self.log_stats and os.environ.get(MULTIPROC_DIR):
             self._publisher = MetricsPublisher(
-                engine=self.parallel_config.data_parallel_index, policy=self.settings.policy
+                engine=self.parallel_config.data_parallel_index,
+                model_name=str(self.vllm_config.model_config.served_model_name),
+                settings=self.settings,
             )
         self.waiting = GatedQueue(
             key=lambda r: self.planner.prefill_key(self.task(r)),
@@ -154,6 +156,8 @@ class EcoServeScheduler(PausingScheduler):
             lane=self._adapter,
             is_open=self._adapter_fits,
         )
+        if self._publisher is not None:
+            self._publisher.publish(self.counters, self.gauges())
 
     def task(self, request: Request) -> Task:
         return self.planner.ledger.tasks[request.request_id]
@@ -314,7 +318,7 @@ class EcoServeScheduler(PausingScheduler):
         self._settle()
         task = self.task(request)
         forced = not self.running and not self.planner.kv_policy.admits_prompt(task)
-        self._popped = (request, partial(self.planner.on_prompt_admitted, task, forced))
+        self._popped = (request, "prefill", partial(self.planner.on_prompt_admitted, task, forced))
 
     def _decode_gate(self, request: Request) -> bool:
         """Whether the head of the decode queue may go on; always when nothing runs, or draining would never end."""
@@ -327,7 +331,11 @@ class EcoServeScheduler(PausingScheduler):
 
     def _decode_taken(self, request: Request) -> None:
         self._settle()
-        self._popped = (request, lambda: self.planner.on_decode_admitted(self.task(request), self.current_step))
+        self._popped = (
+            request,
+            "decode",
+            lambda: self.planner.on_decode_admitted(self.task(request), self.current_step),
+        )
 
     def _adapter(self, request: Request) -> int:
         return int(request.lora_request.lora_int_id) if self.lora_config and request.lora_request else 0
@@ -343,7 +351,9 @@ class EcoServeScheduler(PausingScheduler):
         """Count the request that was popped last, unless vLLM has skipped it (LoRA): then it is put back as it was."""
         popped, self._popped = self._popped, None
         if popped is not None and popped[0].status is RequestStatus.RUNNING:
-            popped[1]()
+            popped[2]()
+            if self._publisher is not None:
+                self._publisher.observe_wait(popped[1], self.clock.now() - self.task(popped[0]).waits_since_s)
             if adapter := self._adapter(popped[0]):
                 self._adapters.add(adapter)
 

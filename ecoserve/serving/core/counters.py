@@ -47,6 +47,8 @@ class Counters:
     tpot_missed: int = _counted("Completed requests whose further tokens came more slowly.")
     forced_admissions: int = _counted("Requests admitted against the policy because nothing else was running.")
     shortage_steps: int = _counted("Steps in which running requests needed more KV blocks than were free.")
+    past_ageing_limit: int = _counted("Requests that had waited longer than max_wait_s when they first started.")
+    aborted: int = _counted("Requests that left before they had ended: their client left, or the server stopped.")
     finished: int = _counted("Requests that left the scheduler.")
 
 

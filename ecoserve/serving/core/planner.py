@@ -175,6 +175,7 @@ class Planner:
             self.groups.ended(task, step)
         self.kv_policy.on_release(task)
         self.attainment.ended(task, now, completed)
+        self.counters.aborted += not completed
         self.recorder.note("finished" if completed else "aborted", task)
         if task.request_id in self._between_turns:
             self._between_turns.discard(task.request_id)
@@ -185,11 +186,13 @@ class Planner:
 
     def on_pause(self, task: Task) -> None:
         task.state = TaskState.PAUSED
+        task.waits_since_s = self.now
         self.kv_policy.begin_step()
 
     def on_preempt(self, task: Task) -> None:
         """A request's KV is being dropped: it waits for its prefill again, with nothing promised."""
         task.state = TaskState.WAITING
+        task.waits_since_s = self.now
         task.written = 0
         task.promised = 0
         task.preemptions += 1
@@ -307,6 +310,8 @@ class Planner:
     def on_prompt_admitted(self, task: Task, forced: bool) -> None:
         """A prefill has started; ``forced``: although the policy does not admit it."""
         self.counters.forced_admissions += forced
+        waited_s = self.now - task.arrival_s
+        self.counters.past_ageing_limit += not task.preemptions and waited_s > self.settings.max_wait_s
         self.kv_policy.admitted(task)
         self.forward_size.waits_no_more(task)
         self.learner.starts(task)

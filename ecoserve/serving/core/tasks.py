@@ -59,6 +59,7 @@ class Task:
         predicted_median: median response length at arrival, for the reports.
         overdrawn: its promise was outlived at least once.
         passed_by: it has waited for its promise so long that its claim goes first.
+        waits_since_s: when it entered the queue that it waits in, or came from.
         row: index in the forecast's tables, -1 when it is not in them.
         ttft_slo_s, tpot_slo_s: SLO of the first token (after arrival) and of each further one, seconds.
         deadline_s: when the last token is due, if stated.
@@ -87,6 +88,7 @@ class Task:
     passed_by: bool = False
     predicted_median: int = field(default=0)
     row: int = -1
+    waits_since_s: float = 0.0
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     deadline_s: float | None = None
@@ -101,7 +103,7 @@ class Task:
         """Put the arrival, and the deadline with it, on the scheduler's clock."""
         if self.deadline_s is not None:
             self.deadline_s += at_s - self.arrival_s
-        self.arrival_s = at_s
+        self.arrival_s = self.waits_since_s = at_s
 
     def expected_rest(self, quantile: float | None = None) -> float:
         """Expected remaining tokens, given those that are out: the mean, or a quantile."""

@@ -13,11 +13,18 @@ from ecoserve.deprecations import METRICS
 from ecoserve.serving.adapter import metrics
 from ecoserve.serving.core.counters import Counters, Gauges
 
+OLD = set(METRICS)
+
+
+def made(engine: int, **more: float) -> metrics.MetricsPublisher:
+    return metrics.MetricsPublisher(engine=engine, model_name="m", **more)  # type: ignore[arg-type]
+
 
 def sample(name: str, **labels: str) -> float | None:
     from prometheus_client import REGISTRY
 
-    return REGISTRY.get_sample_value(name, labels)
+    model = {} if name in OLD else {"model_name": "m"}
+    return REGISTRY.get_sample_value(name, {**model, **labels})
 
 
 def test_every_field_is_named_and_explained() -> None:
@@ -36,7 +43,7 @@ def test_old_names_are_published_beside_the_new_ones(monkeypatch: pytest.MonkeyP
     said: list[str] = []
     monkeypatch.setattr(metrics.logger, "warning", lambda line, *values: said.append(line % values))
     for _ in range(2):
-        publisher = metrics.MetricsPublisher(engine=75, interval_s=0.0)
+        publisher = made(75, interval_s=0.0)
     counters = Counters(shortage_preemptions=2, underprediction_paused=3, underprediction_own_space=1)
     publisher.publish(counters, Gauges(length_source="history"))
     assert sample("ecoserve_underprediction_actions_total", engine="75", action="paused") == 3
@@ -57,7 +64,7 @@ def test_every_old_name_stands_for_a_metric() -> None:
 
 
 def test_only_what_is_new_is_added() -> None:
-    publisher = metrics.MetricsPublisher(engine=71, interval_s=0.0)
+    publisher = made(71, interval_s=0.0)
     counters, gauges = Counters(), Gauges(usable_blocks=47, running=1)
     counters.pauses = 3
     publisher.publish(counters, gauges)
@@ -72,13 +79,13 @@ def test_only_what_is_new_is_added() -> None:
 
 def test_two_schedulers_in_one_process_add_up() -> None:
     for _ in range(2):
-        publisher = metrics.MetricsPublisher(engine=72, interval_s=0.0)
+        publisher = made(72, interval_s=0.0)
         publisher.publish(Counters(steps=10), Gauges())
     assert sample("ecoserve_steps_total", engine="72") == 20
 
 
 def test_a_busy_engine_publishes_now_and_then_and_an_idle_one_at_once() -> None:
-    publisher = metrics.MetricsPublisher(engine=73, interval_s=3600)
+    publisher = made(73, interval_s=3600)
     publisher.publish(Counters(steps=1), Gauges(running=1))
     publisher.publish(Counters(steps=2), Gauges(running=1))
     assert sample("ecoserve_steps_total", engine="73") == 1
@@ -87,7 +94,7 @@ def test_a_busy_engine_publishes_now_and_then_and_an_idle_one_at_once() -> None:
 
 
 def test_errors_of_predictions_are_ratios() -> None:
-    publisher = metrics.MetricsPublisher(engine=74)
+    publisher = made(74)
     publisher.observe_error(100.0, 150)
     publisher.observe_error(0.0, 10)
     assert sample("ecoserve_prediction_error_ratio_sum", engine="74") == pytest.approx(1.5)
@@ -97,17 +104,20 @@ def test_errors_of_predictions_are_ratios() -> None:
 SERVER = """
 import os, subprocess, sys
 from ecoserve.serving.adapter.metrics import multiprocess_dir, middleware_metrics
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 left = os.environ["PROMETHEUS_MULTIPROC_DIR"]
 with multiprocess_dir() as path:
     assert path.startswith(left) and path != left and not os.listdir(path)
     engine = (
         "from ecoserve.serving.adapter.metrics import MetricsPublisher\\n"
         "from ecoserve.serving.core.counters import Counters, Gauges\\n"
-        "p = MetricsPublisher(engine=0); p.publish(Counters(pauses=4), Gauges(held_blocks=9)); p.observe_error(10, 20)"
+        "p = MetricsPublisher(model_name='m'); p.observe_error(10, 20)\\n"
+        "p.publish(Counters(pauses=4), Gauges(held_blocks=9))"
     )
     subprocess.run([sys.executable, "-c", engine], check=True)
+    middleware_metrics().serve("m", MiddlewareSettings())
     middleware_metrics().predictions.labels("made").inc(2)
-    middleware_metrics().seconds.observe(0.01)
+    middleware_metrics().seconds.labels().observe(0.01)
     from prometheus_client import CollectorRegistry, generate_latest, multiprocess
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
@@ -123,12 +133,14 @@ def test_counters_of_the_engines_process_reach_the_servers_page(tmp_path: object
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for line in (
-        'ecoserve_pauses_total{engine="0"} 4.0',
-        'ecoserve_kv_held_blocks{engine="0"} 9.0',
-        'ecoserve_prediction_error_ratio_sum{engine="0"} 2.0',
-        'ecoserve_predictions_total{outcome="made"} 2.0',
-        'ecoserve_predictions_total{outcome="timeout"} 0.0',
-        "ecoserve_prediction_seconds_count 1.0",
-        "ecoserve_client_keys_dropped_total 0.0",
+        'ecoserve_pauses_total{engine="0",model_name="m"} 4.0',
+        'ecoserve_kv_held_blocks{engine="0",model_name="m"} 9.0',
+        'ecoserve_prediction_error_ratio_sum{engine="0",model_name="m"} 2.0',
+        'ecoserve_predictions_total{model_name="m",outcome="made"} 2.0',
+        'ecoserve_predictions_total{model_name="m",outcome="timeout"} 0.0',
+        'ecoserve_prediction_seconds_count{model_name="m"} 1.0',
+        'ecoserve_client_keys_dropped_total{model_name="m"} 0.0',
+        'ecoserve_prediction_queue_prompts{model_name="m"} 0.0',
+        'ecoserve_predictor_info{model_name="m",predictor="none"} 1.0',
     ):
         assert line in lines

@@ -1,0 +1,46 @@
+"""What the API server sees of the engine's work: one more stat logger beside vLLM's own.
+
+vLLM loads stat loggers of others by entry point, in every server of an environment. This one is added by the
+middleware, where there is one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+
+from ecoserve.serving.adapter.metrics import normalized_latency
+from ecoserve.serving.adapter.work_bound import WorkBound
+
+
+class EngineStats(AggregateStatLoggerBase):
+    """Observes the normalized latency of finished requests, and gives the engine's work to the bound of the queue."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int], bound: WorkBound) -> None:
+        self._bound = bound
+        name = str(vllm_config.model_config.served_model_name)
+        self._latency = {engine: normalized_latency(name, engine) for engine in engine_indexes}
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        if iteration_stats is None:
+            return
+        for request in iteration_stats.finished_requests:
+            if request.num_generation_tokens:
+                self._bound.finished(request.num_generation_tokens)
+                self._latency[engine_idx].observe(request.e2e_latency / request.num_generation_tokens)
+
+        if scheduler_stats is not None:
+            waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs > 0
+            self._bound.step(engine_idx, iteration_stats.num_generation_tokens, waiting)
+
+    def log_engine_initialized(self) -> None: ...
+
+
+def watch_engine(engine_client: Any, bound: WorkBound) -> None:
+    """Add an :class:`EngineStats` to vLLM's engine client; without statistics (``--disable-log-stats``) nothing."""
+    manager = engine_client.logger_manager
+    if manager is not None:
+        manager.stat_loggers.append(EngineStats(engine_client.vllm_config, manager.engine_indexes, bound))
