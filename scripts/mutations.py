@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "epsilon is ignored in the fit",
         "core/kv_policy.py",
-        "self.forecast.peak(usage, deviations(self.settings.epsilon), self.within_steps)",
-        "self.forecast.peak(usage, 0.0, self.within_steps)",
+        "self.forecast.peak(usage, deviations(self.settings.epsilon))",
+        "self.forecast.peak(usage, 0.0)",
     ),
     Mutation(
         "the high-water mark of the paused is ignored",

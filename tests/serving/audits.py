@@ -156,6 +156,10 @@ class Admission:
         steps = np.inf if isinstance(policy, Pooled) else NEXT_STEPS
         z = deviations(policy.settings.epsilon) * near
         peak = shared + spread_peak(forecast, [*before, *new, task], z, steps)
+        if not isinstance(policy, Pooled) and peak > self._open:
+            # Let in all the same, if it fits even when no response ends.
+            grown = [self._blocks(max(t.written, t.prompt_tokens + t.generated) + 11) for t in (*holders, *new, task)]
+            peak = shared + sum(grown) - sum(t.shared_blocks for t in (*holders, *new, task))
         assert peak <= self._open + 1e-6, f"let in at a peak of {peak:.2f} blocks, above {self._open}"
 
 

@@ -123,21 +123,21 @@ class Forecast:
         rests: Floats = np.maximum(1.0, self._at(self._area, rows, generated) / alive)
         return rests
 
-    def usage(self, tasks: Sequence[Task]) -> Usage:
-        """Of each request by itself, R x T; blocks that it shares with others are left out."""
+    def usage(self, tasks: Sequence[Task], within_steps: float = math.inf) -> Usage:
+        """Of each request by itself over the next ``within_steps`` steps, R x T; blocks shared with others left out."""
         count = len(tasks)
+        steps = self._steps[: np.searchsorted(self._steps, within_steps, side="right")]
         rows = self._rows(tasks)[:, None]
         generated = np.fromiter((t.generated for t in tasks), dtype=float, count=count)[:, None]
         span = np.fromiter((t.span_tokens() for t in tasks), dtype=float, count=count)[:, None]
         shared = np.fromiter((t.shared_blocks for t in tasks), dtype=float, count=count)[:, None]
-        alive = self._at(self._alive, rows, generated + self._steps)
+        alive = self._at(self._alive, rows, generated + steps)
         alive = np.clip(alive / np.maximum(alive[:, :1], 1e-9), 0.0, 1.0)
-        blocks = np.maximum(self.kv_use.blocks_at(span + self._steps) - shared, 0.0)
+        blocks = np.maximum(self.kv_use.blocks_at(span + steps) - shared, 0.0)
         sd = np.sqrt(alive * (1.0 - alive)) * blocks
         return Usage(alive * blocks, sd * sd, sd)
 
-    def peak(self, usage: Usage, z: float, within_steps: float = math.inf) -> float:
-        """Largest mean + z * sd over the next ``within_steps`` steps, blocks."""
+    def peak(self, usage: Usage, z: float) -> float:
+        """Largest mean + z * sd over the steps of ``usage`` (shape T), blocks."""
         var = (1.0 - self.rho) * usage.var + self.rho * usage.sd**2
-        ahead = usage.mean + z * self._near * np.sqrt(var)
-        return float(ahead[: np.searchsorted(self._steps, within_steps, side="right")].max())
+        return float((usage.mean + z * self._near[: len(var)] * np.sqrt(var)).max())

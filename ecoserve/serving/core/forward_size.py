@@ -73,8 +73,9 @@ class ForwardSize:
             return math.inf
         kv_tokens = sum(t.written for t in decodes)
         base = self.step_time.seconds(StepLoad(0, len(decodes), kv_tokens))
-        left = np.fromiter((t.due_s() for t in due), dtype=float, count=len(due)) - now
-        slack = left / self._forecast.rests(due)
+        rests = self._forecast.rests(due)
+        left = np.array([t.due_after(rest) for t, rest in zip(due, rests.tolist(), strict=True)]) - now
+        slack = left / rests
         slack = np.sort(slack[(slack > base * 1.02) & np.isfinite(slack)])
         if not len(slack):
             return math.inf

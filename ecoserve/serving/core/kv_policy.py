@@ -19,7 +19,7 @@ from ecoserve.serving.core.kv_use import Floats
 from ecoserve.serving.core.ledger import Ledger
 from ecoserve.serving.core.orderings import Ordering
 from ecoserve.serving.core.settings import SchedulerSettings
-from ecoserve.serving.core.tasks import Task
+from ecoserve.serving.core.tasks import Task, TaskState
 
 
 class KVPolicy:
@@ -119,23 +119,37 @@ class Ranked(KVPolicy):
 
     def begin_step(self) -> None:
         self._before: tuple[Floats, Floats, Usage] | None = None
-        self._admitted: Usage | None = None
+        self._missing: int | None = None
+        self._new: list[Task] = []
         self._taken = 0
-        self._asked: tuple[Task, Usage] | None = None
+        self._asked: dict[Task, Usage] = {}
 
     def admits_prompt(self, task: Task) -> bool:
-        free = self.ledger.usable_blocks - self.ledger.held_blocks - self._taken
-        if self._new_blocks(task) + self.reserve_blocks > free:
+        room = self.open_blocks - self.ledger.held_blocks - self._taken - self._new_blocks(task)
+        if room < 0:
             return False
-        usage = self._ahead(task) + self._own(task)
-        if self._admitted is not None:
-            usage = usage + self._admitted
+        if room >= self._most_growth():
+            return True
+        usage = self._ahead(task)
+        for other in (*self._new, task):
+            usage = usage + self._own(other)
         usage.mean = usage.mean + self.ledger.shared_blocks()
-        peak = self.forecast.peak(usage, deviations(self.settings.epsilon), self.within_steps)
+        peak = self.forecast.peak(usage, deviations(self.settings.epsilon))
         return peak <= self.open_blocks
 
     def _new_blocks(self, task: Task) -> int:
         return self.ledger.kv_use.blocks(task.span_tokens() + 1) - task.shared_blocks
+
+    def _most_growth(self) -> float:
+        """Blocks that all holders and the newcomer gain in the next steps if no response ends, at most."""
+        if self.within_steps == math.inf:
+            return math.inf
+        kv_use, holders = self.ledger.kv_use, self.ledger.holders()
+        if self._missing is None:
+            prompts = (t for t in holders if t.state is TaskState.PREFILL)
+            self._missing = sum(kv_use.missing(t, t.span_tokens()) for t in prompts)
+        # A decode's newest token is not written yet.
+        return self._missing + (len(holders) + len(self._new) + 1) * kv_use.growth(int(self.within_steps) + 1)
 
     def _ahead(self, task: Task) -> Usage:
         """KV use of the holders that rank before ``task``."""
@@ -143,7 +157,7 @@ class Ranked(KVPolicy):
             holders = [t for t in self.ledger.holders() if not t.idle]
             priority, rank = ranks(holders, self.forecast, self.ordering)
             order = np.lexsort((rank, priority))
-            usage = self.forecast.usage([holders[i] for i in order]).cumulative()
+            usage = self.forecast.usage([holders[i] for i in order], self.within_steps).cumulative()
             self._before = priority, rank, usage
         priority, rank, usage = self._before
         own_priority, own_rank = self._place(task)
@@ -155,13 +169,12 @@ class Ranked(KVPolicy):
         return float(priority), float(rank)
 
     def _own(self, task: Task) -> Usage:
-        if self._asked is None or self._asked[0] is not task:
-            self._asked = task, self.forecast.usage([task]).row(0)
-        return self._asked[1]
+        if task not in self._asked:
+            self._asked[task] = self.forecast.usage([task], self.within_steps).row(0)
+        return self._asked[task]
 
     def admitted(self, task: Task) -> None:
-        own = self._own(task)
-        self._admitted = own if self._admitted is None else self._admitted + own
+        self._new.append(task)
         self._taken += self._new_blocks(task)
 
     def promise(self, task: Task) -> int:

@@ -70,6 +70,10 @@ class KVUse:
             total += whole if g.window is None else np.minimum(whole, -(-g.window // g.block_size) + 1)
         return total
 
+    def growth(self, tokens: int) -> int:
+        """Blocks that a request gains with ``tokens`` more tokens, at most."""
+        return sum(-(-tokens // g.block_size) for g in self.groups if g.constant is None)
+
     def missing(self, task: Task, tokens: int) -> int:
         """Blocks that a holder must still get to have KV for ``tokens`` tokens."""
         return max(0, self.blocks(tokens) - task.blocks)

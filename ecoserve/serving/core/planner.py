@@ -398,17 +398,15 @@ class Planner:
 
     def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
         assert plan.token_budget is not None
-        needs: dict[Task, int] = {}
-        for task in running:
-            if task.state is TaskState.PREFILL:
-                # Its next chunk: the whole forward, if no other prompt stays.
-                chunk = min(plan.token_budget, task.known_tokens - task.written)
-                blocks = self.ledger.kv_use.missing(task, task.written + chunk)
-            else:
-                blocks = self._needs(task, 1)
-            if blocks:
-                needs[task] = blocks
-        self._shortage = sum(needs.values()) > engine.free_blocks
+        kv_use = self.ledger.kv_use
+        prefills = [t for t in running if t.state is TaskState.PREFILL]
+        # A prompt's next chunk: the whole forward, if no other prompt stays.
+        chunks = {t: min(plan.token_budget, t.known_tokens - t.written) for t in prefills}
+        needs = {t: kv_use.missing(t, t.written + chunk) for t, chunk in chunks.items()}
+        self._shortage = sum(needs.values()) + kv_use.growth(1) * (len(running) - len(prefills)) > engine.free_blocks
+        if self._shortage:
+            needs |= {t: self._needs(t, 1) for t in running if t not in chunks}
+            self._shortage = sum(needs.values()) > engine.free_blocks
         if not self._shortage:
             return
         self.counters.shortage_steps += 1

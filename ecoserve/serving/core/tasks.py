@@ -124,12 +124,17 @@ class Task:
 
     def due_s(self) -> float:
         """When the last token is due: as stated, else by the SLO for the expected length; infinite without either."""
+        if self.deadline_s is not None or self.tpot_slo_s is None:
+            return self.due_after(0.0)
+        return self.due_after(self.expected_rest())
+
+    def due_after(self, rest: float) -> float:
+        """:meth:`due_s` if ``rest`` tokens are expected to remain."""
         if self.deadline_s is not None:
             return self.deadline_s
         if self.tpot_slo_s is None:
             return math.inf
-        whole = self.generated + self.expected_rest()
-        return self.arrival_s + (self.ttft_slo_s or 0.0) + self.tpot_slo_s * whole
+        return self.arrival_s + (self.ttft_slo_s or 0.0) + self.tpot_slo_s * (self.generated + rest)
 
     def span_tokens(self) -> int:
         """Tokens of KV that the request needs now: all written, and at least its prompt."""
