@@ -215,11 +215,32 @@ def check_contract() -> Iterator[Check]:
         yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
 
 
+def check_level(model: str | None) -> Iterator[Check]:
+    """The level that `ecoserve serve` chooses: by vLLM's version, and for one model by its configuration too."""
+    from ecoserve.errors import EcoServeError
+    from ecoserve.serving.adapter import contract
+
+    try:
+        if model is not None:
+            from ecoserve.serving.adapter.server import level_of
+
+            yield Check("level", "ok", ": ".join(level_of(model)))
+        elif contract.full_knows(version := contract.vllm_version()):
+            yield Check("level", "ok", f"full where it knows the model's configuration (vLLM {version})")
+        else:
+            yield Check("level", "ok", f"order: vLLM {version} is not known to level full (tested: {contract.FULL})")
+    except EcoServeError as error:
+        yield Check("level", "problem", str(error))
+
+
 def command(
     quick: Annotated[bool, typer.Option("--quick", help="Look at the installed packages only.")] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Import vLLM too, and check what the adapter relies on.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Say which level would serve MODEL (imports vLLM).")
+    ] = None,
     json_target: JsonOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only warnings and problems.")] = False,
 ) -> None:
@@ -228,7 +249,7 @@ def command(
     Exit code 0 if ecoserve can work here (warnings allowed), 1 if something must be fixed first.
     """
     checks = [*check_python(), *check_packages(), *check_engine(lambda: bool(gpus())), *check_encoder()]
-    checks += check_libraries()
+    checks += [*check_libraries(), *check_level(model)]
     if not quick:
         checks += [*check_machine(), *check_gpus()]
     if deep:

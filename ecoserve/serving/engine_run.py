@@ -269,7 +269,7 @@ class _Drive:
         from vllm.sampling_params import RequestOutputKind
 
         extra = load.extra_args(replay=True) if load else None
-        priority = load.priority(self.settings.policy) if load else 0
+        priority = load.priority(self.settings.policy, max_tokens) if load else 0
         params = SamplingParams(
             temperature=self.settings.temperature,
             max_tokens=max_tokens,

@@ -14,16 +14,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
+from ecoserve.data.measuring import CHARACTERS_PER_TOKEN
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.policies import ORDER
+from ecoserve.serving.core.request_priority import RequestPriority
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 
-#: Characters a token, where a trace gives text but no token counts and no tokenizer is named.
-CHARACTERS_PER_TOKEN: Final = 4.0
 #: The policy of vLLM's own scheduler that goes by request priorities.
 _BY_PRIORITY: Final = "vllm-priority"
+_priority: Final = RequestPriority()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,11 @@ class LoadRequest:
             out[keys.LENGTHS] = self.lengths.to_wire()
         return out
 
-    def priority(self, policy: str) -> int:
-        """vLLM's request priority: the predicted length under ``vllm-priority``, else 0."""
+    def priority(self, policy: str, max_tokens: int) -> int:
+        """vLLM's request priority: the predicted length under ``vllm-priority``, by rank under ``order``, else 0."""
+        if policy == ORDER:
+            lengths = [self.lengths] if self.lengths else []
+            return _priority.of(lengths, self.prompt_tokens, self.arrival_s, limit=max_tokens)
         return (self.predicted_tokens or 0) if policy == _BY_PRIORITY else 0
 
 

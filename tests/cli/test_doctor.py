@@ -89,6 +89,19 @@ def test_the_engine_is_one_build_in_range_and_right_for_the_machine(
     assert (check.fix is None) == (status == "ok")
 
 
+@pytest.mark.parametrize(("version", "level"), [("0.32.0+cpu", "full where"), ("9.1.0", "order: vLLM 9.1.0 is")])
+def test_the_level_follows_from_vllms_version(monkeypatch: pytest.MonkeyPatch, version: str, level: str) -> None:
+    monkeypatch.setattr("ecoserve.serving.adapter.contract.vllm_version", lambda: version)
+    (check,) = doctor.check_level(None)
+    assert check.status == "ok"
+    assert check.found.startswith(level)
+
+
+def test_the_level_of_what_is_no_model_is_a_problem(tmp_path: Path) -> None:
+    (check,) = doctor.check_level(str(tmp_path))
+    assert (check.status, check.found) == ("problem", f"{tmp_path}: is no model: it has no config.json")
+
+
 @pytest.mark.parametrize(("vision", "breaks"), [("0.28.0", True), ("0.28.0+cpu", False)])
 def test_a_cuda_torchvision_beside_the_cpu_build_is_a_problem(
     having: Callable[..., None], vision: str, breaks: bool

@@ -68,7 +68,7 @@ def parse(body: bytes) -> dict[str, Any] | None:
 def ask_chat(body: Mapping[str, Any]) -> Ask | None:
     chat = _messages(body.get("messages"))
     limit = body.get("max_completion_tokens")
-    limit = _limit(body.get("max_tokens") if limit is None else limit)
+    limit = limit_of(body.get("max_tokens") if limit is None else limit)
     return Ask((chat,), limit=limit, parameters=parameters_of(body)) if chat else None
 
 
@@ -76,7 +76,7 @@ def ask_completion(body: Mapping[str, Any]) -> Ask | None:
     """A request to ``/v1/completions``; None for prompts of token ids."""
     prompt = body.get("prompt")
     limit = body.get("max_tokens")
-    limit = COMPLETION_MAX_TOKENS if limit is None else _limit(limit)
+    limit = COMPLETION_MAX_TOKENS if limit is None else limit_of(limit)
     if body.get("prompt_embeds") is not None or body.get("use_beam_search"):
         return None
     said = parameters_of(body)
@@ -96,7 +96,7 @@ def ask_responses(body: Mapping[str, Any]) -> Ask | None:
     instructions = body.get("instructions")
     if isinstance(instructions, str) and instructions:
         chat = (Message("system", instructions), *chat)
-    return Ask((chat,), limit=_limit(body.get("max_output_tokens")), parameters=parameters_of(body))
+    return Ask((chat,), limit=limit_of(body.get("max_output_tokens")), parameters=parameters_of(body))
 
 
 def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
@@ -104,12 +104,12 @@ def ask_anthropic(body: Mapping[str, Any]) -> Ask | None:
     system = _text(body.get("system"))
     if chat and system:
         chat = (Message("system", system), *chat)
-    return Ask((chat,), limit=_limit(body.get("max_tokens")), parameters=parameters_of(body)) if chat else None
+    return Ask((chat,), limit=limit_of(body.get("max_tokens")), parameters=parameters_of(body)) if chat else None
 
 
 def responses(body: Mapping[str, Any]) -> int:
     """How many responses ``body`` asks for to each prompt."""
-    return _limit(body.get("n")) or 1
+    return limit_of(body.get("n")) or 1
 
 
 #: Paths whose requests are predicted, and how to read them.
@@ -163,9 +163,15 @@ def foreign_keys(body: Mapping[str, Any], allowed: Collection[str]) -> list[tupl
 
 
 def rewrite(
-    raw: bytes, body: Mapping[str, Any], drop: Sequence[tuple[str, ...]], add: Mapping[str, Any]
+    raw: bytes,
+    body: Mapping[str, Any],
+    drop: Sequence[tuple[str, ...]],
+    add: Mapping[str, Any],
+    fields: Mapping[str, Any] | None = None,
 ) -> bytes | None:
-    """``raw`` (whose parsed form is ``body``) without the paths ``drop`` and with ``add`` in its ``vllm_xargs``.
+    """``raw`` (whose parsed form is ``body``) without the paths ``drop``, with ``add`` in its ``vllm_xargs``.
+
+    ``fields`` replace those of the body itself.
 
     Returns:
         The new body as UTF-8; None if nothing changes. Nothing is added to ``vllm_xargs`` that are not an object.
@@ -173,13 +179,15 @@ def rewrite(
     given = body.get(XARGS)
     if given is not None and not isinstance(given, Mapping):
         add = {}
-    if not drop and not add:
+    fields = fields or {}
+    if not drop and not add and not fields:
         return None
-    if not drop and XARGS not in body and json.detect_encoding(raw).startswith("utf-8"):
+    there = XARGS in body or bool(fields.keys() & body.keys())
+    if not drop and not there and json.detect_encoding(raw).startswith("utf-8"):
         end = raw.rindex(b"}")
-        extra = json.dumps({XARGS: add}, separators=(",", ":")).encode()
+        extra = json.dumps({**fields, **({XARGS: add} if add else {})}, separators=(",", ":")).encode()
         return raw[:end] + (b"," if body else b"") + extra[1:-1] + raw[end:]
-    new: dict[str, Any] = dict(body)
+    new: dict[str, Any] = {**body, **fields}
     for path in drop:
         holder = new
         for name in path[:-1]:
@@ -228,7 +236,7 @@ def coarser(distribution: LengthDistribution, bins: int) -> LengthDistribution:
 # -- reading untrusted JSON -----------------------------------------------------------------------------------
 
 
-def _limit(value: Any) -> int | None:
+def limit_of(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 

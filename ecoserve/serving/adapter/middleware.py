@@ -9,6 +9,7 @@ by environment (:mod:`~ecoserve.serving.adapter.middleware_settings`). Rules:
   ``receive``, so that vLLM still sees disconnects. What is not a JSON object is passed on as is.
 - Keys of ours that clients send are removed. Bodies too long to be parsed, and forms, that may have some are refused.
 - An SLO that is not valid (:mod:`~ecoserve.serving.adapter.deadlines`) is answered with 400.
+- In level ``order`` the prediction becomes the request's priority (:mod:`~ecoserve.serving.adapter.priorities`).
 - Requests without a prediction (time-out, error, overload, prompts of token ids, long bodies) are served all the same.
 - Responses are not changed (:mod:`~ecoserve.serving.adapter.open_responses` says what happens when the server stops).
 """
@@ -25,11 +26,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
+from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter import bodies, deadlines
 from ecoserve.serving.adapter.metrics import logger, middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.open_responses import App, Message, OpenResponses, Receive, Scope, Send, path_of
 from ecoserve.serving.adapter.prediction_service import PredictionService, shared_predictor
+from ecoserve.serving.adapter.priorities import HEADER, PATHS, Priorities, trusted_lengths
 from ecoserve.serving.adapter.refusals import refuse
 from ecoserve.serving.adapter.work_bound import WorkBound
 from ecoserve.serving.core import keys
@@ -55,6 +58,7 @@ class PredictionMiddleware:
         self._bound: WorkBound | None = None
         self._keys: list[bytes] | None = None
         self._model_name = ""
+        self._priorities: Priorities | None = None
         self._responses = OpenResponses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,6 +133,7 @@ class PredictionMiddleware:
     # -- one request -----------------------------------------------------------------------------------------
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = _Work(time.time())
         await self._start()
         path = path_of(scope)
         # The first of equal headers counts, as it does for vLLM.
@@ -145,10 +150,9 @@ class PredictionMiddleware:
             await refuse(send, path, 429, "queue", what, retry_after_s=wait_s)
             return
         new: bytes | None = None
-        work = _Work()
         try:
             if raw is not None and kind == "json":
-                new = await self._rewritten(path, raw, scope["headers"], work)
+                new = await self._rewritten(path, raw, scope, work)
             elif raw is not None and bodies.form_may_carry_keys(raw, content_type):
                 self._refuse_keys(400, "a form")
         except deadlines.BadDeadline as error:
@@ -158,12 +162,16 @@ class PredictionMiddleware:
         except _Refused as error:
             await refuse(send, path, error.status, "keys", str(error))
             return
+        changed = {}
         if new is not None:
             raw = new
-            fixed = [(n, v) for n, v in scope["headers"] if n.lower() != b"content-length"]
             if b"content-length" in headers:
-                fixed.append((b"content-length", str(len(raw)).encode()))
-            scope = {**scope, "headers": fixed}
+                changed[b"content-length"] = len(raw)
+        if work.priority is not None:
+            changed[HEADER] = work.priority
+        if changed:
+            kept = [(n, v) for n, v in scope["headers"] if n.lower() not in changed]
+            scope = {**scope, "headers": [*kept, *((n, str(v).encode()) for n, v in changed.items())]}
         if raw is not None:
             rest = [{"type": "http.request", "body": raw, "more_body": False}]
 
@@ -173,22 +181,24 @@ class PredictionMiddleware:
         with self._bound.serving(work.tokens) if path in bodies.ASKS else nullcontext():
             await self.app(scope, replay, send)
 
-    async def _rewritten(
-        self, path: str, raw: bytes, headers: Sequence[tuple[bytes, bytes]], work: _Work
-    ) -> bytes | None:
-        """The JSON body with our values in it, or None to pass it on unchanged; ``work`` gets what is predicted."""
+    async def _rewritten(self, path: str, raw: bytes, scope: Scope, work: _Work) -> bytes | None:
+        """The JSON body with our values in it, or None to pass it on unchanged; ``work`` gets what is found."""
         assert self._settings is not None
+        headers = scope["headers"]
+        order = self._priorities_of(scope) if path in PATHS else None
         limit = self._settings.max_body_bytes
         read_ask = bodies.ASKS.get(path)
         too_long = len(raw) > limit
-        if read_ask is not None and (too_long or bodies.too_many(raw)):
+        long = too_long or (path in PATHS and bodies.too_many(raw))
+        if read_ask is not None and long:
             self._count("bypassed")
             self._ignored(deadlines.asks(headers))
             read_ask = None
         may_carry = bodies.may_carry_keys(raw)
         if too_long and may_carry:
             self._refuse_keys(413, f"a body above {limit:,} bytes")
-        if read_ask is None and (too_long or not may_carry):
+        if too_long or not (may_carry or read_ask is not None or (order is not None and not long)):
+            work.priority = None if order is None else order.unread(headers, len(raw), work.arrival_s)
             return None
         body = bodies.parse(raw)
         if body is None:
@@ -203,15 +213,29 @@ class PredictionMiddleware:
             add = self._slo(headers, body)
             if self._slos is not None and self._slos.listens and deadlines.FIELD in body:
                 drop.append((deadlines.FIELD,))
-        if read_ask is not None and self._service is not None and not self._has_prediction(body):
-            ask = read_ask(body)
+        ask = read_ask(body) if read_ask is not None else None
+        lengths: Sequence[LengthDistribution] = ()
+        if self._has_prediction(body):
+            lengths = trusted_lengths(body) if order is not None else ()
+        elif read_ask is not None and self._service is not None:
             if ask is None:
                 self._count("bypassed")
             else:
-                add |= await self._predict(ask, work)
-                if work.tokens is not None:
-                    work.tokens *= bodies.responses(body)
-        return bodies.rewrite(raw, body, drop, add)
+                lengths = await self._predict(ask)
+                if lengths:
+                    work.tokens = sum(d.mean() for d in lengths) * bodies.responses(body)
+                    add |= bodies.wire_args(ask, lengths) if order is None else {}
+        if order is None:
+            return bodies.rewrite(raw, body, drop, add)
+        work.priority, fields = order.of(path, headers, body, ask, lengths, work.arrival_s)
+        return bodies.rewrite(raw, body, drop, add, fields)
+
+    def _priorities_of(self, scope: Scope) -> Priorities | None:
+        """In level ``order``, what sets priorities."""
+        assert self._settings is not None
+        if self._priorities is None and self._settings.level == "order":
+            self._priorities = Priorities(_server_args(scope, "additional_config"))
+        return self._priorities
 
     def _slo(self, headers: Sequence[tuple[bytes, bytes]], body: dict[str, Any]) -> dict[str, Any]:
         assert self._slos is not None
@@ -228,16 +252,14 @@ class PredictionMiddleware:
         if slo:
             middleware_metrics().slo_values.labels("ignored").inc()
 
-    async def _predict(self, ask: bodies.Ask, work: _Work) -> dict[str, Any]:
+    async def _predict(self, ask: bodies.Ask) -> Sequence[LengthDistribution]:
+        """The lengths of its contexts, closed at the body's own limit; empty without a prediction."""
         assert self._service is not None
         begun = time.perf_counter()
         lengths, outcome = await self._service.predict(ask.requests())
         middleware_metrics().seconds.labels().observe(time.perf_counter() - begun)
         self._count(outcome)
-        if not lengths:
-            return {}
-        work.tokens = sum((d if ask.limit is None else d.closed_at(ask.limit)).mean() for d in lengths)
-        return bodies.wire_args(ask, lengths)
+        return [d if ask.limit is None else d.closed_at(ask.limit) for d in lengths or ()]
 
     def _count(self, outcome: str) -> None:
         if self._service is not None:
@@ -270,9 +292,14 @@ class PredictionMiddleware:
     def _api_keys(self, scope: Scope) -> list[bytes]:
         """vLLM's keys by vLLM's rule (``--api-key``, else ``VLLM_API_KEY``), else our own setting."""
         assert self._settings is not None
-        args = getattr(getattr(scope.get("app"), "state", None), "args", None)
-        given = getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY"), self._settings.api_key]
+        given = _server_args(scope, "api_key") or [os.environ.get("VLLM_API_KEY"), self._settings.api_key]
         return [key.encode() for key in given if key]
+
+
+def _server_args(scope: Scope, name: str) -> Any:
+    """A flag of vLLM's server as it was parsed, where it can be seen."""
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    return getattr(args, name, None)
 
 
 async def _read(receive: Receive) -> tuple[bytes | None, list[Message]]:
@@ -289,9 +316,11 @@ async def _read(receive: Receive) -> tuple[bytes | None, list[Message]]:
 
 @dataclass(slots=True)
 class _Work:
-    """The tokens that are predicted for a request's responses."""
+    """A request's arrival (Unix time), the tokens predicted for its responses, and in level ``order`` its priority."""
 
+    arrival_s: float
     tokens: float | None = None
+    priority: int | None = None
 
 
 class _Refused(Exception):

@@ -23,6 +23,11 @@ class MiddlewareSettings(BaseModel):
     predictor: str | None = Field(
         None, description="checkpoint of the length predictor, a folder or hub id; without one, finished lengths serve"
     )
+    level: Literal["auto", "full", "order"] = Field(
+        "auto",
+        description="full: our scheduler; order: vLLM's own, by request priorities; auto: full where it knows the "
+        "configuration",
+    )
     predict_timeout_ms: float = Field(
         250.0, gt=0, le=60_000, description="longest wait of a request for its prediction"
     )

@@ -25,9 +25,21 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.options import problem, to_environment
-from ecoserve.serving.adapter.metrics import multiprocess_dir
+from ecoserve.serving.adapter.engine_process import engine_error, one_line, report_errors
+from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.adapter.metrics import multiprocess_dir, publish_level
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
-from ecoserve.serving.adapter.policies import MIDDLEWARE, REPLAY, SCHEDULER, refuse_configuration
+from ecoserve.serving.adapter.policies import (
+    MIDDLEWARE,
+    REPLAY,
+    SCHEDULER,
+    Level,
+    UnknownToFullError,
+    choose_level,
+    unknown_to_full,
+)
+from ecoserve.serving.core.policies import DEFAULT, POLICIES
+from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
 #: vLLM's own scheduler, for comparisons: everything else stays the same.
 STOCK: Final = "vllm"
@@ -65,16 +77,43 @@ def serve(
 
         # Kept: the middleware of a server in this process uses the same object.
         shared_predictor(settings.predictor)
-    with multiprocess_dir():
-        os.environ.update(to_environment(settings))
-        args = parse(model, vllm_flags)
-        fill_in(args, policy, replay=settings.replay)
-        refuse_unsupported(args, os.environ, ours=policy != STOCK)
-        check_address(args)
-        if note := cpu_defaults(args):
-            print(note, file=sys.stderr)
-        check_with_vllm(args, ours=policy != STOCK)
-        _run(args)
+    try:
+        with multiprocess_dir() as folder:
+            args = parse(model, vllm_flags)
+            fill_in(args, policy, settings.level, replay=settings.replay)
+            refuse_unsupported(args, os.environ)
+            check_address(args)
+            if note := cpu_defaults(args):
+                print(note, file=sys.stderr)
+            config = configuration(args)
+            check_kv_blocks(config)
+            level = settings.level
+            if policy != STOCK:
+                level, why = choose_level(level, policy, config)
+                publish_level(level, why)
+                if level == "order":
+                    serve_by_priority(args)
+                    print(f"ecoserve: level order: {why}", file=sys.stderr)
+            os.environ.update(to_environment(settings.model_copy(update={"level": level})))
+            _run(args, Path(folder) / "engine.json")
+    except UnknownToFullError as error:
+        if settings.level != "auto" or policy != DEFAULT:
+            raise
+        # The model's configuration did not show it: once more, in level order.
+        print(f"ecoserve: {error.what}", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--level", "order"])
+
+
+def level_of(model: str) -> tuple[Level, str]:
+    """The level that would serve ``model`` by default, and why.
+
+    Raises:
+        ConfigError: if it is no model, or vLLM refuses it.
+    """
+    check_model(model)
+    args = parse(model, ())
+    fill_in(args, DEFAULT)
+    return choose_level("auto", DEFAULT, configuration(args))
 
 
 def check_model(model: str) -> None:
@@ -123,15 +162,12 @@ def parse(model: str, flags: Sequence[str]) -> Namespace:
     return args
 
 
-def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
-    """Put our parts into vLLM's parsed arguments.
+def fill_in(args: Namespace, policy: str, level: str = "auto", *, replay: bool = False) -> None:
+    """Put our parts into vLLM's parsed arguments, as for level ``full``.
 
     Raises:
         ConfigError: for a policy or scheduler setting that is not known, or flags of the operator that contradict.
     """
-    from ecoserve.serving.core.policies import POLICIES
-    from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
-
     if policy != STOCK and policy not in POLICIES:
         raise ConfigError(
             f"policy {policy!r} is not known", where="--policy", fix=f"one of {', '.join((*POLICIES, STOCK))}"
@@ -141,6 +177,8 @@ def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
     own = given.get(CONFIG_KEY, {}) if isinstance(given, Mapping) else None
     if not isinstance(own, Mapping):
         raise ConfigError(f"is not a JSON object, or its key {CONFIG_KEY} is not", where="--additional-config")
+    if level != "auto" and policy != DEFAULT and (policy, level) not in {(p, "full") for p in POLICIES}:
+        raise ConfigError(f"level {level} contradicts --policy {policy}", where="--level", fix="leave one of them out")
     if policy == STOCK and own:
         raise ConfigError(f"policy {STOCK} is vLLM's own scheduler, which takes no settings of ours", where=place)
     if policy != STOCK:
@@ -153,7 +191,9 @@ def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
         if own.get("policy", policy) != policy:
             raise ConfigError(f"policy {own['policy']} contradicts --policy {policy}", where=place)
         own = {**own, "policy": policy}
-        SchedulerSettings.parse(own, lambda name: f"{place}.{name}")
+        chosen = SchedulerSettings.parse(own, lambda name: f"{place}.{name}")
+        if chosen.event_log is not None:
+            EventLog(chosen.event_log, chosen.event_log_mb).close()
         args.scheduler_cls = SCHEDULER
         args.additional_config = {**given, CONFIG_KEY: own}
     if MIDDLEWARE not in args.middleware:
@@ -163,31 +203,29 @@ def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
         args.logits_processors = [*(args.logits_processors or []), REPLAY]
 
 
-def refuse_unsupported(args: Namespace, environment: Mapping[str, str], *, ours: bool) -> None:
-    """Refuse what does not work with ``ecoserve serve``; ``ours``: whether our scheduler runs, which supports less.
+def serve_by_priority(args: Namespace) -> None:
+    """Level ``order``: vLLM's own scheduler by the priorities that the middleware sets."""
+    args.scheduler_cls = None
+    args.scheduling_policy = "priority"
+
+
+def refuse_unsupported(args: Namespace, environment: Mapping[str, str]) -> None:
+    """Refuse what does not work with ``ecoserve serve``.
 
     Raises:
         ConfigError: naming the first flag or variable that cannot be used.
     """
     rust = environment.get("VLLM_USE_RUST_FRONTEND", "0").lower() not in ("", "0", "false")
-    speculative = any((args.speculative_config, args.spec_method, args.spec_model, args.spec_tokens))
     no_middleware = "is not supported: it has no place for the prediction middleware"
-    server: list[tuple[Any, str, str]] = [
+    checks: list[tuple[Any, str, str]] = [
         (args.grpc or args.grpc_port is not None, "--grpc", f"the gRPC front end {no_middleware}"),
         (rust, "VLLM_USE_RUST_FRONTEND", f"the Rust front end {no_middleware}"),
         (args.headless, "--headless", "engines without an API server are not supported"),
         (args.data_parallel_multi_port_external_lb, "--data-parallel-multi-port-external-lb", "is not supported"),
     ]
-    scheduler: list[tuple[Any, str, str]] = [
-        (speculative, "--speculative-config", "speculative decoding is not supported"),
-        (args.kv_transfer_config, "--kv-transfer-config", "KV connectors are not supported"),
-        (args.ec_transfer_config, "--ec-transfer-config", "encoder-cache connectors are not supported"),
-        (args.pipeline_parallel_size > 1, "--pipeline-parallel-size", "pipeline parallelism is not supported"),
-    ]
-    for checks, fix in ((server, "leave it out"), (scheduler if ours else [], _OR_STOCK)):
-        for found, flag, what in checks:
-            if found:
-                raise ConfigError(what, where=flag, fix=fix)
+    for found, flag, what in checks:
+        if found:
+            raise ConfigError(what, where=flag, fix="leave it out")
 
 
 def check_address(args: Namespace) -> None:
@@ -229,11 +267,11 @@ def cpu_defaults(args: Namespace) -> str | None:
     return f"ecoserve: {size} GiB for the KV cache; set VLLM_CPU_KVCACHE_SPACE to change it"
 
 
-def check_with_vllm(args: Namespace, *, ours: bool) -> None:
-    """Let vLLM resolve its configuration as its server will, so that a refusal is one line.
+def configuration(args: Namespace) -> Any:
+    """vLLM's configuration as its server will resolve it, so that a refusal is one line.
 
     Raises:
-        ConfigError: in vLLM's words, or in ours where our scheduler runs (``ours``) and cannot serve the model.
+        ConfigError: in vLLM's words.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -241,23 +279,44 @@ def check_with_vllm(args: Namespace, *, ours: bool) -> None:
 
     try:
         ServeSubcommand().validate(args)
-        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
         raise ConfigError(_line(error), where="vLLM refuses these settings") from error
-    if ours:
-        refuse_configuration(config)
 
 
-def _run(args: Namespace) -> None:
+def check_kv_blocks(config: Any) -> None:
+    """See that one request of the longest length fits, where the number of KV blocks is given.
+
+    Raises:
+        ConfigError: with the number that is needed.
+    """
+    cache, longest = config.cache_config, config.model_config.max_model_len
+    if cache.num_gpu_blocks_override is None or not cache.block_size or unknown_to_full(config) is not None:
+        return
+    needed = -(-longest // cache.block_size) + 1  # one is vLLM's null block
+    if cache.num_gpu_blocks_override < needed:
+        raise ConfigError(
+            f"{cache.num_gpu_blocks_override} blocks of {cache.block_size} tokens do not hold one request of "
+            f"max_model_len {longest}",
+            where="--num-gpu-blocks-override",
+            fix=f"give {needed} or more, or lower --max-model-len",
+        )
+
+
+def _run(args: Namespace, report: Path) -> None:
+    """vLLM's server. An error that ends the engine's process is in ``report``, and becomes ours."""
     from vllm.entrypoints.cli import serve as command
     from vllm.logger import configure_logging_from_args
 
     configure_logging_from_args(args)
     command.run_server = _run_server
+    report_errors(report)
     try:
         command.ServeSubcommand.cmd(args)
     except (RuntimeError, ValueError, OSError) as error:
-        raise RunError(_line(error), where="vLLM's server", fix="its log above says more") from error
+        raise engine_error(report) or RunError(
+            _line(error), where="vLLM's server", fix="its log above says more"
+        ) from error
 
 
 async def _run_server(args: Namespace, **uvicorn_flags: Any) -> None:
@@ -284,5 +343,4 @@ def _stop_on_signals() -> None:
 
 
 def _line(error: BaseException) -> str:
-    text = problem(error)[1] if isinstance(error, ValidationError) else str(error)
-    return " ".join(text.split())[:400] or type(error).__name__
+    return problem(error)[1] if isinstance(error, ValidationError) else one_line(error)

@@ -19,9 +19,10 @@ class Policy(NamedTuple):
     correction: bool = False
 
 
+DEFAULT: Final = "ecoserve"
 #: Policies of our scheduler.
 POLICIES: Final[dict[str, Policy]] = {
-    "ecoserve": Policy("ranked", "slo", correction=True),
+    DEFAULT: Policy("ranked", "slo", correction=True),
     "ecoserve-exact": Policy("exact", "srpt"),
     "ecoserve-d": Policy("exact", "fcfs"),
     "ecoserve-sd": Policy("exact", "fcfs", groups=True),
@@ -29,8 +30,10 @@ POLICIES: Final[dict[str, Policy]] = {
     "ecoserve-paper": Policy("pipelined", "paper", groups=True),
     "orca": Policy("max", "fcfs"),
 }
+#: What level ``order`` serves: vLLM's own scheduler by request priorities.
+ORDER: Final = "order"
 #: Policies of vLLM's own scheduler.
-STOCK_POLICIES: Final = ("vllm", "vllm-watermark", "vllm-priority")
+STOCK_POLICIES: Final = ("vllm", "vllm-watermark", "vllm-priority", ORDER)
 
 _CORE: Final = "ecoserve.serving.core"
 _BASELINES: Final = "ecoserve.serving.baselines"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ecoserve.options import checked
-from ecoserve.serving.core.policies import KV_POLICIES, ORDERINGS, POLICIES, Policy
+from ecoserve.serving.core.policies import DEFAULT, KV_POLICIES, ORDERINGS, POLICIES, Policy
 
 #: Key of our settings in vLLM's additional config.
 CONFIG_KEY: Final = "ecoserve"
@@ -25,7 +25,7 @@ _NAMES: Final[dict[str, Mapping[str, object]]] = {
 class SchedulerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    policy: str = Field("ecoserve", description="one of " + ", ".join(POLICIES))
+    policy: str = Field(DEFAULT, description="one of " + ", ".join(POLICIES))
     kv_policy: str | None = Field(None, description="KV policy in place of the policy's own: " + ", ".join(KV_POLICIES))
     ordering: str | None = Field(None, description="ordering in place of the policy's own: " + ", ".join(ORDERINGS))
     epsilon: float = Field(

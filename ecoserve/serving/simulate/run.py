@@ -186,7 +186,7 @@ def _arrival(
             settings.max_tokens,
             request.arrival_s,
             extra_args or None,
-            priority=request.priority(settings.policy),
+            priority=request.priority(settings.policy, settings.max_tokens),
             block_size=settings.block_size if settings.prefix_caching else None,
         )
 

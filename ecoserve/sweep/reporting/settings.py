@@ -125,6 +125,7 @@ POLICY_NAMES: Final = {
     "vllm": "vLLM default",
     "vllm-watermark": "vLLM with watermark",
     "vllm-priority": "vLLM, priority by length",
+    "order": "level order",
 }
 #: The dash of a line by the kind of lengths that the policy uses.
 _DASHES: Final = {"none": "dot", "true": "longdashdot", "noise": "solid", "predicted": "solid"}

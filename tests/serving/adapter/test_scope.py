@@ -1,4 +1,4 @@
-"""What is not supported is refused at start, in one line that says what to do."""
+"""What level ``full`` does not know is refused by our scheduler, in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from virtual_rig import Case, scheduler_for
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
 from ecoserve.errors import ConfigError
-from ecoserve.serving.adapter.policies import refuse_unsupported
+from ecoserve.serving.adapter.policies import UnknownToFullError, refuse_unsupported
 
 
 @pytest.fixture
@@ -53,15 +53,17 @@ def with_group(c: Any, spec: Any) -> None:
 
 CHANGES: dict[str, Callable[[Any], None]] = {
     "speculative decoding": lambda c: setattr(c[0], "speculative_config", object()),
-    "KV connectors": lambda c: setattr(c[0], "kv_transfer_config", object()),
-    "encoder-cache connectors": lambda c: setattr(c[0], "ec_transfer_config", object()),
+    "a KV connector": lambda c: setattr(c[0], "kv_transfer_config", object()),
+    "an encoder-cache connector": lambda c: setattr(c[0], "ec_transfer_config", object()),
     "pipeline parallelism": lambda c: setattr(c[0].parallel_config, "pipeline_parallel_size", 2),
     "context parallelism": lambda c: setattr(c[0].parallel_config, "decode_context_parallel_size", 2),
     "context parallelism ": lambda c: setattr(c[0].parallel_config, "prefill_context_parallel_size", 2),
-    "a KV cache other than one": lambda c: with_group(c, SlidingWindowSpec(**SHAPE, sliding_window=64)),
-    "a KV cache other than one ": lambda c: c[1].kv_cache_groups.append(c[1].kv_cache_groups[0]),
-    "a KV cache other than one  ": lambda c: c[1].kv_cache_groups.clear(),
-    "a KV cache other than one   ": lambda c: with_group(c, Tweaked(**SHAPE)),
+    "a KV cache of SlidingWindowSpec": lambda c: with_group(c, SlidingWindowSpec(**SHAPE, sliding_window=64)),
+    "a KV cache of FullAttentionSpec + FullAttentionSpec": lambda c: c[1].kv_cache_groups.append(
+        c[1].kv_cache_groups[0]
+    ),
+    "a KV cache of no group": lambda c: c[1].kv_cache_groups.clear(),
+    "a KV cache of Tweaked": lambda c: with_group(c, Tweaked(**SHAPE)),
     "a model that does not generate": lambda c: setattr(c[0].model_config, "runner_type", "pooling"),
     "input other than text": lambda c: setattr(c[0].model_config, "supports_multimodal_inputs", True),
     "an encoder-decoder model": lambda c: setattr(c[0].model_config, "is_encoder_decoder", True),
@@ -75,12 +77,10 @@ def test_what_is_supported_passes(config: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_is_not_is_refused_by_name(config: tuple[Any, Any], what: str) -> None:
     CHANGES[what](config)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UnknownToFullError) as caught:
         refuse_unsupported(*config)
-    line = str(caught.value)
-    assert line.startswith(f"vLLM configuration: {what.strip()}")
-    assert "is not supported by EcoServeScheduler; " in line
-    assert "\n" not in line
+    line = f"vLLM configuration: {what.strip()} is not known to level full"
+    assert str(caught.value) == f"{line}; --level order with the default policy serves it"
 
 
 def test_every_feature_that_is_documented_has_its_test() -> None:
