@@ -1,7 +1,7 @@
 """The event log: one JSON line per event. Writing never holds up or breaks scheduling.
 
 Lines are written when there are many, when the engine is idle, and at exit; a log that cannot be written, or has
-reached its size, ends with one warning.
+reached its size, ends with one warning. It ends with a whole line, on a full disk too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +33,7 @@ class EventLog:
     def __init__(self, path: Path, most_mb: float) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"cannot be written ({error.strerror or error})", where=f"event_log {path}", fix="name another file"
@@ -48,7 +50,8 @@ class EventLog:
         line = json.dumps(asdict(event), separators=(",", ":")) + "\n"
         self._left -= len(line)
         if self._left < 0:
-            self._end("has reached its size (event_log_mb)")
+            self.close()
+            self._warn("has reached its size (event_log_mb)")
             return
         self._lines.append(line)
         self._gathered += len(line)
@@ -58,24 +61,24 @@ class EventLog:
     def flush(self) -> None:
         if not self._lines or self._file.closed:
             return
-        lines, self._lines, self._gathered = self._lines, [], 0
+        data = "".join(self._lines).encode()
+        self._lines, self._gathered = [], 0
+        begin, done = os.fstat(self._file.fileno()).st_size, 0
         try:
-            self._file.write("".join(lines))
-            self._file.flush()
+            while done < len(data):
+                done += self._file.write(data[done:])
         except OSError as error:
-            self._end(f"cannot be written any more ({error.strerror or error})")
+            with suppress(OSError):
+                self._file.truncate(begin + data.rfind(b"\n", 0, done) + 1)
+            with suppress(OSError):
+                self._file.close()
+            self._warn(f"cannot be written any more ({error.strerror or error})")
 
     def close(self) -> None:
         """Write the rest and close the file; more events are ignored."""
         self.flush()
-        if not self._file.closed:
+        with suppress(OSError):
             self._file.close()
 
-    def _end(self, why: str) -> None:
+    def _warn(self, why: str) -> None:
         _log.warning("event log %s %s; no more events are written", self._path, why)
-        lines, self._lines = self._lines, []
-        try:
-            self._file.write("".join(lines))
-            self._file.close()
-        except OSError:
-            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,29 @@ def test_a_log_ends_at_its_size_and_scheduling_goes_on(tmp_path: Path, caplog: p
     log.close()
     assert 0 < (tmp_path / "events.jsonl").stat().st_size <= 1000
     assert [r.message.count("has reached its size") for r in caplog.records] == [1]
+
+
+def test_lines_are_whole_when_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the size of files does what a full disk does: part of a write is done, the next one fails."""
+    path = tmp_path / "events.jsonl"
+    path.write_text("{}\n")
+    log = EventLog(path, most_mb=1.0)
+    for _ in range(100):
+        log(event())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        log.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log(event())
+    log.close()
+    text = path.read_text()
+    assert 800 < len(text) < 1000
+    assert text.endswith("\n")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert rows[0] == {}
+    assert [r.message.count("cannot be written any more") for r in caplog.records] == [1]
 
 
 def test_a_log_that_cannot_be_opened_is_one_line_at_start(tmp_path: Path) -> None:
