@@ -49,6 +49,14 @@ LOADS: Final[dict[str, dict[str, Any]]] = {
         "rate_rps": 2.0,
         "prefix_caching": True,
     },
+    "heavy tail": {
+        **_H100,
+        "trace": str(common.ROOT / "workloads" / "heavy_tail.yaml"),
+        "max_tokens": 4000,
+        "rate_rps": 45.0,
+        "blocks": 3000,
+        "split": "all",
+    },
 }
 #: Forwards among which vLLM's best is chosen, tokens.
 FORWARDS: Final = (512, 1024, 2048)
@@ -77,7 +85,8 @@ def run(load: str, row: str, seed: int, requests: int, data: Path, predictor: Pa
     """One run's figures."""
     from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
-    chosen = {"lengths": "tau:0.6", **LOADS[load], **ROWS[row], "seed": seed, "requests": requests}
+    settings = ROWS.get(row) or {"policy": "ecoserve", "lengths": row.removeprefix("ecoserve, ")}
+    chosen = {"lengths": "tau:0.6", **LOADS[load], **settings, "seed": seed, "requests": requests}
     if chosen["lengths"] == "predicted":
         chosen["lengths"] = f"predicted:{predictor}"
     chosen["trace"] = str(data / chosen["trace"])
@@ -106,7 +115,7 @@ def tables(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for load in dict.fromkeys(r["load"] for r in runs):
         rows: dict[str, dict[str, Any]] = {}
-        for row in ROWS:
+        for row in dict.fromkeys([*ROWS, *(r["row"] for r in runs)]):
             found = [r["figures"] for r in runs if (r["load"], r["row"]) == (load, row)]
             if not found:
                 continue
@@ -127,7 +136,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the traces")
     parser.add_argument("--predictor", type=Path, required=True, help="checkpoint for Alpaca's lengths")
     parser.add_argument("--loads", help="names of loads, separated by commas")
-    parser.add_argument("--rows", help="names of rows, separated by semicolons")
+    parser.add_argument("--rows", help="names of rows, or 'ecoserve, LENGTHS', separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=600)
     given = parser.parse_args()
