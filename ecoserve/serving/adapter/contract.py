@@ -1,120 +1,79 @@
-"""What we rely on in vLLM, name by name, so that a change of vLLM is one readable line and not a strange failure."""
+"""What we rely on in vLLM, read off our own modules, so that a change of vLLM is one readable line.
+
+:func:`needs` walks the modules of ecoserve that import vLLM or subclass its classes: names they import, methods they
+override or call, with their arguments, attributes they read. :func:`check` looks for each in the installed vLLM. What
+vLLM *does* is no name: tests hold those rules (tests/serving/adapter/test_vllm_rules.py, test_pausing.py).
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 from packaging.specifiers import SpecifierSet
 
+import ecoserve
 from ecoserve.errors import ConfigError
 
 #: The vLLM versions that level ``full`` is tested with, and those that level ``order`` runs on.
 FULL: Final = SpecifierSet(">=0.32.0,<0.34")
 ORDER: Final = SpecifierSet(">=0.30.0")
 
-_SCHEDULER: Final = "vllm.v1.core.sched.scheduler"
-_QUEUE: Final = "vllm.v1.core.sched.request_queue"
-
-#: (module, name, what we rely on it for)
-NAMES: Final = (
-    ("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "base class of our scheduler"),
-    (_QUEUE, "RequestQueue", "interface of our queues"),
-    ("vllm.v1.core.sched.interface", "PauseState.UNPAUSED", "whether vLLM is draining"),
-    ("vllm.v1.core.sched.output", "SchedulerOutput", "result of schedule()"),
-    ("vllm.v1.request", "RequestStatus.PREEMPTED", "status of a paused request"),
-    ("vllm.v1.request", "RequestStatus.FINISHED_STOPPED", "a response that ended by itself"),
-    ("vllm.v1.request", "RequestStatus.FINISHED_REPETITION", "a response that ended by repeating itself"),
-    ("vllm.v1.kv_cache_interface", "FullAttentionSpec", "the KV cache we support"),
-    ("vllm.v1.outputs", "ModelRunnerOutput", "virtual loop"),
-    ("vllm.entrypoints.cli.serve", "run_server", "`serve` ends on SIGTERM while the engine starts"),
-    ("vllm.v1.engine.async_llm", "AsyncLLM.errored", "whether the engine has failed when the server stops"),
-    ("vllm.v1.metrics.loggers", "AggregateStatLoggerBase", "base class of our stat logger"),
-    ("vllm.v1.structured_output", "StructuredOutputManager", "virtual loop"),
-    ("vllm.v1.core.kv_cache_utils", "get_request_block_hasher", "virtual loop with prefix caching"),
-)
-
-#: (module, class, method, parameters it must have)
-METHODS: Final = (
-    (_SCHEDULER, "Scheduler", "schedule", ("throttle_prefills",)),
-    (_SCHEDULER, "Scheduler", "add_request", ("request",)),
-    (_SCHEDULER, "Scheduler", "update_from_output", ("scheduler_output", "model_runner_output")),
-    (_SCHEDULER, "Scheduler", "finish_requests", ("request_ids", "finished_status")),
-    (_SCHEDULER, "Scheduler", "_preempt_request", ("request", "timestamp", "drop_stale_output")),
-    (_SCHEDULER, "Scheduler", "_free_blocks", ("request",)),
-    (_SCHEDULER, "Scheduler", "_handle_stopped_request", ("request",)),
-    (_SCHEDULER, "Scheduler", "_enqueue_waiting_request", ("request",)),
-    (_SCHEDULER, "Scheduler", "_handle_blocked_waiting_request", ("request",)),
-    (_SCHEDULER, "Scheduler", "_is_blocked_waiting_status", ("status",)),
-    (_SCHEDULER, "Scheduler", "_update_request_as_session", ("session", "update")),
-    (_SCHEDULER, "Scheduler", "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
-    (_SCHEDULER, "Scheduler", "get_request_counts", ()),
-    ("vllm.v1.engine.async_llm", "AsyncLLM", "shutdown", ("timeout",)),
-    ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "allocate_slots", ("request", "num_new_tokens")),
-    ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "prefix_cache_lookup_enabled", ("request",)),
-    ("vllm.v1.core.block_pool", "BlockPool", "get_num_free_blocks", ()),
-    ("vllm.v1.core.block_pool", "BlockPool", "get_cached_block", ("block_hash", "kv_cache_group_ids")),
-)
-
-#: (method of Scheduler, text that its source must hold, the rule it stands for)
-_SCHEDULER_RULES: Final = (
-    ("__init__", "self.kv_holding_waiting = ", "waiting requests that hold KV have a queue"),
-    ("__init__", "self.max_num_running_reqs", "most requests in a batch: then no queue is asked"),
-    ("__init__", "self.deferred_waiting", "requests skipped in a step are remembered there"),
-    ("__init__", "self.reset_preempted_req_ids", "requests that lost their runner slot"),
-    ("schedule", "request_queue = self.kv_holding_waiting", "KV holders are scheduled before new prompts"),
-    ("schedule", "if not request_queue", "an empty (hidden) queue ends the waiting phase"),
-    ("schedule", "request.status == RequestStatus.PREEMPTED", "a waiting request in status PREEMPTED is resumed"),
-    ("schedule", "preempted_req_ids=self.reset_preempted_req_ids", "runner V2 frees the slots of these"),
-    ("schedule", "self.current_step += 1", "steps are counted at the start of schedule()"),
-    ("_preempt_request", "self.waiting.prepend_request(request)", "a preempted request goes to the waiting queue"),
-    (
-        "update_from_output",
-        "self.kv_holding_waiting.remove_requests",
-        "a paused request that ends is taken out of its queue",
-    ),
-    (
-        "update_from_output",
-        "self.waiting.remove_requests(stopped_preempted_reqs)",
-        "a streaming session whose turn ends in a queue is taken out of it",
-    ),
-    (
-        "schedule",
-        "len(scheduled_loras) == self.lora_config.max_loras",
-        "requests that want one LoRA adapter more are skipped: our queues pass over them",
-    ),
-    ("_holds_kv_blocks", "request.num_computed_tokens > 0", "how vLLM knows a KV holder"),
-)
-#: (module, class or function, text that its source must hold, the rule it stands for)
-RULES: Final = (
-    *((_SCHEDULER, f"Scheduler.{method}", text, rule) for method, text, rule in _SCHEDULER_RULES),
-    ("vllm.entrypoints.launchers.launcher", "serve_http", "app.state.server = server", "when the server is to exit"),
-    ("vllm.entrypoints.launchers.launcher", "serve_http", "engine_client.shutdown", "when the server begins to stop"),
-    ("vllm.v1.engine.async_llm", "AsyncLLM.__init__", "self.logger_manager", "where our stat logger goes"),
-    ("vllm.v1.metrics.loggers", "StatLoggerManager.__init__", "self.stat_loggers", "where our stat logger goes"),
-    ("vllm.v1.request", "Request.__init__", "self.num_in_flight_tokens", "tokens whose output is under way"),
-    ("vllm.v1.request", "Request.__init__", "self.num_output_placeholders", "asynchronous scheduling"),
-    ("vllm.v1.request", "Request.__init__", "self.num_stale_output_tokens", "output in flight at a preemption"),
-    (
-        "vllm.v1.core.single_type_kv_cache_manager",
-        "SingleTypeKVCacheManager.__init__",
-        "self.req_to_blocks",
-        "blocks of each request",
-    ),
-    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "ref_cnt", "which blocks come free when a request is preempted"),
-)
+#: How the adapter calls vLLM's objects: the name of a variable or attribute (``x[]``: of its items) -> class.
+OBJECTS: Final = {
+    "request": "vllm.v1.request:Request",
+    "requests[]": "vllm.v1.request:Request",
+    "session": "vllm.v1.request:Request",
+    "r": "vllm.v1.request:Request",
+    "output": "vllm.v1.core.sched.output:SchedulerOutput",
+    "scheduler_output": "vllm.v1.core.sched.output:SchedulerOutput",
+    "kv_cache_manager": "vllm.v1.core.kv_cache_manager:KVCacheManager",
+    "coordinator": "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
+    "single_type_managers[]": "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
+    "block_pool": "vllm.v1.core.block_pool:BlockPool",
+    "pool": "vllm.v1.core.block_pool:BlockPool",
+    "b": "vllm.v1.core.kv_cache_utils:KVCacheBlock",
+    "kv_cache_config": "vllm.v1.kv_cache_interface:KVCacheConfig",
+    "vllm_config": "vllm.config:VllmConfig",
+    "scheduler_config": "vllm.config:SchedulerConfig",
+    "cache_config": "vllm.config:CacheConfig",
+    "parallel_config": "vllm.config:ParallelConfig",
+    "model_config": "vllm.config:ModelConfig",
+    "lora_config": "vllm.config:LoRAConfig",
+    "sampling_params": "vllm.sampling_params:SamplingParams",
+    "engine": "vllm.v1.engine.async_llm:AsyncLLM",
+    "engine_client": "vllm.v1.engine.async_llm:AsyncLLM",
+    "manager": "vllm.v1.metrics.loggers:StatLoggerManager",
+    "iteration_stats": "vllm.v1.metrics.stats:IterationStats",
+    "scheduler_stats": "vllm.v1.metrics.stats:SchedulerStats",
+    "finished": "vllm.v1.metrics.stats:FinishedRequestStats",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    what: str
-    purpose: str
+@dataclass(frozen=True, slots=True, order=True)
+class Need:
+    """One name of vLLM that a module of ours uses.
 
-    def __str__(self) -> str:
-        return f"{self.what} ({self.purpose})"
+    Args:
+        place: module and dotted name, as ``module:Class.name``. user: our file and line.
+        call: number of positional arguments (without ``self``) and keywords it is called with; None: not called.
+        takes: parameters of the method of ours that overrides it, names in the class of ours that subclasses it; None:
+            neither, or ours takes anything. own: ours stands by itself where vLLM has no such method.
+    """
+
+    place: str
+    user: str
+    call: tuple[int, tuple[str, ...]] | None = None
+    takes: tuple[str, ...] | None = None
+    own: bool = False
 
 
 def vllm_version() -> str:
@@ -136,46 +95,217 @@ def full_knows(version: str) -> bool:
     return FULL.contains(version.partition("+")[0], prereleases=True)
 
 
-def check() -> list[Broken]:
-    """Everything we rely on that the installed vLLM does not have; empty if all is well."""
-    broken: list[Broken] = []
-    version = vllm_version()
-    if not full_knows(version):
-        broken.append(Broken(f"vLLM {version}", f"level full is tested with {FULL}"))
-    for module, name, purpose in NAMES:
-        if _find(module, name) is None:
-            broken.append(Broken(f"{module}.{name} is gone", purpose))
-    for module, cls, method, parameters in METHODS:
-        found = _find(module, f"{cls}.{method}")
-        if found is None:
-            broken.append(Broken(f"{module}.{cls}.{method} is gone", "we override or call it"))
-            continue
-        have = inspect.signature(found).parameters
-        broken += [
-            Broken(f"{module}.{cls}.{method} has no parameter {p}", "we pass or read it")
-            for p in parameters
-            if p not in have
-        ]
-    for module, name, text, purpose in RULES:
-        found = _find(module, name)
-        if found is None:
-            broken.append(Broken(f"{module}.{name} is gone", purpose))
-        elif text not in inspect.getsource(found):
-            broken.append(Broken(f"{module}.{name} no longer says {text!r}", purpose))
-    queue = _find(_QUEUE, "RequestQueue")
-    if queue is not None:
-        from ecoserve.serving.adapter.queues import GatedQueue
-
-        unknown = sorted(n for n in queue.__abstractmethods__ if n not in vars(GatedQueue))
-        broken += [Broken(f"RequestQueue.{n} is new", "our queues do not have it") for n in unknown]
-    return broken
+def check() -> list[str]:
+    """A line for every name we rely on that the installed vLLM, of whatever version, does not have."""
+    users: dict[str, str] = {}
+    for need in needs():
+        if problem := _problem(need):
+            users.setdefault(problem, need.user)
+    return [f"{what} (used in {user})" for what, user in users.items()]
 
 
-def _find(module: str, name: str) -> Any:
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
+# -- what our modules say ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OwnClass:
+    """A class of ours that subclasses vLLM's ``bases``: names that it defines, and its bases of ours."""
+
+    node: ast.ClassDef
+    bases: tuple[str, ...]
+    names: frozenset[str]
+    inherited: frozenset[str]
+
+
+@cache
+def needs(package: Path = Path(ecoserve.__file__).parent) -> tuple[Need, ...]:
+    """Every name of vLLM that a module of ours uses, in order of files and lines."""
+    found: list[Need] = []
+    for path, tree, imported, classes in _modules(package):
+        reader = _Reader(path, imported)
+        for node in ast.walk(tree):
+            reader.read(node)
+        for own in classes:
+            reader.read_class(own)
+        found += reader.found
+    return tuple(dict.fromkeys(found))
+
+
+def _modules(package: Path) -> Iterator[tuple[str, ast.Module, dict[str, str], list[OwnClass]]]:
+    """Modules of the adapter, and those that use vLLM: path, tree, local name -> place in vLLM, subclasses of its."""
+    trees = {p: ast.parse(p.read_text()) for p in sorted((package / "serving").rglob("*.py"))}
+    imports = {p: _imports(tree) for p, tree in trees.items()}
+    nodes = {n.name: (p, n) for p, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+    for path, tree in trees.items():
+        own = [_own_class(n, nodes, imports) for p, n in nodes.values() if p == path]
+        classes = [o for o in own if o.bases]
+        if imports[path] or classes or path.parent.name == "adapter":
+            yield path.relative_to(package.parent).as_posix(), tree, imports[path], classes
+
+
+def _imports(tree: ast.Module) -> dict[str, str]:
+    """Local name -> ``module:name`` of what is imported from vLLM, anywhere in a module."""
+    return {
+        alias.asname or alias.name: f"{node.module}:{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm"
+        for alias in node.names
+    }
+
+
+def _own_class(
+    node: ast.ClassDef, nodes: dict[str, tuple[Path, ast.ClassDef]], imports: dict[Path, dict[str, str]]
+) -> OwnClass:
+    path = nodes[node.name][0]
+    names = {n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+    names |= {
+        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and _is_self(n)
+    }
+    bases: list[str] = []
+    inherited: set[str] = set()
+    for base in node.bases:
+        name = base.id if isinstance(base, ast.Name) else ""
+        if name in imports[path]:
+            bases.append(imports[path][name])
+        elif name in nodes:
+            parent = _own_class(nodes[name][1], nodes, imports)
+            bases += parent.bases
+            inherited |= parent.names | parent.inherited
+    return OwnClass(node, tuple(bases), frozenset(names), frozenset(inherited))
+
+
+def _is_self(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+class _Reader:
+    """Collects what one module of ours uses."""
+
+    def __init__(self, path: str, imported: dict[str, str]) -> None:
+        self.path = path
+        self.imported = imported
+        self.found: list[Need] = []
+        self._calls: dict[ast.expr, ast.Call] = {}
+
+    def read(self, node: ast.AST) -> None:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+            for alias in node.names:
+                self._add(f"{node.module}:{alias.name}", node)
+        elif isinstance(node, ast.Call):
+            self._calls[node.func] = node
+            if isinstance(node.func, ast.Name) and node.func.id in self.imported:
+                self._add(self.imported[node.func.id], node.func)
+        elif isinstance(node, ast.Attribute) and (holder := self._holder(node.value)):
+            self._add(f"{holder}.{node.attr}", node)
+
+    def read_class(self, own: OwnClass) -> None:
+        """Methods that are overridden with ``super()``, and names of vLLM's class used on ``self``."""
+        for base in own.bases:
+            self._add(base, own.node, tuple(sorted(own.names | own.inherited)))
+        for method in (n for n in own.node.body if isinstance(n, ast.FunctionDef)):
+            if not method.name.startswith("__"):
+                self._add("|".join(f"{base}.{method.name}" for base in own.bases), method, _takes(method), own=True)
+            for node in ast.walk(method):
+                if not isinstance(node, ast.Attribute) or node.attr in own.inherited:
+                    continue
+                is_super = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
+                if is_super or (_is_self(node) and node.attr not in own.names):
+                    self._add("|".join(f"{base}.{node.attr}" for base in own.bases), node)
+
+    def _holder(self, value: ast.expr) -> str | None:
+        """The class in vLLM (or the module) whose attribute is used, where it can be known by its name."""
+        items = isinstance(value, ast.Subscript)
+        if isinstance(value, ast.Subscript):
+            value = value.value
+        name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
+        if isinstance(value, ast.Name) and name in self.imported:
+            return self.imported[name]
+        return OBJECTS.get(f"{name}[]" if items else name) if "/adapter/" in self.path else None
+
+    def _add(
+        self, place: str, node: ast.stmt | ast.expr, takes: tuple[str, ...] | None = None, own: bool = False
+    ) -> None:
+        call = None
+        made = self._calls.get(node) if isinstance(node, ast.expr) else None
+        if made and not any(isinstance(a, ast.Starred) for a in made.args) and all(k.arg for k in made.keywords):
+            call = len(made.args), tuple(k.arg for k in made.keywords if k.arg)
+        self.found.append(Need(place, f"{self.path}:{node.lineno}", call, takes, own))
+
+
+def _takes(method: ast.FunctionDef) -> tuple[str, ...] | None:
+    given = method.args
+    if given.vararg or given.kwarg:
         return None
-    return found
+    return tuple(a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+
+
+# -- what vLLM has -------------------------------------------------------------------------------------------------
+
+
+def _problem(need: Need) -> str | None:
+    """What is wrong with a name in the installed vLLM, or None. A name of several bases must be in one of them."""
+    problems = [_wrong(place, need) for place in need.place.split("|")]
+    return None if None in problems else problems[0]
+
+
+def _wrong(place: str, need: Need) -> str | None:
+    module, _, name = place.partition(":")
+    shown = f"{module}.{name}"
+    try:
+        holder: Any = importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported: {' '.join(str(error).split())}"
+    *path, last = name.split(".")
+    for part in path:
+        holder = _attribute(holder, part)
+    found = _attribute(holder, last)
+    if found is None:
+        is_there = need.own or (isinstance(holder, type) and last in _instance_names(holder))
+        return None if is_there else f"{shown} is gone"
+    if not callable(found) or (need.call is None and need.takes is None):
+        return None
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):
+        return None
+    if inspect.isclass(found) and need.takes is not None:
+        new = sorted(getattr(found, "__abstractmethods__", frozenset()) - {*need.takes})
+        return f"{shown} has new abstract methods that our class lacks: {', '.join(new)}" if new else None
+    is_method = inspect.isfunction(found) and inspect.isclass(holder)
+    is_method = is_method and not isinstance(inspect.getattr_static(holder, last), staticmethod)
+    if need.call is not None:
+        try:
+            signature.bind(*[None] * (need.call[0] + is_method), **dict.fromkeys(need.call[1]))
+        except TypeError as error:
+            return f"{shown} cannot be called as we do: {error}"
+    if need.takes is not None and (new := [p for p in signature.parameters if p not in need.takes]):
+        return f"{shown} has new parameters that our override lacks: {', '.join(new)}"
+    return None
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    """An attribute of a module or class, static where it is a class's descriptor; a submodule; or None."""
+    if inspect.ismodule(holder) and not hasattr(holder, name):
+        try:
+            return importlib.import_module(f"{holder.__name__}.{name}")
+        except ImportError:
+            return None
+    return getattr(holder, name, None)
+
+
+@cache
+def _instance_names(cls: type[Any]) -> frozenset[str]:
+    """Names that only instances of a class have: annotated fields, and what its methods assign on ``self``."""
+    names: set[str] = set()
+    for part in cls.__mro__[:-1]:
+        names |= {*inspect.get_annotations(part)}
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        except (OSError, TypeError):
+            continue
+        names |= {
+            n.attr
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and _is_self(n)
+        }
+    return frozenset(names)

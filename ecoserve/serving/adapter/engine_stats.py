@@ -27,10 +27,10 @@ class EngineStats(AggregateStatLoggerBase):
     ) -> None:
         if iteration_stats is None:
             return
-        for request in iteration_stats.finished_requests:
-            if request.num_generation_tokens:
-                self._bound.finished(request.num_generation_tokens)
-                self._latency[engine_idx].observe(request.e2e_latency / request.num_generation_tokens)
+        for finished in iteration_stats.finished_requests:
+            if finished.num_generation_tokens:
+                self._bound.finished(finished.num_generation_tokens)
+                self._latency[engine_idx].observe(finished.e2e_latency / finished.num_generation_tokens)
 
         if scheduler_stats is not None:
             waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs > 0

@@ -1,39 +1,46 @@
-"""The contract with vLLM holds on the version that is installed, and every kind of break is one readable line."""
+"""What we rely on in vLLM is read off our own modules, is there in the installed one, and each break is one line."""
 
 from __future__ import annotations
 
+import ast
 import inspect
-from functools import cache
+import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm.v1.request
+from packaging.requirements import Requirement
 from vllm.v1.core.sched import async_scheduler, request_queue, scheduler
-from vllm.v1.request import RequestStatus
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter import contract
 
+#: Names of vLLM's scheduler that ours sets and never reads: the token budget of a plan.
+SET = {"max_num_scheduled_tokens"}
+
 
 def test_the_installed_vllm_has_all_we_rely_on() -> None:
-    assert [str(b) for b in contract.check()] == []
+    assert contract.check() == []
 
 
-def lines() -> list[str]:
-    return [str(b) for b in contract.check()]
+def test_the_range_that_pip_gives_is_the_one_that_full_knows() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    for build in ("cuda", "cpu"):
+        (engine,) = map(Requirement, project["optional-dependencies"][build])
+        assert engine.specifier == contract.FULL
 
 
-def test_another_version_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "vllm_version", lambda: "0.34.1+cpu")
-    (line,) = lines()
-    assert "vLLM 0.34.1+cpu" in line
-    assert "<0.34" in line
-    assert ">=0.32.0" in line
-
-
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.4+cpu", "0.33.1rc1"])
-def test_versions_of_the_range_pass(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    monkeypatch.setattr(contract, "vllm_version", lambda: version)
-    assert lines() == []
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [
+        *((v, True) for v in ("0.32.0", "0.32.4+cpu", "0.33.1rc1", "0.33.0.dev3")),
+        *((v, False) for v in ("0.31.9", "0.32.0rc1", "0.34.0rc1", "0.34.0+cu130", "1.0")),
+    ],
+)
+def test_versions_that_full_knows(version: str, known: bool) -> None:
+    assert contract.full_knows(version) == known
 
 
 def test_no_vllm_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,81 +49,123 @@ def test_no_vllm_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(contract.metadata, "version", missing)
     with pytest.raises(ConfigError, match="vLLM is not installed; run `make setup`"):
-        contract.check()
+        contract.vllm_version()
+
+
+# -- what is read off our modules ----------------------------------------------------------------------------------
+
+OURS = """
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.entrypoints.cli import serve as command
+
+class First(AsyncScheduler):
+    def __init__(self):
+        self.mine = 1
+    def _free_blocks(self, request):
+        super()._free_blocks(request)
+        return self.mine, self.running, request.num_tokens
+
+class Second(First):
+    def schedule(self, *args):
+        from vllm.v1.request import RequestStatus
+        self.requests[0].status = RequestStatus.RUNNING
+        self.finish_requests("a", finished_status=1)
+        super()._free_blocks(1)
+        return command.run_server, self.mine
+"""
+
+
+def test_every_use_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "ours/serving/adapter/a.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(OURS)
+    own = "vllm.v1.core.sched.async_scheduler:AsyncScheduler"
+    found = {(need.place, need.call, need.takes) for need in contract.needs(tmp_path / "ours")}
+    assert found == {
+        (own, None, None),
+        (own, None, ("__init__", "_free_blocks", "mine")),
+        (own, None, ("__init__", "_free_blocks", "mine", "schedule")),
+        (f"{own}._free_blocks", (1, ()), None),
+        (f"{own}._free_blocks", None, ("self", "request")),
+        (f"{own}.schedule", None, None),
+        (f"{own}.running", None, None),
+        (f"{own}.requests", None, None),
+        (f"{own}.finish_requests", (1, ("finished_status",)), None),
+        ("vllm.v1.request:Request.num_tokens", None, None),
+        ("vllm.v1.request:Request.status", None, None),
+        ("vllm.v1.request:RequestStatus", None, None),
+        ("vllm.v1.request:RequestStatus.RUNNING", None, None),
+        ("vllm.entrypoints.cli:serve", None, None),
+        ("vllm.entrypoints.cli:serve.run_server", None, None),
+    }
+    assert {need.user for need in contract.needs(tmp_path / "ours") if "running" in need.place} == {
+        "ours/serving/adapter/a.py:10"
+    }
+
+
+def test_names_that_vllm_has_too_are_used_on_purpose() -> None:
+    """A name of ours that a new vLLM uses for something else would break both in silence."""
+    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+
+    used = {n.place.rpartition(".")[2] for n in contract.needs() if not n.own}
+    ours: set[str] = set()
+    for cls in EcoServeScheduler.__mro__[: EcoServeScheduler.__mro__.index(async_scheduler.AsyncScheduler)]:
+        ours |= {n for n in vars(cls) if not n.startswith(("__", "_abc_"))}
+        tree = ast.parse(inspect.getsource(cls))
+        ours |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    theirs = {*dir(async_scheduler.AsyncScheduler), *contract._instance_names(async_scheduler.AsyncScheduler)}
+    both = ours & theirs
+    assert both - used == SET
+
+
+# -- what a break says ---------------------------------------------------------------------------------------------
 
 
 def test_a_name_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(async_scheduler, "AsyncScheduler")
-    assert lines() == ["vllm.v1.core.sched.async_scheduler.AsyncScheduler is gone (base class of our scheduler)"]
-
-
-def test_a_module_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "NAMES", (*contract.NAMES, ("vllm.v1.no_such_module", "Name", "a test")))
-    assert lines() == ["vllm.v1.no_such_module.Name is gone (a test)"]
-
-
-def test_a_status_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = tuple((m, n.replace("PREEMPTED", "SUSPENDED"), why) for m, n, why in contract.NAMES)
-    monkeypatch.setattr(contract, "NAMES", names)
-    assert not hasattr(RequestStatus, "SUSPENDED")
-    assert lines() == ["vllm.v1.request.RequestStatus.SUSPENDED is gone (status of a paused request)"]
-
-
-def test_a_method_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(scheduler.Scheduler, "_free_blocks")
-    assert any("Scheduler._free_blocks is gone" in line for line in lines())
+    (line,) = contract.check()
+    assert line.startswith("vllm.v1.core.sched.async_scheduler.AsyncScheduler._free_blocks is gone (used in ecoserve/")
 
 
-def test_a_parameter_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def _preempt_request(self: Any, request: Any, timestamp: float) -> None:
-        raise NotImplementedError("self.waiting.prepend_request(request)")
-
-    monkeypatch.setattr(scheduler.Scheduler, "_preempt_request", _preempt_request)
-    (line,) = lines()
-    assert "Scheduler._preempt_request has no parameter drop_stale_output" in line
+def test_a_module_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.v1.request", None)
+    assert {line.partition(" (used")[0] for line in contract.check()} == {
+        "vllm.v1.request cannot be imported: import of vllm.v1.request halted; None in sys.modules"
+    }
 
 
-def test_a_rule_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def _holds_kv_blocks(request: Any) -> bool:
-        return bool(request.blocks)
+def test_an_attribute_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Request:
+        def __init__(self) -> None:
+            self.request_id = ""
 
-    monkeypatch.setattr(scheduler.Scheduler, "_holds_kv_blocks", _holds_kv_blocks)
-    (line,) = lines()
-    assert "Scheduler._holds_kv_blocks no longer says 'request.num_computed_tokens > 0'" in line
-    assert "how vLLM knows a KV holder" in line
+    monkeypatch.setattr(vllm.v1.request, "Request", Request)
+    lines = contract.check()
+    assert any(line.startswith("vllm.v1.request.Request.num_in_flight_tokens is gone") for line in lines)
+    assert not any("request_id" in line for line in lines if "is gone" in line)
 
 
-def test_a_rules_function_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(scheduler.Scheduler, "_holds_kv_blocks")
-    assert any("Scheduler._holds_kv_blocks is gone (how vLLM knows a KV holder)" in line for line in lines())
+def fewer(self: Any, request: Any, timestamp: float) -> None: ...
+
+
+def more(self: Any, request: Any, timestamp: float, drop_stale_output: bool = False, why: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (fewer, "AsyncScheduler._preempt_request cannot be called as we do: too many positional arguments"),
+        (more, "AsyncScheduler._preempt_request has new parameters that our override lacks: why"),
+    ],
+)
+def test_a_parameter_that_has_changed(monkeypatch: pytest.MonkeyPatch, changed: Any, said: str) -> None:
+    monkeypatch.setattr(scheduler.Scheduler, "_preempt_request", changed)
+    (line,) = contract.check()
+    assert said in line
 
 
 def test_a_new_duty_of_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     duties = request_queue.RequestQueue.__abstractmethods__ | {"shuffle"}
     monkeypatch.setattr(request_queue.RequestQueue, "__abstractmethods__", frozenset(duties))
-    assert lines() == ["RequestQueue.shuffle is new (our queues do not have it)"]
-
-
-#: read once for all rules
-source_of = cache(inspect.getsource)
-
-
-@pytest.mark.parametrize("rule", contract.RULES, ids=lambda r: f"{r[1]}: {r[3]}"[:60])
-def test_every_rule_is_about_a_text_that_can_go_missing(monkeypatch: pytest.MonkeyPatch, rule: Any) -> None:
-    module, name, text, purpose = rule
-    found = contract._find(module, name)
-    monkeypatch.setattr(
-        contract.inspect, "getsource", lambda f: source_of(f).replace(text, "") if f is found else source_of(f)
-    )
-    assert f"{module}.{name} no longer says {text!r} ({purpose})" in lines()
-
-
-def test_every_private_name_we_use_is_in_the_contract() -> None:
-    """What our scheduler calls or overrides of vLLM's own must be checked: a list that lags behind checks nothing."""
-    from ecoserve.serving.adapter.counting import CountingScheduler
-    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
-
-    ours = {n for cls in (CountingScheduler, EcoServeScheduler) for n in vars(cls) if not n.startswith(("__", "_abc_"))}
-    overridden = {n for n in ours if hasattr(async_scheduler.AsyncScheduler, n)}
-    checked = {method for _, cls, method, _ in contract.METHODS if cls == "Scheduler"}
-    assert overridden <= checked, f"not in the contract: {sorted(overridden - checked)}"
+    (line,) = contract.check()
+    assert "RequestQueue has new abstract methods that our class lacks: shuffle" in line
