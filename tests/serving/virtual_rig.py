@@ -305,7 +305,7 @@ def check_end(case: Case, scheduler: Any, result: LoopResult) -> None:
     if case.policy == STOCK:
         return
     c = scheduler.counters
-    if not case.resets:
+    if not case.resets and dict(case.knobs).get("level", "full") == "full":
         assert c.preemptions == c.shortage_preemptions, "vLLM had to preempt by itself"
     assert c.predictions_used + c.predictions_missing == len(case.specs)
     assert c.predictions_refused == sum(s.source == "malformed" for s in case.specs)

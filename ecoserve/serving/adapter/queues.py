@@ -52,6 +52,8 @@ class GatedQueue(RequestQueue):
         taken: called with every request that is popped after its gate; vLLM may still skip it.
         moves: whether keys depend on the time.
         lane: a request's lane. is_open: whether requests of a lane may start now.
+        arrival: sort key of a request by its arrival, which never changes. by_arrival: whether the head is the first by
+            it, instead of the first by ``key``.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class GatedQueue(RequestQueue):
         moves: Callable[[], bool] = lambda: False,
         lane: Callable[[Request], int] = lambda _: 0,
         is_open: Callable[[int], bool] = lambda _: True,
+        arrival: Callable[[Request], tuple[float, float, str]] = lambda _: (0.0, 0.0, ""),
+        by_arrival: Callable[[], bool] = lambda: False,
     ) -> None:
         self._key = key
         self._gate = gate
@@ -73,6 +77,10 @@ class GatedQueue(RequestQueue):
         self._moves = moves
         self._lane = lane
         self._is_open = is_open
+        self._arrival = arrival
+        self._by_arrival = by_arrival
+        #: all requests by arrival, and some that have left
+        self._arrivals: list[tuple[tuple[float, float, str], int, Request]] = []
         self._lanes: dict[int, list[Entry]] = {}
         self._blocked: dict[Request, None] = {}
         #: where a request stands, and the step in which its key was computed; the oldest key comes first
@@ -152,12 +160,38 @@ class GatedQueue(RequestQueue):
     def _find(self) -> Request | None:
         if self._blocked:
             return next(iter(self._blocked))
+        first = self._first_come() if self._by_arrival() else self._renewed_first()
+        return first if first is not None and self._gate(first) else None
+
+    def _renewed_first(self) -> Request | None:
         first = self._first()
         for _ in range(HEADS):
             if first is None or not self._renew(first):
                 break
             first = self._first()
-        return first if first is not None and self._gate(first) else None
+        return first
+
+    def _first_come(self) -> Request | None:
+        """The first eligible request of the open lanes by arrival."""
+        passed = []
+        found = None
+        while self._arrivals and found is None:
+            entry = self._arrivals[0]
+            request = entry[2]
+            if request not in self._where or self._where[request][0][1] != entry[1]:
+                heapq.heappop(self._arrivals)
+            elif self._is_open(self._lane(request)) and self._eligible(request):
+                found = request
+            else:
+                passed.append(heapq.heappop(self._arrivals))
+        for entry in passed:
+            heapq.heappush(self._arrivals, entry)
+        return found
+
+    def overtaken(self, request: Request) -> bool:
+        """Whether ``request``, which has just left, stood behind another by its key."""
+        first = self._first()
+        return first is not None and self._where[first][0][0] < self._key(request)
 
     def _first(self) -> Request | None:
         """The first eligible request of the open lanes."""
@@ -183,6 +217,7 @@ class GatedQueue(RequestQueue):
         entry = (self._key(request), self._serial, request)
         self._where[request] = entry, self._step
         self._insert(entry)
+        heapq.heappush(self._arrivals, (self._arrival(request), self._serial, request))
 
     def pop_request(self) -> Request:
         request = self.peek_request()

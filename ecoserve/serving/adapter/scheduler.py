@@ -26,13 +26,14 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher, Queue
 from ecoserve.serving.adapter.pausing import PausingScheduler
+from ecoserve.serving.adapter.level_file import LevelFile
 from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.core.counters import Gauges, Recorder, UnderpredictionAction
 from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
-from ecoserve.serving.core.settings import SchedulerSettings
+from ecoserve.serving.core.settings import Level, SchedulerSettings
 from ecoserve.serving.core.step_time import StepLoad
 from ecoserve.serving.core.tasks import Task, TaskState
 
@@ -126,6 +127,12 @@ class EcoServeScheduler(PausingScheduler):
         self._popped: tuple[Request, Queue, Callable[[], None]] | None = None
         #: LoRA adapters of the requests that run
         self._adapters: set[int] = set()
+        #: vLLM's own most tokens of a forward
+        self._most_step_tokens = self.max_num_scheduled_tokens
+        self.level: Level = self.settings.level
+        self._level_file = LevelFile.of_this_server()
+        #: whether level full would hold the head of the prefill queue back
+        self._would_hold = False
         #: steps whose output is to come: vLLM's, when they were scheduled, what they compute
         self._under_way: deque[tuple[SchedulerOutput, float, StepLoad]] = deque()
         self._last_output_s = 0.0
@@ -145,6 +152,8 @@ class EcoServeScheduler(PausingScheduler):
             moves=lambda: self.planner.ordering.moves,
             lane=self._adapter,
             is_open=self._adapter_fits,
+            arrival=self._arrival,
+            by_arrival=lambda: self.level == "shadow",
         )
         self.kv_holding_waiting = GatedQueue(
             key=lambda r: self.planner.decode_key(self.task(r)),
@@ -155,6 +164,8 @@ class EcoServeScheduler(PausingScheduler):
             moves=lambda: self.planner.ordering.moves or self.planner.groups is not None,
             lane=self._adapter,
             is_open=self._adapter_fits,
+            arrival=self._arrival,
+            by_arrival=lambda: self.level == "shadow",
         )
         if self._publisher is not None:
             self._publisher.publish(self.counters, self.gauges())
@@ -174,14 +185,20 @@ class EcoServeScheduler(PausingScheduler):
         if planner.refresh_lengths():
             self.waiting.rekey()
             self.kv_holding_waiting.rekey()
-        self._carry_out(planner.plan_step(self.snapshot()))
+        self.level = self._level_file.read(self.level)
+        if self.level == "full":
+            self._carry_out(planner.plan_step(self.snapshot()))
+        else:
+            planner.watch_step(self.snapshot())
+            self.max_num_scheduled_tokens = self._most_step_tokens
         if not self.running and len(self.kv_holding_waiting):
             self._make_room()
         planner.begin_admission(self.current_step, self.free_blocks, self.paused_at)
         self._adapters = {self._adapter(r) for r in self.running} - {0} if self.lora_config else set()
         self.waiting.new_step()
         self.kv_holding_waiting.new_step()
-        self._decodes_first()
+        if self.level == "full":
+            self._decodes_first()
         output = super().schedule(throttle_prefills)
         self._settle()
         self._note_step(output)
@@ -312,12 +329,17 @@ class EcoServeScheduler(PausingScheduler):
             self.planner.on_late_output(task, request.num_output_tokens)
         task.shared_blocks = self._in_use(request)
         idle = not self.running and not any(r.request_id in self.paused_at for r in self.kv_holding_waiting)
-        return idle or self.planner.admits_prompt(task)
+        fits = idle or self.level == "order" or self.planner.admits_prompt(task)
+        self._would_hold = not fits
+        return fits or self.level == "shadow"
 
     def _prefill_taken(self, request: Request) -> None:
         self._settle()
         task = self.task(request)
-        forced = not self.running and not self.planner.kv_policy.admits_prompt(task)
+        forced = self.level == "full" and not self.running and not self.planner.kv_policy.admits_prompt(task)
+        if self.level == "shadow":
+            self.counters.shadow_held += self._would_hold
+            self.counters.shadow_reordered += self.waiting.overtaken(request)
         self._popped = (request, "prefill", partial(self.planner.on_prompt_admitted, task, forced))
 
     def _decode_gate(self, request: Request) -> bool:
@@ -325,7 +347,7 @@ class EcoServeScheduler(PausingScheduler):
         self._settle()
         if len(self.running) >= self.max_num_running_reqs:
             return False
-        if not self.admitting or not self.running or request.request_id not in self.paused_at:
+        if not (self.admitting and self.running and request.request_id in self.paused_at and self.level == "full"):
             return True
         return self.planner.admits_decode(self.task(request))
 
@@ -336,6 +358,12 @@ class EcoServeScheduler(PausingScheduler):
             "decode",
             lambda: self.planner.on_decode_admitted(self.task(request), self.current_step),
         )
+
+    def _arrival(self, request: Request) -> tuple[float, float, str]:
+        """vLLM's own order: as requests came, or by client priority first."""
+        if self.scheduler_config.policy == "priority":
+            return float(request.priority), request.arrival_time, request.request_id
+        return 0.0, float(self.task(request).number), ""
 
     def _adapter(self, request: Request) -> int:
         return int(request.lora_request.lora_int_id) if self.lora_config and request.lora_request else 0

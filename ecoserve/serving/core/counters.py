@@ -48,6 +48,8 @@ class Counters:
     forced_admissions: int = _counted("Requests admitted against the policy because nothing else was running.")
     shortage_steps: int = _counted("Steps in which running requests needed more KV blocks than were free.")
     past_ageing_limit: int = _counted("Requests that had waited longer than max_wait_s when they first started.")
+    shadow_reordered: int = _counted("Requests that vLLM's order started while level full would have started another.")
+    shadow_held: int = _counted("Requests that vLLM's admission started while level full would have held them back.")
     aborted: int = _counted("Requests that left before they had ended: their client left, or the server stopped.")
     finished: int = _counted("Requests that left the scheduler.")
 

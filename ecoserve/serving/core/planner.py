@@ -263,6 +263,14 @@ class Planner:
             task.passed_by = since is not None and engine.step - since > PATIENCE
             task.idle = since is None
 
+    def watch_step(self, engine: Snapshot) -> None:
+        """A step in which vLLM decides by itself; admission may be asked all the same."""
+        self._shortage = False
+        self.observe(engine)
+        self.kv_policy.begin_step()
+        for task in self.ledger.holders():
+            self._update_posterior(task)
+
     def plan_step(self, engine: Snapshot) -> StepPlan:
         plan = StepPlan()
         self.observe(engine)

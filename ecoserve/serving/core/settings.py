@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ecoserve.options import checked
 from ecoserve.serving.core.policies import DEFAULT, KV_POLICIES, ORDERINGS, POLICIES, Policy
+
+#: What our scheduler decides; an operator may change it while it serves.
+Level = Literal["full", "order", "shadow"]
 
 #: Key of our settings in vLLM's additional config.
 CONFIG_KEY: Final = "ecoserve"
@@ -102,6 +105,9 @@ class SchedulerSettings(BaseModel):
         ge=8,
         le=100_000,
         description="finished lengths kept as the distribution for requests without a prediction",
+    )
+    level: Level = Field(
+        "full", description="what is decided: full: all; order: only who is first; shadow: nothing, only counted"
     )
     check_every_step: bool = Field(False, description="recount the ledger after every step (tests)")
 
