@@ -24,9 +24,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.adapter.level_file import LevelFile
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher, Queue
 from ecoserve.serving.adapter.pausing import PausingScheduler
-from ecoserve.serving.adapter.level_file import LevelFile
 from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
