@@ -24,7 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
-from ecoserve.serving.adapter.level_file import LevelFile
+from ecoserve.serving.adapter.level_file import RunLevel
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher, Queue
 from ecoserve.serving.adapter.pausing import PausingScheduler
 from ecoserve.serving.adapter.policies import refuse_unsupported
@@ -129,8 +129,7 @@ class EcoServeScheduler(PausingScheduler):
         self._adapters: set[int] = set()
         #: vLLM's own most tokens of a forward
         self._most_step_tokens = self.max_num_scheduled_tokens
-        self.level: Level = self.settings.level
-        self._level_file = LevelFile.of_this_server()
+        self._run_level = RunLevel(self.settings.level)
         #: whether level full would hold the head of the prefill queue back
         self._would_hold = False
         #: steps whose output is to come: vLLM's, when they were scheduled, what they compute
@@ -170,6 +169,10 @@ class EcoServeScheduler(PausingScheduler):
         if self._publisher is not None:
             self._publisher.publish(self.counters, self.gauges())
 
+    @property
+    def level(self) -> Level:
+        return self._run_level.current
+
     def task(self, request: Request) -> Task:
         return self.planner.ledger.tasks[request.request_id]
 
@@ -185,7 +188,7 @@ class EcoServeScheduler(PausingScheduler):
         if planner.refresh_lengths():
             self.waiting.rekey()
             self.kv_holding_waiting.rekey()
-        self.level = self._level_file.read(self.level)
+        self._run_level.look()
         if self.level == "full":
             self._carry_out(planner.plan_step(self.snapshot()))
         else:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from virtual_rig import STOCK, Case, Played, Spec, play, random_case, same
 
-from ecoserve.serving.adapter.level_file import LevelFile
+from ecoserve.serving.adapter.level_file import LEVEL, RunLevel
 from ecoserve.serving.core.settings import Level
 
 LEVELS = get_args(Level)
@@ -54,7 +54,7 @@ def test_switches_while_serving_lose_nothing(seed: int) -> None:
 
     def switch(scheduler: Any, _: Any) -> None:
         if rng.random() < 0.3:
-            scheduler.level = rng.choice(LEVELS)
+            scheduler._run_level.current = rng.choice(LEVELS)
         seen.add(scheduler.level)
 
     # What must hold of every run is checked by play(), but that only level full saves vLLM from preempting.
@@ -67,14 +67,16 @@ def test_the_file_is_looked_at_now_and_then_and_nonsense_in_it_changes_nothing(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("ecoserve.serving.adapter.level_file.time.monotonic", lambda: now[0])
-    file = LevelFile(tmp_path / "level")
-    assert file.read("full") == "full"
-    file.write("shadow")
-    assert file.read("full") == "full", "looked at again too soon"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    level = RunLevel("full")
+    assert level.look() == "full"
+    level.file.write("shadow")
+    assert level.look() == "full", "looked at again too soon"
     now[0] += 1
-    assert file.read("full") == "shadow"
-    (tmp_path / "level").write_text("nonsense")
-    os.utime(tmp_path / "level", ns=(1, 1))
+    assert level.look() == "shadow"
+    (tmp_path / LEVEL).write_text("nonsense")
+    os.utime(tmp_path / LEVEL, ns=(1, 1))
     now[0] += 1
-    assert file.read("shadow") == "shadow"
-    assert LevelFile(None).read("order") == "order"
+    assert level.look() == "shadow"
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    assert RunLevel("order").look() == "order"
