@@ -110,6 +110,10 @@ def main(arguments: Sequence[str]) -> int:
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
 
     def call() -> Any:
+        word = next((a.partition("=")[2] for a in arguments if a.startswith("--help=")), "")
+        if called == "serve" and word:
+            import_module("ecoserve.cli.serve").show_help(word.lower().replace("_", "-"))
+            return 0
         app = build_app(called)
         return app(arguments or ["--help"], prog_name="ecoserve", standalone_mode=False)
 

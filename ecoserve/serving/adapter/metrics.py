@@ -223,15 +223,10 @@ def _set_info(name: str, help_text: str, labels: Mapping[str, Any]) -> None:
 # -- the engine's process ------------------------------------------------------------------------------------------
 
 
-def publish_level(level: str, reason: str) -> None:
+def publish_level(level: str, reason: str, model_name: str = "") -> None:
     """Say which level serves, and why."""
-    import prometheus_client
-
     help_text = "1 for the level that serves (full: our scheduler; order: vLLM's own, by request priorities), and why."
-    family = prometheus_client.Gauge(
-        "ecoserve_level_info", help_text, ["level", "reason"], multiprocess_mode="mostrecent"
-    )
-    family.labels(level, reason).set(1)
+    _set_info("ecoserve_level_info", help_text, {"model_name": model_name, "level": level, "reason": reason})
 
 
 class MetricsPublisher:

@@ -21,11 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from pydantic import ValidationError
-
 from ecoserve.errors import ConfigError, RunError
-from ecoserve.options import problem, to_environment
-from ecoserve.serving.adapter.engine_process import engine_error, one_line, report_errors
+from ecoserve.options import to_environment
+from ecoserve.serving.adapter.engine_process import engine_error, report_errors
 from ecoserve.serving.adapter.event_log import EventLog
 from ecoserve.serving.adapter.metrics import multiprocess_dir, publish_level
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
@@ -38,14 +36,13 @@ from ecoserve.serving.adapter.policies import (
     choose_level,
     unknown_to_full,
 )
+from ecoserve.serving.adapter.vllm_flags import complaint, line_of, parse
 from ecoserve.serving.core.policies import DEFAULT, POLICIES
 from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
 #: vLLM's own scheduler, for comparisons: everything else stays the same.
 STOCK: Final = "vllm"
 _OR_STOCK: Final = f"leave it out, or give --policy {STOCK}"
-#: Seconds for open requests to end after SIGTERM. With vLLM's default, 0, its server can hang on an open stream.
-SHUTDOWN_TIMEOUT_S: Final = 5
 #: GiB of KV cache on a CPU by default. vLLM's own default, 92 % of all memory, does not start.
 _CPU_KV_GIB: Final = 4
 
@@ -85,12 +82,12 @@ def serve(
             check_address(args)
             if note := cpu_defaults(args):
                 print(note, file=sys.stderr)
-            config = configuration(args)
+            config = configuration(args, vllm_flags)
             check_kv_blocks(config)
             level = settings.level
             if policy != STOCK:
                 level, why = choose_level(level, policy, config)
-                publish_level(level, why)
+                publish_level(level, why, str(config.model_config.served_model_name))
                 if level == "order":
                     serve_by_priority(args)
                     print(f"ecoserve: level order: {why}", file=sys.stderr)
@@ -133,33 +130,6 @@ def check_model(model: str) -> None:
 
     if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(model, "config.json"), str):
         raise ConfigError("is not in the local cache, and HF_HUB_OFFLINE is set", where=model, fix="give a folder")
-
-
-def parse(model: str, flags: Sequence[str]) -> Namespace:
-    """Read vLLM's flags with vLLM's own parser for ``vllm serve``.
-
-    Raises:
-        ConfigError: for flags that vLLM does not know or accept.
-    """
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    # As vLLM's own command line does: workers that are forked break CUDA.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    parser = FlexibleArgumentParser(prog="ecoserve")
-    own = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(message, where="vLLM flags", fix="all of them: vllm serve --help=all")
-
-    parser.error = own.error = refuse
-    own.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S)
-    try:
-        args: Namespace = parser.parse_args(["serve", model, *flags])
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(_line(error), where="vLLM flags") from error
-    args.model = model
-    return args
 
 
 def fill_in(args: Namespace, policy: str, level: str = "auto", *, replay: bool = False) -> None:
@@ -249,7 +219,7 @@ def check_address(args: Namespace) -> None:
                 raise ConfigError(
                     f"port {args.port} is in use", where="--port", fix="stop what listens there, or name another"
                 ) from error
-            raise ConfigError(_line(error), where=f"--host {host} --port {args.port}") from error
+            raise ConfigError(line_of(error), where=f"--host {host} --port {args.port}") from error
 
 
 def cpu_defaults(args: Namespace) -> str | None:
@@ -267,11 +237,11 @@ def cpu_defaults(args: Namespace) -> str | None:
     return f"ecoserve: {size} GiB for the KV cache; set VLLM_CPU_KVCACHE_SPACE to change it"
 
 
-def configuration(args: Namespace) -> Any:
+def configuration(args: Namespace, flags: Sequence[str] = ()) -> Any:
     """vLLM's configuration as its server will resolve it, so that a refusal is one line.
 
     Raises:
-        ConfigError: in vLLM's words.
+        ConfigError: in vLLM's words, about one of ``flags`` if it is about one.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -281,7 +251,7 @@ def configuration(args: Namespace) -> Any:
         ServeSubcommand().validate(args)
         return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
-        raise ConfigError(_line(error), where="vLLM refuses these settings") from error
+        raise complaint(error, flags, "vLLM refuses these settings") from error
 
 
 def check_kv_blocks(config: Any) -> None:
@@ -315,7 +285,7 @@ def _run(args: Namespace, report: Path) -> None:
         command.ServeSubcommand.cmd(args)
     except (RuntimeError, ValueError, OSError) as error:
         raise engine_error(report) or RunError(
-            _line(error), where="vLLM's server", fix="its log above says more"
+            line_of(error), where="vLLM's server", fix="its log above says more"
         ) from error
 
 
@@ -340,7 +310,3 @@ def _stop_on_signals() -> None:
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
-
-
-def _line(error: BaseException) -> str:
-    return problem(error)[1] if isinstance(error, ValidationError) else one_line(error)

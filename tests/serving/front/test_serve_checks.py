@@ -121,18 +121,58 @@ def test_the_rust_front_end_is_refused(server: Any, model_config_dir: Path) -> N
         server.refuse_unsupported(args, {"VLLM_USE_RUST_FRONTEND": "1"})
 
 
-@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--port", "many"], ["--tensor-parallel-size"]])
-def test_flags_that_vllm_does_not_know_are_one_line(server: Any, model_config_dir: Path, flags: list[str]) -> None:
-    with pytest.raises(ConfigError, match="vLLM flags") as caught:
-        server.parse(str(model_config_dir), flags)
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--no-such-flag 3", "--no-such-flag: there is no such option; ecoserve serve --help=all lists all options"),
+        ("--max-num-sqes=3", "--max-num-sqes: there is no such option; did you mean --max-num-seqs?"),
+        ("--predict-batc 3", "--predict-batc: there is no such option; did you mean --predict-batch?"),
+        ("--port many", "--port: invalid int value: 'many'; ecoserve serve --help=all lists all options"),
+        ("--dtype half -tp", "-tp: expected one argument; ecoserve serve --help=all lists all options"),
+        ("--max_num_seqs x", "--max_num_seqs: invalid int value: 'x'; ecoserve serve --help=all lists all options"),
+        ("another-model", "another-model: belongs to no option; ecoserve serve --help=all lists all options"),
+    ],
+)
+def test_what_vllm_does_not_take_names_the_option_as_typed(
+    server: Any, model_config_dir: Path, typed: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        server.parse(str(model_config_dir), typed.split())
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--max-model-len 99999999", r"--max-model-len: .*max_model_len"),
+        ("--gpu_memory_utilization 7", r"--gpu_memory_utilization: must be less than or equal to 1, not '7.0'$"),
+        # vLLM complains about what it makes of the option.
+        ("--max-num-seqs -1", r"vLLM refuses these settings: --max-num-\S+: must be .*; given: --max-num-seqs -1$"),
+    ],
+)
+def test_what_vllm_refuses_names_the_option_as_typed(server: Any, tiny_model: Path, typed: str, said: str) -> None:
+    args = filled(server, tiny_model, *typed.split())
+    with pytest.raises(ConfigError, match=said) as caught:
+        server.configuration(args, typed.split())
     assert "\n" not in str(caught.value)
 
 
-def test_what_vllm_refuses_is_one_line(server: Any, tiny_model: Path) -> None:
-    args = filled(server, tiny_model, "--max-model-len", "99999999")
-    with pytest.raises(ConfigError, match="max_model_len") as caught:
-        server.configuration(args)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("word", "there", "not_there"),
+    [
+        ("all", ["--predict-batch", "--max-num-seqs", "--kv-cache-dtype"], []),
+        ("KV", ["--kv-cache-dtype", "--kv-transfer-config"], ["--predict-batch", "--max-num-seqs"]),
+        ("queue", ["--max-queue-s", "--max-num-queued-reqs"], ["--kv-cache-dtype"]),
+    ],
+)
+def test_help_shows_our_options_and_vllms(
+    word: str, there: list[str], not_there: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", f"--help={word}"]) == 0
+    shown = capsys.readouterr().out
+    assert [o for o in there if f"  {o}" not in shown] == []
+    assert [o for o in not_there if f"  {o}" in shown] == []
+    assert "\\[" not in shown
 
 
 def test_models_that_are_not_there(server: Any, tmp_path: Path, model_config_dir: Path) -> None:
