@@ -129,6 +129,8 @@ class Server:
             # The engine's process is its own worker: else vLLM makes another one of the CPU's single worker.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            # A process that is forked has imported everything.
+            "VLLM_WORKER_MULTIPROC_METHOD": "fork",
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": str(temporary),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])]),
