@@ -69,7 +69,10 @@ class Admission:
         setattr(self.kv_policy, name, hooked)
 
     def _blocks(self, tokens: int) -> int:
-        return blocks(tokens, self.s.block_size)
+        kv_use = self.ledger.kv_use
+        return (
+            blocks(tokens, self.s.block_size) if len(kv_use.groups) == 1 and kv_use.lasting else kv_use.blocks(tokens)
+        )
 
     @property
     def _usable(self) -> int:
@@ -93,6 +96,13 @@ class Admission:
 
     def _ahead(self, task: Task) -> int:
         return self._blocks(max(task.written, task.prompt_tokens + task.generated) + 1)
+
+    def _prompt(self, task: Task) -> int:
+        """Blocks that must be free for a prompt."""
+        if self.ledger.kv_use.lasting:
+            return self._ahead(task) - task.shared_blocks
+        tokens = max(task.written, task.prompt_tokens + task.generated) + 1
+        return self.ledger.kv_use.prompt_blocks(tokens, task.settled) - task.shared_blocks
 
     def _window(self, task: Task) -> int:
         return self._blocks(task.prompt_tokens + self.kv_policy.promise(task))
@@ -142,8 +152,8 @@ class Admission:
         """A prompt was admitted: beside the holders that rank before it, it fits in all but some futures, and now."""
         policy, forecast = self.kv_policy, self.s.planner.forecast
         new = [t for t, _ in self._new]
-        free = self._usable - self.ledger.held_blocks - sum(self._ahead(t) - t.shared_blocks for t in new)
-        need = self._ahead(task) - task.shared_blocks
+        free = self._usable - self.ledger.held_blocks - sum(self._prompt(t) for t in new)
+        need = self._prompt(task)
         assert need <= free - (self._usable - self._open), f"a prompt needs {need} blocks of {free} that are free"
         holders = [t for t in self.ledger.holders() if not t.idle]
         before = holders
@@ -151,7 +161,8 @@ class Admission:
             places = policy.ordering.places([*holders, task], forecast.rests([*holders, task]))
             mine = (task.priority, places[-1])
             before = [t for t, place in zip(holders, places[:-1], strict=True) if (t.priority, place) <= mine]
-        shared = max(0, self.ledger.held_blocks - sum(t.blocks - t.shared_blocks for t in holders))
+        own = sum(t.blocks - t.shared_blocks - t.passing_shared for t in holders)
+        shared = max(0, self.ledger.held_blocks - own)
         near = 1.0 / (1.0 + forecast._steps / REACTION_STEPS)
         steps = np.inf if isinstance(policy, Pooled) else NEXT_STEPS
         z = deviations(policy.settings.epsilon) * near
@@ -172,7 +183,11 @@ def spread_peak(forecast: Forecast, tasks: list[Task], z: Any, within_steps: flo
         alive = np.interp(task.generated + steps, grid, table)
         alive = np.clip(alive / max(alive[0], 1e-9), 0.0, 1.0)
         span = max(task.written, task.prompt_tokens + task.generated)
-        held = np.maximum(np.ceil((span + steps) / forecast.kv_use.block_size) - task.shared_blocks, 0.0)
+        kv_use = forecast.kv_use
+        held = np.array([kv_use.blocks(int(span + n)) for n in steps], dtype=float)
+        if task.state in (TaskState.WAITING, TaskState.PREFILL):
+            held[0] = max(held[0], kv_use.prompt_blocks(span, task.settled))
+        held = np.maximum(held - task.shared_blocks, 0.0)
         mean += alive * held
         var += alive * (1.0 - alive) * held**2
         sd += np.sqrt(alive * (1.0 - alive)) * held
@@ -196,8 +211,8 @@ class Shortage:
         scheduler._carry_out = self._watched
 
     def _private(self, request: Any) -> int:
-        manager = self.s.kv_cache_manager.coordinator.single_type_managers[0]
-        return sum(b.ref_cnt == 1 for b in manager.req_to_blocks[request.request_id])
+        managers = self.s.kv_cache_manager.coordinator.single_type_managers
+        return sum(b.ref_cnt == 1 and not b.is_null for m in managers for b in m.req_to_blocks[request.request_id])
 
     def _needs(self, request: Any) -> int:
         """Blocks that a running request must get in this step; a prompt: those of its next chunk at most."""
@@ -210,8 +225,13 @@ class Shortage:
         else:
             most = min(request.num_prompt_tokens + request.max_tokens - 1, s.max_model_len)
             tokens = min(request.num_computed_tokens + 1, most)
-        manager = s.kv_cache_manager.coordinator.single_type_managers[0]
-        return max(0, blocks(tokens, s.block_size) - len(manager.req_to_blocks[request.request_id]))
+        need = 0
+        settled = request.num_computed_tokens - request.num_in_flight_tokens
+        for m in s.kv_cache_manager.coordinator.single_type_managers:
+            need += m.get_num_blocks_to_allocate(request.request_id, tokens, [], settled, settled, tokens)
+            passed = m.req_to_blocks[request.request_id][: max(0, m.get_num_skipped_tokens(settled)) // m.block_size]
+            need -= sum(b.ref_cnt == 1 and not b.is_null for b in passed)
+        return max(0, need)
 
     def _decides(self, engine: Any, running: list[Task], plan: Any) -> None:
         before = len(plan.pause)

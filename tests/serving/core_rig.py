@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.kv_use import Table
 from ecoserve.serving.core.tasks import Task, TaskState
 
 
@@ -26,8 +27,9 @@ def a_task(name: str = "t", **fields: Any) -> Task:
 
 
 def holder(name: str, state: TaskState, written: int, **fields: Any) -> Task:
-    """A task that holds KV for ``written`` tokens."""
-    return a_task(name, state=state, written=written, **fields)
+    """A task that holds KV for ``written`` tokens, all of its ``blocks`` in one table."""
+    tables = (Table(fields.get("blocks", 0), 0),)
+    return a_task(name, state=state, written=written, **({"tables": tables} | fields))
 
 
 def draw_lengths(lengths: LengthDistribution, longer_than: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.contract import FULL, full_knows, vllm_version
+from ecoserve.serving.adapter.kv_layout import group_of
 from ecoserve.serving.core.policies import DEFAULT, ORDER, POLICIES, STOCK_POLICIES
 from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
@@ -63,36 +64,36 @@ def unknown_to_full(vllm_config: Any, kv_cache_config: Any = None) -> str | None
         "a KV connector": vllm_config.kv_transfer_config is not None,
         "an encoder-cache connector": getattr(vllm_config, "ec_transfer_config", None) is not None,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
         "a model that does not generate": model.runner_type != "generate",
-        "input other than text": model.supports_multimodal_inputs,
         "an encoder-decoder model": model.is_encoder_decoder,
     }
     unknown = next((what for what, there in found.items() if there), None)
     if unknown is not None:
         return unknown
-    return _expected_kv(vllm_config) if kv_cache_config is None else _kv(kv_cache_config)
+    return _expected_kv(vllm_config) if kv_cache_config is None else _kv(vllm_config, kv_cache_config)
 
 
-def _kv(kv_cache_config: Any) -> str | None:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    kinds = [type(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups]
-    if kinds == [FullAttentionSpec]:
-        return None
-    return f"a KV cache of {' + '.join(kind.__name__ for kind in kinds) or 'no group'}"
+def _kv(vllm_config: Any, kv_cache_config: Any) -> str | None:
+    groups = kv_cache_config.kv_cache_groups
+    if not groups:
+        return "a KV cache of no group"
+    unknown = [g.kv_cache_spec for g in groups if g.host_resident or group_of(g.kv_cache_spec, vllm_config) is None]
+    return f"a KV cache of {type(unknown[0]).__name__}" if unknown else _expected_kv(vllm_config)
 
 
 def _expected_kv(vllm_config: Any) -> str | None:
-    """The kind of KV cache besides full attention that the model will have."""
-    model = vllm_config.model_config
-    layers = getattr(model.hf_text_config, "layer_types", None) or ()
+    """What can be known before the groups are there."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    states = model.is_hybrid or model.is_attention_free
     found = {
-        "MLA": model.use_mla,
-        "Mamba or linear attention": model.is_hybrid or model.is_attention_free,
-        "chunked local attention": model.attention_chunk_size is not None,
-        "sliding-window attention": vllm_config.cache_config.sliding_window is not None
-        or any("sliding" in str(layer) for layer in layers),
+        # A prefix hit then takes a block for a copy of a state.
+        "--prefix-match-unit with Mamba or linear attention": states and cache.prefix_match_unit is not None,
+        # Blocks between the prompt and the window are given back: use is no function of tokens alone.
+        "reference sliding windows (R-SWA)": model.rswa_window is not None,
+        # Hits are computed again in part, in blocks that they hold already.
+        "DeepSeek V4.1's replayed windows": any(a.startswith("DeepseekV41") for a in model.architectures),
+        # A second pool of blocks, on the host.
+        "HiSparse": vllm_config.attention_config.hisparse_config is not None,
     }
     return next((what for what, there in found.items() if there), None)
 

@@ -14,7 +14,7 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.adapter.kv_layout import KVLayout
 from ecoserve.serving.adapter.level_file import RunLevel
 from ecoserve.serving.adapter.metrics import MULTIPROC_DIR, MetricsPublisher, Queue
 from ecoserve.serving.adapter.pausing import PausingScheduler
@@ -31,7 +32,6 @@ from ecoserve.serving.adapter.policies import refuse_unsupported
 from ecoserve.serving.adapter.predictions import response_limit, span_limit, task_of
 from ecoserve.serving.adapter.queues import GatedQueue
 from ecoserve.serving.core.counters import Gauges, Recorder, UnderpredictionAction
-from ecoserve.serving.core.kv_use import Group, KVUse
 from ecoserve.serving.core.planner import Planner, Snapshot, StepPlan
 from ecoserve.serving.core.settings import Level, SchedulerSettings
 from ecoserve.serving.core.step_time import StepLoad
@@ -80,12 +80,12 @@ class EngineClock:
 class PrivateBlocks(dict[str, int]):
     """Request id -> blocks that come free if it is preempted (held by no other request), counted when asked for."""
 
-    def __init__(self, blocks_of: Mapping[str, Any]) -> None:
+    def __init__(self, count: Callable[[str], int]) -> None:
         super().__init__()
-        self._blocks_of = blocks_of
+        self._count = count
 
     def __missing__(self, name: str) -> int:
-        self[name] = sum(b.ref_cnt == 1 for b in self._blocks_of[name])
+        self[name] = self._count(name)
         return self[name]
 
 
@@ -110,10 +110,13 @@ class EcoServeScheduler(PausingScheduler):
             )
         path = self.settings.event_log
         self.event_log = EventLog(path, self.settings.event_log_mb) if path is not None else None
+        self.kv_layout = KVLayout(
+            self.vllm_config, self.kv_cache_config, self.kv_cache_manager.coordinator.single_type_managers
+        )
         self.planner = Planner(
             self.settings,
             usable_blocks=self.usable_blocks,
-            kv_use=KVUse([Group(self.block_size)]),
+            kv_use=self.kv_layout.kv_use,
             max_model_len=self.max_model_len,
             max_step_tokens=self.max_num_scheduled_tokens,
             chunked_prefill=self.scheduler_config.enable_chunked_prefill,
@@ -122,7 +125,6 @@ class EcoServeScheduler(PausingScheduler):
         )
         #: a virtual loop puts its own in its place, with the same two methods
         self.clock: Any = EngineClock()
-        self._req_to_blocks = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
         #: the request that was popped last, its queue, and what to do once vLLM has started it
         self._popped: tuple[Request, Queue, Callable[[], None]] | None = None
         #: LoRA adapters of the requests that run
@@ -233,24 +235,33 @@ class EcoServeScheduler(PausingScheduler):
             running=running,
             holding=holding,
             paused_at=self.paused_at,
-            private_blocks=PrivateBlocks(self._req_to_blocks),
+            private_blocks=PrivateBlocks(self.kv_layout.private_blocks),
             admitting=self.admitting,
         )
 
     def _count_shared(self, *holders: list[Task]) -> None:
-        """Blocks that a request shares are the first ones of its list; counted only where any are shared."""
+        """Blocks that requests share, counted only where there are any."""
         tasks = [t for part in holders for t in part]
         sharing = self.cache_config.enable_prefix_caching and sum(t.blocks for t in tasks) > (
             self.usable_blocks - self.free_blocks
         )
         for task in tasks:
-            held = self._req_to_blocks.get(task.request_id, ()) if sharing else ()
-            task.shared_blocks = bisect_left(held, True, key=lambda b: b.ref_cnt < 2)
+            if sharing:
+                self.kv_layout.count_shared(task)
+            else:
+                task.shared_blocks = task.passing_shared = 0
 
-    def _in_use(self, request: Request) -> int:
-        """Blocks of a waiting request's prompt that others hold: they cost it nothing."""
+    def _look_up(self, task: Task, request: Request) -> None:
+        """What the prefix cache has of a waiting request's prompt; blocks that others hold cost it nothing."""
+        task.settled = task.shared_blocks = task.passing_shared = 0
         if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
-            return 0
+            return
+        if not self.kv_layout.kv_use.lasting or len(self.kv_layout.managers) > 1:
+            hit, task.settled, _ = self.kv_cache_manager.coordinator.find_longest_cache_hit(
+                request.block_hashes, request.num_tokens - 1
+            )
+            task.shared_blocks = self.kv_layout.held_by_others(hit)
+            return
         pool, hashes = (
             self.kv_cache_manager.block_pool,
             request.block_hashes[: (request.num_tokens - 1) // self.block_size],
@@ -260,7 +271,7 @@ class EcoServeScheduler(PausingScheduler):
             cached = pool.get_cached_block(block_hash, [0])
             return cached is None or cached[0].ref_cnt == 0
 
-        return bisect_left(hashes, True, key=free)
+        task.shared_blocks = bisect_left(hashes, True, key=free)
 
     def _decodes_first(self) -> None:
         """vLLM shares out a step's tokens in this order: a prompt's chunk must not take those of resumed decodes."""
@@ -296,8 +307,9 @@ class EcoServeScheduler(PausingScheduler):
     def _updated(self, request: Request) -> Task:
         task = self.task(request)
         task.written = request.num_computed_tokens
+        task.settled = request.num_computed_tokens - request.num_in_flight_tokens
         task.generated = request.num_output_tokens
-        task.blocks = len(self._req_to_blocks.get(request.request_id, ()))
+        self.kv_layout.update(task)
         return task
 
     def _carry_out(self, plan: StepPlan) -> None:
@@ -330,7 +342,7 @@ class EcoServeScheduler(PausingScheduler):
         task = self.task(request)
         if task.generated != request.num_output_tokens:
             self.planner.on_late_output(task, request.num_output_tokens)
-        task.shared_blocks = self._in_use(request)
+        self._look_up(task, request)
         idle = not self.running and not any(r.request_id in self.paused_at for r in self.kv_holding_waiting)
         fits = idle or self.level == "order" or self.planner.admits_prompt(task)
         self._would_hold = not fits
@@ -463,8 +475,7 @@ class EcoServeScheduler(PausingScheduler):
         return out
 
     def _event_state(self, task: Task) -> tuple[float, int, int, int]:
-        blocks = self._req_to_blocks.get(task.request_id, ())
-        return self.planner.now, self.current_step, len(blocks), self.free_blocks
+        return self.planner.now, self.current_step, self.kv_layout.held(task.request_id), self.free_blocks
 
     def check(self) -> None:
         """Recount the ledger from vLLM's own lists; raises :class:`LedgerError` with the equation that failed."""
@@ -479,7 +490,4 @@ class EcoServeScheduler(PausingScheduler):
                 states[name] = TaskState.PAUSED
             else:
                 states[name] = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
-        self.planner.ledger.check(self._blocks_of(), self.free_blocks, states)
-
-    def _blocks_of(self) -> dict[str, list[int]]:
-        return {n: [b.block_id for b in held if not b.is_null] for n, held in self._req_to_blocks.items()}
+        self.planner.ledger.check(self.kv_layout.ids(), self.free_blocks, states)

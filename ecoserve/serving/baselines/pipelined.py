@@ -19,6 +19,7 @@ decided here.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -240,4 +241,4 @@ class Pipelined(Exact):
         self._stale = True
 
     def lent_blocks(self, reserved: int | None = None) -> int:
-        return -(-self.lending.lent_tokens() // self.ledger.kv_use.block_size)
+        return math.ceil(self.lending.lent_tokens() * self.ledger.kv_use.blocks_per_token)

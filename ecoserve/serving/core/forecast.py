@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.serving.core.kv_use import Floats, KVUse
-from ecoserve.serving.core.tasks import Task
+from ecoserve.serving.core.tasks import Task, TaskState
 
 #: The spread of the forecast this many steps ahead counts half.
 REACTION_STEPS: Final = 30.0
@@ -133,7 +133,14 @@ class Forecast:
         shared = np.fromiter((t.shared_blocks for t in tasks), dtype=float, count=count)[:, None]
         alive = self._at(self._alive, rows, generated + steps)
         alive = np.clip(alive / np.maximum(alive[:, :1], 1e-9), 0.0, 1.0)
-        blocks = np.maximum(self.kv_use.blocks_at(span + steps) - shared, 0.0)
+        blocks = self.kv_use.blocks_at(span + steps)
+        if not self.kv_use.lasting:
+            # While its prompt is computed, a request holds more of a window than later.
+            for i, task in enumerate(tasks):
+                if task.state in (TaskState.WAITING, TaskState.PREFILL):
+                    prompt = self.kv_use.prompt_blocks(task.span_tokens(), task.settled)
+                    blocks[i, 0] = max(blocks[i, 0], prompt)
+        blocks = np.maximum(blocks - shared, 0.0)
         sd = np.sqrt(alive * (1.0 - alive)) * blocks
         return Usage(alive * blocks, sd * sd, sd)
 

@@ -138,7 +138,7 @@ class Ranked(KVPolicy):
         return peak <= self.open_blocks
 
     def _new_blocks(self, task: Task) -> int:
-        return self.ledger.kv_use.blocks(task.span_tokens() + 1) - task.shared_blocks
+        return self.ledger.kv_use.prompt_blocks(task.span_tokens() + 1, task.settled) - task.shared_blocks
 
     def _most_growth(self) -> float:
         """Blocks that all holders and the newcomer gain in the next steps if no response ends, at most."""

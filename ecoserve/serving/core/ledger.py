@@ -43,7 +43,10 @@ class Ledger:
 
     def shared_blocks(self) -> int:
         """Blocks in use that no holder has for itself: shared prefixes, each counted once, and idle sessions' KV."""
-        return max(0, self.held_blocks - sum(t.blocks - t.shared_blocks for t in self.holders() if not t.idle))
+        return max(
+            0,
+            self.held_blocks - sum(t.blocks - t.shared_blocks - t.passing_shared for t in self.holders() if not t.idle),
+        )
 
     def reserved_blocks(self) -> int:
         return sum(self.promised_blocks(t) - self.blocks(t.written) for t in self._holders)

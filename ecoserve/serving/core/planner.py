@@ -193,7 +193,8 @@ class Planner:
         """A request's KV is being dropped: it waits for its prefill again, with nothing promised."""
         task.state = TaskState.WAITING
         task.waits_since_s = self.now
-        task.written = 0
+        task.written = task.settled = 0
+        task.tables = ()
         task.promised = 0
         task.preemptions += 1
         self.kv_policy.on_release(task)
@@ -274,7 +275,7 @@ class Planner:
     def plan_step(self, engine: Snapshot) -> StepPlan:
         plan = StepPlan()
         self.observe(engine)
-        free_tokens = engine.free_blocks * self.ledger.kv_use.block_size
+        free_tokens = self.ledger.kv_use.tokens_in(engine.free_blocks)
         plan.token_budget = self.forward_size.tokens(engine.running, free_tokens, self.now)
         self.kv_policy.begin_step()
         for task in self.ledger.holders():
@@ -351,7 +352,7 @@ class Planner:
         # If that is not enough (sessions that wait for their client cannot be preempted), the head itself gives way.
         if head.request_id in paused_at and len(victims) + 1 < len(ready):
             victims.append(head)
-        blocks = self.ledger.blocks(head.prompt_tokens + head.generated + 1) - head.blocks
+        blocks = self.ledger.kv_use.missing(head, head.prompt_tokens + head.generated + 1)
         return StepPlan(preempt=[t.request_id for t in victims], until_free=blocks)
 
     # -- gauges ----------------------------------------------------------------------------------------------
@@ -466,4 +467,4 @@ class Planner:
         return self.ledger.kv_use.missing(task, tokens)
 
     def _resume_needs(self, task: Task) -> int:
-        return max(1, self.ledger.blocks(task.written + self.settings.resume_steps) - task.blocks)
+        return max(1, self.ledger.kv_use.missing(task, task.written + self.settings.resume_steps))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.core.kv_use import Table
 
 
 class TaskState(Enum):
@@ -51,9 +52,12 @@ class Task:
         predicted: False if ``lengths`` is the history of finished responses.
         arrival_s: on the scheduler's clock. number: order of arrival at the scheduler, which decides between equals.
         preemptions: times its KV was dropped.
-        written, generated, promised: see the module. blocks: KV blocks held at the start of the step.
-        shared_blocks: of these, those that others hold too; of a request that waits, blocks of its prompt that others
-            hold, which cost it nothing.
+        written, generated, promised: see the module. settled: written tokens whose output has arrived; of a request
+            that waits, tokens of its prompt that the prefix cache has.
+        blocks: KV blocks held at the start of the step. tables: its block tables, one for each group of layers.
+        shared_blocks: of its blocks that it keeps to the end, those that others hold too; of a request that waits,
+            blocks of its prompt that others hold, which cost it nothing.
+        passing_shared: of the blocks that it will give back, those that others hold too.
         idle: it is a session that waits for its client: its KV stays as it is.
         known_tokens: of a prefill, tokens that are out or under way.
         predicted_median: median response length at arrival, for the reports.
@@ -78,9 +82,12 @@ class Task:
     state: TaskState = TaskState.WAITING
     preemptions: int = 0
     written: int = 0
+    settled: int = 0
     generated: int = 0
     blocks: int = 0
+    tables: tuple[Table, ...] = ()
     shared_blocks: int = 0
+    passing_shared: int = 0
     idle: bool = False
     known_tokens: int = 0
     promised: int = 0

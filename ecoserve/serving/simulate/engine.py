@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +64,7 @@ class EngineShape(EngineLimits):
     watermark: float = Field(0.0, ge=0, lt=1)
     scheduling_policy: str = Field("fcfs", pattern="fcfs|priority")
     runner: int = Field(1, ge=1, le=2, description="vLLM's model runner, V1 or V2")
+    depth: int = Field(1, ge=1, description="steps in flight at a time; more than one: asynchronous scheduling")
 
 
 @lru_cache(maxsize=1)
@@ -86,24 +87,30 @@ def quiet_vllm() -> None:
     logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
-def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[str, Any] | None = None) -> Any:
+def make_scheduler(
+    cls: type[Any],
+    shape: EngineShape,
+    additional_config: dict[str, Any] | None = None,
+    layers: Mapping[str, Any] | None = None,
+) -> Any:
     """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
+
+    ``layers``: layer name -> vLLM's KV cache spec, grouped as vLLM does; by default full attention.
 
     Raises ConfigError if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
     """
     quiet_vllm()
     import torch
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.core.kv_cache_utils import (
+        generate_scheduler_kv_cache_config,
+        get_kv_cache_groups,
+        get_max_concurrency_for_kv_cache_config,
+        resolve_kv_cache_block_sizes,
+    )
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, MambaSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    if -(-shape.max_model_len // shape.block_size) > shape.kv_blocks:
-        raise ConfigError(
-            f"{shape.kv_blocks} KV blocks of {shape.block_size} tokens cannot hold one request of max_model_len "
-            f"{shape.max_model_len}",
-            where="engine",
-            fix="raise kv_blocks or lower max_model_len",
-        )
     folder = _model_folder()
     try:
         config = VllmConfig(
@@ -136,17 +143,36 @@ def make_scheduler(cls: type[Any], shape: EngineShape, additional_config: dict[s
         )
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, "), where="vLLM's engine") from None
-    blocks = shape.kv_blocks + 1  # one is vLLM's null block
+    blocks = shape.kv_blocks + 1
     config.cache_config.num_gpu_blocks = blocks
-    spec = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    kv_config = KVCacheConfig(
-        num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+    if layers is None:
+        spec = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        layers = {"layer": spec}
+    config.scheduler_config.async_scheduling = shape.depth > 1
+    config.cache_config.kv_cache_layout = "LBNHC"  # vLLM's most common; a worker would say which
+    for mamba in (s for s in layers.values() if isinstance(s, MambaSpec)):
+        config.cache_config.mamba_cache_mode = mamba.mamba_cache_mode
+    groups = get_kv_cache_groups(config, dict(layers))
+    if len(groups) == 1:
+        config.cache_config.block_size = groups[0].kv_cache_spec.block_size
+    kv_config = generate_scheduler_kv_cache_config(
+        [KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups)]
     )
+    # One block is vLLM's null block.
+    if get_max_concurrency_for_kv_cache_config(config, replace(kv_config, num_blocks=shape.kv_blocks)) < 1:
+        raise ConfigError(
+            f"{shape.kv_blocks} KV blocks of {shape.block_size} tokens cannot hold one request of max_model_len "
+            f"{shape.max_model_len}",
+            where="engine",
+            fix="raise kv_blocks or lower max_model_len",
+        )
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_config, config)
     scheduler = cls(
         vllm_config=config,
         kv_cache_config=kv_config,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=shape.block_size,
+        block_size=block_size,
+        hash_block_size=hash_block_size,
         log_stats=False,
     )
     scheduler.use_v2_model_runner = shape.runner == 2

@@ -129,7 +129,8 @@ def _load(settings: SimulateSettings) -> list[LoadRequest]:
 
 def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
     scheduler = _scheduler(settings, machine.blocks)
-    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, settings.block_size)
+    block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
+    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
     return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
 
 
@@ -146,6 +147,7 @@ def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
         watermark=arguments.get("watermark", 0.0),
         scheduling_policy=arguments.get("scheduling_policy", "fcfs"),
         runner=settings.runner or settings.depth,
+        depth=settings.depth,
     )
     from ecoserve.serving.adapter.counting import CountingScheduler
     from ecoserve.serving.adapter.scheduler import EcoServeScheduler

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ecoserve.errors import EcoServeError
+
+#: vLLM's block in the place of one that was given back.
+NULL_BLOCK: Final = 0
 
 
 class WorkerError(EcoServeError): ...
@@ -18,17 +21,21 @@ class WorkerError(EcoServeError): ...
 
 @dataclass(slots=True)
 class _Seen:
-    blocks: list[int] = field(default_factory=list)
+    #: block table of each group of layers
+    tables: list[list[int]] = field(default_factory=list)
     computed: int = 0
 
 
 class WorkerModel:
-    """The state of model runner V1 or V2 with room for ``slots`` requests (``max_num_seqs``)."""
+    """The state of model runner V1 or V2 with room for ``slots`` requests (``max_num_seqs``).
 
-    def __init__(self, runner: int, slots: int, block_size: int) -> None:
+    ``block_sizes``: tokens a block of each KV cache group.
+    """
+
+    def __init__(self, runner: int, slots: int, block_sizes: Sequence[int]) -> None:
         self.runner = runner
         self.slots = slots
-        self.block_size = block_size
+        self.block_sizes = block_sizes
         self._known: dict[str, _Seen] = {}
         self._previous: set[str] = set()
 
@@ -42,7 +49,8 @@ class WorkerModel:
         for new in output.scheduled_new_reqs:
             if self.runner == 2 and new.req_id in self._known:
                 raise WorkerError(f"request {new.req_id} is sent as new and still has a slot")
-            self._known[new.req_id] = self._checked(new.req_id, _Seen(list(new.block_ids[0]), new.num_computed_tokens))
+            self._check(new.req_id, new.block_ids)
+            self._known[new.req_id] = _Seen([list(ids) for ids in new.block_ids], new.num_computed_tokens)
         cached = output.scheduled_cached_reqs
         for i, name in enumerate(cached.req_ids):
             seen = self._known.get(name)
@@ -56,13 +64,14 @@ class WorkerModel:
                 raise WorkerError(f"request {name} left and came back in one step")
             if self.runner == 1 and name not in self._previous and not sent:
                 raise WorkerError(f"request {name} was away for a step and its tokens are not sent")
-            fresh: Sequence[int] = cached.new_block_ids[i][0] if cached.new_block_ids[i] else ()
+            fresh: Sequence[Sequence[int]] = cached.new_block_ids[i] or [()] * len(seen.tables)
             if resumed:
-                seen.blocks = list(fresh)
+                seen.tables = [list(ids) for ids in fresh]
             else:
-                seen.blocks.extend(fresh)
-            if fresh:
-                self._checked(name, seen)
+                for table, ids in zip(seen.tables, fresh, strict=True):
+                    table.extend(ids)
+            if any(fresh):
+                self._check(name, fresh)
             if not resumed and cached.num_computed_tokens[i] != seen.computed:
                 raise WorkerError(
                     f"request {name} goes on at token {cached.num_computed_tokens[i]}, the runner is at {seen.computed}"
@@ -71,16 +80,17 @@ class WorkerModel:
         for name, tokens in output.num_scheduled_tokens.items():
             seen = self._known[name]
             seen.computed += tokens
-            if seen.computed > len(seen.blocks) * self.block_size:
-                raise WorkerError(f"request {name} writes token {seen.computed} into {len(seen.blocks)} blocks")
+            for table, block_size in zip(seen.tables, self.block_sizes, strict=True):
+                if seen.computed > len(table) * block_size:
+                    raise WorkerError(f"request {name} writes token {seen.computed} into {len(table)} blocks")
         in_use = len(self._known) if self.runner == 2 else len(output.num_scheduled_tokens)
         if in_use > self.slots:
             raise WorkerError(f"{in_use} requests in a runner with {self.slots} slots")
         self._previous = set(output.num_scheduled_tokens)
 
     @staticmethod
-    def _checked(name: str, seen: _Seen) -> _Seen:
-        """Check a table that has just changed; checking all tables in every step would be most of the cost."""
-        if len(set(seen.blocks)) != len(seen.blocks):
+    def _check(name: str, tables: Sequence[Sequence[int]]) -> None:
+        """Blocks that a request gets. One that it gave back may come again, so whole tables tell nothing."""
+        blocks = [b for table in tables for b in table if b != NULL_BLOCK]
+        if len(set(blocks)) != len(blocks):
             raise WorkerError(f"request {name} has a block twice in its table")
-        return seen

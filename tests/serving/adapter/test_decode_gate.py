@@ -75,7 +75,7 @@ def test_prompts_wait_at_the_gate_with_one_token_and_their_kv(policy: str, depth
     assert not s.running
     assert {r.request_id for r in s.kv_holding_waiting} == set(hand.answers)
     assert all(t.state is TaskState.PAUSED for t in s.planner.ledger.tasks.values())
-    assert all(len(b) == 2 for b in s._blocks_of().values())
+    assert all(len(b) == 2 for b in s.kv_layout.ids().values())
     assert s.planner.ledger.held_blocks == 10
     s.check()
     gate.open()

@@ -57,10 +57,10 @@ def test_a_paused_request_keeps_its_kv_and_goes_on_where_it_was(runner: int) -> 
     for _ in range(5):
         hand.step()
     s = hand.scheduler
-    blocks = list(s._blocks_of()["a"])
+    blocks = list(s.kv_layout.ids()["a"])
     AfterPlan(s, lambda: pause(hand, "a"))
     assert set(hand.step()) == {"b"}
-    assert s._blocks_of()["a"] == blocks
+    assert s.kv_layout.ids()["a"] == blocks
     assert asdict(s.counters) | {"pauses": 1, "resumes": 0, "preemptions": 0} == asdict(s.counters)
     assert s.task(s.requests["a"]).state is TaskState.PAUSED
     assert hand.step() == {"a": 1, "b": 1}
@@ -115,7 +115,7 @@ def test_a_its_last_output_may_come_while_it_is_paused(runner: int, ending: str)
     assert "a" not in s.requests
     assert not s.paused_at
     assert len(s.kv_holding_waiting) == 0
-    assert "a" not in s._blocks_of()
+    assert "a" not in s.kv_layout.ids()
     s.check()
     hand.drain()
     assert s.free_blocks == s.usable_blocks
@@ -161,7 +161,7 @@ def test_c_v2_frees_the_slot_and_gets_it_back_as_new() -> None:
     (back,) = hand.last.scheduled_new_reqs
     request = s.requests["a"]
     assert back.req_id == "a"
-    assert back.block_ids[0] == s._blocks_of()["a"]
+    assert back.block_ids[0] == s.kv_layout.ids()["a"]
     assert list(back.prefill_token_ids) == list(request.all_token_ids)
     assert back.num_computed_tokens == len(back.prefill_token_ids) - 1
 
@@ -177,7 +177,7 @@ def test_c_v1_gets_no_message_and_tokens_and_blocks_back() -> None:
     cached = hand.last.scheduled_cached_reqs
     at = cached.req_ids.index("a")
     assert cached.resumed_req_ids == {"a"}
-    assert cached.new_block_ids[at][0] == hand.scheduler._blocks_of()["a"]
+    assert cached.new_block_ids[at][0] == hand.scheduler.kv_layout.ids()["a"]
     assert len(cached.all_token_ids["a"]) == cached.num_computed_tokens[at] + 1
 
 
@@ -227,7 +227,7 @@ def test_e_a_paused_request_can_be_dropped_and_starts_anew(runner: int, in_fligh
     request = pause(hand, "a")
     s.preempt(request)
     assert request.status is RequestStatus.PREEMPTED
-    assert "a" not in s._blocks_of()
+    assert "a" not in s.kv_layout.ids()
     assert not s.paused_at
     assert request in s.waiting
     assert request not in s.kv_holding_waiting
@@ -252,7 +252,7 @@ def test_e_a_running_request_can_be_dropped_too(runner: int) -> None:
         hand.step()
     s = hand.scheduler
     s.preempt(s.requests["a"])
-    assert "a" not in s._blocks_of()
+    assert "a" not in s.kv_layout.ids()
     hand.drain()
     assert hand.tokens == {"a": 30, "b": 30}
 
@@ -271,7 +271,7 @@ def test_f_a_reset_takes_paused_kv_too(runner: int, caching: bool, in_flight: in
     s = hand.scheduler
     pause(hand, "a")
     assert not s.reset_prefix_cache(), "a request holds KV"
-    assert "a" in s._blocks_of()
+    assert "a" in s.kv_layout.ids()
     assert s.reset_prefix_cache(reset_running_requests=True)
     assert s.free_blocks == s.usable_blocks
     assert len(s.kv_holding_waiting) == 0
@@ -331,10 +331,10 @@ def test_g_paused_for_all_nothing_is_scheduled_and_nothing_is_lost(runner: int) 
     s = hand.scheduler
     pause(hand, "a")
     s.set_pause_state(PauseState.PAUSED_ALL)
-    before = dict(s._blocks_of())
+    before = dict(s.kv_layout.ids())
     for _ in range(5):
         assert hand.step() == {}
-    assert s._blocks_of() == before
+    assert s.kv_layout.ids() == before
     assert s.paused_at.keys() == {"a"}
     assert not s.has_unfinished_requests()
     s.check()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from virtual_rig import Case, scheduler_for
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import CrossAttentionSpec, FullAttentionSpec, RSWASpec
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.policies import UnknownToFullError, refuse_unsupported
@@ -28,16 +28,24 @@ def config() -> tuple[Any, Any]:
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=s.parallel_config.pipeline_parallel_size,
             decode_context_parallel_size=s.parallel_config.decode_context_parallel_size,
-            prefill_context_parallel_size=s.parallel_config.prefill_context_parallel_size,
         ),
         model_config=SimpleNamespace(
             runner_type=s.vllm_config.model_config.runner_type,
-            supports_multimodal_inputs=s.vllm_config.model_config.supports_multimodal_inputs,
+            is_hybrid=s.vllm_config.model_config.is_hybrid,
+            is_attention_free=s.vllm_config.model_config.is_attention_free,
             is_encoder_decoder=s.vllm_config.model_config.is_encoder_decoder,
+            architectures=s.vllm_config.model_config.architectures,
+            rswa_window=s.vllm_config.model_config.rswa_window,
         ),
+        attention_config=SimpleNamespace(hisparse_config=s.vllm_config.attention_config.hisparse_config),
+        cache_config=SimpleNamespace(prefix_match_unit=s.cache_config.prefix_match_unit),
     )
-    groups = [SimpleNamespace(kv_cache_spec=g.kv_cache_spec) for g in s.kv_cache_config.kv_cache_groups]
+    groups = [group(g.kv_cache_spec) for g in s.kv_cache_config.kv_cache_groups]
     return vllm_config, SimpleNamespace(kv_cache_groups=groups)
+
+
+def group(spec: Any) -> Any:
+    return SimpleNamespace(kv_cache_spec=spec, host_resident=False)
 
 
 class Tweaked(FullAttentionSpec):
@@ -56,16 +64,17 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "a KV connector": lambda c: setattr(c[0], "kv_transfer_config", object()),
     "an encoder-cache connector": lambda c: setattr(c[0], "ec_transfer_config", object()),
     "pipeline parallelism": lambda c: setattr(c[0].parallel_config, "pipeline_parallel_size", 2),
-    "context parallelism": lambda c: setattr(c[0].parallel_config, "decode_context_parallel_size", 2),
-    "context parallelism ": lambda c: setattr(c[0].parallel_config, "prefill_context_parallel_size", 2),
-    "a KV cache of SlidingWindowSpec": lambda c: with_group(c, SlidingWindowSpec(**SHAPE, sliding_window=64)),
-    "a KV cache of FullAttentionSpec + FullAttentionSpec": lambda c: c[1].kv_cache_groups.append(
-        c[1].kv_cache_groups[0]
-    ),
+    "a KV cache of RSWASpec": lambda c: with_group(c, RSWASpec(**SHAPE, rswa_window=64)),
+    "a KV cache of CrossAttentionSpec": lambda c: c[1].kv_cache_groups.append(group(CrossAttentionSpec(**SHAPE))),
     "a KV cache of no group": lambda c: c[1].kv_cache_groups.clear(),
     "a KV cache of Tweaked": lambda c: with_group(c, Tweaked(**SHAPE)),
+    "a KV cache of FullAttentionSpec": lambda c: setattr(c[1].kv_cache_groups[0], "host_resident", True),
+    "--prefix-match-unit with Mamba or linear attention": lambda c: (
+        setattr(c[0].model_config, "is_hybrid", True),
+        setattr(c[0].cache_config, "prefix_match_unit", 16),
+    ),
+    "HiSparse": lambda c: setattr(c[0].attention_config, "hisparse_config", object()),
     "a model that does not generate": lambda c: setattr(c[0].model_config, "runner_type", "pooling"),
-    "input other than text": lambda c: setattr(c[0].model_config, "supports_multimodal_inputs", True),
     "an encoder-decoder model": lambda c: setattr(c[0].model_config, "is_encoder_decoder", True),
 }
 

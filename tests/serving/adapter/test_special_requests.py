@@ -98,11 +98,11 @@ def test_a_session_takes_turns_and_keeps_its_kv_between_them() -> None:
     assert s.requests["s"].status is RequestStatus.WAITING_FOR_STREAMING_REQ
     assert hand.tokens["s"] == 4
     assert s.task(s.requests["s"]).state is TaskState.PAUSED
-    held = list(s._blocks_of()["s"])
+    held = list(s.kv_layout.ids()["s"])
     assert held
     for _ in range(10):
         assert set(hand.step()) == {"other"}
-    assert s._blocks_of()["s"] == held
+    assert s.kv_layout.ids()["s"] == held
     s.add_request(session("s", 30))
     # Its new input is computed; what was before is not. The last token of a turn is thrown away by vLLM.
     assert hand.step()["s"] == 30

@@ -215,8 +215,11 @@ def test_a_new_distribution_replaces_the_row() -> None:
         st.builds(
             Group,
             st.sampled_from([16, 32, 64]),
+            copies=st.integers(1, 3),
             window=st.one_of(st.none(), st.integers(1, 300)),
-            constant=st.one_of(st.none(), st.integers(1, 4)),
+            chunk=st.one_of(st.none(), st.sampled_from([48, 64])),
+            extra=st.integers(0, 2),
+            most=st.one_of(st.none(), st.integers(1, 40)),
         ),
         min_size=1,
         max_size=4,
@@ -229,5 +232,5 @@ def test_blocks_of_arrays_are_those_of_numbers(groups: list[Group], tokens: list
 
 
 def test_blocks_are_summed_over_groups() -> None:
-    kv_use = KVUse([Group(16), Group(16, window=64), Group(16, constant=1)])
-    assert [kv_use.blocks(n) for n in (1, 16, 17, 80, 81, 1600)] == [3, 3, 5, 11, 12, 106]
+    kv_use = KVUse([Group(16), Group(16, copies=2, window=63), Group(4096, window=1, extra=1)])
+    assert [kv_use.blocks(n) for n in (1, 16, 17, 80, 81, 1600)] == [5, 5, 8, 15, 18, 110]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -69,16 +70,26 @@ def of(architecture: str, kind: str, **more: Any) -> dict[str, Any]:
 TABLE: dict[str, tuple[dict[str, Any], list[str], str | None]] = {
     "llama": ({}, [], None),
     "mixtral": (of("Mixtral", "mixtral", **EXPERTS), [], None),
-    "window": (of("Mistral", "mistral", sliding_window=64), [], "sliding-window attention"),
+    "window": (of("Mistral", "mistral", sliding_window=64), [], None),
     "no window": (of("Mistral", "mistral", sliding_window=None), [], None),
     "gpt-oss": (
         of("GptOss", "gpt_oss", sliding_window=64, layer_types=WINDOWS, **EXPERTS),
         [],
-        "sliding-window attention",
+        None,
     ),
-    "llama 4": (of("Llama4", "llama4_text", attention_chunk_size=64, **EXPERTS), [], "chunked local attention"),
-    "deepseek": (of("DeepseekV2", "deepseek_v2", **MLA, **EXPERTS, first_k_dense_replace=1), [], "MLA"),
-    "qwen3-next": (of("Qwen3Next", "qwen3_next", layer_types=LINEAR, **EXPERTS), [], "Mamba or linear attention"),
+    "llama 4": (of("Llama4", "llama4_text", attention_chunk_size=64, **EXPERTS), [], None),
+    "deepseek": (of("DeepseekV2", "deepseek_v2", **MLA, **EXPERTS, first_k_dense_replace=1), [], None),
+    "reference windows": (
+        of("DeepseekV2", "deepseek_v2", **MLA, **EXPERTS, first_k_dense_replace=1, rswa_window=64),
+        [],
+        r"reference sliding windows \(R-SWA\)",
+    ),
+    "qwen3-next": (of("Qwen3Next", "qwen3_next", layer_types=LINEAR, **EXPERTS), [], None),
+    "parts of states": (
+        of("Qwen3Next", "qwen3_next", layer_types=LINEAR, **EXPERTS),
+        ["--enable-prefix-caching", "--prefix-match-unit", "16"],
+        "--prefix-match-unit with Mamba or linear attention",
+    ),
     "speculative": (
         {},
         ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}'],
@@ -103,7 +114,9 @@ def test_the_level_is_chosen_from_the_configuration(server: Any, configure: Conf
         assert server.choose_level("auto", "ecoserve", config)[0] == "full"
         assert server.choose_level("full", "orca", config)[0] == "full"
         return
-    assert server.choose_level("auto", "ecoserve", config) == ("order", f"{unknown} is not known to level full")
+    level, why = server.choose_level("auto", "ecoserve", config)
+    assert level == "order"
+    assert re.fullmatch(f"{unknown} is not known to level full", why)
     for asked, policy in (("full", "ecoserve"), ("auto", "orca")):
         with pytest.raises(ConfigError, match=f"{unknown} is not known to level full; --level order"):
             server.choose_level(asked, policy, config)

@@ -60,7 +60,7 @@ def go_on(
 
 @pytest.fixture(params=[1, 2], ids=["v1", "v2"])
 def worker(request: pytest.FixtureRequest) -> WorkerModel:
-    return WorkerModel(request.param, slots=2, block_size=BLOCK)
+    return WorkerModel(request.param, slots=2, block_sizes=[BLOCK])
 
 
 def test_a_request_that_starts_and_goes_on(worker: WorkerModel) -> None:
@@ -109,31 +109,31 @@ def test_more_requests_than_slots(worker: WorkerModel) -> None:
 
 
 def test_v1_tokens_of_who_was_away() -> None:
-    worker = WorkerModel(1, 2, BLOCK)
+    worker = WorkerModel(1, 2, [BLOCK])
     worker.execute(start("a", 1, 2))
     worker.execute(start("b", 3, 4))
     refused(worker, go_on("a", 6), "request a was away for a step and its tokens are not sent")
 
 
 def test_v1_who_leaves_and_comes_back_in_one_step() -> None:
-    worker = WorkerModel(1, 2, BLOCK)
+    worker = WorkerModel(1, 2, [BLOCK])
     worker.execute(start("a", 1, 2))
     refused(worker, go_on("a", 6, 1, 2, resumed=True), "request a left and came back in one step")
 
 
 def test_v1_a_reset_of_the_prefix_cache_may_do_that() -> None:
-    worker = WorkerModel(1, 2, BLOCK)
+    worker = WorkerModel(1, 2, [BLOCK])
     worker.execute(start("a", 1, 2))
     worker.execute(go_on("a", 0, 5, 6, resumed=True, sent=7, tokens=7))
 
 
 def test_v2_a_slot_that_was_not_freed() -> None:
-    worker = WorkerModel(2, 2, BLOCK)
+    worker = WorkerModel(2, 2, [BLOCK])
     worker.execute(start("a", 1, 2))
     refused(worker, start("a", 1, 2), "request a is sent as new and still has a slot")
     freed = start("a", 1, 2)
     freed.preempted_req_ids = {"a"}
-    worker = WorkerModel(2, 2, BLOCK)
+    worker = WorkerModel(2, 2, [BLOCK])
     worker.execute(start("a", 1, 2))
     worker.execute(freed)
 
