@@ -38,8 +38,6 @@ OBJECTS: Final = {
     "kv_cache_manager": "vllm.v1.core.kv_cache_manager:KVCacheManager",
     "coordinator": "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
     "single_type_managers[]": "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
-    "managers[]": "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
-    "m": "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
     "block_pool": "vllm.v1.core.block_pool:BlockPool",
     "pool": "vllm.v1.core.block_pool:BlockPool",
     "b": "vllm.v1.core.kv_cache_utils:KVCacheBlock",
