@@ -20,7 +20,7 @@ from ecoserve.deprecations import METRICS
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.core.counters import Counters, Gauges
 from ecoserve.serving.core.learning import SourceName
-from ecoserve.serving.core.settings import SchedulerSettings
+from ecoserve.serving.core.settings import Level, SchedulerSettings
 
 logger = logging.getLogger("vllm.ecoserve")
 
@@ -193,7 +193,7 @@ class ServerMetrics:
                 series.labels(*values)
         self.predictor.labels(settings.predictor or "none").set(1)
         help_text = "1; the settings of the middleware are its labels."
-        shown = settings.model_dump(exclude={"predictor", "api_key"})
+        shown = settings.model_dump(exclude={"predictor", "api_key", "admin_key"})
         _set_info("ecoserve_middleware_settings_info", help_text, {"model_name": model_name, **shown})
 
 
@@ -225,8 +225,15 @@ def _set_info(name: str, help_text: str, labels: Mapping[str, Any]) -> None:
 
 def publish_level(level: str, reason: str, model_name: str = "") -> None:
     """Say which level serves, and why."""
-    help_text = "1 for the level that serves (full: our scheduler; order: vLLM's own, by request priorities), and why."
+    help_text = "1 for the level at start (full: our scheduler; order: vLLM's own, by request priorities), and why."
     _set_info("ecoserve_level_info", help_text, {"model_name": model_name, "level": level, "reason": reason})
+
+
+def publish_run_level(level: Level) -> None:
+    """Say which level serves now; an operator may have changed it."""
+    family = _family("Gauge", "ecoserve_level", "1 for the level that serves now.", ("model_name", "level"))
+    for name in get_args(Level):
+        family.labels(middleware_metrics().model_name, name).set(name == level)
 
 
 class MetricsPublisher:

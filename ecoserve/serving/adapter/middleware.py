@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from ecoserve.errors import EcoServeError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.adapter import bodies, deadlines
-from ecoserve.serving.adapter.metrics import logger, middleware_metrics
+from ecoserve.serving.adapter import admin, bodies, deadlines
+from ecoserve.serving.adapter.level_file import RunLevel
+from ecoserve.serving.adapter.metrics import logger, middleware_metrics, publish_run_level
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.open_responses import App, Message, OpenResponses, Receive, Scope, Send, path_of
 from ecoserve.serving.adapter.prediction_service import PredictionService, shared_predictor
@@ -39,6 +40,7 @@ from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
     from ecoserve.predictor import Predicts
+    from ecoserve.serving.core.settings import Level
 
 #: Path prefixes that vLLM guards with its API key.
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
@@ -59,16 +61,29 @@ class PredictionMiddleware:
         self._keys: list[bytes] | None = None
         self._model_name = ""
         self._priorities: Priorities | None = None
+        self._run_level = RunLevel("full")
+        self._admin: admin.Admin | None = None
+        self._following: asyncio.Task[None] | None = None
         self._responses = OpenResponses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http" and await self._is_admin(scope):
+            assert self._admin is not None
+            headers = {name.lower(): value for name, value in reversed(scope["headers"])}
+            await self._admin.answer(path_of(scope), scope["method"], headers, receive, send)
         elif scope["type"] == "http":
             app = self._post if scope.get("method") == "POST" else self.app
             await self._responses.run(app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _is_admin(self, scope: Scope) -> bool:
+        if not path_of(scope).startswith(admin.PREFIX):
+            return False
+        await self._start()
+        return self._admin is not None
 
     # -- starting and stopping -----------------------------------------------------------------------------
 
@@ -103,8 +118,9 @@ class PredictionMiddleware:
             logger.error("ecoserve: %s", failed, exc_info=not isinstance(failed.__cause__, EcoServeError))
             await send({"type": "lifespan.startup.failed", "message": f"ecoserve: {failed}"})
         finally:
-            if watch is not None:
-                watch.cancel()
+            for task in (watch, self._following):
+                if task is not None:
+                    task.cancel()
             if self._service is not None:
                 self._service.close()
 
@@ -125,10 +141,29 @@ class PredictionMiddleware:
         self._slos = deadlines.SloRule(settings)
         self._bound = WorkBound(settings.max_queue_s)
         middleware_metrics().serve(self._model_name, settings)
+        level: Level = "shadow" if settings.shadow else "order" if settings.level == "order" else "full"
+        self._run_level = RunLevel(level)
+        publish_run_level(level)
+        if settings.admin_key is not None:
+            self._admin = admin.Admin(settings, self._run_level, self._use)
+            self._following = asyncio.ensure_future(self._admin.follow())
         if predictor is not None:
             self._service = PredictionService(predictor, settings)
             if self._predictor is None:
                 await self._service.warm_up()
+
+    async def _use(self, predictor: Predicts) -> None:
+        """Predict with ``predictor`` from now on, if it can."""
+        assert self._settings is not None
+        service = PredictionService(predictor, self._settings)
+        try:
+            await service.warm_up()
+        except BaseException:
+            service.close()
+            raise
+        self._service, before = service, self._service
+        if before is not None:
+            before.close_when_idle()
 
     # -- one request -----------------------------------------------------------------------------------------
 
@@ -233,7 +268,9 @@ class PredictionMiddleware:
     def _priorities_of(self, scope: Scope) -> Priorities | None:
         """In level ``order``, what sets priorities."""
         assert self._settings is not None
-        if self._priorities is None and self._settings.level == "order":
+        if self._settings.level != "order" or self._run_level.look() == "shadow":
+            return None
+        if self._priorities is None:
             self._priorities = Priorities(_server_args(scope, "additional_config"))
         return self._priorities
 

@@ -28,6 +28,12 @@ class MiddlewareSettings(BaseModel):
         description="full: our scheduler; order: vLLM's own, by request priorities; auto: full where it knows the "
         "configuration",
     )
+    shadow: bool = Field(
+        False, description="predict and count, but leave vLLM's order alone until an admin call says otherwise"
+    )
+    admin_key: str | None = Field(
+        None, description="key of the admin calls, which change level and predictor; without it there are none"
+    )
     predict_timeout_ms: float = Field(
         250.0, gt=0, le=60_000, description="longest wait of a request for its prediction"
     )

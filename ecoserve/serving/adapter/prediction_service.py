@@ -99,6 +99,13 @@ class PredictionService:
             self._collector.cancel()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
+    def close_when_idle(self) -> None:
+        """Answer what waits, then stop the worker."""
+        if self._collector is None or self._collector.done():
+            self.close()
+        else:
+            self._collector.add_done_callback(lambda _: self.close())
+
     async def _collect(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._count < self._max_batch:
             await asyncio.sleep(self._window_s)

@@ -25,6 +25,7 @@ from ecoserve.errors import ConfigError, RunError
 from ecoserve.options import to_environment
 from ecoserve.serving.adapter.engine_process import engine_error, report_errors
 from ecoserve.serving.adapter.event_log import EventLog
+from ecoserve.serving.adapter.level_file import LEVEL, SharedFile
 from ecoserve.serving.adapter.metrics import multiprocess_dir, publish_level
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 from ecoserve.serving.adapter.policies import (
@@ -91,6 +92,10 @@ def serve(
                 if level == "order":
                     serve_by_priority(args)
                     print(f"ecoserve: level order: {why}", file=sys.stderr)
+            if settings.shadow and policy == STOCK:
+                raise ConfigError(f"policy {STOCK} leaves nothing to shadow", where="--shadow", fix=_OR_STOCK)
+            if settings.shadow:
+                SharedFile.of_this_server(LEVEL).write("shadow")
             os.environ.update(to_environment(settings.model_copy(update={"level": level})))
             _run(args, Path(folder) / "engine.json")
     except UnknownToFullError as error:

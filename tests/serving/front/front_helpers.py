@@ -111,13 +111,13 @@ class Server:
     Args:
         arguments: of ``ecoserve serve``.
         log: file for all it prints.
-        temporary: its TMPDIR.
+        temporary: its TMPDIR. variables: of its environment.
     """
 
     #: of a tiny model on a machine that does other things too; nothing is judged by it
     START_S = 400.0
 
-    def __init__(self, arguments: Sequence[str], log: Path, temporary: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, temporary: Path, **variables: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -134,6 +134,7 @@ class Server:
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": str(temporary),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])]),
+            **variables,
         }
         command = [sys.executable, "-m", "ecoserve.cli.main", "serve", *arguments, "--port", str(self.port)]
         with log.open("w") as out:

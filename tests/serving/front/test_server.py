@@ -25,6 +25,7 @@ from ecoserve.serving.workload import make_load, trace_for
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 KEY = "a-secret"
+ADMIN = "another"
 BLOCKS = 64
 
 
@@ -54,6 +55,7 @@ def server(tiny_model: Path, checkpoint: Path, tmp_path_factory: pytest.TempPath
         ],
         folder / "server.log",
         temporary,
+        ECOSERVE_ADMIN_KEY=ADMIN,
     )
     try:
         started.wait()
@@ -84,6 +86,41 @@ def test_chat_completion_and_stream(client: openai.OpenAI) -> None:
     assert text.usage.completion_tokens <= 5
     responses = client.responses.create(model="tiny", input="Hello there", max_output_tokens=5)
     assert responses.status in ("completed", "incomplete")
+
+
+def test_levels_are_switched_under_load_and_no_request_is_lost(server: Server) -> None:
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    before = server.metrics()
+    answered: list[bool] = []
+
+    async def ask(client: openai.AsyncOpenAI, number: int) -> None:
+        await asyncio.sleep(0.05 * number)
+        answer = await client.chat.completions.create(
+            model="tiny", messages=chat(f"Number {number}"), max_tokens=1 + number % 60
+        )
+        answered.append(bool(answer.choices[0].finish_reason))
+
+    async def switch(client: httpx.AsyncClient) -> None:
+        for level in ("shadow", "order", "full", "shadow", "full"):
+            answer = await client.post(f"{server.url}/ecoserve/level", json={"level": level}, headers=headers)
+            assert answer.json()["level"] == level
+            await asyncio.sleep(1.0)
+
+    async def go() -> None:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=300, max_retries=0) as client,
+            httpx.AsyncClient(timeout=60) as admin,
+        ):
+            await asyncio.gather(switch(admin), *(ask(client, n) for n in range(100)))
+
+    asyncio.run(go())
+    after = server.metrics()
+    assert len(answered) == 100
+    assert after["ecoserve_finished_total"] - before["ecoserve_finished_total"] == 100
+    assert {line.split("level ")[1].split()[0] for line in server.log.read_text().splitlines() if "(was " in line} >= {
+        "shadow",
+        "order",
+    }
 
 
 def test_every_way_to_ask_brings_its_prediction_to_the_scheduler(client: openai.OpenAI, server: Server) -> None:
