@@ -27,12 +27,14 @@ def metrics() -> set[str]:
     """Prometheus metrics, as ``/metrics`` spells them."""
     from prometheus_client import REGISTRY
 
-    from ecoserve.serving.adapter.metrics import MetricsPublisher, middleware_metrics, normalized_latency
+    from ecoserve.serving.adapter import metrics
     from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
-    middleware_metrics().serve("", MiddlewareSettings())
-    MetricsPublisher()
-    normalized_latency("", 0)
+    metrics.middleware_metrics().serve("", MiddlewareSettings())
+    metrics.MetricsPublisher()
+    metrics.normalized_latency("", 0)
+    metrics.publish_level("full", "")
+    metrics.publish_run_level("full")
     samples = [
         sample
         for family in REGISTRY.collect()
