@@ -12,10 +12,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 from ecoserve.data import Message
 from ecoserve.lengths import LengthDistribution
@@ -63,12 +65,8 @@ class PredictionService:
         self._waiting: deque[_Job] = deque()
         self._count = 0
         self._collector: asyncio.Task[None] | None = None
-        self._worker = ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix="ecoserve-predict",
-            initializer=_use_threads,
-            initargs=(settings.predict_threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4)),),
-        )
+        threads = settings.predict_threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4))
+        self._worker = _Worker(predictor, threads)
         self._errors = 0
 
     async def predict(self, chats: Sequence[Chat]) -> tuple[list[LengthDistribution] | None, Outcome]:
@@ -91,13 +89,13 @@ class PredictionService:
     async def warm_up(self) -> None:
         """Predict once: the first call of a model is slow. Raises what the predictor raises."""
         chat = (Message("user", "hello"),)
-        await asyncio.get_running_loop().run_in_executor(self._worker, self.predictor.predict, [chat])
+        await self._worker.predict([chat])
 
     def close(self) -> None:
         """Stop the worker; a prediction in progress is not waited for."""
         if self._collector is not None:
             self._collector.cancel()
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
 
     def close_when_idle(self) -> None:
         """Answer what waits, then stop the worker."""
@@ -116,7 +114,7 @@ class PredictionService:
             chats = [chat for job in batch for chat in job.chats]
             try:
                 begun = time.perf_counter()
-                found = await loop.run_in_executor(self._worker, self.predictor.predict, chats)
+                found = await self._worker.predict(chats)
                 middleware_metrics().predictor_seconds.labels().observe(time.perf_counter() - begun)
                 if len(found) != len(chats):
                     raise ValueError(f"{len(found)} predictions for {len(chats)} prompts")
@@ -153,10 +151,42 @@ class PredictionService:
                 job.result.set_exception(_PredictorFailed())
 
 
-def _use_threads(count: int) -> None:
-    """In the worker: limit torch's threads, if the predictor uses torch."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+class _Worker:
+    """Calls a predictor in one daemon thread: at its end Python waits for an executor's, and a predictor may hang."""
+
+    def __init__(self, predictor: Predicts, threads: int) -> None:
+        self._calls: SimpleQueue[tuple[Sequence[Chat], asyncio.Future[Any]] | None] = SimpleQueue()
+        Thread(target=self._run, args=(predictor, threads), name="ecoserve-predict", daemon=True).start()
+
+    async def predict(self, chats: Sequence[Chat]) -> list[Any]:
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._calls.put((chats, future))
+        return await future
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+    def _run(self, predictor: Predicts, threads: int) -> None:
+        if "torch" in sys.modules:  # the predictor may use it
+            sys.modules["torch"].set_num_threads(threads)
+        while (call := self._calls.get()) is not None:
+            chats, future = call
+            found: Any
+            try:
+                found = predictor.predict(chats)
+            except Exception as error:  # noqa: BLE001 - it is raised where the call is waited for
+                found = error
+            with suppress(RuntimeError):  # the loop is closed
+                future.get_loop().call_soon_threadsafe(_resolve, future, found)
+
+
+def _resolve(future: asyncio.Future[Any], found: Any) -> None:
+    if future.done():  # it was not waited for any longer
+        return
+    if isinstance(found, Exception):
+        future.set_exception(found)
+    else:
+        future.set_result(found)
 
 
 class _PredictorFailed(Exception): ...

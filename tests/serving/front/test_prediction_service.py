@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,3 +97,27 @@ def test_a_predictor_that_gives_too_few_is_an_error() -> None:
             return super().predict(texts)[:-1]
 
     assert run(service_of(TooFew(), predict_timeout_ms=5000), [[chat(1)]]) == [(None, "error")]
+
+
+HANGS = """
+import asyncio, threading
+from ecoserve.data import Message
+from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
+from ecoserve.serving.adapter.prediction_service import PredictionService
+
+class Hangs:
+    def predict(self, texts):
+        threading.Event().wait()
+
+async def go():
+    service = PredictionService(Hangs(), MiddlewareSettings(predict_timeout_ms=20))
+    print(*[(await service.predict([(Message("user", "x"),)]))[1] for _ in range(2)])
+    service.close()
+
+asyncio.run(go())
+"""
+
+
+def test_a_predictor_that_hangs_does_not_keep_the_server_from_ending() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "timeout timeout\n"
