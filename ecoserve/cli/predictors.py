@@ -30,7 +30,7 @@ _COLUMNS: Final = {
 
 
 #: How a trace is read; the names are those of :func:`ecoserve.data.load_trace`.
-READING: Final = ("length_field", "sample_field", "tokenizer", "format")
+READING: Final = ("length_field", "sample_field", "tokenizer", "format", "time_unit", "strict")
 #: Gives a command these options; they come as keyword arguments.
 reads_a_trace = takes(Recipe, " ".join(READING))
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -49,12 +49,14 @@ class Source:
     length_field: str | None = None
     sample_field: str | None = None
     tokenizer: str | None = None
+    time_unit: str | None = None
+    strict: bool = False
     limit: int | None = None
     sample: int | None = None
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
-        names = ("format", "length_field", "sample_field", "tokenizer", "limit")
+        names = ("format", "length_field", "sample_field", "tokenizer", "time_unit", "strict", "limit")
         return {name: getattr(self, name) for name in names}
 
 
@@ -137,7 +139,8 @@ def command(
         named = options.compare_length_field
         field = None if named == "none" else named or source.length_field
         # OTHER needs no sample field: the noise of sampling is estimated from TRACE.
-        also = Source(options.compare, options.compare_format, field, None, source.tokenizer, limit, sample, seed)
+        also = replace(source, path=options.compare, format=options.compare_format, length_field=field)
+        also = replace(also, sample_field=None)
         other, _ = _read(also, None, quiet=quiet)
     console = stderr_console(quiet)
     with _working("computing the profile", quiet):

@@ -50,7 +50,7 @@ _TABLE = (
 )
 
 
-@takes(EngineRunSettings, "requests length_field tokenizer max_tokens")
+@takes(EngineRunSettings, "requests length_field tokenizer time_unit strict max_tokens")
 @takes(ClientRunSettings, "replay concurrency", panel=_URL)
 @takes(
     EngineRunSettings,

@@ -8,7 +8,7 @@ these are merged, up to 16. Of ten million exchanges, two different ones share a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ecoserve.data.fields import FieldPath, unusable_text, whole
 from ecoserve.data.formats import Exchange, Format, Reject
+from ecoserve.data.formats.base import Reader
+from ecoserve.data.known_fields import looks_like, meanings_of
 from ecoserve.data.measuring import absurd
 from ecoserve.data.records import Record, changed
 from ecoserve.data.text_rows import BadRow, MendedRow
@@ -50,9 +52,10 @@ Items = list[Draft | Dropped]
 
 
 class RowReader(NamedTuple):
-    """What is read from each row: the format, fields with lengths, and the model where the row does not state it."""
+    """What is read from each row: by which format, fields with lengths, the model where the row does not state it."""
 
     form: Format
+    reader: Reader
     length: FieldPath | None = None
     samples: FieldPath | None = None
     model: str | None = None
@@ -62,7 +65,11 @@ class RowReader(NamedTuple):
         row, mended = (row.row, (row.note,)) if isinstance(row, MendedRow) else (row, ())
         if not isinstance(row, dict):
             return [Dropped(row.reason if isinstance(row, BadRow) else "row is not an object")]
-        return [self._item(item, mended) for item in self.form.read(row, index)]
+        return [self._item(item, mended) for item in self.reader.read(row, index)]
+
+    def finish(self) -> Items:
+        """What is known only after the last row."""
+        return [self._item(item, ()) for item in self.reader.finish()]
 
     def _item(self, item: Exchange | Reject, mended: tuple[str, ...]) -> Draft | Dropped:
         if isinstance(item, Reject):
@@ -70,7 +77,7 @@ class RowReader(NamedTuple):
         record = self._record(item)
         if isinstance(record, str):
             return Dropped(record, item.record.conversation if item.counts_turn else None)
-        named = self.form.own_ids
+        named = self.form.own_ids or item.named
         # Turns that are counted are never the same twice.
         key = None if named and item.counts_turn else identity(record, named=named)
         if self.model is not None and record.model is None:
@@ -102,6 +109,70 @@ class RowReader(NamedTuple):
                 return f"{self.samples.text} is not a list of lengths"
             changes["sample_tokens"] = others
         return changed(record, **changes) if changes else record
+
+
+class _Watched(dict[str, Any]):
+    """A row that notes in ``touched`` which of its fields are read, those of its objects and of lists of them too."""
+
+    def __init__(self, row: dict[str, Any], touched: set[tuple[str, ...]], at: tuple[str, ...] = ()) -> None:
+        super().__init__({name: _watched(value, touched, (*at, str(name))) for name, value in row.items()})
+        self._touched, self._at = touched, at
+
+    def __getitem__(self, name: str) -> Any:
+        self._touched.add((*self._at, name))
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._touched.add((*self._at, name))
+        return super().get(name, default)
+
+
+def _watched(value: object, touched: set[tuple[str, ...]], at: tuple[str, ...]) -> object:
+    if isinstance(value, dict):
+        return _Watched(value, touched, at)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_watched(v, touched, at) for v in value]
+    return value
+
+
+def unused_fields(rows: Sequence[dict[str, Any]], reader: RowReader) -> list[str]:
+    """Fields of ``rows`` that look like a count, a time or a session and that ``reader`` does not use, in words.
+
+    A time is needed where no arrival was found, a session where none was; a known count where the record lacks it.
+    """
+    touched: set[tuple[str, ...]] = set()
+    items = [i for k, row in enumerate(rows) for i in reader.read(_Watched(row, touched), k)]
+    records = [i.record for i in (*items, *reader.finish()) if isinstance(i, Draft)]
+    has = {
+        "a time": any(r.arrival_s is not None or r.think_s is not None for r in records),
+        "a session": any(not r.conversation.startswith("row-") and r.turn for r in records),
+        "response_tokens": any(r.response_tokens is not None for r in records),
+        "prompt_tokens": any(r.prompt_tokens is not None for r in records),
+        "thinking_tokens": any(r.thinking_tokens is not None for r in records),
+    }
+    values: dict[tuple[str, ...], list[object]] = {}
+    for row in rows:
+        for path, value in _leaves(row):
+            values.setdefault(path, []).append(value)
+    found = []
+    for path, some in values.items():
+        if path in touched or not (kind := looks_like(path, some)):
+            continue
+        known = [has[m] for m, _ in meanings_of(path) if m in has]
+        if not has.get(kind, False) and not any(known):
+            found.append(f"{'.'.join(path)} looks like {kind} and is not used")
+    return found
+
+
+def _leaves(row: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    for name, value in row.items():
+        path = (*before, str(name))
+        inner = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+        for one in inner[:3] if isinstance(inner, list) else ():
+            if isinstance(one, dict):
+                yield from _leaves(one, path)
+            else:
+                yield path, one
 
 
 def _samples(values: object, own: int | None) -> tuple[int, ...] | None:

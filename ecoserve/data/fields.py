@@ -1,6 +1,6 @@
 """Values inside a row: naming one (``name``, ``name[3]``, ``a.b[0]``), and reading what usual fields hold.
 
-The names under which files keep token counts, times, sessions and limits stand here, once; formats ask for the value.
+The names under which files keep counts, times, sessions and limits are in :mod:`ecoserve.data.known_fields`.
 A point in time becomes seconds on the trace's own clock. A date becomes seconds since 1970 (UTC where it names no
 zone), so that a row can be read without the ones before it and parts of a trace still fit together; a number is
 taken as it stands, in seconds, unless it is so large that it can only be milli-, micro- or nanoseconds since 1970.
@@ -20,25 +20,6 @@ from ecoserve.errors import TraceError
 
 Row = Mapping[str, Any]
 
-#: Names of fields, the first one there counts: tokens of the answer, in a row or message and in an API's ``usage``.
-RESPONSE_COUNTS: Final = ("response_tokens", "output_tokens", "completion_tokens")
-_USAGE_COUNTS: Final = ("completion_tokens", "output_tokens")
-#: Tokens of the prompt.
-PROMPT_COUNTS: Final = ("prompt_tokens", "input_tokens")
-#: The conversation that a row belongs to, and what names a request.
-SESSIONS: Final = ("conversation_id", "session_id")
-REQUEST_IDS: Final = ("custom_id", "request_id", "id")
-#: Ids of a row that is a whole chat.
-CHAT_IDS: Final = ("conversation_id", "conversation_hash", "chat_id", "session_id", "id", "prompt_id")
-#: The most tokens that a request allows.
-LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
-FINISH_REASONS: Final = ("finish_reason", "stop_reason")
-#: When something came, or was made.
-TIMES: Final = (
-    *("arrival_s", "arrival_time", "timestamp", "created"),
-    *("created_at", "create_time", "start_time", "request_time"),
-)
-
 #: Fields, and characters of each, that a message shows.
 _FIELDS = 6
 _CHARACTERS = 20
@@ -56,6 +37,8 @@ CUT_OFF: Final = frozenset(
 _MARK: Final = re.compile(r"[\[(<]\s*(?:\w+ )?(?:truncated|cut off)\s*[\])>][\s.\u2026]*\Z", re.IGNORECASE)
 #: Characters at the end in which such a mark is looked for.
 _TAIL: Final = 40
+#: Names of UTC behind a date.
+_ZONE: Final = re.compile(r"\s+(?:UTC|GMT|\+00:?00(?:\s+UTC)?)\Z")
 #: Seconds since 1970 stay below this for 3,000 years; milliseconds have been above it since 1973.
 _LARGEST_SECONDS: Final = 1e11
 
@@ -159,18 +142,6 @@ def blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def id_of(row: Row, names: Sequence[str], index: int) -> str:
-    """The first of the ids ``names`` that the row has, else one made of its number."""
-    name = first_of(row, *names)
-    return str(name) if name not in (None, "") else f"row-{index}"
-
-
-def limit_of(fields: Row) -> int | None:
-    """The most tokens that a request allowed, if it states that."""
-    limit = whole(first_of(fields, *LIMITS))
-    return limit if limit is not None and limit >= 1 else None
-
-
 def number(value: object) -> float | None:
     """``value`` as a finite number, ``None`` if it is not one; text as tables hold it is read."""
     if isinstance(value, str):
@@ -191,7 +162,8 @@ def seconds(value: object) -> float | None:
     """A point in time in seconds by the rule above; ``None`` if ``value`` is none, or lies before the clock's zero."""
     if isinstance(value, str) and (read := number(value)) is None:
         try:
-            value = datetime.fromisoformat(value.strip())
+            # As ClickHouse and BigQuery write a zone.
+            value = datetime.fromisoformat(_ZONE.sub(r"+00:00", value.strip()))
         except ValueError:
             return None
     elif isinstance(value, str):
@@ -214,20 +186,3 @@ def was_cut_off(finish_reason: str | None, answer: object = None) -> bool:
     if finish_reason is not None and finish_reason.lower() in CUT_OFF:
         return True
     return isinstance(answer, str) and _MARK.search(answer, max(0, len(answer) - _TAIL)) is not None
-
-
-def usage_of(fields: Row) -> tuple[int | None, int | None]:
-    """Tokens of the prompt and of the answer as an API's ``usage`` states them, ``None`` where it does not."""
-    usage = fields.get("usage")
-    if not isinstance(usage, dict):
-        return None, None
-    prompt = whole(first_of(usage, *PROMPT_COUNTS))
-    return prompt, whole(first_of(usage, *_USAGE_COUNTS))
-
-
-def times_of(fields: Row) -> float | None:
-    """When a request or message came, from the first of the usual fields that holds a point in time."""
-    for name in TIMES:
-        if (value := fields.get(name)) is not None and (time := seconds(value)) is not None:
-            return time
-    return None

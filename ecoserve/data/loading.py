@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
-from ecoserve.data.cleaning import RowReader
+from ecoserve.data.cleaning import RowReader, unused_fields
 from ecoserve.data.fields import FieldPath
-from ecoserve.data.formats import detect, get_format
+from ecoserve.data.formats import Hints, detect, get_format
 from ecoserve.data.hub import hub_rows, is_hub_id
+from ecoserve.data.known_fields import UNITS
 from ecoserve.data.measuring import mark_cut_off
 from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Message, Record, Trace, fingerprint
@@ -26,8 +26,14 @@ from ecoserve.data.streaming import CUT_OFF, TraceStream
 from ecoserve.data.text_rows import BadRow, MendedRow
 from ecoserve.errors import TraceError
 
-#: Rows looked at to recognise a format.
+#: Rows looked at to recognise a format, to infer units from, and tried to see which fields are used; and bytes of the
+#: file after which no more are looked at.
 _LOOK: Final = 20
+_EVIDENCE: Final = 1000
+_TRIED: Final = 100
+_LOOK_BYTES: Final = 1 << 23
+#: An object with ``data`` and few other fields is a page of an API.
+_PAGE_FIELDS: Final = 6
 #: A smaller file fits in any case; and how much more of it is read before memory is looked at again.
 _CHECKED_FROM: Final = 1 << 28
 _CHECKED_EVERY: Final = 1 << 27
@@ -54,6 +60,9 @@ class ReadOptions(TypedDict, total=False):
             ``length_field`` (plus one for EOS where the answer was not cut off).
         model: name of the model that gave the answers, where the trace does not state it.
         limit: stop after this many records.
+        time_unit: unit of arrivals that the file does not state: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``.
+        strict: what would be a warning of the report is an error: a unit that was guessed, tokens estimated from
+            characters, a field that looks like a count, a time or a session and is not used.
     """
 
     format: str
@@ -62,6 +71,8 @@ class ReadOptions(TypedDict, total=False):
     tokenizer: str | None
     model: str | None
     limit: int | None
+    time_unit: str | None
+    strict: bool
 
 
 def open_trace(
@@ -88,25 +99,67 @@ def open_trace(
     file = None
     if rows is None:
         rows = file = hub_rows(where) if is_hub_id(source) else FileRows(Path(source))
-    walk = iter(rows)
-    looked = list(islice(walk, _LOOK))
+    walk = unwrapped(iter(rows))
+    looked, walk = _look(walk, file)
     first = [r.row if isinstance(r, MendedRow) else r for r in looked if not isinstance(r, BadRow)]
     if not first:
         raise TraceError("the trace is empty", where=where, fix="it was read to its end, and there is no row in it")
     name = options.get("format", "auto")
-    form = detect(first, where) if name == "auto" else get_format(name)
-    reader = RowReader(form, length, samples, options.get("model"))
+    form = detect(first[:_LOOK], where) if name == "auto" else get_format(name)
+    unit = options.get("time_unit")
+    if unit is not None and unit not in UNITS:
+        raise TraceError(f"{unit!r} is not a unit of time", where="time_unit", fix=f"use one of: {', '.join(UNITS)}")
+    hints = Hints(UNITS[unit] if unit else 0.0, expands=length is None and samples is None)
+    objects = [row for row in first if isinstance(row, dict)]
+    model = options.get("model")
+    # The second reader is used up by trying the first rows.
+    tried = RowReader(form, form.opened(objects[:_TRIED], hints), length, samples, model)
     return TraceStream(
         where,
         looked,
         walk,
-        reader,
+        RowReader(form, form.opened(objects, hints), length, samples, model),
         first,
+        unused=unused_fields(objects[:_TRIED], tried),
+        strict=options.get("strict", False),
         file=file if isinstance(file, FileRows) else None,
         tokenizer=options.get("tokenizer"),
         limit=limit,
         progress=progress,
     )
+
+
+def unwrapped(rows: Iterator[object]) -> Iterator[object]:
+    """The rows, those of an API's pages (``{"data": [...]}``) one by one."""
+    for row in rows:
+        inner = row.get("data") if isinstance(row, dict) and len(row) <= _PAGE_FIELDS else None
+        if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
+            yield from inner
+        else:
+            yield inner if isinstance(inner, dict) and row == {"data": inner} else row
+
+
+def _look(walk: Iterator[object], file: object) -> tuple[list[object], Iterator[object]]:
+    """The first rows, which tell the format and how times and blocks are to be read, and the rest.
+
+    What is wrong with a row is raised when the rest is read, for a limit may stop before it.
+    """
+    looked: list[object] = []
+    try:
+        for row in walk:
+            looked.append(row)
+            far = len(looked) >= _LOOK and isinstance(file, FileRows) and file.position() > _LOOK_BYTES
+            if far or len(looked) >= _EVIDENCE:
+                break
+    except TraceError as error:
+        if len(looked) < _LOOK:
+            raise
+        return looked, map(_raise, (error,))
+    return looked, walk
+
+
+def _raise(error: TraceError) -> object:
+    raise error
 
 
 def _path(text: str | None, option: str) -> FieldPath | None:

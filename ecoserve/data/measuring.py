@@ -33,6 +33,13 @@ ESTIMATED_PROMPT: Final = f"with a prompt estimated as {BY_CHARACTERS}"
 #: Fewest lengths that distinguish a cap from chance.
 _FEWEST: Final = 100
 _BY_TOKENIZER: Final = "tokenizer:"
+#: What stands around thinking in an answer's text.
+THINK: Final = "<think>"
+THOUGHT: Final = "</think>"
+#: Finish reasons of answers that ended by themselves.
+_ENDED: Final = frozenset(("stop", "end_turn", "eos", "stop_sequence", "tool_calls", "tool_use", "completed"))
+#: What is noted where the tokens of thinking are not counted: its share of the answer's characters.
+THINKING_BY_TEXT: Final = "with the tokens of thinking by its share of the text"
 #: Texts tokenized at once.
 _BATCH: Final = 512
 
@@ -77,14 +84,31 @@ def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str |
     elif record.response is None and not sources.response.startswith("field:"):
         problem = "no answer text to count"
     elif sources.response == BY_CHARACTERS:
-        changes["response_tokens"] = tokens = estimated_tokens(record.response or "")
-        problem = "absurd length" if absurd(tokens) else None
+        changes["response_tokens"] = estimated_tokens(record.response or "")
+        problem = "absurd length" if absurd(changes["response_tokens"]) else None
     if record.prompt is not None:
         missing = sources.prompt == OWN and record.prompt_tokens is None
         if missing or sources.prompt == BY_CHARACTERS:
             changes["prompt_tokens"] = estimated_tokens("".join(m.content for m in record.chat()))
             note = ESTIMATED_PROMPT if missing else None
+    if (thought := thinking_in(record.response)) is not None:
+        tokens: int | None = changes.get("response_tokens", record.response_tokens)
+        if record.thinking_tokens is None and tokens is not None:
+            inner = len(thought.replace(THINK, "").replace(THOUGHT, "").strip())
+            rest = len((record.response or "")[len(thought) :].strip())
+            changes["thinking_tokens"] = round(tokens * inner / max(1, inner + rest))
+            note = note or (THINKING_BY_TEXT if not sources.response.startswith(_BY_TOKENIZER) else None)
+        if len(thought) == len(record.response or "") and record.finish_reason not in _ENDED:
+            changes["censored"] = True
     return (changed(record, **changes) if changes else record), problem, note
+
+
+def thinking_in(response: str | None) -> str | None:
+    """The part of an answer's text in which it thinks: all of it if that did not end; ``None``: there is none."""
+    if response is None or (THINK not in response[:64] and THOUGHT not in response):
+        return None
+    before, end, _ = response.partition(THOUGHT)
+    return before + end
 
 
 class TokenCounter:
@@ -179,6 +203,10 @@ def count_tokens(records: Sequence[Record], sources: Sources, counter: TokenCoun
         for record, change in zip(records, changes, strict=True):
             if record.response is not None:
                 change["response_tokens"] = next(counts) + (not record.censored)
+        thoughts = {i: t for i, r in enumerate(records) if (t := thinking_in(r.response)) is not None}
+        for i, tokens in zip(thoughts, counter.count(list(thoughts.values())), strict=True):
+            change = changes[i]
+            change["thinking_tokens"] = min(tokens, change["response_tokens"])
     if sources.prompt.startswith(_BY_TOKENIZER):
         contexts = counter.count_contexts([r.chat() for r in records])
         for record, change, tokens in zip(records, changes, contexts, strict=True):

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from ecoserve.data.fields import LIMITS
+from ecoserve.data.known_fields import NAMES as FIELDS
 
+_LIMITS: Final = FIELDS["max_tokens"]
 #: Larger limits are read as this one.
 LARGEST_LIMIT: Final = 1_000_000
 #: Stop strings that are kept of a request, and characters of each.
@@ -54,7 +55,7 @@ NAMES: Final = tuple(f.name for f in fields(RequestParameters))
 def parameters_of(body: Mapping[str, Any]) -> RequestParameters:
     """Read the body of a request: chat completions, completions, the Responses API, or Anthropic's messages."""
     return RequestParameters(
-        max_tokens=next((n for n in map(_limit, map(body.get, LIMITS)) if n is not None), None),
+        max_tokens=next((n for n in map(_limit, map(body.get, _LIMITS)) if n is not None), None),
         stop=stops_of(body.get("stop") if body.get("stop") is not None else body.get("stop_sequences")),
         tools=tools_of(body),
         thinking=thinking_of(body),

@@ -15,6 +15,8 @@ from ecoserve.data.parameters import RequestParameters
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
 SYSTEM: Final = "system"
+#: Tokens of a block of prefix hashes where a trace does not say otherwise (Mooncake's).
+PREFIX_BLOCK: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,10 @@ class Record:
         sample: which of several answers to the same request this is, 0-based.
         finish_reason: why the answer ended, as the server said it (``"stop"``, ``"length"``, ...).
         max_tokens: the most tokens that the request allowed.
-        prefix_hashes: ids of the prompt's consecutive pieces; equal ids at equal places are the same tokens, which a
-            prefix cache keeps once (Mooncake's traces: 512 tokens a piece).
+        prefix_hashes: ids of the prompt's consecutive blocks of ``prefix_block_tokens`` tokens; equal ids at equal
+            places are the same tokens, which a prefix cache keeps once.
+        thinking_tokens: how many of ``response_tokens`` were thinking; ``None`` where that is not known.
+        think_s: in a closed loop, seconds from the end of the conversation's last answer to this request.
         stop, tools, thinking, response_format: as in :class:`~ecoserve.data.parameters.RequestParameters`.
     """
 
@@ -71,6 +75,9 @@ class Record:
     tools: int = 0
     thinking: str | None = None
     response_format: str | None = None
+    thinking_tokens: int | None = None
+    think_s: float | None = None
+    prefix_block_tokens: int = PREFIX_BLOCK
 
     @property
     def parameters(self) -> RequestParameters:
@@ -108,13 +115,16 @@ def changed(record: Record, **changes: Any) -> Record:
 class LoadReport:
     """What became of a file's rows: records kept, exchanges dropped by reason, peculiarities noted in what was kept.
 
-    A row of a chat file holds several exchanges, a row without any counts as one dropped.
+    A row of a chat file holds several exchanges, a row without any counts as one dropped. ``stated``: how times and
+    blocks were read. ``warnings``: what was guessed, or not used though it looks like a count, a time or a session.
     """
 
     rows_in: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
+    stated: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def exchanges(self) -> int:
@@ -134,7 +144,9 @@ class LoadReport:
 
         line = f"{self.rows_in:,} rows in, {self.kept:,} records kept, {sum(self.dropped.values()):,} dropped"
         line += f" ({listed(self.dropped)})" if self.dropped else ""
-        return line + (f"; of those kept: {listed(self.noted)}" if self.noted else "")
+        line += f"; of those kept: {listed(self.noted)}" if self.noted else ""
+        line += f"; {'; '.join(self.stated)}" if self.stated else ""
+        return line + (f"; warning: {'; warning: '.join(self.warnings)}" if self.warnings else "")
 
 
 @dataclass(frozen=True, slots=True)

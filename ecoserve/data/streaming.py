@@ -6,7 +6,7 @@ each exchange with a text (:mod:`ecoserve.data.cleaning`), and a histogram of le
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Final
@@ -16,7 +16,7 @@ from ecoserve.data.cleaning import Draft, Items, RowReader, SeenKeys, TurnCounte
 from ecoserve.data.fields import FieldPath, describe, shown
 from ecoserve.data.formats import Exchange
 from ecoserve.data.formats.records import HEADER
-from ecoserve.data.measuring import OWN, LengthHistogram, Sources, TokenCounter
+from ecoserve.data.measuring import BY_CHARACTERS, OWN, LengthHistogram, Sources, TokenCounter
 from ecoserve.data.reading import FileRows, Progress
 from ecoserve.data.records import Fingerprint, LoadReport, Record, changed
 from ecoserve.errors import EcoServeError, TraceError
@@ -48,6 +48,8 @@ class TraceStream:
         tokenizer: str | None = None,
         limit: int | None = None,
         progress: Progress | None = None,
+        unused: Sequence[str] = (),
+        strict: bool = False,
     ) -> None:
         self.source = where
         #: The name of the format.
@@ -65,6 +67,9 @@ class TraceStream:
         self._lengths = LengthHistogram()
         self._taken = self._cut_off = 0
         self._begun = self._ended = self._sampled = False
+        self._strict = strict
+        self._warn(*unused)
+        self._state()
 
     def batches(self, *, fingerprint: bool = True) -> Generator[list[Record], None, None]:
         """The records, up to 1,000 at a time; ``fingerprint``: for :attr:`sha256`, whose making takes time.
@@ -82,6 +87,7 @@ class TraceStream:
                     if records := self._finished(some[i : i + _BATCH]):
                         yield records
         self.report.note(CUT_OFF, self._cut_off)
+        self._state()
         if self._file is not None and self._file.encoding != "utf-8":
             self.report.note(f"read as {self._file.encoding}", self.report.kept)
         if not self.report.kept:
@@ -134,6 +140,8 @@ class TraceStream:
         finally:
             if isinstance(self._rest, Generator):
                 self._rest.close()
+        if last := self._reader.finish():
+            batch.append(last)
         if batch:
             yield batch
 
@@ -199,6 +207,10 @@ class TraceStream:
                 break
         length = self._reader.length
         self._sources = measuring.decide(first, length.text if length else None, self._tokenizer)
+        by_characters = [(self.length_source, "answers"), (self.prompt_length_source, "prompts")]
+        for source, what in by_characters if drafts else ():
+            if source.startswith(BY_CHARACTERS) and (what == "answers" or any(d.record.prompt for d in drafts)):
+                self._warn(f"tokens of {what} are estimated as {source}: give --tokenizer")
 
     def _finished(self, drafts: list[Draft]) -> list[Record]:
         sources, report = self._decided(), self.report
@@ -235,13 +247,29 @@ class TraceStream:
             raise RuntimeError("where lengths come from is known from the first batch on")
         return self._sources
 
+    def _state(self) -> None:
+        """Take over how the reader reads the file, and what of that it had to guess."""
+        reader = self._reader.reader
+        self.report.stated = list(reader.stated)
+        self._warn(*reader.guesses)
+
+    def _warn(self, *warnings: str) -> None:
+        """Add what is new of ``warnings`` to the report; in strict reading the first is an error."""
+        for warning in warnings:
+            if warning not in self.report.warnings:
+                if self._strict:
+                    raise TraceError(warning, where=self.source, fix="leave out --strict to go on with a warning")
+                self.report.warnings.append(warning)
+
     def _need_end(self) -> None:
         if not self._ended:
             raise RuntimeError("that is known after the last batch")
 
     def _stated(self, name: str, source: str) -> str:
-        """The source of its counts that a saved trace states, else ``source``."""
+        """The source of its counts that a saved trace states, or that its format knows, else ``source``."""
         row = self._first[0]
+        if source == OWN and name == "length_source" and self._reader.reader.length_source is not None:
+            return self._reader.reader.length_source
         if source != OWN or not isinstance(row, dict) or row.get(HEADER) is None:
             return source
         return str(row.get(name) or OWN)

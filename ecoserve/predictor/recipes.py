@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -44,6 +44,10 @@ class Recipe(Member):
     length_field: str | None = Field(default=None, description="field with the lengths in tokens, as lengths[3]")
     sample_field: str | None = Field(default=None, description="field with lengths of several answers to each prompt")
     tokenizer: str | None = Field(default=None, description="served model's tokenizer, to count the answers' tokens")
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        default=None, description="unit of arrivals, where the trace does not state it"
+    )
+    strict: bool = Field(default=False, description="a unit or length that would be guessed is an error")
     served_model: str | None = Field(
         default=None, description="the model that gave the answers, if the trace does not name it"
     )

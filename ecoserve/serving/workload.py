@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,6 +94,10 @@ class LoadSettings(BaseModel):
     )
     length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
     tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        None, description="unit of arrivals, where the trace does not state it"
+    )
+    strict: bool = Field(False, description="a unit or length that would be guessed is an error")
     split: str | None = Field("dev", description="rows of this split only, where the trace has splits")
     policy: str | None = Field("ecoserve", description="scheduling policy")
     lengths: str = Field("true", description="source of lengths: true, none, noise:SIGMA, predicted:CKPT, ...")
@@ -105,7 +109,7 @@ class LoadSettings(BaseModel):
     max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
 
     def read_trace(self) -> Trace:
-        return trace_for(self.trace, self.length_field, self.tokenizer, self.split)
+        return trace_for(self.trace, self.length_field, self.tokenizer, self.split, self.time_unit, self.strict)
 
     def load(self, max_prompt_tokens: int, lengths: LengthSource | None = None) -> list[LoadRequest]:
         """The requests. ``lengths``: a source of predictions in place of the settings' own."""
@@ -147,7 +151,14 @@ class LoadSettings(BaseModel):
 
 
 @lru_cache(maxsize=8)
-def trace_for(source: str, length_field: str | None, tokenizer: str | None, split: str | None) -> Trace:
+def trace_for(
+    source: str,
+    length_field: str | None,
+    tokenizer: str | None,
+    split: str | None,
+    time_unit: str | None = None,
+    strict: bool = False,
+) -> Trace:
     """The trace a load is drawn from, kept for the next run; ``synthetic`` or ``synthetic:N`` makes one.
 
     With ``split`` (``train`` or ``dev``) only rows of that part are taken, by the trace's own split or by the one that
@@ -160,7 +171,7 @@ def trace_for(source: str, length_field: str | None, tokenizer: str | None, spli
             raise InputError(f"synthetic:{count} is not a number of rows", where="trace")
         trace = synthetic_trace(int(count), seed=0)
     else:
-        trace = load_trace(source, length_field=length_field, tokenizer=tokenizer)
+        trace = load_trace(source, length_field=length_field, tokenizer=tokenizer, time_unit=time_unit, strict=strict)
     if split is not None and any(r.prompt for r in trace.records):
         parts = split_trace(trace)
         if split not in parts or not parts[split].records:

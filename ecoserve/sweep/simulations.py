@@ -25,7 +25,7 @@ from ecoserve.serving.core.policies import STOCK_POLICIES
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import machine_of
-from ecoserve.serving.workload import prompt_length, trace_for
+from ecoserve.serving.workload import prompt_length
 from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
 from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
@@ -75,7 +75,7 @@ def prepare(
     limit = common.pop("max_model_len")
     first = checked(SimulateSettings, {**common, "policy": policies[0]}, "settings")
     machine = machine_of(first)
-    trace = trace_for(first.trace, first.length_field, first.tokenizer, first.split)
+    trace = first.read_trace()
     if limit is None:
         longest = max((prompt_length(r) for r in trace.records if r.response_tokens), default=0)
         limit = min(longest + first.max_tokens, machine.blocks * first.block_size, machine.max_model_len or 2**31)
@@ -159,6 +159,8 @@ def _plain(settings: SimulateSettings) -> dict[str, Any]:
 
 
 def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator[str]:
+    # Estimated tokens have a note of their own.
+    yield from (w for w in trace.report.warnings if not w.startswith("tokens of"))
     rows = [r for r in trace.records if r.response_tokens]
     fits = settings.max_model_len - settings.max_tokens
     usable = [r for r in rows if prompt_length(r) <= fits]

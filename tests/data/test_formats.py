@@ -227,7 +227,7 @@ def test_an_unknown_format_says_what_was_seen_and_what_is_known(rows: list[Any],
 def test_a_format_can_be_named_but_not_invented(write: Any) -> None:
     path = write([{"instruction": "a", "output": "b"}])
     assert load_trace(path, format="alpaca").format == "alpaca"
-    with pytest.raises(TraceError, match="auto, records, sharegpt, openai, chat"):
+    with pytest.raises(TraceError, match="auto, records, sharegpt, claude-code, arena, openai, chat"):
         load_trace(path, format="alpaka")
     with pytest.raises(TraceError, match=r"no usable record.*1 no conversation.*sharegpt needs id"):
         load_trace(path, format="sharegpt")

@@ -14,6 +14,12 @@ QWEN = "vllm_logs/rtxpro6000_qwen3-30b-a3b-instruct-2507"
 
 #: Files of lengths: format, rows (all of them kept), tokens of all answers, tokens of all prompts, seconds of arrivals.
 LENGTHS: dict[str, tuple[str, int, int, int, float | None]] = {
+    "cases/bailian_like.jsonl": ("bailian", 14, 1_939, 8_750, 6.5),
+    "cases/mooncake_sessions_timestamps.jsonl": ("mooncake", 14, 819, 16_891, 1.3),
+    "cases/mooncake_sessions_delay.jsonl": ("mooncake", 14, 819, 16_891, None),
+    "cases/langfuse_generations.csv": ("plain", 12, 666, 1_200, 11.0),
+    "cases/langfuse_observations_v2.jsonl": ("plain", 12, 666, 1_200, 11.0),
+    "cases/litellm_spend_logs.csv": ("plain", 12, 666, 1_200, 11.0),
     "traces/azure_2023_conv.csv": ("azure", 14_176, 2_856_415, 16_942_346, 2399.964630),
     "traces/azure_2023_code.csv": ("azure", 7_491, 206_626, 15_282_456, 2392.555564),
     "traces/mooncake_synthetic.jsonl.gz": ("mooncake", 3_993, 595_432, 61_194_628, 1022.025),
@@ -27,7 +33,10 @@ LENGTHS: dict[str, tuple[str, int, int, int, float | None]] = {
     f"{QWEN}/requests.jsonl": ("vllm", 300, 199_486, 258_691, 29.117272),
 }
 #: Files with texts: they have tests of their own.
-TEXTS = {"alpaca.json.gz", "sharegpt.json.gz", "alpaca_eval.json.gz"}
+TEXTS = {
+    *("alpaca.json.gz", "sharegpt.json.gz", "alpaca_eval.json.gz", "reasoning_gym_answers.json.gz"),
+    *("thinking_lengths.jsonl.gz", "traces/coding_agent_sessions.jsonl.gz", "cases/genai_perf_profile_export.json"),
+}
 #: Files that are no traces.
 NO_TRACES = {f"{run}/{name}" for run in (LLAMA, QWEN) for name in ("config.json", "meta.json", "timeseries.csv")}
 
@@ -92,6 +101,7 @@ def test_lengths_and_arrivals(shared_data: Path, tmp_path: Path, name: str) -> N
     assert [trace.format, trace.report.rows_in, answers, prompts] == expected
     assert (trace.report.kept, trace.report.dropped) == (trace.report.rows_in, {})
     assert (trace.length_source, trace.prompt_length_source) == ("trace", "trace")
+    assert trace.report.warnings == []
     times = [r.arrival_s for r in trace.records if r.arrival_s is not None]
     assert len(times) == (0 if seconds is None else len(trace))
     if seconds is not None:
@@ -99,6 +109,60 @@ def test_lengths_and_arrivals(shared_data: Path, tmp_path: Path, name: str) -> N
     # Of the longest files every tenth row: rows of one file are alike.
     part = trace.with_records(trace.records[:: 10 if len(trace) > 20_000 else 1])
     assert load_trace(save_trace(part, tmp_path / "t.jsonl.gz")).records == part.records
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "waits"),
+    [
+        ("cases/bailian_like.jsonl", [2] * 7, None),
+        ("cases/mooncake_sessions_timestamps.jsonl", [4, 4, 4, 2], None),
+        ("cases/mooncake_sessions_delay.jsonl", [4, 4, 4, 2], 0.5),
+        ("cases/langfuse_observations_v2.jsonl", [12], None),
+        ("cases/litellm_spend_logs.csv", [3] * 4, None),
+    ],
+)
+def test_sessions_are_whole(shared_data: Path, name: str, turns: list[int], waits: float | None) -> None:
+    records = load_trace(shared_data / name).records
+    seen: dict[str, list[int]] = {}
+    for r in records:
+        seen.setdefault(r.conversation, []).append(r.turn)
+    assert list(seen.values()) == [list(range(n)) for n in turns]
+    assert {r.think_s for r in records} == {waits}
+
+
+def test_coding_agents(shared_data: Path) -> None:
+    trace = load_trace(shared_data / "traces/coding_agent_sessions.jsonl.gz")
+    records = trace.records
+    # Two of the 109 sessions have a subagent.
+    assert (trace.format, len(records), len({r.conversation for r in records})) == ("agent-sessions", 4_846, 111)
+    assert trace.report.dropped == {"failed request (no answer tokens)": 1}
+    assert sum(r.response_tokens or 0 for r in records) == 2_009_777
+    assert sum(r.prompt_tokens or 0 for r in records) == 455_827_661
+    assert sum(r.arrival_s or 0.0 for r in records) == 14_416_482.0
+    assert sum(r.think_s or 0.0 for r in records) == 624_300.0
+    assert (sum(len(r.prefix_hashes) for r in records), {r.prefix_block_tokens for r in records}) == (7_119_932, {64})
+    parts = split_trace(trace)
+    sides = [{r.conversation for r in part.records} for part in parts.values()]
+    assert sides[0].isdisjoint(sides[1])
+
+
+def test_answers_and_thinking_by_characters(shared_data: Path) -> None:
+    gym = load_trace(shared_data / "reasoning_gym_answers.json.gz")
+    assert gym.report.rows_in == 10_214
+    assert gym.report.kept + sum(gym.report.dropped.values()) == 3 * 10_214
+    assert gym.length_source == "characters/4.0 of response_chars"
+    riddles = load_trace(shared_data / "thinking_lengths.jsonl.gz")
+    assert (len(riddles), riddles.report.dropped) == (4_919, {"failed request (no answer tokens)": 3})
+    assert sum(r.thinking_tokens is not None for r in riddles.records) == 1_507
+    assert all((r.thinking_tokens or 0) <= (r.response_tokens or 0) for r in riddles.records)
+
+
+def test_genai_perf(shared_data: Path) -> None:
+    trace = load_trace(shared_data / "cases/genai_perf_profile_export.json")
+    assert [(r.arrival_s, r.response_tokens, r.prompt) for r in trace.records] == [
+        (1 + i / 1e9, 1, f"hi {i}") for i in range(12)
+    ]
+    assert "tokens of answers are their chunks" in trace.report.warnings[0]
 
 
 @pytest.mark.parametrize("name", sorted(NO_TRACES))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ecoserve.data import LoadReport, TraceStream, load_trace, save_trace
 from ecoserve.data.cleaning import RowReader
 from ecoserve.data.fields import FieldPath
-from ecoserve.data.formats import get_format
+from ecoserve.data.formats import Hints, get_format
 from ecoserve.data.measuring import LengthHistogram
 from ecoserve.errors import TraceError
 
@@ -95,7 +95,8 @@ def test_dirt_is_dropped_and_every_row_accounted_for(write: Write) -> None:
     st.booleans(),
 )
 def test_kept_and_dropped_add_up(lines: list[dict[str, Any]], by_field: bool) -> None:
-    reader = RowReader(get_format("alpaca"), FieldPath.parse("tokens") if by_field else None)
+    form = get_format("alpaca")
+    reader = RowReader(form, form.opened([], Hints()), FieldPath.parse("tokens") if by_field else None)
     stream = TraceStream("memory", [], iter(lines), reader, [*lines])
     kept = []
     try:

@@ -10,27 +10,35 @@ from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.data.fields import describe
-from ecoserve.data.formats import alpaca, conversations, openai, plain, recorded, records
-from ecoserve.data.formats.base import Exchange, Format, Reject
+from ecoserve.data.formats import agents, alpaca, answers, benchmarks, conversations, openai, recorded, records, table
+from ecoserve.data.formats.base import Exchange, Format, Hints, Reject
 from ecoserve.data.formats.records import save_trace
 from ecoserve.errors import TraceError
 
-__all__ = ["FORMATS", "Exchange", "Format", "Reject", "detect", "get_format", "save_trace"]
+__all__ = ["FORMATS", "Exchange", "Format", "Hints", "Reject", "detect", "get_format", "save_trace"]
 
 #: Every format, in the order in which they are tried: a row has the first one that knows it.
 FORMATS: Final[tuple[Format, ...]] = (
     records.FORMAT,
     conversations.SHAREGPT,
+    agents.TRANSCRIPTS,
+    answers.ARENA,
     openai.FORMAT,
     conversations.CHAT,
     alpaca.MODEL_OUTPUTS,
     alpaca.ALPACA,
-    recorded.VLLM_BENCH,
+    answers.TREES,
+    agents.SESSIONS,
+    benchmarks.VLLM_BENCH,
+    benchmarks.GUIDELLM,
+    benchmarks.AIPERF,
+    benchmarks.GENAI_PERF,
     recorded.VLLM,
     recorded.AZURE,
+    recorded.BAILIAN,
     recorded.MOONCAKE,
     recorded.BURSTGPT,
-    plain.FORMAT,
+    table.PLAIN,
 )
 _KNOWN: Final = ", ".join(f.name for f in FORMATS)
 
@@ -58,6 +66,9 @@ def detect(rows: Sequence[object], where: str) -> Format:
         for row in objects if form.name == "records" else ():
             records.check_layout(row, where)
         return form
+    if objects and benchmarks.is_summary(objects[0]):
+        fix = "export the requests: AIPerf's profile_export.jsonl, GuideLLM's JSON, vllm bench serve --save-detailed"
+        raise TraceError("holds totals, averages or percentiles, no single requests", where=where, fix=fix)
     seen = f"fields {describe(objects[0])}" if objects else f"rows that are no objects ({type(rows[0]).__name__})"
     fix = (
         f"known formats are {_KNOWN}; in a table, call the answer's length response_tokens, or name its column: "

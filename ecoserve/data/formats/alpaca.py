@@ -6,9 +6,9 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Final
 
-from ecoserve.data import fields
-from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
-from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, has_fields
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, was_cut_off, whole
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, each_row, has_fields
+from ecoserve.data.known_fields import named
 from ecoserve.data.records import Record
 
 
@@ -24,11 +24,12 @@ def _read(row: Row, index: int) -> list[Exchange | Reject]:
     record = Record(
         conversation=f"row-{index}",
         prompt=f"{asked}\n{extra}" if text_or_none(extra) else str(asked),
-        response_tokens=whole(first_of(row, *fields.RESPONSE_COUNTS)),
-        prompt_tokens=whole(first_of(row, *fields.PROMPT_COUNTS)),
+        response_tokens=whole(named(row, "response_tokens")),
+        prompt_tokens=whole(named(row, "prompt_tokens")),
+        thinking_tokens=whole(named(row, "thinking_tokens")),
         model=text_or_none(first_of(row, "model", "generator")),
         split=text_or_none(row.get("split")),
-        censored=fields.was_cut_off(reason, row.get("output")),
+        censored=was_cut_off(reason, row.get("output")),
         finish_reason=reason,
     )
     return [Exchange(record, row.get("output"), row)]
@@ -49,12 +50,12 @@ ALPACA: Final = Format(
     looks_like="instruction, input, output",
     about="Stanford Alpaca and data sets in its layout: `split`, counts, lists of lengths by `--length-field`",
     matches=has_fields("instruction", "output"),
-    read=_read,
+    opened=each_row(_read),
 )
 MODEL_OUTPUTS: Final = Format(
     "model_outputs",
     looks_like="instruction, output, generator",
     about="AlpacaEval's `model_outputs.json`: generator as model; answers to one prompt are one conversation",
     matches=has_fields("instruction", "output", "generator"),
-    read=_read_outputs,
+    opened=each_row(_read_outputs),
 )

@@ -6,11 +6,11 @@ and limits are the loader's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 
-from ecoserve.data.fields import Row, blank, seconds, whole
+from ecoserve.data.fields import Row, blank, whole
 from ecoserve.data.records import Record
 
 FAILED: Final = "failed request (no answer tokens)"
@@ -25,7 +25,8 @@ class Exchange:
 
     ``answer`` is as found, of any type; ``length_field`` and ``sample_field`` are looked up in ``fields``; ``notes``
     are counted if the record is kept. ``missing``: the reason to count without an answer's text or length; ``None``:
-    the loader's. ``counts_turn``: the file states the conversation, but not the turn: the loader counts.
+    the loader's. ``counts_turn``: the file states the conversation, but not the turn: the loader counts. ``named``: the
+    row names its request or session, which tells equal exchanges apart.
     """
 
     record: Record
@@ -34,6 +35,7 @@ class Exchange:
     notes: tuple[str, ...] = ()
     missing: str | None = None
     counts_turn: bool = False
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,55 @@ class Reject:
 Exchanges = Iterable[Exchange | Reject]
 
 
+class Hints(NamedTuple):
+    """What the user says of a file: ``per_second``, units of its times in a second; 0: nothing.
+
+    ``expands``: lists of lengths in a row are several answers' (no option names a field of lengths).
+    """
+
+    per_second: float = 0.0
+    expands: bool = True
+
+
+class Reader(Protocol):
+    """Reads the rows of one file in their order: a format that has seen the first ones.
+
+    ``stated``: how it reads times and blocks, ``guesses``: what of that the file does not say. ``length_source``: of
+    lengths that are no counts of tokens.
+    """
+
+    @property
+    def stated(self) -> Sequence[str]: ...
+    @property
+    def guesses(self) -> Sequence[str]: ...
+    @property
+    def length_source(self) -> str | None: ...
+
+    def read(self, row: Row, index: int) -> Exchanges: ...
+
+    def finish(self) -> Exchanges:
+        """What is known only when all rows were read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowByRow:
+    """The reader of a format whose rows say everything themselves."""
+
+    read: Callable[[Row, int], Exchanges]
+    stated: Sequence[str] = ()
+    guesses: Sequence[str] = ()
+    length_source: str | None = None
+
+    def finish(self) -> Exchanges:
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A trace format: what ``--format`` calls it, the fields by which a person knows it, and the text of docs/data.md.
 
-    ``matches``: whether a row has its fields. ``read``: the exchanges of a row and its 0-based number in the file.
+    ``matches``: whether a row has its fields. ``opened``: the reader of a file that begins with some rows.
     ``own_ids``: conversation and turn are the file's own, so that they tell equal exchanges apart.
     """
 
@@ -58,8 +104,19 @@ class Format:
     looks_like: str
     about: str
     matches: Callable[[Row], bool]
-    read: Callable[[Row, int], Exchanges]
+    opened: Callable[[Sequence[Row], Hints], Reader]
     own_ids: bool = False
+
+    def read(self, row: Row, index: int) -> list[Exchange | Reject]:
+        """The exchanges of a lone row and its 0-based number in the file."""
+        reader = self.opened([row], Hints())
+        return [*reader.read(row, index), *reader.finish()]
+
+
+def each_row(read: Callable[[Row, int], Exchanges]) -> Callable[[Sequence[Row], Hints], Reader]:
+    """A :attr:`Format.opened` for rows that need no others."""
+    reader = RowByRow(read)
+    return lambda rows, hints: reader
 
 
 def has_fields(*names: str) -> Callable[[Row], bool]:
@@ -67,32 +124,27 @@ def has_fields(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(name in row for name in names)
 
 
-def counted(
-    record: Record,
-    fields: Row,
-    *,
-    prompt: object,
-    response: object,
-    arrival: object = None,
-    notes: tuple[str, ...] = (),
-    counts_turn: bool = False,
-) -> Exchange | Reject:
-    """The exchange of a row that holds lengths (``prompt``, ``response``) but no text.
+class Lengths(NamedTuple):
+    """Tokens of a row's prompt and answer, ``None`` where it does not state them; ``missing``: why not the answer's."""
+
+    prompt: int | None
+    response: int | None
+    missing: str
+
+
+def checked(prompt: object, response: object) -> Lengths | str:
+    """The lengths that a row states, or why it is spoilt.
 
     An answer of no tokens is a request that failed; a prompt's length that is no length spoils the row, since a
     simulation would run it. Only the answer's length may come from elsewhere (``--length-field``).
     """
     prompt_tokens = whole(prompt)
     if prompt_tokens is None and not blank(prompt):
-        return Reject("prompt length is not a whole number")
+        return "prompt length is not a whole number"
     if prompt_tokens is not None and not 1 <= prompt_tokens <= MAX_PROMPT_TOKENS:
-        return Reject("absurd prompt length")
-    time = seconds(arrival)
-    if time is None and not blank(arrival):
-        return Reject(NO_TIME)
+        return "absurd prompt length"
     tokens = whole(response)
-    missing = "no answer length" if blank(response) else "answer length is not a whole number"
     if tokens == 0:
-        tokens, missing = None, FAILED
-    record = replace(record, prompt_tokens=prompt_tokens, response_tokens=tokens, arrival_s=time)
-    return Exchange(record, None, fields, notes, missing=missing, counts_turn=counts_turn)
+        return Lengths(prompt_tokens, None, FAILED)
+    missing = "no answer length" if blank(response) else "answer length is not a whole number"
+    return Lengths(prompt_tokens, tokens, missing)

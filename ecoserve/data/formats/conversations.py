@@ -12,14 +12,16 @@ Reasoning that is shown belongs to the answer, not to the context of the next tu
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from ecoserve.data import fields as named
-from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
-from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, was_cut_off, whole
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, each_row
+from ecoserve.data.known_fields import id_of, limit_of, named, time_of, usage_of
+from ecoserve.data.measuring import THINK, THOUGHT
 from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message, Record
 
 #: Names that exports use for the three roles; any other name is kept as it is, in lower case.
@@ -75,9 +77,14 @@ def read_message(message: object) -> ChatMessage:
         value = "\n".join([value, *calls] if text_or_none(value) else calls)
     elif others:
         answer, missing = None, NOT_ALL_TEXT
-    elif reasoning is not None and isinstance(value, str):
-        answer = f"<think>\n{reasoning}\n</think>\n\n{value}"
+    elif reasoning is not None and (value is None or isinstance(value, str)):
+        # Without an answer it was still thinking when it was cut off.
+        answer = f"{THINK}\n{reasoning}\n" + (f"{THOUGHT}\n\n{value}" if value and value.strip() else "")
     role = ROLES.get(role.lower(), role.lower()) if isinstance(role, str) else None
+    if reasoning is not None and value is None:
+        value = ""
+    elif role == ASSISTANT and isinstance(value, str) and THOUGHT in value:
+        value = value.partition(THOUGHT)[2].lstrip()
     return ChatMessage(role, value, answer, missing, message, notes)
 
 
@@ -167,7 +174,7 @@ def _exchanges(turns: object, row: Row, index: int) -> Exchanges:
     if not isinstance(turns, list) or not turns:
         return [Reject("no conversation" if not turns else "conversation is not a list")]
     model, split = text_or_none(row.get("model")), text_or_none(row.get("split"))
-    base = Record(named.id_of(row, named.CHAT_IDS, index), model=model, split=split)
+    base = Record(id_of(row, index, "session", "request"), model=model, split=split)
     context = Context()
     said = [read_message(turn) for turn in turns]
     pairs = sum(b.role == ASSISTANT and a.role in ASKS for a, b in pairwise(said))
@@ -183,14 +190,14 @@ def _exchanges(turns: object, row: Row, index: int) -> Exchanges:
 
 
 def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row) -> Exchange:
-    fields: Mapping[str, Any] = {**row, **said.fields}
-    prompt_tokens, tokens = named.usage_of(fields)
-    count = whole(first_of(fields, *named.RESPONSE_COUNTS))
+    fields: Mapping[str, Any] = ChainMap(dict(said.fields), dict(row))
+    usage = usage_of(fields)
+    count, thinking = (whole(named(fields, f"{kind}_tokens")) for kind in ("response", "thinking"))
     count = count if count is not None else whole(said.fields.get("tokens"))
-    reason = text_or_none(first_of(fields, *named.FINISH_REASONS))
-    arrival = named.times_of(context.last.fields if context.last is not None else {})
+    reason = text_or_none(named(fields, "finish_reason"))
+    arrival = time_of(context.last.fields if context.last is not None else {})
     notes = list(dict.fromkeys((*said.notes, *context.notes)))
-    if arrival is None and (arrival := named.times_of(fields)) is not None:
+    if arrival is None and (arrival := time_of(fields)) is not None:
         notes.append(ANSWER_TIME)
     first = next((m.role for m in context.messages if m.role not in (SYSTEM, "developer")), None)
     if context.answers == 0 and first == ASSISTANT:
@@ -200,13 +207,14 @@ def _of_chat(base: Record, context: Context, said: ChatMessage, row: Row) -> Exc
         turn=context.answers,
         prompt=context.messages[-1].content,
         messages=tuple(context.messages),
-        response_tokens=count if count is not None else tokens,
-        prompt_tokens=prompt_tokens,
+        response_tokens=count if count is not None else usage.response,
+        prompt_tokens=usage.prompt,
+        thinking_tokens=usage.thinking if thinking is None else thinking,
         model=text_or_none(said.fields.get("model")) or base.model,
         arrival_s=arrival,
-        censored=named.was_cut_off(reason, said.text),
+        censored=was_cut_off(reason, said.text),
         finish_reason=reason,
-        max_tokens=named.limit_of(fields),
+        max_tokens=limit_of(fields),
     )
     return exchange_of(record, said, fields, tuple(notes))
 
@@ -251,7 +259,7 @@ SHAREGPT: Final = Format(
     looks_like="id, conversations[].from, conversations[].value",
     about="exports of ShareGPT and data sets in its layout: counts, model, time, finish reason of each message",
     matches=_is_sharegpt,
-    read=lambda row, index: _exchanges(row.get("conversations"), row, index),
+    opened=each_row(lambda row, index: _exchanges(row.get("conversations"), row, index)),
 )
 CHAT: Final = Format(
     "chat",
@@ -259,5 +267,5 @@ CHAT: Final = Format(
     about="fine-tuning files, LMSYS-Chat, WildChat; content as text or in parts, tool calls, reasoning: "
     "counts, model, time, finish reason, `max_tokens`",
     matches=_is_chat,
-    read=_read_chat,
+    opened=each_row(_read_chat),
 )

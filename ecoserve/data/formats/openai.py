@@ -10,18 +10,21 @@ calls, hidden reasoning) has a length and no text.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ecoserve.data import fields
-from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, whole
+from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, was_cut_off, whole
 from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
 from ecoserve.data.formats.conversations import ChatMessage, Context, exchange_of, read_message
+from ecoserve.data.formats.table import parsed
+from ecoserve.data.known_fields import all_named, limit_of, time_of, usage_of
 from ecoserve.data.parameters import parameters_of
 from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message, Record
 
+#: A request of a batch that is in the file alone.
+NO_RESPONSE: Final = "a batch's request without its response: join its output file to it"
 HIDDEN: Final = "answer has reasoning that is not shown, its tokens are not known"
-_DETAILS: Final = ("completion_tokens_details", "output_tokens_details")
 _REQUESTS: Final = ("request", "request_body", "body", "input", "params")
 _RESPONSES: Final = ("response", "response_body", "output", "result")
 
@@ -44,7 +47,7 @@ def _prompts(request: Row) -> list[_Prompt] | str:
     """The prompts of a request, one that is not known if it has none; or why they are unusable."""
     system = first_of(request, "instructions", "system")
     opening = [{"role": SYSTEM, "content": system}] if system is not None else []
-    messages = request.get("messages")
+    messages = parsed(request.get("messages"))
     if messages is None and "input" in request:
         messages = request["input"]
         messages = [{"role": USER, "content": messages}] if isinstance(messages, str) else messages
@@ -148,9 +151,7 @@ def _output(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _seen(said: ChatMessage, response: Row) -> ChatMessage:
     """``said``, its text withheld if tokens of reasoning are counted that it does not show."""
-    usage = response.get("usage")
-    details = first_of(usage, *_DETAILS) if isinstance(usage, dict) else None
-    hidden = whole(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+    hidden = usage_of(response).thinking
     shown = said.answer != said.text or said.missing is not None
     return said if not hidden or shown else replace(said, answer=None, missing=HIDDEN)
 
@@ -159,6 +160,30 @@ def _matches(row: Row) -> bool:
     if _response(row) is not None or ("custom_id" in row and ("response" in row or "body" in row)):
         return True
     return "response" in row and _request(row) is not None
+
+
+class _Log:
+    """Reads a log; a batch's requests wait for the responses with their ``custom_id``."""
+
+    stated: Sequence[str] = ()
+    guesses: Sequence[str] = ()
+    length_source: str | None = None
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Row] = {}
+
+    def read(self, row: Row, index: int) -> Exchanges:
+        name = row.get("custom_id")
+        if not isinstance(name, str):
+            return _read(row, index)
+        if row.get("response") is None and isinstance(row.get("body"), dict) and not row.get("error"):
+            self._asked[name] = row["body"]
+            return []
+        asked = self._asked.pop(name, None)
+        return _read(row if asked is None else {**row, "request": asked}, index)
+
+    def finish(self) -> Exchanges:
+        return [Reject(NO_RESPONSE)] * len(self._asked)
 
 
 def _read(row: Row, index: int) -> Exchanges:
@@ -182,18 +207,19 @@ def _exchange(row: Row, base: Record, response: Row, asked: list[_Prompt], answe
     each = max(1, count // len(asked))
     which = min(answer.index // each, len(asked) - 1)
     prompt = asked[which]
-    prompt_tokens, tokens = fields.usage_of(response)
+    usage = usage_of(response)
     record = replace(
         base,
         conversation=base.conversation if len(asked) == 1 else f"{base.conversation}/{which}",
         turn=prompt.turn,
         prompt=prompt.prompt,
         messages=prompt.messages,
-        prompt_tokens=prompt.tokens if prompt.tokens is not None or len(asked) > 1 else prompt_tokens,
-        response_tokens=answer.tokens if answer.tokens is not None or count > 1 else tokens,
+        prompt_tokens=prompt.tokens if prompt.tokens is not None or len(asked) > 1 else usage.prompt,
+        response_tokens=answer.tokens if answer.tokens is not None or count > 1 else usage.response,
+        thinking_tokens=usage.thinking if count == 1 else None,
         sample=answer.index - which * each,
         finish_reason=answer.reason,
-        censored=fields.was_cut_off(answer.reason, answer.said.text),
+        censored=was_cut_off(answer.reason, answer.said.text),
     )
     notes = tuple(dict.fromkeys((*answer.said.notes, *prompt.notes)))
     return exchange_of(record, answer.said, row if count == 1 else {**row, **answer.fields}, notes)
@@ -201,16 +227,16 @@ def _exchange(row: Row, base: Record, response: Row, asked: list[_Prompt], answe
 
 def _base(row: Row, request: Row, response: Row, index: int) -> Record:
     metadata = request.get("metadata")
-    inner = first_of(metadata, *fields.SESSIONS) if isinstance(metadata, dict) else None
-    session = first_of(row, *fields.SESSIONS) or inner
-    name = session or first_of(row, *fields.REQUEST_IDS) or response.get("id")
-    limit, said = fields.limit_of(request), parameters_of(request)
+    held = [part for part in (row, metadata) if isinstance(part, dict)]
+    ids = [v for meaning in ("session", "request") for part in held for _, v in all_named(part, meaning)]
+    name = next((v for v in ids if isinstance(v, str | int) and v != ""), None) or response.get("id")
+    limit, said = limit_of(request), parameters_of(request)
     return Record(
         conversation=str(name) if name not in (None, "") else f"row-{index}",
         model=next((m for m in (text_or_none(r.get("model")) for r in (response, request, row)) if m), None),
-        arrival_s=next((t for t in map(fields.times_of, (row, request, response)) if t is not None), None),
+        arrival_s=next((t for t in map(time_of, (row, request, response)) if t is not None), None),
         split=text_or_none(row.get("split")),
-        max_tokens=limit if limit is not None else fields.limit_of(response),
+        max_tokens=limit if limit is not None else limit_of(response),
         stop=said.stop,
         tools=said.tools,
         thinking=said.thinking,
@@ -263,6 +289,6 @@ FORMAT: Final = Format(
     about="logs of chat completions, completions, the Responses API and Anthropic's messages, requests and responses "
     "as objects or JSON texts: `usage`, finish reason, `max_tokens`, each choice as a sample, session, time",
     matches=_matches,
-    read=_read,
+    opened=lambda rows, hints: _Log(),
     own_ids=True,
 )

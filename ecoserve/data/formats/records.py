@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ecoserve.data.fields import Row, number, text_or_none, unusable_text, whole
-from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
+from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, each_row
 from ecoserve.data.parameters import MOST_TOOLS, stops_of
-from ecoserve.data.records import Message, Record, Trace
+from ecoserve.data.records import PREFIX_BLOCK, Message, Record, Trace
 from ecoserve.errors import TraceError
 from ecoserve.files import replacing
 
@@ -63,6 +63,9 @@ def _read(row: Row, index: int) -> Exchanges:
         tools=min(max(whole(row.get("tools")) or 0, 0), MOST_TOOLS),
         thinking=text_or_none(row.get("thinking")),
         response_format=text_or_none(row.get("response_format")),
+        thinking_tokens=whole(row.get("thinking_tokens")),
+        think_s=number(row.get("think_s")),
+        prefix_block_tokens=whole(row.get("prefix_block_tokens")) or PREFIX_BLOCK,
     )
     return [Exchange(record, row.get("response"), row)]
 
@@ -88,9 +91,12 @@ def _problem(row: Row) -> str | None:
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
     ):
         return "messages are not role and content"
-    arrival = row.get("arrival_s")
-    if arrival is not None and ((time := number(arrival)) is None or time < 0):
-        return "arrival is not a number"
+    for name, what in (("arrival_s", "arrival"), ("think_s", "think_s")):
+        if row.get(name) is not None and ((time := number(row[name])) is None or time < 0):
+            return f"{what} is not a number"
+    for name, least in (("thinking_tokens", 0), ("prefix_block_tokens", 1)):
+        if row.get(name) is not None and ((count := whole(row[name])) is None or count < least):
+            return f"{name} is not a number from {least}"
     hashes = row.get("prefix_hashes") or ()
     if not isinstance(hashes, (list, tuple)) or any(whole(h) is None for h in hashes):
         return "prefix_hashes are not numbers"
@@ -144,6 +150,6 @@ FORMAT: Final = Format(
     looks_like="conversation, turn, response_tokens (written by ecoserve)",
     about="our own, of `save_trace` and `profile --collect`: everything a record has",
     matches=_matches,
-    read=_read,
+    opened=each_row(_read),
     own_ids=True,
 )

@@ -316,6 +316,10 @@ class Source(Keys):
     conversations: int = key("Conversations among them.", "count")
     dropped: dict[str, int] = key("Reason -> exchanges dropped.")
     noted: dict[str, int] = key("Peculiarity -> how often.")
+    stated: list[str] = key("How times and blocks of prefix hashes were read.", default=[])
+    warnings: list[str] = key(
+        "What was guessed, and fields not used that look like a count, a time, a session.", default=[]
+    )
     models: int = key("Served models named.", "count")
     design_effect: float = key("Factor on variances, for a conversation's records are alike; 1: none.")
 
@@ -329,6 +333,8 @@ class Profile(Keys):
     trace: Source = key("Where the records come from.")
     response: Lengths = key("Response lengths.")
     prompt: Lengths | None = maybe("Prompt lengths.")
+    thinking: Lengths | None = maybe("Tokens of thinking, of the responses whose thinking is counted.")
+    visible: Lengths | None = maybe("What those responses have beside their thinking; 0: cut off before it ended.")
     groupings: list[Grouping] = key("Response lengths by turn, prompt length, model, language, split: those there are.")
     tail: Tail = key("The longest answers.")
     same_prompt: SamePrompt | None = maybe("Several answers to one prompt; null where no prompt repeats.")

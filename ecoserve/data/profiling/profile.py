@@ -154,6 +154,8 @@ def profile_trace(
     others = by_others(answers, seed) if answers is not None else None
     bands = guess_by_band(part)
     arrived, *rate = arrivals(table)
+    thinks = table.thinking >= 0
+    thought = np.minimum(table.thinking, table.response)[thinks]
     known_prompts = table.prompt[table.prompt >= 0]
     draft = Profile(
         answer=[],
@@ -161,6 +163,8 @@ def profile_trace(
         trace=describe_source(table, conversations, effect),
         response=summarise(counts, effect),
         prompt=summarise(count(known_prompts), effect) if len(known_prompts) else None,
+        thinking=summarise(count(thought), effect) if len(thought) else None,
+        visible=summarise(count(table.response[thinks] - thought), effect) if len(thought) else None,
         groupings=all_groupings(part, effect, table),
         tail=found_tail,
         same_prompt=same_prompt(answers, None, others, seed) if answers is not None and others is not None else None,
@@ -204,6 +208,8 @@ def describe_source(table: TraceTable, conversations: int, effect: float) -> Sou
         conversations=conversations,
         dropped=dict(report.dropped),
         noted=dict(report.noted),
+        stated=list(report.stated),
+        warnings=list(report.warnings),
         models=sum(name is not None for name in table.models),
         design_effect=effect,
         **{f.name: getattr(table.origin, f.name) for f in fields(table.origin) if f.name != "report"},

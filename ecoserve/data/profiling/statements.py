@@ -189,4 +189,6 @@ def notes(p: Profile, *, language_rows: int, rows: int) -> list[str]:
         ),
         f"Languages were recognised on a sample of {language_rows:,} prompts.": 0 < language_rows < p.trace.records,
     }
-    return [text for text, applies in found.items() if applies]
+    # Estimates of tokens have a sentence of their own above.
+    warned = [f"{text[0].upper()}{text[1:]}." for text in p.trace.warnings if not text.startswith("tokens of")]
+    return [*warned, *(text for text, applies in found.items() if applies)]

@@ -81,7 +81,7 @@ def _identifier() -> Any:
 
 
 #: Size of a record in the finished table: the sum of the columns' widths.
-BYTES_PER_RECORD: Final = 45
+BYTES_PER_RECORD: Final = 49
 #: A number that is not known.
 UNKNOWN: Final = -1
 _BATCH: Final = 4096
@@ -115,6 +115,7 @@ class TraceTable:
 
     response: npt.NDArray[np.int32]
     prompt: npt.NDArray[np.int32]
+    thinking: npt.NDArray[np.int32]
     turn: npt.NDArray[np.uint16]
     model: npt.NDArray[np.uint16]
     split: npt.NDArray[np.uint16]
@@ -199,6 +200,7 @@ class _Builder:
         values: dict[str, Iterable[Any]] = {
             "response": (r.response_tokens for r in batch),
             "prompt": (_whole(r.prompt_tokens) for r in batch),
+            "thinking": (_whole(r.thinking_tokens) for r in batch),
             "turn": (min(r.turn, _MOST) for r in batch),
             "model": (self._models[r.model] for r in batch),
             "split": (self._splits[r.split] for r in batch),

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from ecoserve.data import LoadReport, Message, Record, load_trace, synthetic_trace
 from ecoserve.data.fields import first_of, unusable_text, whole
-from ecoserve.data.formats import Exchange, Format, detect, get_format
+from ecoserve.data.formats import Exchange, Hints, detect, get_format
+from ecoserve.data.formats.base import Reader
 from ecoserve.data.hub import hub_rows, is_hub_id
 from ecoserve.data.reading import FileRows
 from ecoserve.data.records import ASSISTANT, USER
@@ -30,6 +31,8 @@ from ecoserve.errors import TraceError
 #: Rows looked at to recognise a format.
 _LOOK: Final = 20
 _AUTO: Final = "auto"
+#: Prompts are asked once, however many answers a row has.
+_HINTS: Final = Hints(expands=False)
 
 
 def choose(
@@ -143,22 +146,25 @@ def _rows(rows: Iterable[object], where: str, format: str, report: LoadReport) -
     first = list(islice(walk, _LOOK))
     if not first:
         raise TraceError("there is nothing in it", where=where)
-    form: Format | None = None
+    reader: Reader | None = None
+    objects = [row for row in first if isinstance(row, dict)]
     if format != _AUTO:
-        form = get_format(format)
-    elif any(_asking(row, i) is None for i, row in enumerate(first) if isinstance(row, dict)):
-        form = detect(first, where)
+        reader = get_format(format).opened(objects, _HINTS)
+    elif any(_asking(row, i) is None for i, row in enumerate(objects)):
+        reader = detect(first, where).opened(objects, _HINTS)
     for index, row in enumerate(chain(first, walk)):
         own = _asking(row, index) if format == _AUTO else None
         items: list[Record | str] = []
         if own is not None:
             items = [own]
-        elif isinstance(row, dict) and form is not None:
-            items = [e.record if isinstance(e, Exchange) else e.reason for e in form.read(row, index)]
+        elif isinstance(row, dict) and reader is not None:
+            items = [e.record if isinstance(e, Exchange) else e.reason for e in reader.read(row, index)]
             if not items:
-                continue  # a header
+                continue  # a header, or a part of what comes later
         report.rows_in += 1
         yield from items or [row.reason if isinstance(row, BadRow) else "row asks nothing"]
+    for item in reader.finish() if reader is not None else ():
+        yield item.record if isinstance(item, Exchange) else item.reason
 
 
 def _asking(row: object, index: int) -> Record | str | None:

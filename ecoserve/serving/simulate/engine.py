@@ -221,8 +221,6 @@ def make_request(
     )
 
 
-#: Tokens of one piece of ``prefix_hashes``.
-PIECE_TOKENS: Final = 512
 #: First token of a stream of its own, and of a piece: two ranges that do not meet.
 _STREAM: Final = 10_000
 _PIECE: Final = 1_000_000_000
@@ -232,9 +230,9 @@ class PromptIds:
     """Token ids that stand for a load's prompts: the prefix cache finds what real prompts would share, and no more.
 
     A block is known by its tokens and all before them, so one token of its own at the start of a stretch tells it from
-    others. Pieces of 512 tokens of a record with ``prefix_hashes`` (Mooncake's traces) begin with a token made from the
-    piece's hash. Turns of one conversation are beginnings of one stream of tokens. Anything else shares nothing; a row
-    that was drawn twice is a conversation of its own each time.
+    others. Blocks of a record with ``prefix_hashes`` begin with a token made from the block's hash. Turns of one
+    conversation are beginnings of one stream of tokens. Anything else shares nothing; a row that was drawn twice is a
+    conversation of its own each time.
     """
 
     def __init__(self, load: Sequence[LoadRequest]) -> None:
@@ -250,15 +248,17 @@ class PromptIds:
             self._stream[request.name] = stream
             turns[stream] = turns.get(stream, 0) + 1
         pieces = [h for request in load for h in request.record.prefix_hashes]
+        self._pieces = {h: i for i, h in enumerate(dict.fromkeys(pieces))}
         #: whether any two prompts share something
-        self.shared = any(n > 1 for n in turns.values()) or len(set(pieces)) < len(pieces)
+        self.shared = any(n > 1 for n in turns.values()) or len(self._pieces) < len(pieces)
 
     def of(self, request: LoadRequest) -> list[int]:
         ids = [WORD] * request.prompt_tokens
         hashes = request.record.prefix_hashes
-        for start, piece in zip(range(0, len(ids), PIECE_TOKENS), hashes, strict=False):
-            ids[start] = _PIECE + piece
-        own = PIECE_TOKENS * len(hashes)
+        block = request.record.prefix_block_tokens
+        for start, piece in zip(range(0, len(ids), block), hashes, strict=False):
+            ids[start] = _PIECE + self._pieces[piece]
+        own = block * len(hashes)
         if own < len(ids):
             ids[own] = _STREAM + self._stream[request.name]
         return ids

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoserve.data import Record
+from ecoserve.data import Record, known_fields
 from ecoserve.data.formats import FORMATS, Exchange, Format, Reject
-from ecoserve.data.formats.plain import COLUMNS
 
 #: Names that some format looks for.
 NAMES = [
@@ -24,7 +23,9 @@ NAMES = [
     *("input_toks", "output_toks", "arrival_time_ns", "input_tok_ids", "arrival_time", "request_id"),
     *("TIMESTAMP", "ContextTokens", "GeneratedTokens", "input_length", "output_length", "hash_ids"),
     *("Timestamp", "Session ID", "Model", "Request tokens", "Response tokens", "generated_texts"),
-    *(names[0] for names in COLUMNS.values()),
+    *("requests", "successful", "turns", "token_len", "replies", "hash_ids", "block_size", "think_time", "in", "out"),
+    *("experiments", "response_outputs", "benchmarks", "info", "timings", "sessionId", "parent_id", "usage_details"),
+    *(names[0] for names in known_fields.NAMES.values()),
 ]
 WORDS = ["user", "assistant", "tool", "system", "text", "tool_use", "tool_result", "response", "length", "reasoning"]
 
@@ -55,13 +56,21 @@ ROWS = st.dictionaries(st.sampled_from(NAMES), VALUES | MESSAGES, max_size=8)
 NEEDED = {
     "records": ("conversation", "turn"),
     "sharegpt": ("id", "conversations"),
+    "claude-code": ("type", "sessionId", "message", "timestamp"),
+    "arena": ("question_id", "choices"),
     "openai": ("request", "response"),
     "chat": ("messages",),
     "model_outputs": ("instruction", "output", "generator"),
     "alpaca": ("instruction", "output"),
+    "openassistant": ("message_tree_id", "prompt", "parent_id", "role", "text"),
+    "agent-sessions": ("id", "requests"),
+    "guidellm": ("benchmarks",),
+    "aiperf": ("metadata", "metrics"),
+    "genai-perf": ("experiments",),
     "vllm-bench": ("total_input_tokens", "request_throughput", "input_lens", "output_lens"),
     "vllm": ("input_toks", "output_toks"),
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "bailian": ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids"),
     "mooncake": ("timestamp", "input_length", "output_length", "hash_ids"),
     "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
     "plain": ("response_tokens",),
@@ -86,13 +95,15 @@ def sound(record: Record) -> None:
     assert record.sample >= 0
     assert all(isinstance(m.role, str) and isinstance(m.content, str) for m in record.messages)
     assert record.prompt is None or record.prompt.strip()
-    for count in (record.response_tokens, record.prompt_tokens, record.max_tokens):
+    for count in (record.response_tokens, record.prompt_tokens, record.max_tokens, record.thinking_tokens):
         assert count is None or type(count) is int
     assert record.max_tokens is None or record.max_tokens >= 1
     assert record.arrival_s is None or (type(record.arrival_s) is float and 0 <= record.arrival_s < float("inf"))
     for name in (record.model, record.split, record.finish_reason):
         assert name is None or (isinstance(name, str) and name)
     assert all(type(h) is int for h in record.prefix_hashes)
+    assert record.prefix_block_tokens >= 1
+    assert record.think_s is None or 0 <= record.think_s < float("inf")
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ecoserve.data import load_trace, save_trace
-from ecoserve.data.formats import Exchange, Reject, detect
+from ecoserve.data.formats import Exchange, Hints, Reject, detect, get_format
 from ecoserve.data.formats.base import FAILED, NO_TIME
 from ecoserve.errors import TraceError
 
@@ -66,7 +66,7 @@ def test_equal_rows_of_an_arrival_trace_are_two_requests(table: Callable[..., Pa
         ("2024-05-10,5,many", "answer length is not a whole number"),
         ("2024-05-10,5,-7", "absurd length"),
         ("2024-05-10,5,7.5", "answer length is not a whole number"),
-        ("2024-05-10,5,nan", "answer length is not a whole number"),
+        ("2024-05-10,5,nan", "no answer length"),
         ("2024-05-10,5,99999999", "absurd length"),
         ("2024-05-10,0,5", "absurd prompt length"),
         ("2024-05-10,-1,5", "absurd prompt length"),
@@ -97,7 +97,7 @@ def test_mooncake_counts_milliseconds_and_names_prefixes(only: Only) -> None:
     [
         ({"hash_ids": "46"}, "hash_ids are not a list of numbers"),
         ({"hash_ids": [1, None]}, "hash_ids are not a list of numbers"),
-        ({"timestamp": None}, NO_TIME),
+        ({"timestamp": "noon"}, NO_TIME),
         ({"timestamp": -1}, NO_TIME),
         ({"input_length": 0}, "absurd prompt length"),
     ],
@@ -270,7 +270,8 @@ def test_an_arrival_is_in_the_unit_of_its_name(only: Only, column: str, value: A
 def test_what_has_no_unit_is_seconds_and_said(only: Only) -> None:
     item = only({"response_tokens": "5", "timestamp": "1.5"})
     assert item.record.arrival_s == 1.5
-    assert item.notes == ("with an arrival without a unit, taken as seconds",)
+    (guess,) = get_format("plain").opened([{"response_tokens": "5", "timestamp": "1.5"}], Hints()).guesses
+    assert guess.startswith("timestamp in seconds, taken so, there is no evidence: no unit is stated")
 
 
 @pytest.mark.parametrize("column", ["arrival_s", "timestamp", "timestamp_ms"])

@@ -101,7 +101,7 @@ def test_the_batch_apis_output_has_answers_without_prompts(only: Only) -> None:
 def test_the_batch_apis_input_has_no_answers(read: Read) -> None:
     row = {"custom_id": "q-1", "method": "POST", "url": "/v1/chat/completions", "body": asked()}
     assert detect([row], "f").name == "openai"
-    assert read(row) == [Reject("no answer")]
+    assert read(row) == [Reject("a batch's request without its response: join its output file to it")]
 
 
 @pytest.mark.parametrize(

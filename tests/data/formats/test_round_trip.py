@@ -122,6 +122,92 @@ def vllm(rng: random.Random) -> Rows:
     ]
 
 
+def claude_code(rng: random.Random) -> Rows:
+    return [
+        {
+            "type": kind,
+            "sessionId": f"s{i % 2}",
+            "timestamp": f"2026-10-01T10:00:{10 + i}.{i}00Z",
+            "message": {
+                "role": kind,
+                "content": text,
+                **({"id": f"m{i}", "usage": {"input_tokens": 5, "output_tokens": 9}} if kind == "assistant" else {}),
+            },
+        }
+        for i, text in enumerate(TEXTS)
+        for kind in ("user", "assistant")
+    ]
+
+
+def arena(rng: random.Random) -> Rows:
+    return [
+        {"question_id": f"q{i}", "model_id": "m", "choices": [{"turns": [{"content": text, "token_len": i + 1}]}]}
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def openassistant(rng: random.Random) -> Rows:
+    def message(name: str, role: str, text: str, *replies: dict[str, Any]) -> dict[str, Any]:
+        return {"message_id": name, "role": role, "text": text, "replies": list(replies)}
+
+    answers = [message(f"a{i}", "assistant", f"{text} {i}") for i, text in enumerate(TEXTS)]
+    return [{"message_tree_id": f"t{i}", "prompt": message("p", "prompter", TEXTS[i], *answers)} for i in range(2)]
+
+
+def agent_sessions(rng: random.Random) -> Rows:
+    requests = [
+        {"t": 5.0 * i, "in": 70 + i, "out": rng.randint(1, 99), "hash_ids": [1, i], "think_time": i / 7}
+        for i in range(3)
+    ]
+    return [{"id": f"s{i}", "block_size": 64, "hash_id_scope": "local", "requests": requests} for i in range(2)]
+
+
+def guidellm(rng: random.Random) -> Rows:
+    requests = [
+        {
+            "request_id": f"q{i}",
+            "output": text,
+            "prompt_tokens": 5,
+            "output_tokens": 6,
+            "request_start_time": 1e9 + i / 3,
+        }
+        for i, text in enumerate(TEXTS)
+    ]
+    return [{"benchmarks": [{"requests": {"successful": requests, "errored": []}}]}]
+
+
+def aiperf(rng: random.Random) -> Rows:
+    return [
+        {
+            "metadata": {"x_correlation_id": f"c{i // 2}", "turn_index": i % 2, "request_start_ns": 10**18 + i * 10**8},
+            "metrics": {n: {"value": rng.randint(1, 99), "unit": "tokens"} for n in
+                        ("input_sequence_length", "output_sequence_length")},
+        }
+        for i in range(6)
+    ]  # fmt: skip
+
+
+def genai_perf(rng: random.Random) -> Rows:
+    chunk = json.dumps({"choices": [{"delta": {"content": "a"}}]})
+    requests = [
+        {
+            "timestamp": 10**9 + i,
+            "request_inputs": {"payload": json.dumps({"messages": [{"role": "user", "content": text}]})},
+            "response_outputs": [{"response": f"data: {chunk}"}] * (i + 1),
+        }
+        for i, text in enumerate(TEXTS)
+    ]
+    return [{"experiments": [{"requests": requests}]}]
+
+
+def bailian(rng: random.Random) -> Rows:
+    return [
+        {"chat_id": i, "parent_chat_id": i - 1 if i % 3 else -1, "timestamp": i / 4, "input_length": 20,
+         "output_length": rng.randint(1, 99), "turn": i % 3 + 1, "hash_ids": [0, i]}
+        for i in range(6)
+    ]  # fmt: skip
+
+
 def azure(rng: random.Random) -> Rows:
     return [
         {
@@ -169,13 +255,21 @@ def plain(rng: random.Random) -> Rows:
 EXAMPLES: dict[str, Callable[[random.Random], Rows]] = {
     "records": records,
     "sharegpt": sharegpt,
+    "claude-code": claude_code,
+    "arena": arena,
     "openai": openai,
     "chat": chat,
     "model_outputs": model_outputs,
     "alpaca": alpaca,
+    "openassistant": openassistant,
+    "agent-sessions": agent_sessions,
     "vllm-bench": vllm_bench,
+    "guidellm": guidellm,
+    "aiperf": aiperf,
+    "genai-perf": genai_perf,
     "vllm": vllm,
     "azure": azure,
+    "bailian": bailian,
     "mooncake": mooncake,
     "burstgpt": burstgpt,
     "plain": plain,

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ecoserve.data import Record
+from ecoserve.data.records import PREFIX_BLOCK
 from ecoserve.serving.simulate.cost import LinearCost
-from ecoserve.serving.simulate.engine import PIECE_TOKENS, PromptIds
+from ecoserve.serving.simulate.engine import PromptIds
 from ecoserve.serving.simulate.loop import run_replicas
 from ecoserve.serving.simulate.replica import Replica
 from ecoserve.serving.simulate.run import SimulateSettings, _arrival, _scheduler
@@ -57,13 +58,13 @@ def test_equal_hashes_are_equal_tokens_up_to_where_they_end() -> None:
     )
     prompts = PromptIds([a, b, c])
     assert prompts.shared
-    assert common_start(prompts.of(a), prompts.of(b)) == 2 * PIECE_TOKENS
+    assert common_start(prompts.of(a), prompts.of(b)) == 2 * PREFIX_BLOCK
     assert common_start(prompts.of(a), prompts.of(c)) == 0
 
 
 def test_what_comes_after_the_hashed_part_is_the_requests_own() -> None:
     a, b = (request(n, 800, prefix_hashes=(7,)) for n in "ab")
-    assert common_start(PromptIds([a, b]).of(a), PromptIds([a, b]).of(b)) == PIECE_TOKENS
+    assert common_start(PromptIds([a, b]).of(a), PromptIds([a, b]).of(b)) == PREFIX_BLOCK
 
 
 def test_vllms_cache_finds_the_shared_pieces() -> None:
@@ -72,7 +73,7 @@ def test_vllms_cache_finds_the_shared_pieces() -> None:
         request("b", 1600, at=5.0, prefix_hashes=(1, 2, 9, 10)),
         request("c", 1500, at=10.0, prefix_hashes=(5, 2, 3)),
     ]
-    assert cached_tokens(load) == [0, 2 * PIECE_TOKENS, 0]
+    assert cached_tokens(load) == [0, 2 * PREFIX_BLOCK, 0]
 
 
 def test_a_later_turn_finds_the_turn_before_and_its_answer() -> None:
@@ -96,7 +97,7 @@ def test_a_row_that_is_drawn_twice_shares_nothing_with_itself() -> None:
     assert common_start(ids[0], ids[3]) == common_start(ids[0], ids[1]) == 0
 
 
-@pytest.mark.parametrize("tokens", [1, PIECE_TOKENS, PIECE_TOKENS + 1])
+@pytest.mark.parametrize("tokens", [1, PREFIX_BLOCK, PREFIX_BLOCK + 1])
 def test_prompts_shorter_and_longer_than_their_pieces(tokens: int) -> None:
     one = request("a", tokens, prefix_hashes=(3,))
     assert len(PromptIds([one]).of(one)) == tokens

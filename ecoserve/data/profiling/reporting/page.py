@@ -122,6 +122,8 @@ def facts(trace: Source) -> list[tuple[str, str]]:
         ("Trace", f"{trace.source}, read as {trace.format}"),
         ("Records", f"{trace.rows_in:,} rows in, {trace.records:,} records kept; dropped: {listed(trace.dropped)}"),
         *([("Of those kept", listed(trace.noted))] if trace.noted else []),
+        *([("Read so", "; ".join(trace.stated))] if trace.stated else []),
+        *([("Warnings", "; ".join(trace.warnings))] if trace.warnings else []),
         ("Answers’ lengths", trace.length_source),
         ("Prompts’ lengths", trace.prompt_length_source),
         ("Design effect", f"{write(trace.design_effect)} (intervals are wider by its square root)"),

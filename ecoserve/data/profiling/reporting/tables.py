@@ -23,7 +23,8 @@ def lengths_table(profile: Profile) -> Table:
             *(name.replace("_", ".") for name in _QUANTILES), "Max", Column("Cut off", unit=_SHARE),
         ],
     )  # fmt: skip
-    for name, x in (("Answers", profile.response), ("Prompts", profile.prompt)):
+    split = (("Thinking", profile.thinking), ("Answers without it", profile.visible))
+    for name, x in (("Answers", profile.response), *split, ("Prompts", profile.prompt)):
         if x is not None:
             quantiles = [getattr(x, q) for q in _QUANTILES]
             table.add([name, x.n, x.mean, x.cv, x.min, *quantiles, x.max, x.censored_share])
