@@ -138,13 +138,18 @@ class LoadReport:
         if count:
             self.noted[what] = self.noted.get(what, 0) + count
 
-    def __str__(self) -> str:
+    def counted(self) -> str:
+        """What was kept, dropped and noted."""
+
         def listed(counts: dict[str, int]) -> str:
             return ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
         line = f"{self.rows_in:,} rows in, {self.kept:,} records kept, {sum(self.dropped.values()):,} dropped"
         line += f" ({listed(self.dropped)})" if self.dropped else ""
-        line += f"; of those kept: {listed(self.noted)}" if self.noted else ""
+        return line + (f"; of those kept: {listed(self.noted)}" if self.noted else "")
+
+    def __str__(self) -> str:
+        line = self.counted()
         line += f"; {'; '.join(self.stated)}" if self.stated else ""
         return line + (f"; warning: {'; warning: '.join(self.warnings)}" if self.warnings else "")
 

@@ -280,7 +280,7 @@ class TraceStream:
             return self._no_field(length)
         row = next((r for r in self._first if isinstance(r, dict)), {})
         fix = f"{form.name} needs {form.looks_like}; the first row has {shown(row)}"
-        return TraceError(f"no usable record: {self.report}", where=where, fix=fix)
+        return TraceError(f"no usable record: {self.report.counted()}", where=where, fix=fix)
 
     def _no_field(self, path: FieldPath) -> TraceError:
         row = next((r for r in self._first if isinstance(r, dict)), {})

@@ -175,7 +175,7 @@ TRACES = [
     ("columns.csv", "columns.csv: unknown trace format, it has fields a (str), b (str); known formats are"),
     ("strange.json", "strange.json: unknown trace format, it has fields x (int); known formats are"),
     ("negative.csv", "2 dropped (2 absurd length); plain needs columns like prompt_tokens and response_tokens"),
-    ("nan.csv", "2 answer length is not a whole number); plain needs"),
+    ("nan.csv", "2 no answer length); plain needs"),
     ("strings.jsonl", "the first row has prompt 'a', response_tokens 'many'"),
     ("absurd.csv", "1 absurd length); plain needs"),
     ("times.csv", "2 arrival is not a time); plain needs"),
@@ -183,7 +183,7 @@ TRACES = [
     ("surrogates.json", "1 answer is not valid Unicode); alpaca needs"),
     ("empty_answers.json", "60 empty answer); alpaca needs instruction, input, output; the first row has"),
     ("unanswered.jsonl", "1 no question with an answer); chat needs messages"),
-    ("batch_input.jsonl", "1 no answer); openai needs request.messages"),
+    ("batch_input.jsonl", "without its response: join its output file to it); openai needs"),
     ("bench.json", "1 no single requests (saved without --save-detailed)); vllm-bench needs input_lens[]"),
     ("newer.jsonl", "newer.jsonl: layout 99 of an ecoserve trace is not known, only 1; update ecoserve"),
     (

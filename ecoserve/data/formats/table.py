@@ -514,7 +514,7 @@ def _is_table(row: Row) -> bool:
 
 PLAIN: Final = table(
     "plain",
-    "fields like prompt_tokens and response_tokens, or prompt and response",
+    "columns like prompt_tokens and response_tokens, or prompt and response",
     "any other table or export, by the usual names of fields: lengths, texts, arrivals and waits in their unit, "
     "session, turn, model, split, `max_tokens`, thinking, prefix hashes",
     (),
