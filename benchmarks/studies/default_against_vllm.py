@@ -64,6 +64,7 @@ FORWARDS: Final = (512, 1024, 2048)
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "vllm": {"policy": "vllm", "lengths": "none"},
     **{f"vllm priority {n}": {"policy": "vllm-priority", "max_num_batched_tokens": n} for n in FORWARDS},
+    "order": {"policy": "order"},
     "ecoserve": {"policy": "ecoserve"},
     "ecoserve, no lengths": {"policy": "ecoserve", "lengths": "none"},
     "ecoserve, true lengths": {"policy": "ecoserve", "lengths": "true"},

@@ -292,6 +292,8 @@ def _run(args: Namespace, report: Path) -> None:
         raise engine_error(report) or RunError(
             line_of(error), where="vLLM's server", fix="its log above says more"
         ) from error
+    if (ended := engine_error(report)) is not None:  # while it served
+        raise ended
 
 
 async def _run_server(args: Namespace, **uvicorn_flags: Any) -> None:

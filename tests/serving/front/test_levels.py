@@ -199,6 +199,32 @@ def test_an_engines_error_becomes_the_servers(
     assert engine_process.engine_error(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("starting", [True, False])
+def test_the_engines_error_is_the_commands(
+    server: Any, model_config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starting: bool
+) -> None:
+    """vLLM's server fails while its engine starts, and just ends when its engine dies later."""
+    from vllm.entrypoints.cli import serve as command
+
+    report = tmp_path / "engine.json"
+    said = {"kind": "ConfigError", "what": "is wrong", "where": "setting x", "fix": None, "input": True}
+
+    def ends(args: Any) -> None:
+        if starting:
+            raise RuntimeError("Engine core initialization failed.")
+
+    monkeypatch.setattr(command.ServeSubcommand, "cmd", staticmethod(ends))
+    monkeypatch.setattr(command, "run_server", None)
+    monkeypatch.setattr(server, "report_errors", lambda path: None)
+    args = server.parse(str(model_config_dir), [])
+    if starting:
+        with pytest.raises(RunError, match="Engine core initialization failed"):
+            server._run(args, report)
+    report.write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match="setting x: is wrong"):
+        server._run(args, report)
+
+
 def test_what_the_configuration_did_not_show_starts_again_in_order(
     server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ def settings(**changes: Any) -> SimulateSettings:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(
-    "policy", ["ecoserve", "ecoserve-exact", "ecoserve-d", "vllm", "vllm-watermark", "vllm-priority"]
+    "policy", ["ecoserve", "ecoserve-exact", "ecoserve-d", "vllm", "vllm-watermark", "vllm-priority", "order"]
 )
 def test_every_policy_serves_the_load(policy: str, depth: int) -> None:
     result = simulate(settings(policy=policy, depth=depth, lengths="noise:0.4"))
@@ -77,6 +77,7 @@ def test_policies_of_vllm_itself_are_vllms_settings() -> None:
     assert _scheduler(settings(policy="vllm"), 120).kv_cache_manager.watermark_blocks == 0
     assert _scheduler(settings(policy="vllm-watermark"), 120).kv_cache_manager.watermark_blocks == 6
     assert _scheduler(settings(policy="vllm-priority"), 120).policy.value == "priority"
+    assert _scheduler(settings(policy="order"), 120).policy.value == "priority"
     assert type(_scheduler(settings(policy="vllm"), 120)).__name__ == "CountingScheduler"
     assert type(_scheduler(settings(policy="ecoserve-d"), 120)).__name__ == "EcoServeScheduler"
 
