@@ -35,7 +35,6 @@ from ecoserve.serving.adapter.policies import (
     Level,
     UnknownToFullError,
     choose_level,
-    unknown_to_full,
 )
 from ecoserve.serving.adapter.vllm_flags import complaint, line_of, parse
 from ecoserve.serving.core.policies import DEFAULT, POLICIES
@@ -260,14 +259,19 @@ def configuration(args: Namespace, flags: Sequence[str] = ()) -> Any:
 
 
 def check_kv_blocks(config: Any) -> None:
-    """See that one request of the longest length fits, where the number of KV blocks is given.
+    """See that one request of the longest length fits, where the number and size of KV blocks are given.
 
     Raises:
         ConfigError: with the number that is needed.
     """
-    cache, longest = config.cache_config, config.model_config.max_model_len
-    if cache.num_gpu_blocks_override is None or not cache.block_size or unknown_to_full(config) is not None:
+    cache, model, parallel = config.cache_config, config.model_config, config.parallel_config
+    if cache.num_gpu_blocks_override is None or not cache.user_specified_block_size:
         return
+    bounded = (model.get_sliding_window(), model.attention_chunk_size, model.rswa_window)
+    ranks = parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
+    if any(bounded) or model.is_hybrid or model.is_attention_free or ranks > 1:
+        return  # a request needs less than its length
+    longest = model.max_model_len
     needed = -(-longest // cache.block_size) + 1  # one is vLLM's null block
     if cache.num_gpu_blocks_override < needed:
         raise ConfigError(

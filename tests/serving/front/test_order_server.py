@@ -1,9 +1,7 @@
-"""``ecoserve serve`` chooses level ``order`` for a model that ``full`` does not know, and vLLM serves by rank."""
+"""``ecoserve serve`` in level ``order``: vLLM's own scheduler serves by rank, clients' priorities first."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,27 +17,15 @@ pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It serves one request at a time, with a sliding window."""
+    """It serves one request at a time."""
     folder = tmp_path_factory.mktemp("order")
-    model, temporary = folder / "window", folder / "tmp"
-    shutil.copytree(tiny_model, model)
+    temporary = folder / "tmp"
     temporary.mkdir()
-    config = json.loads((model / "config.json").read_text())
-    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
-    (model / "config.json").write_text(json.dumps(config))
     started = Server(
         [
-            *(
-                str(model),
-                "--served-model-name",
-                "tiny",
-                "--enforce-eager",
-                "--dtype",
-                "float32",
-                "--max-num-seqs",
-                "1",
-            ),
-            *("--max-model-len", "2048", "--distributed-executor-backend", "uni", "--disable-uvicorn-access-log"),
+            *(str(tiny_model), "--level", "order", "--served-model-name", "tiny", "--dtype", "float32"),
+            *("--max-num-seqs", "1", "--max-model-len", "2048", "--distributed-executor-backend", "uni"),
+            *("--enforce-eager", "--additional-config", '{"ecoserve": {"ageing_tokens_per_s": 0}}'),
         ],
         folder / "server.log",
         temporary,
@@ -52,11 +38,9 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_the_level_and_its_reason_are_said(server: Server) -> None:
-    line = "ecoserve: level order: sliding-window attention is not known to level full"
-    assert server.log.read_text().splitlines().count(line) == 1
+    assert server.log.read_text().splitlines().count("ecoserve: level order: asked for") == 1
     page = httpx.get(f"{server.url}/metrics", timeout=30).text
-    reason = "sliding-window attention is not known to level full"
-    assert f'ecoserve_level_info{{level="order",reason="{reason}"}} 1.0' in page
+    assert 'ecoserve_level_info{level="order",model_name="tiny",reason="asked for"} 1.0' in page
 
 
 def test_requests_are_served_by_rank_and_clients_priorities_first(server: Server) -> None:
