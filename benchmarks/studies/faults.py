@@ -422,7 +422,6 @@ def run(names: list[str]) -> dict[str, Any]:
                 out[name] = asyncio.run(case(server))
             finally:
                 server.stop()
-            out[name]["tracebacks_in_log"] = server.log.read_text().count("Traceback (most recent call last)")
             print(common.dumps(out[name]), file=sys.stderr, flush=True)
     return out
 

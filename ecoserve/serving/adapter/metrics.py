@@ -193,7 +193,8 @@ class ServerMetrics:
                 series.labels(*values)
         self.predictor.labels(settings.predictor or "none").set(1)
         help_text = "1; the settings of the middleware are its labels."
-        shown = settings.model_dump(exclude={"predictor", "api_key", "admin_key"})
+        # /metrics is open to all: no keys.
+        shown = {n: v for n, v in settings.model_dump().items() if n != "predictor" and not n.endswith("_key")}
         _set_info("ecoserve_middleware_settings_info", help_text, {"model_name": model_name, **shown})
 
 

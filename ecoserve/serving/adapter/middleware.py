@@ -40,6 +40,7 @@ from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
     from ecoserve.predictor import Predicts
+    from ecoserve.serving.adapter.spans import PredictionSpans
     from ecoserve.serving.core.settings import Level
 
 #: Path prefixes that vLLM guards with its API key.
@@ -61,6 +62,7 @@ class PredictionMiddleware:
         self._keys: list[bytes] | None = None
         self._model_name = ""
         self._priorities: Priorities | None = None
+        self._spans: PredictionSpans | None = None
         self._run_level = RunLevel("full")
         self._admin: admin.Admin | None = None
         self._following: asyncio.Task[None] | None = None
@@ -109,6 +111,10 @@ class PredictionMiddleware:
 
                     assert self._bound is not None
                     watch_engine(engine, self._bound)
+                    if await engine.is_tracing_enabled():
+                        from ecoserve.serving.adapter.spans import PredictionSpans
+
+                        self._spans = PredictionSpans()
             return message
 
         try:
@@ -256,7 +262,7 @@ class PredictionMiddleware:
             if ask is None:
                 self._count("bypassed")
             else:
-                lengths = await self._predict(ask)
+                lengths = await self._predict(ask, headers)
                 if lengths:
                     work.tokens = sum(d.mean() for d in lengths) * bodies.responses(body)
                     add |= bodies.wire_args(ask, lengths) if order is None else {}
@@ -289,13 +295,15 @@ class PredictionMiddleware:
         if slo:
             middleware_metrics().slo_values.labels("ignored").inc()
 
-    async def _predict(self, ask: bodies.Ask) -> Sequence[LengthDistribution]:
+    async def _predict(self, ask: bodies.Ask, headers: Sequence[tuple[bytes, bytes]]) -> Sequence[LengthDistribution]:
         """The lengths of its contexts, closed at the body's own limit; empty without a prediction."""
         assert self._service is not None
-        begun = time.perf_counter()
+        begun, begun_ns = time.perf_counter(), time.time_ns()
         lengths, outcome = await self._service.predict(ask.requests())
         middleware_metrics().seconds.labels().observe(time.perf_counter() - begun)
         self._count(outcome)
+        if self._spans is not None:
+            self._spans.record(headers, begun_ns, outcome, lengths or ())
         return [d if ask.limit is None else d.closed_at(ask.limit) for d in lengths or ()]
 
     def _count(self, outcome: str) -> None:

@@ -115,7 +115,7 @@ with multiprocess_dir() as path:
         "p.publish(Counters(pauses=4), Gauges(held_blocks=9))"
     )
     subprocess.run([sys.executable, "-c", engine], check=True)
-    middleware_metrics().serve("m", MiddlewareSettings())
+    middleware_metrics().serve("m", MiddlewareSettings(api_key="s3cret", admin_key="s3cret"))
     middleware_metrics().predictions.labels("made").inc(2)
     middleware_metrics().seconds.labels().observe(0.01)
     from prometheus_client import CollectorRegistry, generate_latest, multiprocess
@@ -131,6 +131,7 @@ def test_counters_of_the_engines_process_reach_the_servers_page(tmp_path: object
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", SERVER], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "s3cret" not in done.stdout
     lines = done.stdout.splitlines()
     for line in (
         'ecoserve_pauses_total{engine="0",model_name="m"} 4.0',
