@@ -69,11 +69,19 @@ class KVLayout:
         self.managers = tuple(managers)
         #: of each layout, the block tables of one group
         self._tables = [(g, n, managers[groups.index(g)].req_to_blocks) for g, n in copies.items() if g is not None]
+        #: the block tables where there is one group, whose KV is kept to the end
+        self._only = self._tables[0][2] if len(groups) == 1 and self.kv_use.lasting else None
         self._lasting = [i for i, g in enumerate(groups) if g is not None and g.lasting]
         self._passing = [i for i, g in enumerate(groups) if g is not None and not g.lasting]
 
     def update(self, task: Task) -> None:
         """``tables`` and ``blocks`` of a task."""
+        if self._only is not None:
+            entries = len(self._only.get(task.request_id, ()))
+            if entries != task.blocks or not task.tables:
+                task.blocks = entries
+                task.tables = (Table(entries, 0),)
+            return
         tables = []
         task.blocks = 0
         for group, copies, blocks_of in self._tables:

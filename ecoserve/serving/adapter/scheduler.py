@@ -217,17 +217,16 @@ class EcoServeScheduler(PausingScheduler):
 
     def snapshot(self) -> Snapshot:
         """vLLM's state for the planner; the tasks' own values are brought up to date."""
-        running, holding = [], []
-        for request in self.running:
-            task = self._updated(request)
-            task.state = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
+        running = [self._updated(request) for request in self.running]
+        for request, task in zip(self.running, running, strict=True):
             if request.is_prefill_chunk:
+                task.state = TaskState.PREFILL
                 task.known_tokens = request.num_tokens + request.num_output_placeholders
-            running.append(task)
-        for request in self.kv_holding_waiting:
-            task = self._updated(request)
+            else:
+                task.state = TaskState.DECODE
+        holding = [self._updated(request) for request in self.kv_holding_waiting]
+        for task in holding:
             task.state = TaskState.PAUSED
-            holding.append(task)
         self._count_shared(running, holding)
         return Snapshot(
             step=self.current_step,
@@ -305,9 +304,9 @@ class EcoServeScheduler(PausingScheduler):
                 return
 
     def _updated(self, request: Request) -> Task:
-        task = self.task(request)
-        task.written = request.num_computed_tokens
-        task.settled = request.num_computed_tokens - request.num_in_flight_tokens
+        task = self.planner.ledger.tasks[request.request_id]
+        task.written = computed = request.num_computed_tokens
+        task.settled = computed - request.num_in_flight_tokens
         task.generated = request.num_output_tokens
         self.kv_layout.update(task)
         return task
