@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from ecoserve.serving.core.tasks import Task
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,6 +23,14 @@ class Table(NamedTuple):
 
     entries: int
     empty: int
+
+
+class Holder(Protocol):
+    """What :class:`~ecoserve.serving.core.tasks.Task` says of the KV that it holds."""
+
+    tables: tuple[Table, ...]
+    passing_shared: int
+    settled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class KVUse:
         """Blocks that a request gains with ``tokens`` more tokens, at most."""
         return sum(g.copies * (-(-tokens // g.block_size)) for g in self.groups)
 
-    def missing(self, task: Task, tokens: int) -> int:
+    def missing(self, task: Holder, tokens: int) -> int:
         """Blocks that must be free for a holder to get KV for ``tokens`` tokens: new ones less those that it gives
         back first. A block of a window that others hold too is not given back."""
         need = 0
