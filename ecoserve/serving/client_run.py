@@ -20,6 +20,7 @@ from ecoserve.errors import ConfigError
 from ecoserve.serving.collect.endpoint import error_message, short
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
+from ecoserve.serving.core.policies import DEFAULT, ORDER
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 from ecoserve.serving.workload import LoadRequest, LoadSettings
@@ -30,8 +31,13 @@ Progress = Callable[[int, int], None]
 SERVER: Final = "server"
 #: Token ids that every vocabulary has and that mean nothing special, for prompts of which only the length is known.
 _PLAIN_IDS: Final = (300, 1000)
-#: Counters of the server that have a label, and the beginning of the field of ``Counters`` that the label completes.
-_LABELLED: Final = {"ecoserve_underprediction_actions_total": ("action", "underprediction_")}
+#: Series of the server that have a label, and the beginning of the name that the label completes: a field of
+#: ``Counters``, or the level.
+_LEVEL: Final = "level_"
+_LABELLED: Final = {
+    "ecoserve_underprediction_actions_total": ("action", "underprediction_"),
+    "ecoserve_level_info": ("level", _LEVEL),
+}
 
 
 class ClientRunSettings(LoadSettings):
@@ -100,7 +106,7 @@ class _Client:
             list(rows),
             _totals(before, after),
             {"engine": "url", "arrivals": s.arrivals, **({"other_length": other} if s.replay else {})},
-            policy="ecoserve" if "steps" in after else "vllm",
+            policy=_policy(after),
         )
 
     async def _check(self, client: httpx.AsyncClient) -> None:
@@ -226,6 +232,13 @@ async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
     except (httpx.HTTPError, ValueError):
         return {}
     return out
+
+
+def _policy(counts: Mapping[str, float]) -> str:
+    """The server's policy, as far as its metrics show it."""
+    if "steps" in counts:
+        return DEFAULT
+    return ORDER if _LEVEL + ORDER in counts else "vllm"
 
 
 def _totals(before: Mapping[str, float], after: Mapping[str, float]) -> EngineTotals:

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from ecoserve.serving.client_run import _metrics, _totals
+from ecoserve.serving.client_run import _metrics, _policy, _totals
 
 OURS = """
 # TYPE ecoserve_steps_total counter
@@ -42,6 +42,19 @@ def test_totals_are_what_the_servers_counters_have_grown_by() -> None:
     assert totals.mispredictions["underprediction_paused"] == 3
     assert totals.mispredictions["over_predictions"] == 0
     assert totals.kv_used_mean is None
+
+
+ORDER = """
+# TYPE ecoserve_level_info gauge
+ecoserve_level_info{{level="order",reason="asked for"}} 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"), [(OURS + STOCK, "ecoserve"), (STOCK + ORDER, "order"), (STOCK, "vllm"), ("", "vllm")]
+)
+def test_the_policy_follows_from_the_metrics(text: str, policy: str) -> None:
+    assert _policy(read(text.format(steps=1, paused=0, preemptions=2))) == policy
 
 
 def test_a_server_without_our_scheduler_has_no_counts_of_predictions() -> None:

@@ -42,6 +42,8 @@ from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
 #: vLLM's own scheduler, for comparisons: everything else stays the same.
 STOCK: Final = "vllm"
+#: Set for the start in level ``order`` that follows one in which the engine refused level ``full``: why.
+_FOUND: Final = "_ECOSERVE_FOUND"
 _OR_STOCK: Final = f"leave it out, or give --policy {STOCK}"
 #: GiB of KV cache on a CPU by default. vLLM's own default, 92 % of all memory, does not start.
 _CPU_KV_GIB: Final = 4
@@ -87,6 +89,7 @@ def serve(
             level = settings.level
             if policy != STOCK:
                 level, why = choose_level(level, policy, config)
+                why = os.environ.pop(_FOUND, why)
                 publish_level(level, why, str(config.model_config.served_model_name))
                 if level == "order":
                     serve_by_priority(args)
@@ -101,7 +104,7 @@ def serve(
         if settings.level != "auto" or policy != DEFAULT:
             raise
         # The model's configuration did not show it: once more, in level order.
-        print(f"ecoserve: {error.what}", file=sys.stderr, flush=True)
+        os.environ[_FOUND] = error.what
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--level", "order"])
 
 
@@ -151,7 +154,7 @@ def fill_in(args: Namespace, policy: str, level: str = "auto", *, replay: bool =
     own = given.get(CONFIG_KEY, {}) if isinstance(given, Mapping) else None
     if not isinstance(own, Mapping):
         raise ConfigError(f"is not a JSON object, or its key {CONFIG_KEY} is not", where="--additional-config")
-    if level != "auto" and policy != DEFAULT and (policy, level) not in {(p, "full") for p in POLICIES}:
+    if level != "auto" and (policy == STOCK or (level == "order" and policy != DEFAULT)):
         raise ConfigError(f"level {level} contradicts --policy {policy}", where="--level", fix="leave one of them out")
     if policy == STOCK and own:
         raise ConfigError(f"policy {STOCK} is vLLM's own scheduler, which takes no settings of ours", where=place)

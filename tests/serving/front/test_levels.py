@@ -226,23 +226,26 @@ def test_the_engines_error_is_the_commands(
 
 
 def test_what_the_configuration_did_not_show_starts_again_in_order(
-    server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Any, model_config_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine finds a KV cache that it does not know once the model is loaded."""
     calls: list[list[str]] = []
+    published: list[tuple[str, str]] = []
 
-    def finds(*_: Any) -> None:
-        raise server.UnknownToFullError("a new KV cache is not known to level full")
+    def finds(args: Any, report: Path) -> None:
+        if args.scheduling_policy != "priority":
+            raise server.UnknownToFullError("a new KV cache is not known to level full")
 
     monkeypatch.setattr(server, "_run", finds)
     monkeypatch.setattr(server, "_stop_on_signals", lambda: None)
-    monkeypatch.setattr(server, "publish_level", lambda *_: None)
+    monkeypatch.setattr(server, "publish_level", lambda level, why, _: published.append((level, why)))
     monkeypatch.setattr(server.os, "execv", lambda path, argv: calls.append(argv))
     monkeypatch.setattr(server.os, "environ", dict(server.os.environ))
     flags = ["--skip-tokenizer-init", "--port", "0"]
     server.serve(str(model_config_dir), MiddlewareSettings(), flags)
     assert calls == [[sys.executable, *sys.orig_argv[1:], "--level", "order"]]
-    assert "a new KV cache is not known to level full" in capsys.readouterr().err
+    server.serve(str(model_config_dir), MiddlewareSettings(level="order"), flags)
+    assert published[-1] == ("order", "a new KV cache is not known to level full")
     with pytest.raises(ConfigError, match="a new KV cache"):
         server.serve(str(model_config_dir), MiddlewareSettings(level="full"), flags)
     assert len(calls) == 1
