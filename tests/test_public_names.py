@@ -42,6 +42,7 @@ def metrics() -> set[str]:
         if sample.name.startswith("ecoserve_") and not sample.name.endswith("_created")
     ]
     assert {s.name for s in samples if "model_name" not in s.labels} <= set(deprecations.METRICS)
+    assert not [s.name for s in samples if "quantile" in s.labels], "the label of summaries"
     return {s.name for s in samples}
 
 

@@ -288,6 +288,8 @@ class MetricsPublisher:
         _set_info("ecoserve_policy_info", policy_help, {**info, "policy": settings.policy})
         help_text = "1; the settings of the scheduler are its labels."
         shown = settings.model_dump(exclude={"policy", "event_log"})
+        # Prometheus keeps the label "quantile" for summaries.
+        shown = {f"{name}_" if name == "quantile" else name: value for name, value in shown.items()}
         _set_info("ecoserve_scheduler_settings_info", help_text, {**info, **shown})
         _warn_of_old_names()
         self._seen = dict.fromkeys(self._counters, 0)

@@ -82,6 +82,13 @@ class OpenResponses:
                 entry.events = any(v.startswith(b"text/event-stream") for v in kinds)
             elif message["type"] == "http.response.body":
                 entry.ended = not message.get("more_body", False)
+                if (
+                    self._stops == "stopping"
+                    and entry.events
+                    and message.get("body", b"").startswith(b'data: {"error"')
+                ):
+                    # vLLM says that the engine has encountered an issue.
+                    message = {**message, "body": self._error_event(entry)}
             if not entry.replaced:
                 await send(message)
 
@@ -139,12 +146,14 @@ class OpenResponses:
         if not entry.started:
             await self._refuse(entry.path, send)
             return
+        body = self._error_event(entry) + b"data: [DONE]\n\n"
+        await send({"type": "http.response.body", "body": body if entry.events else b""})
+
+    def _error_event(self, entry: _Open) -> bytes:
+        """The event of a response that is cut off."""
         assert self._stops is not None
         middleware_metrics().cut_off.labels().inc()
-        body = b""
-        if entry.events:
-            body = b"data: " + error_body(entry.path, 503, _MESSAGES[self._stops]) + b"\n\ndata: [DONE]\n\n"
-        await send({"type": "http.response.body", "body": body})
+        return b"data: " + error_body(entry.path, 503, _MESSAGES[self._stops]) + b"\n\n"
 
 
 def path_of(scope: Scope) -> str:

@@ -66,6 +66,25 @@ def test_a_stream_ends_with_an_error_event() -> None:
     assert not last.get("more_body")
 
 
+def test_a_stream_that_the_drain_cuts_off_ends_with_the_reason() -> None:
+    """vLLM ends it by itself, with an error about its engine."""
+    engine = SimpleNamespace(errored=False, shutdown=lambda timeout=None: None)
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await asyncio.sleep(0.01)
+        engine.shutdown(timeout=0)
+        body = b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n'
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    _, event, done = stop_while_open(stream, engine)
+    assert json.loads(event["body"].removeprefix(b"data: "))["error"]["message"] == "the server is shutting down"
+    assert event["more_body"]
+    assert done["body"] == b"data: [DONE]\n\n"
+
+
 def test_who_has_no_answer_yet_gets_503() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(3600)
