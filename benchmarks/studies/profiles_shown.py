@@ -36,6 +36,9 @@ TRACES: Final[dict[str, tuple[str, list[str]]]] = {
     "alpaca_eval": ("alpaca_eval.json.gz", []),
     "azure_conv": ("traces/azure_2023_conv.csv", []),
     "azure_code": ("traces/azure_2023_code.csv", []),
+    "reasoning_gym": ("reasoning_gym_answers.json.gz", []),
+    "thinking": ("thinking_lengths.jsonl.gz", []),
+    "coding_agents": ("traces/coding_agent_sessions.jsonl.gz", []),
 }
 #: Name of the result -> trace A, how it is read, trace B, how that is read.
 PAIRS: Final[dict[str, tuple[str, list[str], str, list[str]]]] = {
@@ -53,6 +56,8 @@ PAIRS: Final[dict[str, tuple[str, list[str], str, list[str]]]] = {
         ["--compare-length-field", "vicuna_7b_tokens[0]"],
     ),
 }
+#: A folder of clients, of which a workload of 20,000 requests is made.
+SERVEGEN: Final = "servegen_r1"
 #: The trace of which it is also asked what a predictor tells, where one is given.
 WITH_PREDICTOR: Final = "alpaca_t07"
 _DROPPED: Final = {
@@ -82,7 +87,7 @@ def condense(summary: Any, places: dict[str, str]) -> Any:
 
 def profile(name: str, data: Path, out: Path, options: list[str], predictor: Path | None = None) -> None:
     """Run the command and keep what it found."""
-    places = {f"{data}/": ""}
+    places = {f"{data}/": "", f"{out}/": ""}
     if predictor is not None:
         options = [*options, "--predictor", str(predictor)]
         places[str(predictor)] = "CKPT"
@@ -101,13 +106,18 @@ def profile(name: str, data: Path, out: Path, options: list[str], predictor: Pat
 
 def profiles(data: Path, out: Path, predictor: Path | None, only: list[str]) -> int:
     """All profiles whose traces are there."""
-    for name, (file, options) in TRACES.items():
-        if (data / file).exists() and (not only or name in only):
-            profile(name, data, out, [str(data / file), *options])
+    for name, (trace, options) in TRACES.items():
+        if (data / trace).exists() and (not only or name in only):
+            profile(name, data, out, [str(data / trace), *options])
+    if (clients := data / SERVEGEN).is_dir() and (not only or SERVEGEN in only):
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"{SERVEGEN}.yaml"
+        file.write_text(f"requests: 20000\nservegen: {{clients: {clients.resolve()}}}\n")
+        profile(SERVEGEN, data, out, [str(file)])
     name = f"{WITH_PREDICTOR}_predicted"
     if predictor is not None and (not only or name in only):
-        file, options = TRACES[WITH_PREDICTOR]
-        profile(name, data, out, [str(data / file), *options], predictor)
+        trace, options = TRACES[WITH_PREDICTOR]
+        profile(name, data, out, [str(data / trace), *options], predictor)
     for name, (a, options_a, b, options_b) in PAIRS.items():
         if (data / a).exists() and (data / b).exists() and (not only or name in only):
             profile(name, data, out, [str(data / a), *options_a, "--compare", str(data / b), *options_b])
@@ -162,7 +172,8 @@ def rows(n: int) -> int:
     rng = np.random.default_rng(0)
     small = read_table(Trace((Record("c", response_tokens=1),), "rows", "records", "", "trace", LoadReport(n, n)))
     columns: dict[str, Any] = {
-        name: np.resize(getattr(small, name), n) for name in ("turn", "model", "split", "censored", "max_tokens")
+        name: np.resize(getattr(small, name), n)
+        for name in ("turn", "thinking", "model", "split", "censored", "max_tokens")
     }
     table = replace(
         small,

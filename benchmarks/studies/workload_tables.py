@@ -30,6 +30,7 @@ SECTIONS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
     ("`response`", spec.Response, ""),
     ("`rows`", spec.Rows, "Has the keys of a trace, too."),
     ("`conversations`", spec.Conversations, ""),
+    ("`servegen`", spec.ServeGen, ""),
     ("A length: given", parts.GivenLength, "A bare number is a constant length."),
     ("A length: `fitted: ...`", parts.FittedTo, "Has the keys of a trace, too."),
     ("A length: `empirical: ...`", parts.EmpiricalLength, ""),
@@ -48,7 +49,7 @@ VALUES: Final = {"words": "name -> list of words, or of word: factor", "classes"
 #: What stands for a value that has keys of its own.
 KINDS: Final = {
     **dict.fromkeys(("GivenLength", "FittedLength", "EmpiricalLength"), "a length"),
-    **dict.fromkeys(("Prompt", "Response", "Rows", "Conversations", "FittedTo"), "keys below"),
+    **dict.fromkeys(("Prompt", "Response", "Rows", "Conversations", "FittedTo", "ServeGen"), "keys below"),
     "TraceSource": "a trace",
     "FittedCorrelation": "`fitted: {trace: ...}`",
     "Wave": "a wave",

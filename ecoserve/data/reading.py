@@ -26,6 +26,8 @@ from ecoserve.errors import TraceError
 #: Called with the bytes of a file read so far, and with its size in bytes.
 Progress = Callable[[int, int], None]
 _BATCH: Final = 1000
+#: How clients of ServeGen are used.
+SERVEGEN: Final = "they are clients of a workload: write a file w.yaml with requests: N, servegen: {clients: FOLDER}"
 _WORKLOADS: Final = (".yaml", ".yml")
 #: Bytes read at a time.
 BLOCK: Final = 1 << 20
@@ -136,7 +138,8 @@ def kind_of(path: Path) -> str:
     except FileNotFoundError:
         raise TraceError("no such file", where=str(path), fix="check the path") from None
     except IsADirectoryError:
-        raise TraceError("is a folder, not a trace file", where=str(path), fix="give one file in it") from None
+        fix = SERVEGEN if any(path.glob("chunk-*-trace.csv")) else "give one file in it"
+        raise TraceError("is a folder, not a trace file", where=str(path), fix=fix) from None
     except OSError as e:
         raise TraceError(f"cannot be read ({e.strerror or e})", where=str(path)) from e
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "text")

@@ -15,6 +15,8 @@ from ecoserve.data.parameters import RequestParameters
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
 SYSTEM: Final = "system"
+#: What a report states of arrivals that are no joint clock's.
+LOCAL_TIMES: Final = "arrivals count from the start of their session"
 #: Tokens of a block of prefix hashes where a trace does not say otherwise (Mooncake's).
 PREFIX_BLOCK: Final = 512
 

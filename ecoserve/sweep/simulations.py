@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from ecoserve.data import Trace
+from ecoserve.data.records import LOCAL_TIMES
 from ecoserve.errors import ConfigError, TraceError
 from ecoserve.options import checked
 from ecoserve.serving.core.policies import STOCK_POLICIES
@@ -161,6 +162,7 @@ def _plain(settings: SimulateSettings) -> dict[str, Any]:
 def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator[str]:
     # Estimated tokens have a note of their own.
     yield from (w for w in trace.report.warnings if not w.startswith("tokens of"))
+    yield from (text for text in trace.report.stated if text == LOCAL_TIMES)
     rows = [r for r in trace.records if r.response_tokens]
     fits = settings.max_model_len - settings.max_tokens
     usable = [r for r in rows if prompt_length(r) <= fits]

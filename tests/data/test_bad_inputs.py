@@ -92,7 +92,7 @@ BAD: dict[str, tuple[str, str, Row, str]] = {
                                 "1 not a generation of text (span)"),
     "failures and nothing else": ("l.csv", "completion_tokens,status\n5,failure\n6,failure\n", {}, "2 failed request"),
     "a client of ServeGen": ("chunk-1-trace.csv", "0,0.1,0.9,Gamma,1.1,8.0\n600,0.2,0.8,Gamma,1.2,5.0\n", {},
-                             "unknown trace format"),
+                             "is one client of ServeGen, no trace; they are clients of a workload: write a file"),
     "characters in place of tokens": ("t.jsonl", lines({"prompt": "Why?", "answer_chars": [40, 80]}), {"strict": True},
                                       "estimated as characters/4.0 of answer_chars"),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from ecoserve.data.fields import describe
 from ecoserve.data.formats import agents, alpaca, answers, benchmarks, conversations, openai, recorded, records, table
 from ecoserve.data.formats.base import Exchange, Format, Hints, Reject
 from ecoserve.data.formats.records import save_trace
+from ecoserve.data.reading import SERVEGEN
 from ecoserve.errors import TraceError
 
 __all__ = ["FORMATS", "Exchange", "Format", "Hints", "Reject", "detect", "get_format", "save_trace"]
@@ -58,6 +59,8 @@ def detect(rows: Sequence[object], where: str) -> Format:
     ecoserve does.
     """
     objects = [r for r in rows if isinstance(r, dict)]
+    if objects and _is_client(objects[0]):
+        raise TraceError("is one client of ServeGen, no trace", where=where, fix=SERVEGEN)
     votes = Counter(next((i for i, f in enumerate(FORMATS) if f.matches(r)), None) for r in objects)
     del votes[None]
     if votes:
@@ -75,3 +78,9 @@ def detect(rows: Sequence[object], where: str) -> Format:
         "--format plain --length-field NAME"
     )
     raise TraceError(f"unknown trace format, it has {seen}", where=where, fix=fix)
+
+
+def _is_client(row: dict[str, object]) -> bool:
+    """Whether ``row`` is a client's lengths, or the first line of its windows taken for names."""
+    lengths = any(isinstance(part, dict) and {"input_tokens", "output_tokens"} <= part.keys() for part in row.values())
+    return (lengths and all(name.isdecimal() for name in row)) or not row.keys().isdisjoint(("Gamma", "Weibull"))

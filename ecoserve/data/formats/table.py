@@ -20,7 +20,7 @@ from ecoserve.data.formats.base import NO_TIME, Exchange, Exchanges, Format, Hin
 from ecoserve.data.formats.conversations import ChatMessage, Context, read_message
 from ecoserve.data.known_fields import NAMES, Clock, meanings_of, plain_name
 from ecoserve.data.measuring import BY_CHARACTERS, CHARACTERS_PER_TOKEN
-from ecoserve.data.records import ASSISTANT, PREFIX_BLOCK, SYSTEM, USER, Message, Record
+from ecoserve.data.records import ASSISTANT, LOCAL_TIMES, PREFIX_BLOCK, SYSTEM, USER, Message, Record
 
 Path = tuple[str, ...]
 
@@ -129,7 +129,7 @@ class TableReader:
         self._first_turn = self._lowest_turn(taken)
         self._block = self._block_size(taken)
         if convention.local_times and "arrival" in self._columns:
-            self.stated.append("arrivals count from the start of their session")
+            self.stated.append(LOCAL_TIMES)
         if any(COUNTED_BY in row for row in taken):
             self.guesses.append("tokens of answers are their chunks, of which one may hold several: ask for usage")
         has_session = {"session", "parent"} & self._columns.keys()

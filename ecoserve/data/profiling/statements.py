@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from ecoserve.data.profiling.model import Profile, Reservation, Waste
 from ecoserve.data.profiling.worth import find
+from ecoserve.data.records import LOCAL_TIMES
 from ecoserve.pages.tables import write, write_change
 
 Worth = Literal["yes", "no", "perhaps", "unknown"]
@@ -190,5 +191,6 @@ def notes(p: Profile, *, language_rows: int, rows: int) -> list[str]:
         f"Languages were recognised on a sample of {language_rows:,} prompts.": 0 < language_rows < p.trace.records,
     }
     # Estimates of tokens have a sentence of their own above.
-    warned = [f"{text[0].upper()}{text[1:]}." for text in p.trace.warnings if not text.startswith("tokens of")]
+    said = [*p.trace.warnings, *(text for text in p.trace.stated if text == LOCAL_TIMES)]
+    warned = [f"{text[0].upper()}{text[1:]}." for text in said if not text.startswith("tokens of")]
     return [*warned, *(text for text, applies in found.items() if applies)]

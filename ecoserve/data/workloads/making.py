@@ -18,6 +18,7 @@ import numpy as np
 from ecoserve.data.formats.records import header
 from ecoserve.data.measuring import BY_CHARACTERS
 from ecoserve.data.records import LoadReport, Record, Trace
+from ecoserve.data.workloads import servegen
 from ecoserve.data.workloads.sources import Floats, Sources
 from ecoserve.data.workloads.spec import TrafficClass, Workload, read_workload
 from ecoserve.data.workloads.starts import Start, seed_for, starts_of
@@ -65,6 +66,10 @@ def make_workload(workload: Workload, *, base: Path, where: str = "workload", li
     """
     n = workload.requests if limit is None else min(limit, workload.requests)
     sources = Sources(base, where)
+    if (clients := workload.servegen) is not None:
+        found = servegen.read_clients(sources.located(clients.clients), where)
+        asked = clients.model_dump(exclude={"clients"})
+        return Making(servegen.requests(found, n, workload.seed, **asked), n, SYNTHETIC, SYNTHETIC)
     classes = workload.traffic()
     own = any(each.arrivals is not None for each in classes.values())
     records = _with_own_arrivals(workload, classes, n, sources) if own else _mixed(workload, classes, n, sources)

@@ -43,13 +43,8 @@ class Sources:
 
     def trace(self, source: parts.TraceSource) -> Trace:
         """The trace that ``source`` names; a :class:`TraceError` where there is none that can be used."""
-        name = os.path.expanduser(os.path.expandvars(source.trace))
-        if unset := re.search(r"\$\{?(\w+)\}?", name):
-            what = f"the environment variable {unset[1]} is not set"
-            raise TraceError(what, where=self.where, fix=f"export {unset[1]}=...")
-        # What a variable holds was typed in the current folder, not in the file's.
-        path = (Path.cwd() if "$" in source.trace else self.base) / name
-        name = str(path) if path.exists() else name
+        path = self.located(source.trace)
+        name = str(path) if path.exists() else os.path.expanduser(os.path.expandvars(source.trace))
         if is_workload(name):
             raise TraceError(f"a workload cannot be made of the workload {name}", where=self.where, fix="name a trace")
         key = source.model_copy(update={"trace": name}).model_dump_json(include=set(parts.TraceSource.model_fields))
@@ -61,6 +56,15 @@ class Sources:
                 where = f"{self.where}: trace {error.where or name}"
                 raise TraceError(error.what, where=where, fix=error.fix) from error
         return self._loaded[key]
+
+    def located(self, named: str) -> Path:
+        """The path that the file names; a :class:`TraceError` if it uses a variable that is not set."""
+        name = os.path.expanduser(os.path.expandvars(named))
+        if unset := re.search(r"\$\{?(\w+)\}?", name):
+            what = f"the environment variable {unset[1]} is not set"
+            raise TraceError(what, where=self.where, fix=f"export {unset[1]}=...")
+        # What a variable holds was typed in the current folder, not in the file's.
+        return (Path.cwd() if "$" in named else self.base) / name
 
     def lengths(self, source: parts.TraceSource, side: Side) -> tuple[Ints, Bools]:
         """Lengths of the trace's prompts or responses, and which of them were cut off (shape ``[n]`` each)."""

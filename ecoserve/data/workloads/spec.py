@@ -143,6 +143,19 @@ class Traffic(Strict):
         return None
 
 
+class ServeGen(Strict):
+    """Clients of a served model, as ServeGen publishes them: arrivals, lengths and thinking of each."""
+
+    clients: str = Field(
+        min_length=1, description="Folder with `chunk-*-trace.csv` and `chunk-*-dataset.json`, relative to this file."
+    )
+    rate: PositiveFloat | None = Field(
+        None, description="Scale the clients to this many requests a second together, on average over the day."
+    )
+    start_s: NonNegativeFloat = Field(0.0, description="Second of the day at which the load begins.")
+    max_tokens: MaxTokens | None = Field(None, description="As in `response`.")
+
+
 class TrafficClass(Traffic):
     """One class of several."""
 
@@ -171,6 +184,7 @@ class Workload(Traffic):
     arrivals: ArrivalSpec | None = Field(
         None, description="When they arrive; without it the command must be given a rate."
     )
+    servegen: ServeGen | None = Field(None, description="Instead of traffic of its own: ServeGen's clients.")
     classes: dict[ClassName, TrafficClass] | None = Field(
         None,
         min_length=1,
@@ -199,6 +213,11 @@ class Workload(Traffic):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Workload:
+        if self.servegen is not None:
+            others = self.model_fields_set - {"requests", "seed", "servegen"}
+            if others:
+                raise ValueError(f"`servegen` stands for all traffic: it goes without `{min(others)}`")
+            return self
         if self.classes is None:
             if (problem := self.problem()) is not None:
                 raise ValueError(problem)
