@@ -10,7 +10,7 @@ from ecoserve.cli.options import takes
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 
-@takes(MiddlewareSettings, "predictor level shadow trust_client replay")
+@takes(MiddlewareSettings, "predictor learn level shadow trust_client replay")
 @takes(
     MiddlewareSettings,
     "predict_timeout_ms predict_window_ms predict_batch predict_waiting predict_threads",

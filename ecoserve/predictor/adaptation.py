@@ -137,7 +137,10 @@ class AdaptedPredictor(LengthPredictor):
         self.adaptation = adaptation
 
     def _logits(self, views: Sequence[RequestView]) -> Array:
-        features, cdf = base_features(self.base, views)
+        return self.logits_of(*base_features(self.base, views))
+
+    def logits_of(self, features: Array, cdf: Array) -> Array:
+        """Uncalibrated logits, shape ``[n, K]``, from what :func:`base_features` returns."""
         p = self.adaptation.probabilities(cdf, self.base.config.edges, features, self.config.edges, self.config.prior)
         return np.asarray(np.log(p), dtype=np.float64)
 

@@ -33,6 +33,7 @@ BACKENDS: Final[dict[str, str]] = {
     "lightgbm": "ecoserve.predictor.boosting.predictor:BoostingPredictor",
     "ensemble": "ecoserve.predictor.ensemble:EnsemblePredictor",
     "adapted": "ecoserve.predictor.adaptation:AdaptedPredictor",
+    "linear": "ecoserve.predictor.linear:LinearPredictor",
 }
 DEFAULT_BACKEND: Final = "stacked"
 

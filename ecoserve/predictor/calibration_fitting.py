@@ -138,13 +138,13 @@ def fit_calibration(
     logits: npt.ArrayLike,
     answers: Sequence[Sequence[float]],
     edges: npt.ArrayLike,
-    views: Sequence[RequestView],
+    views: Sequence[RequestView] | None,
     control: Control | None = None,
 ) -> Calibration:
     """Calibrate on ``n >= 1`` rows that were not learned from: logits of shape ``[n, K]`` over bins of ``K + 1`` edges.
 
     ``answers``: lengths (tokens) of each row's answers, the served one first; of a cut-off one, where it was cut.
-    ``control``: how these rows differ from all others; None: not at all.
+    ``control``: how these rows differ from all others; None: not at all. Without ``views`` there are no bounds.
     """
     z = np.asarray(logits, dtype=np.float64)
     e = np.asarray(edges, dtype=np.float64)
@@ -155,9 +155,8 @@ def fit_calibration(
     fitted = Calibration(temperature=fit_temperature(z, known, e))
     if len(z) >= MIN_ROWS:
         served = np.asarray([a[0] for a in answers], dtype=np.float64)
-        fitted = fitted.model_copy(
-            update={"map": fit_map(known.spans(fitted.cdf(z), e)), "bounds": GroupBounds.fit(plain, e, served, views)}
-        )
+        bounds = None if views is None else GroupBounds.fit(plain, e, served, views)
+        fitted = fitted.model_copy(update={"map": fit_map(known.spans(fitted.cdf(z), e)), "bounds": bounds})
     return fitted.model_copy(
         update={
             "rows": len(z),

@@ -112,6 +112,11 @@ def responses(body: Mapping[str, Any]) -> int:
     return limit_of(body.get("n")) or 1
 
 
+def forced(body: Mapping[str, Any]) -> bool:
+    """Whether ``body`` sets how long responses are at least, so that they say nothing about others."""
+    return bool(body.get("ignore_eos") or body.get("min_tokens"))
+
+
 #: Paths whose requests are predicted, and how to read them.
 ASKS: Final = {
     "/v1/chat/completions": ask_chat,

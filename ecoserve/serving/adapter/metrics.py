@@ -27,8 +27,8 @@ logger = logging.getLogger("vllm.ecoserve")
 MULTIPROC_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 #: What became of the prediction that a request should have had.
-Outcome = Literal["made", "timeout", "error", "overload", "bypassed"]
-OUTCOMES: Final[tuple[Outcome, ...]] = ("made", "timeout", "error", "overload", "bypassed")
+Outcome = Literal["made", "history", "timeout", "error", "overload", "bypassed"]
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 #: Why a request was answered in vLLM's place: more work is open than ``max_queue_s`` allows, the server stops, the
 #: engine has failed, our keys in a body that is not searched, an SLO that is none.
@@ -183,6 +183,46 @@ class ServerMetrics:
             "SLO values that clients sent, by outcome.",
             "outcome",
             ("accepted", "clamped", "refused", "ignored"),
+        )
+
+        self.learned_answers = made(
+            "Counter",
+            "ecoserve_learned_answers_total",
+            "Answers to learn from, by how they ended.",
+            "reason",
+            ("ended", "cut_off", "aborted"),
+        )
+        self.learning_serves = made(
+            "Gauge", "ecoserve_learning_serves", "1 while learned predictions are used, 0 while the history serves."
+        )
+        self.learning_tau = made(
+            "Gauge", "ecoserve_learning_kendall_tau", "Of the newest answers, predicted before they were known."
+        )
+        self.learning_coverage = made(
+            "Gauge",
+            "ecoserve_learning_coverage",
+            "Share of the newest answers within the predicted quantile.",
+            "quantile",
+            ("0.5", "0.9"),
+        )
+        self.learning_gain = made(
+            "Gauge",
+            "ecoserve_learning_gain_tokens",
+            "Pinball loss of history minus that of the learned predictions, on the newest answers.",
+        )
+        self.learning_alarms = made(
+            "Counter", "ecoserve_learning_alarms_total", "Times that lengths were not as predicted any more."
+        )
+        self.learning_fits = made(
+            "Counter", "ecoserve_learning_fits_total", "Fits, by outcome.", "outcome", ("done", "failed")
+        )
+        self.learning_cpu = made("Counter", "ecoserve_learning_cpu_seconds_total", "CPU time of the process that fits.")
+        self.learning_writes = made(
+            "Counter",
+            "ecoserve_learning_writes_total",
+            "Writes of what was learned, by outcome.",
+            "outcome",
+            ("done", "failed"),
         )
 
     def serve(self, model_name: str, settings: MiddlewareSettings) -> None:

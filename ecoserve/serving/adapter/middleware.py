@@ -23,9 +23,10 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from ecoserve.errors import EcoServeError
+from ecoserve.errors import ConfigError, EcoServeError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter import admin, bodies, deadlines
 from ecoserve.serving.adapter.level_file import RunLevel
@@ -39,7 +40,8 @@ from ecoserve.serving.adapter.work_bound import WorkBound
 from ecoserve.serving.core import keys
 
 if TYPE_CHECKING:
-    from ecoserve.predictor import Predicts
+    from ecoserve.predictor import LengthPredictor, Predicts
+    from ecoserve.serving.adapter.learner import Learnable, Learner
     from ecoserve.serving.adapter.spans import PredictionSpans
     from ecoserve.serving.core.settings import Level
 
@@ -55,7 +57,8 @@ class PredictionMiddleware:
         self._settings = settings
         self._predictor = predictor
         self._ready: asyncio.Future[None] | None = None
-        self._service: PredictionService | None = None
+        self._service: PredictionService[Any] | None = None
+        self._learner: Learner | None = None
         self._allowed: set[str] = set()
         self._slos: deadlines.SloRule | None = None
         self._bound: WorkBound | None = None
@@ -110,7 +113,7 @@ class PredictionMiddleware:
                     from ecoserve.serving.adapter.engine_stats import watch_engine
 
                     assert self._bound is not None
-                    watch_engine(engine, self._bound)
+                    watch_engine(engine, self._bound, self._learner)
                     if await engine.is_tracing_enabled():
                         from ecoserve.serving.adapter.spans import PredictionSpans
 
@@ -129,6 +132,8 @@ class PredictionMiddleware:
                     task.cancel()
             if self._service is not None:
                 self._service.close()
+            if self._learner is not None:
+                self._learner.close()
 
     async def _start(self) -> None:
         """Load the predictor once, off the event loop; concurrent requests wait for the same load."""
@@ -153,14 +158,23 @@ class PredictionMiddleware:
         if settings.admin_key is not None:
             self._admin = admin.Admin(settings, self._run_level, self._use)
             self._following = asyncio.ensure_future(self._admin.follow())
-        if predictor is not None:
-            self._service = PredictionService(predictor, settings)
+        if settings.learn is not None:
+            from ecoserve.serving.adapter.learner import Learner
+
+            base = cast("LengthPredictor | None", predictor)
+            self._learner = await asyncio.to_thread(Learner, Path(settings.learn), base, self._model_name)
+            self._learner.start()
+        if (asked := self._learner or predictor) is not None:
+            self._service = PredictionService[Any](asked, settings)
             if self._predictor is None:
                 await self._service.warm_up()
 
     async def _use(self, predictor: Predicts) -> None:
         """Predict with ``predictor`` from now on, if it can."""
         assert self._settings is not None
+        if self._learner is not None:
+            what = "this server learns what it predicts with"
+            raise ConfigError(what, where="--learn", fix="start it with the other predictor")
         service = PredictionService(predictor, self._settings)
         try:
             await service.warm_up()
@@ -219,8 +233,16 @@ class PredictionMiddleware:
         async def replay() -> Message:
             return rest.pop(0) if rest else await receive()
 
-        with self._bound.serving(work.tokens) if path in bodies.ASKS else nullcontext():
-            await self.app(scope, replay, send)
+        if work.learnable is not None:
+            # vLLM names the request's id in there.
+            state = scope.setdefault("state", {})
+            send = work.learnable.counting(send)
+        try:
+            with self._bound.serving(work.tokens) if path in bodies.ASKS else nullcontext():
+                await self.app(scope, replay, send)
+        finally:
+            if work.learnable is not None and self._learner is not None:
+                self._learner.over(work.learnable, state)
 
     async def _rewritten(self, path: str, raw: bytes, scope: Scope, work: _Work) -> bytes | None:
         """The JSON body with our values in it, or None to pass it on unchanged; ``work`` gets what is found."""
@@ -262,10 +284,12 @@ class PredictionMiddleware:
             if ask is None:
                 self._count("bypassed")
             else:
-                lengths = await self._predict(ask, headers)
+                lengths = await self._predict(ask, headers, work)
                 if lengths:
                     work.tokens = sum(d.mean() for d in lengths) * bodies.responses(body)
                     add |= bodies.wire_args(ask, lengths) if order is None else {}
+                if bodies.forced(body):
+                    work.learnable = None
         if order is None:
             return bodies.rewrite(raw, body, drop, add)
         work.priority, fields = order.of(path, headers, body, ask, lengths, work.arrival_s)
@@ -295,12 +319,20 @@ class PredictionMiddleware:
         if slo:
             middleware_metrics().slo_values.labels("ignored").inc()
 
-    async def _predict(self, ask: bodies.Ask, headers: Sequence[tuple[bytes, bytes]]) -> Sequence[LengthDistribution]:
+    async def _predict(
+        self, ask: bodies.Ask, headers: Sequence[tuple[bytes, bytes]], work: _Work
+    ) -> Sequence[LengthDistribution]:
         """The lengths of its contexts, closed at the body's own limit; empty without a prediction."""
         assert self._service is not None
         begun, begun_ns = time.perf_counter(), time.time_ns()
-        lengths, outcome = await self._service.predict(ask.requests())
+        found, outcome = await self._service.predict(ask.requests())
         middleware_metrics().seconds.labels().observe(time.perf_counter() - begun)
+        lengths = found
+        if found and self._learner is not None:
+            work.learnable = self._learner.learnable(found)
+            lengths = [note.lengths for note in found]
+            if None in lengths:
+                lengths, outcome = None, "history"
         self._count(outcome)
         if self._spans is not None:
             self._spans.record(headers, begun_ns, outcome, lengths or ())
@@ -361,10 +393,12 @@ async def _read(receive: Receive) -> tuple[bytes | None, list[Message]]:
 
 @dataclass(slots=True)
 class _Work:
-    """A request's arrival (Unix time), the tokens predicted for its responses, and in level ``order`` its priority."""
+    """A request's arrival (Unix time), the tokens predicted for its responses, what is learned from them, and in level
+    ``order`` its priority."""
 
     arrival_s: float
     tokens: float | None = None
+    learnable: Learnable | None = None
     priority: int | None = None
 
 

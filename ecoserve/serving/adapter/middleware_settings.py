@@ -23,6 +23,9 @@ class MiddlewareSettings(BaseModel):
     predictor: str | None = Field(
         None, description="checkpoint of the length predictor, a folder or hub id; without one, finished lengths serve"
     )
+    learn: str | None = Field(
+        None, description="folder to learn response lengths in, from the server's own responses, and to start from"
+    )
     level: Literal["auto", "full", "order"] = Field(
         "auto",
         description="full: our scheduler; order: vLLM's own, by request priorities; auto: full where it knows the "

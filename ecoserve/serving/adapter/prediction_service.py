@@ -17,21 +17,22 @@ from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ecoserve.data import Message
-from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.adapter.metrics import Outcome, logger, middleware_metrics
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
 
 if TYPE_CHECKING:
-    from ecoserve.predictor import Predicts
+    from ecoserve.predictor import LengthPredictor
 
 Chat = Sequence[Message]
+#: What is predicted of a request.
+T = TypeVar("T")
 
 
 @cache
-def shared_predictor(path: str) -> Predicts:
+def shared_predictor(path: str) -> LengthPredictor:
     """The predictor of a checkpoint (folder or hub id), loaded once per process.
 
     Raises:
@@ -43,34 +44,38 @@ def shared_predictor(path: str) -> Predicts:
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class _Job(Generic[T]):
     chats: Sequence[Chat]
-    result: asyncio.Future[list[LengthDistribution]]
+    result: asyncio.Future[list[T]]
     deadline: float
 
 
-class PredictionService:
+class Predictor(Protocol[T]):
+    def predict(self, requests: Sequence[Chat], /) -> list[T]: ...
+
+
+class PredictionService(Generic[T]):
     """A predictor behind a queue, for one event loop, with the settings called ``predict_*``.
 
     The predictor is called from one worker thread only, with at most ``predict_batch`` contexts (more if one request
     has more).
     """
 
-    def __init__(self, predictor: Predicts, settings: MiddlewareSettings) -> None:
+    def __init__(self, predictor: Predictor[T], settings: MiddlewareSettings) -> None:
         self.predictor = predictor
         self._timeout_s = settings.predict_timeout_ms / 1e3
         self._window_s = settings.predict_window_ms / 1e3
         self._max_batch = settings.predict_batch
         self._max_waiting = settings.predict_waiting
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[_Job[T]] = deque()
         self._count = 0
         self._collector: asyncio.Task[None] | None = None
         threads = settings.predict_threads or max(1, min(4, len(os.sched_getaffinity(0)) // 4))
         self._worker = _Worker(predictor, threads)
         self._errors = 0
 
-    async def predict(self, chats: Sequence[Chat]) -> tuple[list[LengthDistribution] | None, Outcome]:
-        """Distributions for ``chats``, in order, or None and the reason. Errors of the predictor end here."""
+    async def predict(self, chats: Sequence[Chat]) -> tuple[list[T] | None, Outcome]:
+        """Predictions for ``chats``, in order, or None and the reason. Errors of the predictor end here."""
         if self._count + len(chats) > self._max_waiting:
             return None, "overload"
         loop = asyncio.get_running_loop()
@@ -131,8 +136,8 @@ class PredictionService:
         self._count += more
         middleware_metrics().predictor_queue.labels().set(self._count)
 
-    def _take(self, now: float) -> list[_Job]:
-        batch: list[_Job] = []
+    def _take(self, now: float) -> list[_Job[T]]:
+        batch: list[_Job[T]] = []
         size = 0
         while self._waiting and (not batch or size + len(self._waiting[0].chats) <= self._max_batch):
             job = self._waiting.popleft()
@@ -142,7 +147,7 @@ class PredictionService:
                 size += len(job.chats)
         return batch
 
-    def _fail(self, batch: list[_Job]) -> None:
+    def _fail(self, batch: list[_Job[T]]) -> None:
         self._errors += 1
         if self._errors & (self._errors - 1) == 0:  # logged the 1st, 2nd, 4th, 8th, ... time
             logger.warning("ecoserve: the length predictor failed (%d times so far)", self._errors, exc_info=True)
@@ -154,7 +159,7 @@ class PredictionService:
 class _Worker:
     """Calls a predictor in one daemon thread: at its end Python waits for an executor's, and a predictor may hang."""
 
-    def __init__(self, predictor: Predicts, threads: int) -> None:
+    def __init__(self, predictor: Predictor[Any], threads: int) -> None:
         self._calls: SimpleQueue[tuple[Sequence[Chat], asyncio.Future[Any]] | None] = SimpleQueue()
         Thread(target=self._run, args=(predictor, threads), name="ecoserve-predict", daemon=True).start()
 
@@ -166,7 +171,7 @@ class _Worker:
     def close(self) -> None:
         self._calls.put(None)
 
-    def _run(self, predictor: Predicts, threads: int) -> None:
+    def _run(self, predictor: Predictor[Any], threads: int) -> None:
         if "torch" in sys.modules:  # the predictor may use it
             sys.modules["torch"].set_num_threads(threads)
         while (call := self._calls.get()) is not None:

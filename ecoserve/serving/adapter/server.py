@@ -76,11 +76,17 @@ def serve(
 
         # Kept: the middleware of a server in this process uses the same object.
         shared_predictor(settings.predictor)
+    if settings.learn is not None:
+        from ecoserve.serving.adapter.learner import locked
+
+        locked(Path(settings.learn)).close()
     try:
         with multiprocess_dir() as folder:
             args = parse(model, vllm_flags)
             fill_in(args, policy, settings.level, replay=settings.replay)
             refuse_unsupported(args, os.environ)
+            if settings.learn is not None:
+                refuse_learning(args)
             check_address(args)
             if note := cpu_defaults(args):
                 print(note, file=sys.stderr)
@@ -203,6 +209,20 @@ def refuse_unsupported(args: Namespace, environment: Mapping[str, str]) -> None:
     for found, flag, what in checks:
         if found:
             raise ConfigError(what, where=flag, fix="leave it out")
+
+
+def refuse_learning(args: Namespace) -> None:
+    """Refuse what ``--learn`` does not work with.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if (args.api_server_count or args.data_parallel_size) > 1:
+        what = "--learn needs one API server, several would learn apart"
+        raise ConfigError(what, where="--api-server-count", fix="give --api-server-count 1")
+    if args.disable_log_stats:
+        what = "--learn has the lengths of responses from these statistics"
+        raise ConfigError(what, where="--disable-log-stats", fix="leave it out")
 
 
 def check_address(args: Namespace) -> None:
