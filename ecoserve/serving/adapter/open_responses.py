@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ecoserve.serving.adapter.metrics import Refusal, middleware_metrics
 from ecoserve.serving.adapter.refusals import error_body, refuse
@@ -47,6 +47,9 @@ class _Open:
 
 class OpenResponses:
     """Runs requests, and knows those whose response is not complete."""
+
+    #: whether the server of this process ends because its engine has failed; vLLM's exit code is 0 then
+    engine_failed: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._open: set[_Open] = set()
@@ -133,6 +136,7 @@ class OpenResponses:
         if self._stops is None:
             self._gone_s = time.monotonic() + (timeout_s or 0.0)
             self._stops = "engine_failed" if engine is not None and engine.errored else "stopping"
+            OpenResponses.engine_failed = self._stops == "engine_failed"
 
     async def _refuse(self, path: str, send: Send) -> None:
         assert self._stops is not None

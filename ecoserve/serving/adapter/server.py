@@ -28,6 +28,7 @@ from ecoserve.serving.adapter.event_log import EventLog
 from ecoserve.serving.adapter.level_file import LEVEL, SharedFile
 from ecoserve.serving.adapter.metrics import multiprocess_dir, publish_level
 from ecoserve.serving.adapter.middleware_settings import MiddlewareSettings
+from ecoserve.serving.adapter.open_responses import OpenResponses
 from ecoserve.serving.adapter.policies import (
     MIDDLEWARE,
     REPLAY,
@@ -336,6 +337,8 @@ async def _run_server(args: Namespace, **uvicorn_flags: Any) -> None:
     _stop_on_signals()
     address, listener = setup_server(args, reuse_port=False)
     await run_server_worker(address, listener, args, **uvicorn_flags)
+    if OpenResponses.engine_failed:
+        raise RunError("the engine has failed", where="vLLM's server", fix="its log above says why")
 
 
 def _stop_on_signals() -> None:

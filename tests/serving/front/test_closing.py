@@ -85,13 +85,17 @@ def test_a_stream_that_the_drain_cuts_off_ends_with_the_reason() -> None:
     assert done["body"] == b"data: [DONE]\n\n"
 
 
-def test_who_has_no_answer_yet_gets_503() -> None:
+def test_who_has_no_answer_yet_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenResponses, "engine_failed", False)
+
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(3600)
 
     sent = stop_while_open(slow)
     assert (sent.status, sent.message, sent.retry_after) == (503, "the server is shutting down", 1)
+    assert not OpenResponses.engine_failed
     sent = stop_while_open(slow, SimpleNamespace(errored=True, shutdown=None))
+    assert OpenResponses.engine_failed
     assert (sent.status, sent.message) == (503, "the engine has failed; the server's log says why")
 
 
