@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from stateful_rig import Driven
-from virtual_rig import SOURCES, Case, Spec, random_case, same
+from virtual_rig import LAYOUTS, SOURCES, Case, Spec, random_case, same
 
 #: More unfinished requests than this are not needed to fill any of these engines.
 CROWD = 40
@@ -34,8 +34,10 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
     """Engines and settings without requests; ``fixed`` fields of the case are not drawn."""
 
     def engine(number: int) -> Case:
-        case = random_case(number, most=1, aborts=False, **fixed)
         more = random.Random(number)
+        if number % 2:
+            fixed = {"layout": random.Random(f"{number} layout").choice(list(LAYOUTS)), **fixed}
+        case = random_case(number, most=1, aborts=False, **fixed)
         knobs = dict(case.knobs) | {
             "paused_share": more.choice([0.02, 0.02, 0.0, 0.25, 1.0]),
         }

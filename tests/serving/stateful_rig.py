@@ -67,7 +67,7 @@ class Driven(ByHand):
         s = self.scheduler
         s.scheduler_config.long_prefill_token_threshold = long_prefill
         self.clock = s.clock = HandClock()
-        self.worker = StrictWorker(case)
+        self.worker = StrictWorker(case, s)
         self.admission = Admission(s)
         self.shortage = Shortage(s)
         self.lives = Lives(s)

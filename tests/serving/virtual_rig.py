@@ -584,6 +584,15 @@ def random_case(seed: int, **fixed: Any) -> Case:
         "resets": tuple(sorted(rng.sample(range(1, 150), rng.randint(1, 4)))) if resets else (),
         "knobs": tuple((n, v) for n, v in knobs.items() if v is not None),
     }
+    made = drawn | fixed
+    if (layout := made.get("layout", "full")) != "full":
+        # Of several groups some need few blocks: room for one longest request, and little more.
+        shape = Case((), block_size=block_size, max_model_len=longest, prefix_caching=made["prefix_caching"])
+        specs_of = LAYOUTS[layout](shape)
+        whole = -(-longest // block_size) + 1
+        few = [isinstance(s, MambaSpec) and s.mamba_cache_mode != "all" for s in specs_of]
+        most_needed = sum(3 if bounded else whole for bounded in few)
+        blocks = max(most_needed, blocks * len(specs_of) // 2)
     return Case(
         tuple(specs),
         blocks=blocks,
@@ -592,7 +601,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
         max_num_seqs=seqs,
         max_num_batched_tokens=rng.randint(max(seqs, 8), 256) if chunked else max(longest, seqs),
         chunked_prefill=chunked,
-        **(drawn | fixed),
+        **made,
     )
 
 

@@ -29,11 +29,23 @@ LEAST_PROMPT_TOKENS: Final = 64
 
 
 class ForwardSize:
-    """``most_tokens``: vLLM's most tokens of a forward; without ``chunked_prefill`` every forward may have as many."""
+    """The size of each forward.
+
+    Args:
+        most_tokens: vLLM's most tokens of a forward.
+        chunked_prefill: without it every forward may have as many.
+        least_chunk: tokens of which vLLM makes a prompt's chunks, whole ones only (states that are cached a block).
+    """
 
     def __init__(
-        self, settings: SchedulerSettings, most_tokens: int, forecast: Forecast, chunked_prefill: bool = True
+        self,
+        settings: SchedulerSettings,
+        most_tokens: int,
+        forecast: Forecast,
+        chunked_prefill: bool = True,
+        least_chunk: int = 1,
     ) -> None:
+        self._least_chunk = least_chunk
         self._chunked = chunked_prefill
         self._target = settings.target_forward_tokens
         self._most = most_tokens
@@ -64,7 +76,8 @@ class ForwardSize:
         backlog = sum(t.known_tokens - t.written for t in prefills) + min(self._waiting_tokens, free_tokens)
         spread = max(1.0, math.sqrt(len(decodes) / max(1, prompts)))
         room = min(backlog / spread, self._by_deadline(decodes, prefills, now))
-        return min(self._most, len(decodes) + max(LEAST_PROMPT_TOKENS, int(room)))
+        chunks = -(-max(LEAST_PROMPT_TOKENS, int(room)) // self._least_chunk)
+        return min(self._most, len(decodes) + chunks * self._least_chunk)
 
     def _by_deadline(self, decodes: list[Task], prefills: list[Task], now: float) -> float:
         """Prompt tokens that the decodes' deadlines allow."""

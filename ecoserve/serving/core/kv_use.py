@@ -97,6 +97,8 @@ class KVUse:
         self.block_size = min((g.block_size for g in grows), default=1)
         #: blocks per token of a growing request
         self.blocks_per_token = sum(g.copies / g.block_size for g in grows)
+        #: tokens of which a prompt's chunks are multiples
+        self.least_chunk = max((g.block_size for g in self.groups if g.states is not None), default=1)
         #: whether a prompt being computed holds no more than a decode of its length
         self.lasting = all(g.lasting for g in self.groups)
 

@@ -110,7 +110,7 @@ class Planner:
         self.ledger = Ledger(usable_blocks, kv_use)
         self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0)
         self.pace = Pace(settings.target_forward_tokens or max_step_tokens)
-        self.forward_size = ForwardSize(settings, max_step_tokens, self.forecast, chunked_prefill)
+        self.forward_size = ForwardSize(settings, max_step_tokens, self.forecast, chunked_prefill, kv_use.least_chunk)
         self.ordering: Ordering = load(ORDERINGS[parts.ordering])(settings, self.pace)
         self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(
             settings, self.ledger, self.forecast, self.ordering
