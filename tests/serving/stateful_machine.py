@@ -35,9 +35,8 @@ def engines(**fixed: Any) -> st.SearchStrategy[Case]:
 
     def engine(number: int) -> Case:
         more = random.Random(number)
-        if number % 2:
-            fixed = {"layout": random.Random(f"{number} layout").choice(list(LAYOUTS)), **fixed}
-        case = random_case(number, most=1, aborts=False, **fixed)
+        layout = random.Random(f"{number} layout").choice(list(LAYOUTS)) if number % 2 else "full"
+        case = random_case(number, most=1, aborts=False, **{"layout": layout, **fixed})
         knobs = dict(case.knobs) | {
             "paused_share": more.choice([0.02, 0.02, 0.0, 0.25, 1.0]),
         }
