@@ -54,6 +54,12 @@ class EngineLimits(BaseModel):
     max_num_batched_tokens: int = Field(2048, ge=1, description="tokens per step")
     max_model_len: int = Field(4096, ge=2, description="tokens of prompt and response")
     prefix_caching: bool = Field(False, description="share the KV of equal prefixes")
+    kv_groups: str = Field(
+        "full",
+        pattern=r"^(\d+ )?(full|mla|state|(window|chunk) \d+)( \+ (\d+ )?(full|mla|state|(window|chunk) \d+))*$",
+        description="groups of layers by how they keep KV, as: full + 5 window 1024, mla, 2 chunk 8192, full + 3 state",
+        json_schema_extra={"metavar": "GROUPS"},
+    )
 
 
 class EngineShape(EngineLimits):
@@ -65,6 +71,37 @@ class EngineShape(EngineLimits):
     scheduling_policy: str = Field("fcfs", pattern="fcfs|priority")
     runner: int = Field(1, ge=1, le=2, description="vLLM's model runner, V1 or V2")
     depth: int = Field(1, ge=1, description="steps in flight at a time; more than one: asynchronous scheduling")
+
+
+def layers_of(limits: EngineLimits) -> dict[str, Any]:
+    """vLLM's KV cache spec of one layer for each of ``limits.kv_groups``, all with blocks of one size in bytes.
+
+    A state is one block a request; with prefix caching it is one a block of tokens, of which the last are kept.
+    """
+    import torch
+    from vllm.v1 import kv_cache_interface as kv
+
+    size = limits.block_size
+    attention: dict[str, Any] = {"block_size": size, "num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    layers: dict[str, Any] = {}
+    for term in limits.kv_groups.split(" + "):
+        words = term.split()
+        count = int(words.pop(0)) if words[0].isdigit() else 1
+        match words:
+            case ["window", tokens]:
+                spec: Any = kv.SlidingWindowSpec(**attention, sliding_window=int(tokens))
+            case ["chunk", tokens]:
+                spec = kv.ChunkedLocalAttentionSpec(**attention, attention_chunk_size=int(tokens))
+            case ["state"]:
+                mode = "align" if limits.prefix_caching else "none"
+                block = size if limits.prefix_caching else limits.max_model_len
+                spec = kv.MambaSpec(block, shapes=((2, size),), dtypes=(torch.float32,), mamba_cache_mode=mode)
+            case ["mla"]:
+                spec = kv.MLAAttentionSpec(**attention | {"head_size": 2})
+            case _:
+                spec = kv.FullAttentionSpec(**attention)
+        layers |= {f"{term} {i}": spec for i in range(count)}
+    return layers
 
 
 @lru_cache(maxsize=1)
@@ -95,12 +132,11 @@ def make_scheduler(
 ) -> Any:
     """An instance of a vLLM scheduler class with a KV cache of ``shape.kv_blocks`` usable blocks.
 
-    ``layers``: layer name -> vLLM's KV cache spec, grouped as vLLM does; by default full attention.
+    ``layers``: layer name -> vLLM's KV cache spec, grouped as vLLM does; by default those of the shape.
 
     Raises ConfigError if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
     """
     quiet_vllm()
-    import torch
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
     from vllm.v1.core.kv_cache_utils import (
         generate_scheduler_kv_cache_config,
@@ -108,7 +144,7 @@ def make_scheduler(
         get_max_concurrency_for_kv_cache_config,
         resolve_kv_cache_block_sizes,
     )
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, MambaSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     folder = _model_folder()
@@ -145,9 +181,7 @@ def make_scheduler(
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, "), where="vLLM's engine") from None
     blocks = shape.kv_blocks + 1
     config.cache_config.num_gpu_blocks = blocks
-    if layers is None:
-        spec = FullAttentionSpec(block_size=shape.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-        layers = {"layer": spec}
+    layers = layers or layers_of(shape)
     config.scheduler_config.async_scheduling = shape.depth > 1
     config.cache_config.kv_cache_layout = "LBNHC"  # vLLM's most common; a worker would say which
     for mamba in (s for s in layers.values() if isinstance(s, MambaSpec)):

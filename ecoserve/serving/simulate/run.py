@@ -17,6 +17,7 @@ from ecoserve.serving.simulate.engine import (
     EngineShape,
     LazyRequest,
     PromptIds,
+    layers_of,
     make_request,
     make_scheduler,
     quiet_vllm,
@@ -68,7 +69,8 @@ def check(settings: SimulateSettings) -> Machine:
     LengthSource.parse(settings.lengths)
     settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, machine.cost)})
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
-    _scheduler(settings, min(machine.blocks, -(-settings.max_model_len // settings.block_size)))
+    whole = 2 + -(-(settings.max_model_len + settings.max_num_batched_tokens) // settings.block_size)
+    _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))))
     return machine
 
 
@@ -90,11 +92,11 @@ def _demand_peak(roomy: str) -> int:
     load = _load(settings)
     cost = machine_of(settings).cost
     shares = [load[i :: settings.replicas] for i in range(settings.replicas)]
-    if not (settings.prefix_caching and PromptIds(load).shared):
+    if settings.kv_groups == "full" and not (settings.prefix_caching and PromptIds(load).shared):
         return sum(
             demand_peak(s, cost, settings.depth, settings.block_size, settings.max_num_batched_tokens) for s in shares
         )
-    room = settings.requests * -(-settings.max_model_len // settings.block_size)
+    room = settings.requests * -(-settings.max_model_len // settings.block_size) * len(layers_of(settings))
     peak = 0
     for share in shares:
         prompts = PromptIds(load)

@@ -11,7 +11,7 @@ from pydantic import Field
 from ecoserve.errors import ConfigError
 from ecoserve.serving.forward_run import profile_sizes, target_forward_size
 from ecoserve.serving.simulate.cost import LinearCost, StepCost, StepWork
-from ecoserve.serving.simulate.engine import EngineLimits
+from ecoserve.serving.simulate.engine import EngineLimits, layers_of
 from ecoserve.serving.simulate.loop import RouterName
 from ecoserve.serving.simulate.replica import Charge
 from ecoserve.serving.workload import LoadSettings
@@ -97,6 +97,7 @@ def machine_of(settings: SimulateSettings) -> Machine:
     blocks = s.blocks
     if blocks is None:
         blocks = gpu.kv_blocks(s.block_size, s.max_num_seqs, s.max_num_batched_tokens, s.gpu_memory_utilization)
+        blocks *= len(layers_of(s))  # a block holds one group's layers only
     return Machine(gpu, blocks, gpu.shape.max_model_len)
 
 
