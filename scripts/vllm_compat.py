@@ -1,12 +1,14 @@
 """What another version of vLLM breaks, without installing it: its Python code laid over this environment, in a folder.
 
-    python scripts/vllm_compat.py 0.33.0 [--with PACKAGE ...] [TESTS ...]
+    python scripts/vllm_compat.py 0.33.0 [--with PACKAGE ...] [--compiled] [TESTS ...]
 
 Fetches the wheel of that version (some 340 MB), or takes a folder with an unpacked wheel or a wheel instead. On it run
 the contract and the tests that need no kernel: adapter, core, front, virtual time. Printed are the files that we import
 and that differ from the installed version's, the names that have moved, and the tests that fail with their reasons.
-vLLM's compiled parts are left out. A package that the new version wants and this environment lacks is said; ``--with``
-lays it over, too. Exit code 0 if nothing breaks, 1 if something does, 2 if there is no such version.
+A package that the new version wants and this environment lacks is said; ``--with`` lays it over, too. The wheel's
+compiled parts are left out. With ``--compiled`` those of the installed version take their place, and tests of engines
+and servers run as well: vLLM promises nothing of the kind, so what fails then may fail for that. Exit code 0 if nothing
+breaks, 1 if something does, 2 if there is no such version.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("tests/serving",)
 #: vLLM's wheels are made for one Python and any later one.
 WHEEL = ("--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_31_x86_64")
+
+#: Left out of a wheel.
+COMPILED = (".so", ".cu", ".cuh", ".h", ".hpp", "vllm-rs")
 
 CONTRACT = """
 import json
@@ -52,19 +58,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--with", dest="packages", action="append", default=[], metavar="PACKAGE", help="laid over, too"
     )
+    parser.add_argument("--compiled", action="store_true", help="run engines too, on the installed compiled parts")
     parser.add_argument("--scratch", type=Path, help="folder to work in, and to keep; default a temporary one")
     given = parser.parse_intermixed_args(arguments)
+    sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory(prefix="vllm-compat-") as temporary:
         scratch: Path = (given.scratch or Path(temporary)).resolve()
         scratch.mkdir(parents=True, exist_ok=True)
         try:
             overlay = unpacked(given.vllm, scratch)
+            if given.compiled:
+                overlay = with_compiled(overlay, scratch / "compiled")
             if given.packages:
                 pip("install", "--no-deps", "--upgrade", "--target", str(scratch / "with"), *given.packages)
         except FileNotFoundError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        return compare(overlay, scratch, given.tests)
+        return compare(overlay, scratch, given.tests, "" if given.compiled else "not engine and not server")
 
 
 def unpacked(source: str, scratch: Path) -> Path:
@@ -88,8 +98,18 @@ def unpacked(source: str, scratch: Path) -> Path:
         (path,) = scratch.glob(f"vllm-{source}-*.whl")
     overlay = scratch / "overlay"
     with zipfile.ZipFile(path) as wheel:
-        wheel.extractall(overlay, [n for n in wheel.namelist() if n.endswith(".py") or ".dist-info/" in n])
+        wheel.extractall(overlay, [n for n in wheel.namelist() if not n.endswith(COMPILED)])
     return overlay
+
+
+def with_compiled(overlay: Path, target: Path) -> Path:
+    """A copy of vLLM in ``overlay`` that has the installed version's compiled parts."""
+    ignored = shutil.ignore_patterns(*(f"*{end}" for end in COMPILED))
+    for folder in (overlay / "vllm", *overlay.glob("vllm*.dist-info")):
+        shutil.copytree(folder, target / folder.name, dirs_exist_ok=True, ignore=ignored)
+    for part in installed().glob("vllm/*.so"):
+        shutil.copy(part, target / "vllm")
+    return target
 
 
 def pip(*arguments: str) -> None:
@@ -100,7 +120,7 @@ def pip(*arguments: str) -> None:
         raise FileNotFoundError(f"pip cannot get {arguments[-1]}: {last[0] if last else 'it says nothing'}")
 
 
-def compare(overlay: Path, scratch: Path, tests: list[str]) -> int:
+def compare(overlay: Path, scratch: Path, tests: list[str], marks: str) -> int:
     """Contract and tests on the overlay; prints what moved and returns the exit code."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(overlay), str(scratch / "with"), str(ROOT)]),
@@ -122,7 +142,7 @@ def compare(overlay: Path, scratch: Path, tests: list[str]) -> int:
         print(f"moved: {line}")
     report = scratch / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not engine and not server", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "-p", "no:cacheprovider"]
     command += [f"--basetemp={scratch / 'tests'}", f"--junitxml={report}", *tests]
     code = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
     if not report.is_file():
@@ -144,7 +164,7 @@ def compare(overlay: Path, scratch: Path, tests: list[str]) -> int:
 def unmet(overlay: Path) -> list[str]:
     """Packages that the wheel wants for this Python and that are not installed, and versions that do not fit."""
     out = []
-    for info in overlay.glob("vllm-*.dist-info/METADATA"):
+    for info in overlay.glob("vllm*.dist-info/METADATA"):
         for line in HeaderParser().parsestr(info.read_text()).get_all("Requires-Dist", []):
             wanted = Requirement(line)
             if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
@@ -156,23 +176,28 @@ def unmet(overlay: Path) -> list[str]:
 
 def changed(overlay: Path, modules: list[str]) -> list[str]:
     """Files of the modules that we import which differ from the installed ones: lines added and removed."""
-    spec = util.find_spec("vllm")
-    if spec is None or spec.origin is None:
-        return []
-    installed = Path(spec.origin).parent.parent
+    own = installed()
     out = []
     for module in modules:
         name = module.replace(".", "/")
-        path = next((p for p in (f"{name}.py", f"{name}/__init__.py") if (installed / p).is_file()), None)
+        path = next((p for p in (f"{name}.py", f"{name}/__init__.py") if (own / p).is_file()), None)
         if path is None:
             continue
-        command = ["git", "diff", "--no-index", "--numstat", str(installed / path), str(overlay / path)]
+        command = ["git", "diff", "--no-index", "--numstat", str(own / path), str(overlay / path)]
         stat = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
         if stat:
             out.append(f"{path} +{stat[0]} -{stat[1]}")
         elif not (overlay / path).is_file():
             out.append(f"{path} is gone")
     return out
+
+
+def installed() -> Path:
+    """The folder that the installed vLLM is in."""
+    spec = util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("no vLLM is installed; run `make setup`")
+    return Path(spec.origin).parent.parent
 
 
 def outcome(report: Path) -> tuple[int, dict[str, list[str]]]:

@@ -34,6 +34,14 @@ def test_the_python_part_is_unpacked_and_what_it_lacks_here_is_said(wheel: Path,
     assert script.unmet(overlay) == ["no-such-package>2"]
 
 
+def test_compiled_parts_are_the_installed_ones(monkeypatch: pytest.MonkeyPatch, wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "own/vllm").mkdir(parents=True)
+    (tmp_path / "own/vllm/_C_cpu.so").write_text("ours")
+    monkeypatch.setattr(script, "installed", lambda: tmp_path / "own")
+    target = script.with_compiled(script.unpacked(str(wheel), tmp_path / "scratch"), tmp_path / "compiled")
+    assert {p.name for p in (target / "vllm").iterdir()} == {"__init__.py", "_C_cpu.so"}
+
+
 @pytest.mark.parametrize("source", ["latest", "0", "no/folder", "{tmp}"])
 def test_no_such_vllm_is_one_line_and_exit_code_2(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -122,7 +122,7 @@ def needs(package: Path = Path(ecoserve.__file__).parent) -> tuple[Need, ...]:
     """Every name of vLLM that a module of ours uses, in order of files and lines."""
     found: list[Need] = []
     for path, tree, imported, classes in _modules(package):
-        reader = _Reader(path, imported)
+        reader = _Reader(path, tree, imported)
         for node in ast.walk(tree):
             reader.read(node)
         for own in classes:
@@ -181,9 +181,14 @@ def _is_self(node: ast.Attribute) -> bool:
 class _Reader:
     """Collects what one module of ours uses."""
 
-    def __init__(self, path: str, imported: dict[str, str]) -> None:
+    def __init__(self, path: str, tree: ast.Module, imported: dict[str, str]) -> None:
         self.path = path
         self.imported = imported
+        # A parameter that is annotated with a class of ours is no object of vLLM's, whatever its name.
+        typed = ((a.arg, a.annotation) for a in ast.walk(tree) if isinstance(a, ast.arg))
+        known = {*imported, "Any"}
+        ours = {name for name, kind in typed if isinstance(kind, ast.Name) and kind.id not in known}
+        self.objects = {n: c for n, c in OBJECTS.items() if n not in ours} if "/adapter/" in path else {}
         self.found: list[Need] = []
         self._calls: dict[ast.expr, ast.Call] = {}
 
@@ -220,7 +225,7 @@ class _Reader:
         name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else ""
         if isinstance(value, ast.Name) and name in self.imported:
             return self.imported[name]
-        return OBJECTS.get(f"{name}[]" if items else name) if "/adapter/" in self.path else None
+        return self.objects.get(f"{name}[]" if items else name)
 
     def _add(
         self, place: str, node: ast.stmt | ast.expr, takes: tuple[str, ...] | None = None, own: bool = False

@@ -201,11 +201,12 @@ def refuse_unsupported(args: Namespace, environment: Mapping[str, str]) -> None:
     """
     rust = environment.get("VLLM_USE_RUST_FRONTEND", "0").lower() not in ("", "0", "false")
     no_middleware = "is not supported: it has no place for the prediction middleware"
+    given = vars(args).get  # not every version has every flag
     checks: list[tuple[Any, str, str]] = [
-        (args.grpc or args.grpc_port is not None, "--grpc", f"the gRPC front end {no_middleware}"),
+        (given("grpc") or given("grpc_port") is not None, "--grpc", f"the gRPC front end {no_middleware}"),
         (rust, "VLLM_USE_RUST_FRONTEND", f"the Rust front end {no_middleware}"),
-        (args.headless, "--headless", "engines without an API server are not supported"),
-        (args.data_parallel_multi_port_external_lb, "--data-parallel-multi-port-external-lb", "is not supported"),
+        (given("headless"), "--headless", "engines without an API server are not supported"),
+        (given("data_parallel_multi_port_external_lb"), "--data-parallel-multi-port-external-lb", "is not supported"),
     ]
     for found, flag, what in checks:
         if found:
@@ -308,10 +309,11 @@ def check_kv_blocks(config: Any) -> None:
 
 def _run(args: Namespace, report: Path) -> None:
     """vLLM's server. An error that ends the engine's process is in ``report``, and becomes ours."""
+    from vllm import logger
     from vllm.entrypoints.cli import serve as command
-    from vllm.logger import configure_logging_from_args
 
-    configure_logging_from_args(args)
+    if hasattr(logger, "configure_logging_from_args"):  # 0.30 has no such flags
+        logger.configure_logging_from_args(args)
     command.run_server = _run_server
     report_errors(report)
     try:

@@ -72,6 +72,9 @@ class Second(First):
         self.finish_requests("a", finished_status=1)
         super()._free_blocks(1)
         return command.run_server, self.mine
+
+def apart(session: First):
+    return session.anything
 """
 
 

@@ -121,6 +121,11 @@ def test_the_rust_front_end_is_refused(server: Any, model_config_dir: Path) -> N
         server.refuse_unsupported(args, {"VLLM_USE_RUST_FRONTEND": "1"})
 
 
+def test_a_version_without_the_flags_that_are_refused_passes(server: Any) -> None:
+    """vLLM 0.31 has no --grpc-port."""
+    server.refuse_unsupported(Namespace(), {})
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
