@@ -71,6 +71,7 @@ def serve(
     """
     settings = settings or MiddlewareSettings()
     _stop_on_signals()
+    check_policy(policy, settings.level)
     check_model(model)
     if settings.predictor is not None:
         from ecoserve.serving.adapter.prediction_service import shared_predictor
@@ -84,7 +85,7 @@ def serve(
     try:
         with multiprocess_dir() as folder:
             args = parse(model, vllm_flags)
-            fill_in(args, policy, settings.level, replay=settings.replay)
+            fill_in(args, policy, replay=settings.replay)
             refuse_unsupported(args, os.environ)
             if settings.learn is not None:
                 refuse_learning(args)
@@ -146,23 +147,31 @@ def check_model(model: str) -> None:
         raise ConfigError("is not in the local cache, and HF_HUB_OFFLINE is set", where=model, fix="give a folder")
 
 
-def fill_in(args: Namespace, policy: str, level: str = "auto", *, replay: bool = False) -> None:
-    """Put our parts into vLLM's parsed arguments, as for level ``full``.
+def check_policy(policy: str, level: str) -> None:
+    """See that there is such a policy, and that it can be served at the level that is asked for.
 
     Raises:
-        ConfigError: for a policy or scheduler setting that is not known, or flags of the operator that contradict.
+        ConfigError: if not.
     """
     if policy != STOCK and policy not in POLICIES:
         raise ConfigError(
             f"policy {policy!r} is not known", where="--policy", fix=f"one of {', '.join((*POLICIES, STOCK))}"
         )
+    if level != "auto" and (policy == STOCK or (level == "order" and policy != DEFAULT)):
+        raise ConfigError(f"level {level} contradicts --policy {policy}", where="--level", fix="leave one of them out")
+
+
+def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
+    """Put our parts into vLLM's parsed arguments, as for level ``full``.
+
+    Raises:
+        ConfigError: for a policy or scheduler setting that is not known, or flags of the operator that contradict.
+    """
     place = f"--additional-config {CONFIG_KEY}"
     given = args.additional_config or {}
     own = given.get(CONFIG_KEY, {}) if isinstance(given, Mapping) else None
     if not isinstance(own, Mapping):
         raise ConfigError(f"is not a JSON object, or its key {CONFIG_KEY} is not", where="--additional-config")
-    if level != "auto" and (policy == STOCK or (level == "order" and policy != DEFAULT)):
-        raise ConfigError(f"level {level} contradicts --policy {policy}", where="--level", fix="leave one of them out")
     if policy == STOCK and own:
         raise ConfigError(f"policy {STOCK} is vLLM's own scheduler, which takes no settings of ours", where=place)
     if policy != STOCK:

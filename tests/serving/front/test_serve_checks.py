@@ -90,7 +90,6 @@ def test_the_stock_policy_is_vllms_own_scheduler(server: Any, model_config_dir: 
         (["--additional-config", '{"ecoserve": 5}'], "ecoserve", "--additional-config"),
         (["--additional-config", "{"], "ecoserve", "--additional-config"),
         (["--additional-config", '{"ecoserve": {"reserve": 0.1}}'], "vllm", "no settings of ours"),
-        ([], "fastest", "--policy: policy 'fastest' is not known"),
         (["--additional-config", '{"ecoserve": {"event_log": "/proc/none/events"}}'], "ecoserve", "cannot be written"),
     ],
 )
