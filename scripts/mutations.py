@@ -60,13 +60,13 @@ MUTATIONS = (
     Mutation(
         "a paused request stays in the list of the paused when its client goes away",
         "adapter/pausing.py",
-        "        super()._free_blocks(request)\n        self.paused_at.pop(request.request_id, None)\n",
-        "        super()._free_blocks(request)\n",
+        "        self.paused_at.pop(request.request_id, None)\n        return out\n",
+        "        return out\n",
     ),
     Mutation(
         "a paused request may come back in the step that paused it",
         "adapter/pausing.py",
-        "return int(request.num_in_flight_tokens) == 0 and self.current_step > paused_at + 1",
+        "return int(request.num_in_flight_tokens) == dropped and self.current_step > paused_at + 1",
         "return True",
     ),
     Mutation(

@@ -99,6 +99,7 @@ def engine_of(log: VllmLog, model: GpuModel) -> EngineShape:
         chunked_prefill=s.chunked_prefill,
         scheduling_policy=s.scheduling_policy,
         runner=s.depth,
+        depth=s.depth,
     )
 
 

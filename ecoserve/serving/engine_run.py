@@ -43,7 +43,7 @@ class SchedulerWatch:
         self.restart()
         scheduler.schedule = self._timed(scheduler.schedule, self.schedule_s)
         scheduler.update_from_output = self._timed(scheduler.update_from_output, self.update_s, self._sample)
-        scheduler._free_blocks = self._noting(scheduler._free_blocks)
+        scheduler._free_request = self._noting(scheduler._free_request)
 
     def restart(self) -> None:
         self._before = asdict(self._scheduler.counters)
@@ -80,9 +80,9 @@ class SchedulerWatch:
         return timed
 
     def _noting(self, free: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(request: Any) -> Any:
+        def noting(request: Any, *args: Any, **kwargs: Any) -> Any:
             self.preemptions_of[request.request_id] = request.num_preemptions
-            return free(request)
+            return free(request, *args, **kwargs)
 
         return noting
 

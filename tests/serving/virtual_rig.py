@@ -33,9 +33,9 @@ from ecoserve.serving.core import keys
 from ecoserve.serving.core.kv_policy import Ranked
 from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.simulate.cost import LinearCost
-from ecoserve.serving.simulate.engine import EOS, WORD, EngineShape, make_request, make_scheduler
+from ecoserve.serving.simulate.engine import WORD, EngineShape, make_request, make_scheduler
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
-from ecoserve.serving.simulate.replica import Replica
+from ecoserve.serving.simulate.replica import Replica, tokens_out, update_drafts
 from ecoserve.serving.simulate.worker import NULL_BLOCK, WorkerError, WorkerModel
 
 OURS = tuple(POLICIES)
@@ -88,6 +88,10 @@ class Case:
     knobs: tuple[tuple[str, Any], ...] = ()
     #: at these steps (counted from 1) vLLM's reset_prefix_cache(reset_running_requests=True) is called
     resets: tuple[int, ...] = ()
+    #: stages of the pipeline; draft tokens of a step, and the share of them that is accepted
+    stages: int = 1
+    drafts: int = 0
+    acceptance: float = 0.6
 
     def shape(self) -> EngineShape:
         """The engine's shape."""
@@ -103,6 +107,8 @@ class Case:
             scheduling_policy=self.scheduling_policy,
             runner=self.runner,
             depth=self.depth,
+            stages=self.stages,
+            speculative_tokens=self.drafts,
         )
 
 
@@ -248,17 +254,19 @@ class StrictWorker(WorkerModel):
         before = dict.fromkeys(self._previous)
         super().execute(output)
         scheduled = output.num_scheduled_tokens
+        drafts = {n: len(ids) for n, ids in output.scheduled_spec_decode_tokens.items()}
         for new in output.scheduled_new_reqs:
             if new.req_id not in self._prompts:
                 self._prompts[new.req_id] = list(new.prompt_token_ids)
                 self._chains[new.req_id] = []
             known = new.prompt_token_ids if self.runner == 1 else new.prefill_token_ids
-            if len(known) < new.num_computed_tokens + scheduled[new.req_id]:
+            if len(known) < new.num_computed_tokens + scheduled[new.req_id] - drafts.get(new.req_id, 0):
                 raise WorkerError(f"request {new.req_id} is sent as new without all of its input tokens")
         cached = output.scheduled_cached_reqs
         for name, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
             away = name not in before or name in cached.resumed_req_ids
-            if self.runner == 1 and away and len(cached.all_token_ids[name]) < computed + scheduled[name]:
+            due = computed + scheduled[name] - drafts.get(name, 0)
+            if self.runner == 1 and away and len(cached.all_token_ids[name]) < due:
                 raise WorkerError(f"request {name} comes back without all of its input tokens")
         written: dict[tuple[int, int], str] = {}
         states: list[tuple[int, int]] = []
@@ -331,9 +339,11 @@ def drive(
     *,
     cost: Any = None,
     on_step: Callable[[Any], None] | None = None,
+    acceptance: float = 0.0,
+    stages: int = 1,
 ) -> LoopResult:
     """Run a load on one replica; ``on_step`` gets the output of every scheduled step."""
-    replica = Replica(scheduler, cost or LinearCost(), depth, worker)
+    replica = Replica(scheduler, cost or LinearCost(), depth, worker, acceptance=acceptance, stages=stages)
     replica.on_step = on_step
     return run_replicas([replica], arrivals)
 
@@ -368,7 +378,8 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
             ledger, forecast = scheduler.planner.ledger, scheduler.planner.forecast
             holders = ledger.holders()
             usage = forecast.usage(holders).cumulative().row(len(holders))
-            held = sum(max(0, ledger.blocks(t.span_tokens()) - t.shared_blocks) for t in holders)
+            ahead = ledger.kv_use.ahead
+            held = sum(max(0, ledger.blocks(t.span_tokens() + ahead) - t.shared_blocks) for t in holders)
             assert forecast.peak(usage, 0.0) >= usage.mean[0] >= held - 1e-6, "some KV is not in the forecast"
             assert usage.mean[0] == pytest.approx(held) or not ledger.kv_use.lasting
         if case.policy != STOCK:
@@ -378,7 +389,15 @@ def play(case: Case, on_step: Callable[[Any, Any], None] | None = None, keep_out
         if step in case.resets:
             assert scheduler.reset_prefix_cache(reset_running_requests=True)
 
-    result = drive(scheduler, arrivals_of(case), case.depth, StrictWorker(case, scheduler), on_step=stepped)
+    result = drive(
+        scheduler,
+        arrivals_of(case),
+        case.depth,
+        StrictWorker(case, scheduler),
+        on_step=stepped,
+        acceptance=case.acceptance,
+        stages=case.stages,
+    )
     check_end(case, scheduler, result)
     if lives is not None:
         lives.check()
@@ -462,6 +481,7 @@ class ByHand:
     def __init__(self, scheduler: Any, answers: dict[str, int] | None = None) -> None:
         self.scheduler = scheduler
         self.answers = answers or {}
+        self.acceptance = 0.6
         self.flights: list[tuple[Any, list[str]]] = []
         #: tokens that came out, by request id
         self.tokens: dict[str, int] = {}
@@ -486,12 +506,14 @@ class ByHand:
             if name not in sampling or request is None:
                 sampled.append([])
                 continue
-            last = request.num_output_tokens + 1 >= self.answers.get(name, 10**9)
-            sampled.append([EOS if last else WORD])
+            drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
+            given = request.num_output_tokens
+            sampled.append(tokens_out(name, given, self.answers.get(name, 10**9), drafts, self.acceptance))
         result = ModelRunnerOutput(
             req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
         )
         out = [o for batch in self.scheduler.update_from_output(output, result).values() for o in batch.outputs]
+        update_drafts(self.scheduler, names)
         for one in out:
             self.tokens[one.request_id] = self.tokens.get(one.request_id, 0) + len(one.new_token_ids)
         return out

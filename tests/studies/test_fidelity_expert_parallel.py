@@ -48,7 +48,7 @@ def test_what_replicas_send_goes_over_the_link(model: GpuModel) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_every_request_ends_and_no_replica_is_ahead(model: GpuModel, depth: int) -> None:
-    shape = EngineShape(kv_blocks=2000, max_model_len=4096, max_num_seqs=8, runner=depth)
+    shape = EngineShape(kv_blocks=2000, max_model_len=4096, max_num_seqs=8, runner=depth, depth=depth)
     ends: dict[int, list[float]] = {0: [], 1: []}
 
     class Watch:

@@ -47,6 +47,25 @@ class CountingScheduler(AsyncScheduler):
             waiting_generations=len(self.kv_holding_waiting),
         )
 
+    # What AsyncScheduler adds counts tokens under way. vLLM gives a synchronous engine the class without it, so these
+    # two do as well: with drafts or pipeline stages it matters.
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        if self.scheduler_config.async_scheduling:
+            super()._update_after_schedule(scheduler_output)
+        else:
+            super(AsyncScheduler, self)._update_after_schedule(scheduler_output)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        out: tuple[list[int], bool]
+        if self.scheduler_config.async_scheduling:
+            out = super()._update_request_with_output(request, new_token_ids, is_stale)
+        else:
+            out = super(AsyncScheduler, self)._update_request_with_output(request, new_token_ids, is_stale)
+        return out
+
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         reached = request.num_computed_tokens
         super()._preempt_request(request, timestamp, drop_stale_output)
@@ -69,8 +88,9 @@ class CountingScheduler(AsyncScheduler):
                     del self._reached[name]
         return output
 
-    def _free_blocks(self, request: Request) -> None:
-        super()._free_blocks(request)
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        out = super()._free_request(request, delay_free_blocks)
         self._reached.pop(request.request_id, None)
         self.preemptions_of.pop(request.request_id, None)
         self.counters.finished += 1
+        return out

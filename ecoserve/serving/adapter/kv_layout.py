@@ -65,7 +65,10 @@ class KVLayout:
     def __init__(self, vllm_config: Any, kv_cache_config: Any, managers: Any) -> None:
         groups = [group_of(g.kv_cache_spec, vllm_config) for g in kv_cache_config.kv_cache_groups]
         copies = Counter(groups)
-        self.kv_use = KVUse([replace(g, copies=n) for g, n in copies.items() if g is not None])
+        self.kv_use = KVUse(
+            [replace(g, copies=n) for g, n in copies.items() if g is not None],
+            vllm_config.num_speculative_tokens + vllm_config.num_lookahead_tokens,
+        )
         self.managers = tuple(managers)
         #: of each layout, the block tables of one group
         self._tables = [(g, n, managers[groups.index(g)].req_to_blocks) for g, n in copies.items() if g is not None]

@@ -60,12 +60,14 @@ class PausingScheduler(CountingScheduler):
         else:
             self.running.remove(request)
         self.paused_at.pop(request.request_id, None)
-        self._preempt_request(request, time.monotonic(), drop_stale_output)
+        self._preempt_request(request, time.monotonic(), drop_stale_output or self.requires_kv_delivery)
 
     def may_resume(self, request: Request) -> bool:
         """Rules (a) and (b); ``schedule()`` has already advanced ``current_step`` when it asks."""
         paused_at = self.paused_at.get(request.request_id, -1)
-        return int(request.num_in_flight_tokens) == 0 and self.current_step > paused_at + 1
+        # Output that will be dropped (of a session's last turn) is not waited for.
+        dropped = request.num_stale_output_tokens if request.drop_stale_output else 0
+        return int(request.num_in_flight_tokens) == dropped and self.current_step > paused_at + 1
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         if reset_running_requests:
@@ -96,6 +98,7 @@ class PausingScheduler(CountingScheduler):
         self.waiting.remove_requests([request])
         self.kv_holding_waiting.remove_requests([request])
 
-    def _free_blocks(self, request: Request) -> None:
-        super()._free_blocks(request)
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        out = super()._free_request(request, delay_free_blocks)
         self.paused_at.pop(request.request_id, None)
+        return out

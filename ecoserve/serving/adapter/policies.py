@@ -1,7 +1,8 @@
 """A policy as vLLM's engine arguments, and which configurations level ``full`` knows.
 
 Level ``full`` is our scheduler: one full-attention KV cache group, prefix caching, chunked prefill, asynchronous
-scheduling, tensor and data parallelism, n > 1, aborts, priorities, structured output, LoRA, streaming.
+scheduling, tensor, pipeline and data parallelism, speculative decoding, KV connectors, n > 1, aborts, priorities,
+structured output, LoRA, streaming.
 :func:`unknown_to_full` is the one list of what it does not know; level ``order`` serves that.
 """
 
@@ -58,12 +59,9 @@ def unknown_to_full(vllm_config: Any, kv_cache_config: Any = None) -> str | None
     Without ``kv_cache_config``, before the model is loaded, the KV cache's groups are what the model's configuration
     lets expect.
     """
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    model = vllm_config.model_config
     found = {
-        "speculative decoding": vllm_config.speculative_config is not None,
-        "a KV connector": vllm_config.kv_transfer_config is not None,
         "an encoder-cache connector": getattr(vllm_config, "ec_transfer_config", None) is not None,
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "a model that does not generate": model.runner_type != "generate",
         "an encoder-decoder model": model.is_encoder_decoder,
     }

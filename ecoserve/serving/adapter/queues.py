@@ -238,7 +238,8 @@ class GatedQueue(RequestQueue):
         self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
-        for request in requests:
+        # vLLM hands over those it has skipped, the last one first; blocked ones keep the order in which they came.
+        for request in reversed(list(requests)):
             self.add_request(request)
 
     def remove_request(self, request: Request) -> None:

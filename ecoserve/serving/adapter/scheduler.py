@@ -120,6 +120,7 @@ class EcoServeScheduler(PausingScheduler):
             max_model_len=self.max_model_len,
             max_step_tokens=self.max_num_scheduled_tokens,
             chunked_prefill=self.scheduler_config.enable_chunked_prefill,
+            stages=self.parallel_config.pipeline_parallel_size,
             counters=self.counters,
             recorder=Recorder(self.counters, self._event_state, self.event_log),
         )
@@ -127,6 +128,10 @@ class EcoServeScheduler(PausingScheduler):
         self.clock: Any = EngineClock()
         #: the request that was popped last, its queue, and what to do once vLLM has started it
         self._popped: tuple[Request, Queue, Callable[[], None]] | None = None
+        #: whether decodes may ask for other than one token a step
+        self._uneven = bool(self.num_spec_tokens) or self.use_pp
+        #: whether vLLM composes a batch now
+        self._composing = False
         #: LoRA adapters of the requests that run
         self._adapters: set[int] = set()
         #: vLLM's own most tokens of a forward
@@ -204,7 +209,9 @@ class EcoServeScheduler(PausingScheduler):
         self.kv_holding_waiting.new_step()
         if self.level == "full":
             self._decodes_first()
+        self._composing = True
         output = super().schedule(throttle_prefills)
+        self._composing = False
         self._settle()
         self._note_step(output)
         for name in [n for n in self.paused_at if n in output.num_scheduled_tokens]:
@@ -218,19 +225,12 @@ class EcoServeScheduler(PausingScheduler):
     def snapshot(self) -> Snapshot:
         """vLLM's state for the planner; the tasks' own values are brought up to date."""
         running = [self._updated(request) for request in self.running]
-        for request, task in zip(self.running, running, strict=True):
-            if request.is_prefill_chunk:
-                task.state = TaskState.PREFILL
-                task.known_tokens = request.num_tokens + request.num_output_placeholders
-            else:
-                task.state = TaskState.DECODE
         holding = [self._updated(request) for request in self.kv_holding_waiting]
-        for task in holding:
-            task.state = TaskState.PAUSED
         self._count_shared(running, holding)
         return Snapshot(
             step=self.current_step,
             free_blocks=self.free_blocks,
+            coming_blocks=sum(len(blocks) for _, blocks in self.deferred_frees),
             running=running,
             holding=holding,
             paused_at=self.paused_at,
@@ -281,15 +281,16 @@ class EcoServeScheduler(PausingScheduler):
         """Keep what the step computes, until its output is there."""
         if not output.total_num_scheduled_tokens:
             return
+        drafts = output.scheduled_spec_decode_tokens
         prompt_tokens = decodes = kv_tokens = 0
         pairs = 0.0
         for name, tokens in output.num_scheduled_tokens.items():
             computed = self.requests[name].num_computed_tokens
-            if tokens > 1:
+            if tokens > 1 and name not in drafts:
                 prompt_tokens += tokens
                 pairs += tokens * (computed - tokens / 2)
             else:
-                decodes += 1
+                decodes += tokens
                 kv_tokens += computed
         self._under_way.append((output, self.clock.now(), StepLoad(prompt_tokens, decodes, kv_tokens, pairs)))
 
@@ -303,13 +304,35 @@ class EcoServeScheduler(PausingScheduler):
                 self._last_output_s = now
                 return
 
+    def _learn_drafts(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> None:
+        """How many tokens decodes give a step: those without a draft count, too."""
+        index, sampled = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        turns = [n for n, tokens in scheduler_output.num_scheduled_tokens.items() if tokens == 1 or n in drafts]
+        tokens = [len(sampled[index[n]]) for n in turns if n in index] if sampled else []
+        given = [n for n in tokens if n]
+        if given:
+            self.planner.pace.turns(len(given), sum(given))
+
     def _updated(self, request: Request) -> Task:
         task = self.planner.ledger.tasks[request.request_id]
         task.written = computed = request.num_computed_tokens
         task.settled = computed - request.num_in_flight_tokens
         task.generated = request.num_output_tokens
         self.kv_layout.update(task)
+        task.state = self._state(request)
+        if task.state is TaskState.PREFILL:
+            task.known_tokens = request.num_tokens + request.num_output_placeholders
+        elif self._uneven and task.state is TaskState.DECODE:
+            asks = request.num_tokens_with_spec + request.num_output_placeholders - computed
+            task.asks = int(asks) if self.current_step + 1 >= request.next_decode_eligible_step else 0
         return task
+
+    def _state(self, request: Request) -> TaskState:
+        """Where vLLM has a request that is in no prefill queue; one whose KV a connector loads is being prefilled."""
+        if request.status is RequestStatus.RUNNING:
+            return TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
+        return TaskState.PREFILL if request in self._inflight_prefills else TaskState.PAUSED
 
     def _carry_out(self, plan: StepPlan) -> None:
         if plan.token_budget is not None:
@@ -333,10 +356,14 @@ class EcoServeScheduler(PausingScheduler):
 
     # -- the queues ----------------------------------------------------------------------------------------
 
+    def _full(self) -> bool:
+        """Whether vLLM starts no request for want of a place: sessions between two turns keep theirs."""
+        return len(self.running) + self.num_waiting_for_streaming_input >= int(self.max_num_active_reqs)
+
     def _prefill_gate(self, request: Request) -> bool:
         """Whether the head of the prefill queue may start; always when nothing runs and no decode is paused."""
         self._settle()
-        if len(self.running) >= self.max_num_running_reqs:
+        if self._full():
             return False
         task = self.task(request)
         if task.generated != request.num_output_tokens:
@@ -359,7 +386,7 @@ class EcoServeScheduler(PausingScheduler):
     def _decode_gate(self, request: Request) -> bool:
         """Whether the head of the decode queue may go on; always when nothing runs, or draining would never end."""
         self._settle()
-        if len(self.running) >= self.max_num_running_reqs:
+        if self._full():
             return False
         if not (self.admitting and self.running and request.request_id in self.paused_at and self.level == "full"):
             return True
@@ -390,9 +417,13 @@ class EcoServeScheduler(PausingScheduler):
         return adapter in self._adapters or len(self._adapters) < self.lora_config.max_loras
 
     def _settle(self) -> None:
-        """Count the request that was popped last, unless vLLM has skipped it (LoRA): then it is put back as it was."""
+        """Count the request that was popped last, unless vLLM has skipped it (LoRA): then it is put back as it was.
+
+        A connector's asynchronous load is a start, too: the blocks are taken.
+        """
         popped, self._popped = self._popped, None
-        if popped is not None and popped[0].status is RequestStatus.RUNNING:
+        started = (RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS)
+        if popped is not None and popped[0].status in started:
             popped[2]()
             if self._publisher is not None:
                 self._publisher.observe_wait(popped[1], self.clock.now() - self.task(popped[0]).waits_since_s)
@@ -425,10 +456,11 @@ class EcoServeScheduler(PausingScheduler):
         return super()._handle_stopped_request(request)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        # A request that is ready only now has not been through the gate: it takes its place in the order first.
+        # A request that is ready only now has not been through the gate: it takes its place in the order first; unless
+        # a connector has loaded its KV, for which it has been let in.
         was_blocked = self.is_blocked(request)
         ready = bool(super()._handle_blocked_waiting_request(request))
-        return ready and not was_blocked
+        return ready and (not was_blocked or self._holds_kv_blocks(request))
 
     def pause(self, request: Request) -> None:
         super().pause(request)
@@ -441,6 +473,8 @@ class EcoServeScheduler(PausingScheduler):
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         self._learn_step(scheduler_output)
+        if self.num_spec_tokens:
+            self._learn_drafts(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         attainment = self.planner.attainment
         for name in attainment.awaits(scheduler_output.num_scheduled_tokens):
@@ -452,14 +486,20 @@ class EcoServeScheduler(PausingScheduler):
             self._publisher.publish(self.counters, self.gauges())
         return outputs
 
-    def _free_blocks(self, request: Request) -> None:
-        super()._free_blocks(request)
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        out = super()._free_request(request, delay_free_blocks)
         task = self.task(request)
         task.generated = request.num_output_tokens
         completed = request.status in ENDED or _may_have_reached_stop_string(request)
         self.planner.on_finish(task, self.current_step, self.clock.now(), completed)
         if completed and self._publisher is not None and task.predicted:
             self._publisher.observe_error(task.predicted_median, task.generated)
+        return out
+
+    def _request_blocks_can_be_freed(self, request: Request) -> bool:
+        # vLLM asks before it preempts by itself: it waits while blocks of our preemptions are still to come.
+        waits = self._composing and bool(self.deferred_frees)
+        return not waits and bool(super()._request_blocks_can_be_freed(request))
 
     # -- what others read ----------------------------------------------------------------------------------
 
@@ -480,13 +520,14 @@ class EcoServeScheduler(PausingScheduler):
         """Recount the ledger from vLLM's own lists; raises :class:`LedgerError` with the equation that failed."""
         self.planner.observe(self.snapshot())
         waiting = {r.request_id for r in self.waiting}
-        holding = {r.request_id for r in self.kv_holding_waiting}
-        states: dict[str, TaskState] = {}
-        for name, request in self.requests.items():
-            if name in waiting:
-                states[name] = TaskState.WAITING
-            elif name in holding:
-                states[name] = TaskState.PAUSED
-            else:
-                states[name] = TaskState.PREFILL if request.is_prefill_chunk else TaskState.DECODE
-        self.planner.ledger.check(self.kv_layout.ids(), self.free_blocks, states)
+        states = {
+            name: TaskState.WAITING if name in waiting else self._state(request)
+            for name, request in self.requests.items()
+            if not request.is_finished()
+        }
+        blocks_of = self.kv_layout.ids()
+        # Blocks that wait for a step under way, and those of finished requests that a connector still reads.
+        leaving = {b.block_id for _, blocks in self.deferred_frees for b in blocks}
+        for name in [n for n in blocks_of if n in self.requests and n not in states]:
+            leaving.update(blocks_of.pop(name))
+        self.planner.ledger.check(blocks_of, leaving, self.free_blocks, states)

@@ -1,7 +1,8 @@
 """The KV that a set of requests will hold from now on: mean and spread over a grid of future steps.
 
 A request with ``n`` tokens in the cache and ``g`` generated holds ``n + t`` tokens after ``t`` more steps with
-probability S(g + t) / S(g), S being the survival function of its length. Blocks that it shares with others are counted
+probability S(g + t) / S(g), S being the survival function of its length (``r * t`` tokens where a step gives ``r``:
+speculative decoding, pipeline stages). Blocks that it shares with others are counted
 once for all, and stay. ``rho`` is the share of the spread that the requests have in common:
 
     variance = (1 - rho) * sum of variances + rho * (sum of standard deviations)^2
@@ -68,6 +69,8 @@ class Forecast:
     def __init__(self, kv_use: KVUse, upper: int, rho: float = 0.0, points: int = 48, table: int = 128) -> None:
         self.kv_use = kv_use
         self.rho = rho
+        #: tokens that a decode gains in a step
+        self.tokens_per_step = 1.0
         self._steps = np.unique(np.concatenate([[0], np.geomspace(1, max(2, upper), points).astype(int)])).astype(float)
         self._near = 1.0 / (1.0 + self._steps / REACTION_STEPS)
         grid = np.unique(np.concatenate([[0], np.geomspace(1, 2 * max(2, upper), table).astype(int)]))
@@ -131,9 +134,10 @@ class Forecast:
         generated = np.fromiter((t.generated for t in tasks), dtype=float, count=count)[:, None]
         span = np.fromiter((t.span_tokens() for t in tasks), dtype=float, count=count)[:, None]
         shared = np.fromiter((t.shared_blocks for t in tasks), dtype=float, count=count)[:, None]
-        alive = self._at(self._alive, rows, generated + steps)
+        gained = steps * self.tokens_per_step
+        alive = self._at(self._alive, rows, generated + gained)
         alive = np.clip(alive / np.maximum(alive[:, :1], 1e-9), 0.0, 1.0)
-        blocks = self.kv_use.blocks_at(span + steps)
+        blocks = self.kv_use.blocks_at(span + (gained + self.kv_use.ahead))
         if not self.kv_use.lasting:
             # While its prompt is computed, a request holds more of a window than later.
             for i, task in enumerate(tasks):

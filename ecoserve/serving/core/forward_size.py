@@ -2,7 +2,7 @@
 
 1. ``target_forward_tokens``, if it is set, and nothing else.
 2. *By deadline*: the step takes no longer than the running decodes can spare, by the learned time of a step
-   (:mod:`~ecoserve.serving.core.step_time`): a low quantile of slack per remaining token. Decodes that are late in any
+   (:mod:`~ecoserve.serving.core.step_time`): a low quantile of slack per remaining step. Decodes that are late in any
    case do not count.
 3. *Spread*: prompts that wait are computed over as many steps as the square root of decodes per prompt. A prompt's
    tokens delay all decodes, and their wait only the prompts themselves (docs/log.md has what it brings).
@@ -69,28 +69,30 @@ class ForwardSize:
         if not self._chunked:
             return self._most
         decodes = [t for t in running if t.state is TaskState.DECODE]
+        theirs = sum(t.asks for t in decodes)
         if self._target is not None:
-            return min(self._most, max(self._target, len(decodes) + 1))
+            return min(self._most, max(self._target, theirs + 1))
         prefills = [t for t in running if t.state is TaskState.PREFILL]
         prompts = len(prefills) + len(self._waiting)
         backlog = sum(t.known_tokens - t.written for t in prefills) + min(self._waiting_tokens, free_tokens)
         spread = max(1.0, math.sqrt(len(decodes) / max(1, prompts)))
         room = min(backlog / spread, self._by_deadline(decodes, prefills, now))
         chunks = -(-max(LEAST_PROMPT_TOKENS, int(room)) // self._least_chunk)
-        return min(self._most, len(decodes) + chunks * self._least_chunk)
+        return min(self._most, theirs + chunks * self._least_chunk)
 
     def _by_deadline(self, decodes: list[Task], prefills: list[Task], now: float) -> float:
         """Prompt tokens that the decodes' deadlines allow."""
         due = [t for t in decodes if t.has_slo()]
         if not due or not self.step_time.ready:
             return math.inf
-        kv_tokens = sum(t.written for t in decodes)
-        base = self.step_time.seconds(StepLoad(0, len(decodes), kv_tokens))
+        kv_tokens = sum(t.written for t in decodes if t.asks)
+        theirs = sum(t.asks for t in decodes)
+        base = self.step_time.seconds(StepLoad(0, theirs, kv_tokens))
         rests = self._forecast.rests(due)
         left = np.array([t.due_after(rest) for t, rest in zip(due, rests.tolist(), strict=True)]) - now
-        slack = left / rests
+        slack = left / rests * self._forecast.tokens_per_step
         slack = np.sort(slack[(slack > base * 1.02) & np.isfinite(slack)])
         if not len(slack):
             return math.inf
         seconds = float(slack[int(SLACK_QUANTILE * len(slack))]) * SLACK_GAIN
-        return self.step_time.prompt_tokens(seconds, len(decodes), kv_tokens, prefills[0].written if prefills else 0)
+        return self.step_time.prompt_tokens(seconds, theirs, kv_tokens, prefills[0].written if prefills else 0)

@@ -138,7 +138,8 @@ class Ranked(KVPolicy):
         return peak <= self.open_blocks
 
     def _new_blocks(self, task: Task) -> int:
-        return self.ledger.kv_use.prompt_blocks(task.span_tokens() + 1, task.settled) - task.shared_blocks
+        kv_use = self.ledger.kv_use
+        return kv_use.prompt_blocks(task.span_tokens() + 1 + kv_use.ahead, task.settled) - task.shared_blocks
 
     def _most_growth(self) -> float:
         """Blocks that all holders and the newcomer gain in the next steps if no response ends, at most."""
@@ -149,7 +150,8 @@ class Ranked(KVPolicy):
             prompts = (t for t in holders if t.state is TaskState.PREFILL)
             self._missing = sum(kv_use.missing(t, t.span_tokens()) for t in prompts)
         # A decode's newest token is not written yet.
-        return self._missing + (len(holders) + len(self._new) + 1) * kv_use.growth(int(self.within_steps) + 1)
+        tokens = math.ceil(self.within_steps * max(1.0, self.forecast.tokens_per_step)) + 1 + kv_use.ahead
+        return self._missing + (len(holders) + len(self._new) + 1) * kv_use.growth(tokens)
 
     def _ahead(self, task: Task) -> Usage:
         """KV use of the holders that rank before ``task``."""

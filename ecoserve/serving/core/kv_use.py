@@ -88,10 +88,14 @@ class Group:
 
 
 class KVUse:
-    """Blocks for tokens, summed over ``groups``, which are of different layouts."""
+    """Blocks for tokens, summed over ``groups``, which are of different layouts.
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    ``ahead``: tokens beyond the next one that a step may need KV for: drafts of speculative decoding, and lookahead.
+    """
+
+    def __init__(self, groups: Sequence[Group], ahead: int = 0) -> None:
         self.groups = tuple(groups)
+        self.ahead = ahead
         grows = [g for g in self.groups if g.lasting] or self.groups
         #: tokens that one more block of every group of full attention holds; a step of growth
         self.block_size = min((g.block_size for g in grows), default=1)

@@ -6,7 +6,7 @@ are accounting: vLLM takes blocks as they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from ecoserve.errors import EcoServeError
 from ecoserve.serving.core.kv_use import KVUse
@@ -57,21 +57,28 @@ class Ledger:
             reserved = self.reserved_blocks()
         return max(0, self.held_blocks + reserved - self.usable_blocks)
 
-    def check(self, blocks_of: Mapping[str, Sequence[int]], free_blocks: int, states: Mapping[str, TaskState]) -> None:
+    def check(
+        self,
+        blocks_of: Mapping[str, Sequence[int]],
+        leaving: Set[int],
+        free_blocks: int,
+        states: Mapping[str, TaskState],
+    ) -> None:
         """Recount everything from the pool's own lists.
 
         Args:
             blocks_of: block ids of every request that has any, null block left out.
+            leaving: ids of blocks that no request holds and whose release is deferred.
             free_blocks: what the pool calls free.
             states: where vLLM has each unfinished request.
 
         Raises:
             LedgerError: with the equation that failed.
         """
-        unique = {b for ids in blocks_of.values() for b in ids}
+        unique = {b for ids in blocks_of.values() for b in ids}.union(leaving)
         held = self.usable_blocks - free_blocks
         if len(unique) != held:
-            raise LedgerError(f"unique blocks of requests {len(unique)} != usable - free {held}")
+            raise LedgerError(f"unique blocks of requests and leaving {len(unique)} != usable - free {held}")
         for name, ids in blocks_of.items():
             if len(set(ids)) != len(ids):
                 raise LedgerError(f"request {name} has a block twice")

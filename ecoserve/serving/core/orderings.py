@@ -39,17 +39,21 @@ FIRST_GUESS_S = 0.02
 
 
 class Pace:
-    """The engine's recent seconds a token: the period of its busy steps, each a token for every decode.
+    """The engine's recent seconds a token: the period of its busy steps, and the tokens that one gives a decode.
 
-    An exponentially weighted mean. Deadlines are judged by it; a wrong pace costs order, never correctness.
+    Exponentially weighted means. Deadlines are judged by them; a wrong pace costs order, never correctness.
 
     Args:
         step_tokens: the most tokens one step computes. window: steps over which the mean is taken.
         longest_s: a longer gap between two steps is not counted (idle, suspended).
+        stages: of the pipeline: a decode has its turn once in so many steps.
     """
 
-    def __init__(self, step_tokens: int, window: int = 64, longest_s: float = 5.0) -> None:
-        self.token_s = FIRST_GUESS_S
+    def __init__(self, step_tokens: int, window: int = 64, longest_s: float = 5.0, stages: int = 1) -> None:
+        self.step_s = FIRST_GUESS_S
+        self._stages = stages
+        self._drafted = 0
+        self._tokens_per_turn = 1.0
         self._step_tokens = max(1, step_tokens)
         self._weight = 1.0 / window
         self._longest_s = longest_s
@@ -61,12 +65,27 @@ class Pace:
         if busy and self._last is not None and 0.0 < now - self._last <= self._longest_s:
             self._seen += 1
             weight = max(self._weight, 1.0 / self._seen)
-            self.token_s += weight * (now - self._last - self.token_s)
+            self.step_s += weight * (now - self._last - self.step_s)
         self._last = now
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a decode gains in a step: more than 1 by accepted drafts, less in a pipeline."""
+        return self._tokens_per_turn / self._stages
+
+    @property
+    def token_s(self) -> float:
+        return self.step_s / self.tokens_per_step
+
+    def turns(self, turns: int, tokens: int) -> None:
+        """So many decodes of a step with drafts have given so many tokens."""
+        self._drafted += 1
+        weight = max(self._weight, 1.0 / self._drafted)
+        self._tokens_per_turn += weight * (tokens / turns - self._tokens_per_turn)
 
     def prompt_s(self, tokens: int) -> float:
         """Seconds until a prompt with ``tokens`` still to compute has given its first token, if it starts now."""
-        return -(-max(1, tokens) // self._step_tokens) * self.token_s
+        return -(-max(1, tokens) // self._step_tokens) * self.step_s
 
 
 SortKey = tuple[float, ...]

@@ -49,7 +49,7 @@ class Snapshot:
     """The engine before a step. The tasks' own values (``written``, ``generated``, ``state``, ``blocks``) are current.
 
     Attributes:
-        step: steps so far. free_blocks: free KV blocks.
+        step: steps so far. free_blocks: free KV blocks. coming_blocks: those that come free when a step under way ends.
         running: in vLLM's order. holding: requests that wait with their KV, in the order of their queue.
         paused_at: request id -> step in which it was paused. A session between two turns holds KV and is not in it.
         private_blocks: request id -> blocks that come free if it is preempted.
@@ -62,6 +62,7 @@ class Snapshot:
     holding: Sequence[Task]
     paused_at: Mapping[str, int]
     private_blocks: Mapping[str, int]
+    coming_blocks: int = 0
     admitting: bool = True
 
 
@@ -87,7 +88,7 @@ class Planner:
     Args:
         usable_blocks: of the KV cache. kv_use: how requests use them.
         max_model_len: longest sequence, tokens. max_step_tokens: vLLM's most tokens of a forward.
-        chunked_prefill: whether a prompt may be computed in chunks.
+        chunked_prefill: whether a prompt may be computed in chunks. stages: of the pipeline.
         counters: incremented here and by the adapter. recorder: given every event.
     """
 
@@ -100,6 +101,7 @@ class Planner:
         max_model_len: int,
         max_step_tokens: int,
         chunked_prefill: bool = True,
+        stages: int = 1,
         counters: Counters,
         recorder: Recorder,
     ) -> None:
@@ -109,7 +111,8 @@ class Planner:
         self.recorder = recorder
         self.ledger = Ledger(usable_blocks, kv_use)
         self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0)
-        self.pace = Pace(settings.target_forward_tokens or max_step_tokens)
+        self.pace = Pace(settings.target_forward_tokens or max_step_tokens, stages=stages)
+        self._max_model_len = max_model_len
         self.forward_size = ForwardSize(settings, max_step_tokens, self.forecast, chunked_prefill, kv_use.least_chunk)
         self.ordering: Ordering = load(ORDERINGS[parts.ordering])(settings, self.pace)
         self.kv_policy: KVPolicy = load(KV_POLICIES[parts.kv_policy])(
@@ -253,6 +256,7 @@ class Planner:
     def begin_step(self, now: float, busy: bool) -> None:
         self.now = now
         self.pace.step(now, busy)
+        self.forecast.tokens_per_step = self.pace.tokens_per_step
 
     def observe(self, engine: Snapshot) -> None:
         self.ledger.held_blocks = self.ledger.usable_blocks - engine.free_blocks
@@ -262,7 +266,7 @@ class Planner:
         for task in engine.holding:
             since = engine.paused_at.get(task.request_id)
             task.passed_by = since is not None and engine.step - since > PATIENCE
-            task.idle = since is None
+            task.idle = since is None and task.state is TaskState.PAUSED
 
     def watch_step(self, engine: Snapshot) -> None:
         """A step in which vLLM decides by itself; admission may be asked all the same."""
@@ -407,12 +411,12 @@ class Planner:
 
     def _relieve_shortage(self, engine: Snapshot, running: list[Task], plan: StepPlan) -> None:
         assert plan.token_budget is not None
-        kv_use = self.ledger.kv_use
         prefills = [t for t in running if t.state is TaskState.PREFILL]
         # A prompt's next chunk: the whole forward, if no other prompt stays.
         chunks = {t: min(plan.token_budget, t.known_tokens - t.written) for t in prefills}
-        needs = {t: kv_use.missing(t, t.written + chunk) for t, chunk in chunks.items()}
-        self._shortage = sum(needs.values()) + kv_use.growth(1) * (len(running) - len(prefills)) > engine.free_blocks
+        needs = {t: self._missing(t, t.written + chunk) for t, chunk in chunks.items()}
+        growth = self.ledger.kv_use.growth(1 + self.ledger.kv_use.ahead) * (len(running) - len(prefills))
+        self._shortage = sum(needs.values()) + growth > engine.free_blocks
         if self._shortage:
             needs |= {t: self._needs(t, 1) for t in running if t not in chunks}
             self._shortage = sum(needs.values()) > engine.free_blocks
@@ -427,7 +431,7 @@ class Planner:
             paused,
             {t: engine.private_blocks[t.request_id] for t in (*running, *paused)},
             self._ranks([*running, *paused]),
-            engine.free_blocks,
+            engine.free_blocks + engine.coming_blocks,
             self.settings.paused_share * self.ledger.usable_blocks,
         )
         plan.preempt += [t.request_id for t in relief.drop]
@@ -462,9 +466,18 @@ class Planner:
     def _needs(self, task: Task, steps: int) -> int:
         """Blocks that a running request must get for its next ``steps`` steps."""
         # All of a prompt: a prefill that stops half-way is of no use.
-        prefill = task.state is TaskState.PREFILL
-        tokens = task.known_tokens if prefill else min(task.written + steps, task.most_tokens)
-        return self.ledger.kv_use.missing(task, tokens)
+        if task.state is TaskState.PREFILL:
+            return self._missing(task, task.known_tokens)
+        if not task.asks and steps == 1:
+            return 0
+        # Drafts under way count as written, although some will be refused.
+        most_tokens = task.most_tokens + self.ledger.kv_use.ahead
+        return self._missing(task, min(task.written + steps, most_tokens))
 
     def _resume_needs(self, task: Task) -> int:
-        return max(1, self.ledger.kv_use.missing(task, task.written + self.settings.resume_steps))
+        return max(1, self._missing(task, task.written + self.settings.resume_steps))
+
+    def _missing(self, task: Task, tokens: int) -> int:
+        """Blocks that a holder must still get for a step that brings it to ``tokens`` tokens, drafts besides."""
+        kv_use = self.ledger.kv_use
+        return kv_use.missing(task, min(tokens + kv_use.ahead, self._max_model_len))

@@ -32,7 +32,7 @@ _OUTLIER: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """What a step computes: tokens of prompts, decodes, tokens of KV that decodes read, prompt tokens x context."""
+    """What a step computes: tokens of prompts, of decodes with drafts, KV that these read, prompt tokens x context."""
 
     prompt_tokens: int
     decodes: int

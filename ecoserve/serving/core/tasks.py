@@ -60,6 +60,7 @@ class Task:
         passing_shared: of the blocks that it will give back, those that others hold too.
         idle: it is a session that waits for its client: its KV stays as it is.
         known_tokens: of a prefill, tokens that are out or under way.
+        asks: of a decode, tokens that the next step computes: one and its drafts; 0 while its token is under way.
         predicted_median: median response length at arrival, for the reports.
         overdrawn: its promise was outlived at least once.
         passed_by: it has waited for its promise so long that its claim goes first.
@@ -90,6 +91,7 @@ class Task:
     passing_shared: int = 0
     idle: bool = False
     known_tokens: int = 0
+    asks: int = 1
     promised: int = 0
     overdrawn: bool = False
     passed_by: bool = False

@@ -71,6 +71,8 @@ class EngineShape(EngineLimits):
     scheduling_policy: str = Field("fcfs", pattern="fcfs|priority")
     runner: int = Field(1, ge=1, le=2, description="vLLM's model runner, V1 or V2")
     depth: int = Field(1, ge=1, description="steps in flight at a time; more than one: asynchronous scheduling")
+    stages: int = Field(1, ge=1, description="stages of the pipeline")
+    speculative_tokens: int = Field(0, ge=0, description="draft tokens of a decode's step")
 
 
 def layers_of(limits: EngineLimits) -> dict[str, Any]:
@@ -137,7 +139,15 @@ def make_scheduler(
     Raises ConfigError if a sequence of ``max_model_len`` does not fit the KV cache, or vLLM refuses the shape.
     """
     quiet_vllm()
-    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.config import (
+        CacheConfig,
+        DeviceConfig,
+        ModelConfig,
+        ParallelConfig,
+        SchedulerConfig,
+        SpeculativeConfig,
+        VllmConfig,
+    )
     from vllm.v1.core.kv_cache_utils import (
         generate_scheduler_kv_cache_config,
         get_kv_cache_groups,
@@ -148,7 +158,9 @@ def make_scheduler(
     from vllm.v1.structured_output import StructuredOutputManager
 
     folder = _model_folder()
+    tokens = shape.speculative_tokens
     try:
+        drafts = SpeculativeConfig(method="ngram", num_speculative_tokens=tokens) if tokens else None
         config = VllmConfig(
             model_config=ModelConfig(
                 model=folder,
@@ -174,6 +186,8 @@ def make_scheduler(
                 cache_dtype="auto",
                 enable_prefix_caching=shape.prefix_caching,
             ),
+            parallel_config=ParallelConfig(pipeline_parallel_size=shape.stages),
+            speculative_config=drafts,
             device_config=DeviceConfig("cpu"),
             additional_config=additional_config or {},
         )
@@ -182,7 +196,7 @@ def make_scheduler(
     blocks = shape.kv_blocks + 1
     config.cache_config.num_gpu_blocks = blocks
     layers = layers or layers_of(shape)
-    config.scheduler_config.async_scheduling = shape.depth > 1
+    config.scheduler_config.async_scheduling = shape.depth > shape.stages
     config.cache_config.kv_cache_layout = "LBNHC"  # vLLM's most common; a worker would say which
     for mamba in (s for s in layers.values() if isinstance(s, MambaSpec)):
         config.cache_config.mamba_cache_mode = mamba.mamba_cache_mode

@@ -8,11 +8,13 @@ step before is done: at depth 1 a step's period is host + GPU, at depth 2 the lo
 
 from __future__ import annotations
 
+import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import takewhile
 from typing import Any, Final, Literal, Protocol
 
 from ecoserve.serving.core.counters import Gauges
@@ -86,17 +88,39 @@ def step_work(output: Any, requests: Mapping[str, Any]) -> tuple[StepWork, set[s
         computed = request.num_computed_tokens
         work.context_tokens += computed
         # At depth 2 the first decode is scheduled before the prompt's token is there: count what is computed.
-        if tokens > 1 or computed <= request.num_prompt_tokens:
+        drafted = name in output.scheduled_spec_decode_tokens
+        if not drafted and (tokens > 1 or computed <= request.num_prompt_tokens):
             work.prefill_tokens += tokens
             chunks.append((tokens, computed - tokens))
         else:
-            work.decodes += 1
+            work.decodes += tokens
             work.decode_context_tokens += computed
             if computed > work.decode_longest_tokens:
                 work.decode_longest_tokens = computed
         if not request.is_prefill_chunk:
             samples.add(name)
     return work, samples
+
+
+def tokens_out(name: str, given: int, response_tokens: int, drafts: int = 0, acceptance: float = 0.0) -> list[int]:
+    """What a step samples for a response that has ``given`` tokens: its drafts up to the first refused, and one more.
+
+    Each draft is accepted with probability ``acceptance``, drawn from the request's name and the token's place.
+    """
+    places = range(given, given + drafts)
+    accepted = sum(1 for _ in takewhile(lambda at: random.Random(f"{name} {at}").random() < acceptance, places))
+    count = min(accepted + 1, response_tokens - given)
+    return [WORD] * (count - 1) + [EOS if given + count >= response_tokens else WORD]
+
+
+def update_drafts(scheduler: Any, names: Sequence[str]) -> None:
+    """Give a synchronous scheduler the next drafts, as vLLM's engine core does; an asynchronous one assumes them."""
+    if scheduler.num_spec_tokens and not scheduler.scheduler_config.async_scheduling:
+        from vllm.v1.outputs import DraftTokenIds
+
+        scheduler.update_draft_token_ids(
+            DraftTokenIds(list(names), [[WORD] * scheduler.num_spec_tokens for _ in names])
+        )
 
 
 class _ReplicaClock:
@@ -111,10 +135,11 @@ class _ReplicaClock:
 
 
 class Replica:
-    """One engine in virtual time: a ``CountingScheduler`` or a subclass, with ``depth`` (1 or 2) steps in flight.
+    """One engine in virtual time: a ``CountingScheduler`` or a subclass, with ``depth`` steps in flight.
 
     ``worker`` checks every output as a model runner would. ``charge``: what scheduling costs; ``measured``, this
-    thread's CPU time, makes results differ from run to run.
+    thread's CPU time, makes results differ from run to run. ``acceptance``: of draft tokens, where the scheduler has
+    any. ``stages``: of a pipeline, each of which takes an equal part of a step's time.
     """
 
     #: this many steps in a row without a token, with requests waiting, are a hang
@@ -129,9 +154,13 @@ class Replica:
         *,
         charge: Charge = "model",
         index: int = 0,
+        acceptance: float = 0.0,
+        stages: int = 1,
     ) -> None:
-        if depth not in (1, 2):
-            raise ValueError(f"depth must be 1 or 2, not {depth}")
+        if not 1 <= depth <= stages + 1:
+            raise ValueError(f"depth must be 1 to {stages + 1}, not {depth}")
+        self.acceptance = acceptance
+        self.stages = stages
         self.scheduler = scheduler
         self.cost = cost
         self.depth = depth
@@ -233,7 +262,9 @@ class Replica:
                 host_s = (self.cost.host_s if self.charge == "model" else self.cost.launch_s)(work)
             self.now += host_s
             start_s = max(self.now, self._gpu_free_s)
-            end_s = start_s + self.cost.seconds(work)
+            seconds = self.cost.seconds(work)
+            end_s = max(start_s + seconds, self._flights[-1].end_s if self._flights else 0.0)
+            self._gpu_free_s = start_s + seconds / self.stages
         gauges = s.gauges()
         self._integrate(gauges, could_s, end_s)
         if self.recorder is not None:
@@ -241,7 +272,6 @@ class Replica:
         flight = Flight(output, end_s, samples)
         if output.total_num_scheduled_tokens:
             self._idle = 0
-            self._gpu_free_s = end_s
             self._flights.append(flight)
             self._next = START if len(self._flights) < self.depth else TAKE
             return
@@ -282,12 +312,15 @@ class Replica:
                 sampled.append([])
                 continue
             own = live[name]
-            sampled.append([EOS if own.row.output_tokens + 1 >= own.response_tokens else WORD])
+            drafts = len(flight.output.scheduled_spec_decode_tokens.get(name, ()))
+            given = own.row.output_tokens
+            sampled.append(tokens_out(name, given, own.response_tokens, drafts, self.acceptance))
         result = ModelRunnerOutput(
             req_ids=names, req_id_to_index={n: i for i, n in enumerate(names)}, sampled_token_ids=sampled
         )
         clock, worked = time.perf_counter(), time.thread_time()
         outputs = s.update_from_output(flight.output, result)
+        update_drafts(s, names)
         worked = time.thread_time() - worked
         self.update_s.append(time.perf_counter() - clock)
         if self.charge == "measured":

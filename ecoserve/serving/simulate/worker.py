@@ -24,6 +24,8 @@ class _Seen:
     #: block table of each group of layers
     tables: list[list[int]] = field(default_factory=list)
     computed: int = 0
+    #: whether it has had draft tokens: some may have been refused since the runner was sent its place
+    drafted: bool = False
 
 
 class WorkerModel:
@@ -72,7 +74,10 @@ class WorkerModel:
                     table.extend(ids)
             if any(fresh):
                 self._check(name, fresh)
-            if not resumed and cached.num_computed_tokens[i] != seen.computed:
+            if not resumed and (
+                cached.num_computed_tokens[i] > seen.computed
+                or (cached.num_computed_tokens[i] < seen.computed and not seen.drafted)
+            ):
                 raise WorkerError(
                     f"request {name} goes on at token {cached.num_computed_tokens[i]}, the runner is at {seen.computed}"
                 )
@@ -80,6 +85,7 @@ class WorkerModel:
         for name, tokens in output.num_scheduled_tokens.items():
             seen = self._known[name]
             seen.computed += tokens
+            seen.drafted = seen.drafted or name in output.scheduled_spec_decode_tokens
             for table, block_size in zip(seen.tables, self.block_sizes, strict=True):
                 if seen.computed > len(table) * block_size:
                     raise WorkerError(f"request {name} writes token {seen.computed} into {len(table)} blocks")

@@ -125,9 +125,9 @@ def test_names_that_vllm_has_too_are_used_on_purpose() -> None:
 
 
 def test_a_name_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(scheduler.Scheduler, "_free_blocks")
+    monkeypatch.delattr(scheduler.Scheduler, "_free_request")
     (line,) = contract.check()
-    assert line.startswith("vllm.v1.core.sched.async_scheduler.AsyncScheduler._free_blocks is gone (used in ecoserve/")
+    assert line.startswith("vllm.v1.core.sched.async_scheduler.AsyncScheduler._free_request is gone (used in ecoserve/")
 
 
 def test_a_module_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ecoserve.serving.simulate.engine import make_request
 
 def engine(answers: dict[str, int] | None = None, prompt: int = 20, **shape: Any) -> ByHand:
     """A scheduler with one request for each name in ``answers``, prompts unlike."""
-    case = Case((), max_num_batched_tokens=256, **shape)
+    case = Case((), max_num_batched_tokens=256, **{"depth": 2, **shape})
     hand = ByHand(scheduler_for(case), answers)
     for i, name in enumerate(answers or {}):
         ids = [100 + i] * prompt

@@ -60,10 +60,7 @@ def with_group(c: Any, spec: Any) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {
-    "speculative decoding": lambda c: setattr(c[0], "speculative_config", object()),
-    "a KV connector": lambda c: setattr(c[0], "kv_transfer_config", object()),
     "an encoder-cache connector": lambda c: setattr(c[0], "ec_transfer_config", object()),
-    "pipeline parallelism": lambda c: setattr(c[0].parallel_config, "pipeline_parallel_size", 2),
     "a KV cache of RSWASpec": lambda c: with_group(c, RSWASpec(**SHAPE, rswa_window=64)),
     "a KV cache of CrossAttentionSpec": lambda c: c[1].kv_cache_groups.append(group(CrossAttentionSpec(**SHAPE))),
     "a KV cache of no group": lambda c: c[1].kv_cache_groups.clear(),

@@ -29,7 +29,7 @@ def a_request(name: str, prompt: int, max_tokens: int = 50, at: float = 0.0, **f
 
 
 def by_hand(answers: dict[str, int] | None = None, **shape: Any) -> ByHand:
-    return ByHand(scheduler_for(Case((), **shape)), answers)
+    return ByHand(scheduler_for(Case((), **{"depth": 2, **shape})), answers)
 
 
 # -- n > 1 -----------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def consistent(**changes: Any) -> tuple[Ledger, dict[str, Any]]:
     )
     view: dict[str, Any] = {
         "blocks_of": {"run": [1, 2], "wait": [1, 3], "fill": [4]},
+        "leaving": set(),
         "free_blocks": 6,
         "states": {n: t.state for n, t in ledger.tasks.items()},
     }
@@ -77,11 +78,11 @@ def failing(ledger: Ledger, view: dict[str, Any]) -> str:
 
 
 def test_a_block_that_is_neither_held_nor_free() -> None:
-    assert failing(*consistent(free_blocks=5)) == "unique blocks of requests 4 != usable - free 5"
+    assert failing(*consistent(free_blocks=5)) == "unique blocks of requests and leaving 4 != usable - free 5"
 
 
 def test_a_block_that_is_used_and_called_free() -> None:
-    assert failing(*consistent(free_blocks=7)) == "unique blocks of requests 4 != usable - free 3"
+    assert failing(*consistent(free_blocks=7)) == "unique blocks of requests and leaving 4 != usable - free 3"
 
 
 def test_a_block_twice_in_one_request() -> None:

@@ -25,7 +25,7 @@ def arrived(name: str, at: float, length: int = 50, **fields: object) -> Task:
 
 def ordering(name: str, **settings: Any) -> Any:
     out: Ordering = load(ORDERINGS[name])(SchedulerSettings(**settings), Pace(512))
-    out.pace.token_s = 0.1
+    out.pace.step_s = 0.1
     return out
 
 
