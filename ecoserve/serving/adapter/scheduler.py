@@ -358,7 +358,8 @@ class EcoServeScheduler(PausingScheduler):
 
     def _full(self) -> bool:
         """Whether vLLM starts no request for want of a place: sessions between two turns keep theirs."""
-        return len(self.running) + self.num_waiting_for_streaming_input >= int(self.max_num_active_reqs)
+        places = int(self.max_num_active_reqs) - int(self.num_waiting_for_streaming_input)
+        return len(self.running) >= places
 
     def _prefill_gate(self, request: Request) -> bool:
         """Whether the head of the prefill queue may start; always when nothing runs and no decode is paused."""
