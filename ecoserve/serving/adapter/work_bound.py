@@ -2,8 +2,9 @@
 
 Work is generated tokens. Open work is what is predicted for the responses that are not complete; one without a
 prediction counts like the mean of those that have finished. The engine's rate is what it generated per second while
-requests waited in it, so at its capacity, over the last half minute of such time. Before there was any nothing is
-refused, and an engine with places to spare has less open work than fills the bound.
+requests waited in it, so at its capacity, over the last half minute of such time; or what it generates per second now,
+if that is more, so that a rate that was once too low does not keep requests out for good. Before the engine was seen at
+its capacity nothing is refused.
 """
 
 from __future__ import annotations
@@ -17,19 +18,36 @@ from typing import Final
 
 from ecoserve.serving.adapter.metrics import middleware_metrics
 
-#: Seconds at capacity by which an observation loses two thirds of its weight, and those without which there is no rate.
+#: Seconds by which an observation loses two thirds of its weight: those at capacity, and any.
 _MEMORY_S: Final = 30.0
+_NOW_S: Final = 5.0
+#: Seconds at capacity without which there is no rate.
 _LEAST_S: Final = 1.0
 #: Weight of a finished response in the mean length.
 _WEIGHT: Final = 0.02
 
 
 @dataclass(slots=True)
-class _Engine:
-    last_s: float
-    waited: bool = False
+class _Rate:
+    memory_s: float
     tokens: float = 0.0
     seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        keep = math.exp(-seconds / self.memory_s)
+        self.tokens = self.tokens * keep + tokens
+        self.seconds = self.seconds * keep + seconds
+
+    def value(self) -> float:
+        return self.tokens / self.seconds if self.seconds >= _LEAST_S else 0.0
+
+
+class _Engine:
+    def __init__(self, now: float) -> None:
+        self.last_s = now
+        self.waited = False
+        self.at_capacity = _Rate(_MEMORY_S)
+        self.now = _Rate(_NOW_S)
 
 
 class WorkBound:
@@ -54,15 +72,12 @@ class WorkBound:
         """An engine has generated ``tokens`` since its last step; ``waiting``: requests wait in it."""
         now = self._clock()
         seen = self._engines.setdefault(engine, _Engine(now))
+        took = now - seen.last_s
+        seen.now.add(tokens, took)
         if waiting and seen.waited:
-            took = now - seen.last_s
-            keep = math.exp(-took / _MEMORY_S)
-            seen.tokens = seen.tokens * keep + tokens
-            seen.seconds = seen.seconds * keep + took
+            seen.at_capacity.add(tokens, took)
         seen.last_s, seen.waited = now, waiting
-        metrics = middleware_metrics()
-        metrics.open_work.labels().set(self.open_tokens())
-        metrics.work_rate.labels().set(self.rate() or 0.0)
+        middleware_metrics().work_rate.labels().set(self.rate() or 0.0)
 
     def finished(self, tokens: int) -> None:
         """A response of ``tokens`` has finished."""
@@ -73,8 +88,8 @@ class WorkBound:
 
     def rate(self) -> float | None:
         """Tokens per second at capacity; None as long as that was not seen."""
-        rates = [e.tokens / e.seconds for e in self._engines.values() if e.seconds >= _LEAST_S]
-        return sum(rates) or None
+        rates = [(e.at_capacity.value(), e.now.value()) for e in self._engines.values()]
+        return sum(max(pair) for pair in rates if pair[0]) or None
 
     def retry_after_s(self) -> int | None:
         """Seconds until there is room for another request; None: now."""
@@ -98,3 +113,4 @@ class WorkBound:
         self._unknown += sign * (tokens is None)
         # Starting anew at zero, rounding errors do not add up.
         self._predicted = self._predicted + sign * (tokens or 0.0) if self._open else 0.0
+        middleware_metrics().open_work.labels().set(self.open_tokens())
