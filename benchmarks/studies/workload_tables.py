@@ -199,7 +199,7 @@ def _value(schema: dict[str, Any]) -> str:
         return ""
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = " and ".join(f"{sign} {schema[key]:,}" for key, sign in bounds.items() if key in schema)
-    name = {"integer": "whole number", "number": "number", "string": "text"}[str(kind)]
+    name = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}[str(kind)]
     return f"{name} {limits}".strip()
 
 

@@ -75,6 +75,7 @@ class _Client:
         self.progress = progress or (lambda done, total: None)
         self.rng = np.random.default_rng(settings.seed)
         self.begin = 0.0
+        self.ended = {r.name: asyncio.Event() for r in load}
         self.model = settings.model or ""
 
     async def run(self) -> RunResult:
@@ -94,6 +95,7 @@ class _Client:
             async def one(request: LoadRequest, body: dict[str, Any]) -> RequestRow:
                 nonlocal done
                 row = await self._one(client, request, body)
+                self.ended[request.name].set()
                 done += 1
                 self.progress(done, len(self.load))
                 return row
@@ -160,7 +162,12 @@ class _Client:
 
     async def _one(self, client: httpx.AsyncClient, request: LoadRequest, body: dict[str, Any]) -> RequestRow:
         row = request.row()
-        await asyncio.sleep(max(0.0, self.begin + request.arrival_s - time.monotonic()))
+        if request.after is None:
+            await asyncio.sleep(max(0.0, self.begin + request.arrival_s - time.monotonic()))
+        else:
+            await self.ended[request.after].wait()
+            await asyncio.sleep(request.think_s)
+            row.arrival_s = time.monotonic() - self.begin
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         try:
             async with asyncio.timeout(self.settings.timeout_s), client.stream("POST", path, json=body) as answer:

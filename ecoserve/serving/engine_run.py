@@ -11,9 +11,9 @@ import gc
 import os
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 import numpy as np
@@ -219,8 +219,13 @@ class _Drive:
         self.clock = _CpuClock() if settings.clock == "cpu" else _WallClock()
         self.watch = SchedulerWatch(engine.engine_core.engine_core.scheduler, self.clock.now)
         prompts = Prompts(engine.get_tokenizer(), self.limit - settings.max_tokens, settings.seed)
-        self.pending = deque((r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s))
-        self.rows = {r.name: r.row(len(prompt)) for r, prompt in self.pending}
+        asked = {r.name: (r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s)}
+        self.rows = {name: r.row(len(prompt)) for name, (r, prompt) in asked.items()}
+        self.pending = [(r.arrival_s, i, r, p) for i, (r, p) in enumerate(asked.values()) if r.after is None]
+        self.following: dict[str, list[tuple[LoadRequest, list[int]]]] = {}
+        for r, prompt in asked.values():
+            if r.after is not None:
+                self.following.setdefault(r.after, []).append((r, prompt))
         self.internal: dict[str, str] = {}
         self.begin = self.clock.now()
 
@@ -230,11 +235,11 @@ class _Drive:
         self.begin = begin = self.clock.now()
         while self.pending or self.engine.has_unfinished_requests():
             now = self.clock.now() - begin
-            while self.pending and self.pending[0][0].arrival_s <= now:
-                done += self._hand_over(*self.pending.popleft())
+            while self.pending and self.pending[0][0] <= now:
+                done += self._hand_over(*heappop(self.pending)[2:])
             if not self.engine.has_unfinished_requests():
                 if self.pending:
-                    self.clock.wait_until(begin + self.pending[0][0].arrival_s)
+                    self.clock.wait_until(begin + self.pending[0][0])
                 continue
             outputs = self.engine.step()
             now = self.clock.now() - begin
@@ -247,12 +252,18 @@ class _Drive:
 
     def _warm_up(self) -> None:
         """The first steps of an engine are slow and belong to no request of the load."""
-        prompt = self.pending[0][1][:8] if self.pending else [1]
+        prompt = self.pending[0][3][:8] if self.pending else [1]
         self._add("warm-up", prompt, None, 2)
         while self.engine.has_unfinished_requests():
             self.engine.step()
         self.engine.reset_prefix_cache()
         self.watch.restart()
+
+    def _ended(self, name: str, now: float) -> None:
+        """In a closed loop the next turn comes when its wait is over."""
+        for load, prompt in self.following.pop(name, ()):
+            at = self.rows[load.name].arrival_s = now + load.think_s
+            heappush(self.pending, (at, len(self.rows) + len(self.following), load, prompt))
 
     def _hand_over(self, load: LoadRequest, prompt: list[int]) -> int:
         """Give the request to the engine; 1 if it refuses it, and so is done with it."""
@@ -261,6 +272,7 @@ class _Drive:
             self.internal[load.name] = self._add(load.name, prompt, load, self.settings.max_tokens)
         except ValueError as error:
             row.status, row.error = "rejected", _line(error)
+            self._ended(load.name, row.arrival_s)
             return 1
         return 0
 
@@ -292,6 +304,7 @@ class _Drive:
         if not output.finished:
             return 0
         row.finish_s = now
+        self._ended(output.request_id, now)
         if answer.finish_reason not in ("stop", "length"):
             row.status, row.error = "failed", f"ended by {answer.finish_reason}"
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count, takewhile
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,7 +34,8 @@ class LoadRequest:
     """One request of a load; ``name`` is unique within it, ``arrival_s`` counts from its start.
 
     ``prompt_tokens``, ``response_tokens``: recorded or estimated lengths; the response's is cut at ``max_tokens``.
-    ``lengths``: the predicted distribution of the response length, or None.
+    ``lengths``: the predicted distribution of the response length, or None. In a closed loop a request comes
+    ``think_s`` seconds after the end of the request named ``after``; ``arrival_s`` is then the earliest possible.
     """
 
     name: str
@@ -42,6 +44,8 @@ class LoadRequest:
     prompt_tokens: int
     response_tokens: int
     lengths: LengthDistribution | None
+    after: str | None = None
+    think_s: float = 0.0
 
     @property
     def predicted_tokens(self) -> int | None:
@@ -203,14 +207,38 @@ def make_load(
     ``rate_rps``: Poisson arrivals; ``inf``: all at once; None: the first rows with their recorded arrivals. ``seed``:
     of the draw, the arrivals and the noise. ``max_tokens``: longer recorded responses are cut there, as the engine
     would. Rows with more than ``max_prompt_tokens`` are skipped: the server would refuse them.
+
+    A trace that states waits between turns (``think_s``) is a closed loop: whole sessions are drawn, up to the first
+    turn that is skipped, and arrivals are those of sessions. A rate then counts their requests.
     """
-    rows = [r for r in trace.records if r.response_tokens and prompt_length(r) <= max_prompt_tokens]
-    if not rows:
-        raise TraceError(
-            f"no row has a response length and at most {max_prompt_tokens} prompt tokens",
-            where=trace.source,
-            fix="name a length field or a tokenizer",
+    if any(r.think_s is not None for r in trace.records):
+        drawn, times, before = _sessions(trace, requests, rate_rps, seed, max_prompt_tokens)
+    else:
+        drawn, times = _requests(trace, requests, rate_rps, seed, max_prompt_tokens)
+        before = [None] * len(drawn)
+    true = [min(max_tokens, int(r.response_tokens or 1)) for r in drawn]
+    predicted = lengths.distributions(drawn, true, max_tokens, seed)
+    names = [f"r{i:05d}" for i in range(len(drawn))]
+    return [
+        LoadRequest(
+            names[i], times[i], record, prompt_length(record), true[i], predicted[i],
+            None if (last := before[i]) is None else names[last], record.think_s or 0.0,
         )
+        for i, record in enumerate(drawn)
+    ]  # fmt: skip
+
+
+def _usable(record: Record, max_prompt_tokens: int) -> bool:
+    return bool(record.response_tokens) and prompt_length(record) <= max_prompt_tokens
+
+
+def _requests(
+    trace: Trace, requests: int, rate_rps: float | None, seed: int, max_prompt_tokens: int
+) -> tuple[list[Record], list[float]]:
+    """Rows of a trace, each for itself, by arrival, and when they come."""
+    rows = [r for r in trace.records if _usable(r, max_prompt_tokens)]
+    if not rows:
+        raise _nothing_fits(trace, max_prompt_tokens)
     if rate_rps is None:
         drawn = sorted((r for r in rows if r.arrival_s is not None), key=lambda r: r.arrival_s or 0.0)[:requests]
         if not drawn:
@@ -220,9 +248,54 @@ def make_load(
         picks = np.random.default_rng(seed).choice(len(rows), size=requests, replace=len(rows) < requests)
         drawn = [rows[i] for i in picks]
         times = [0.0] * requests if math.isinf(rate_rps) else poisson_arrivals(requests, rate_rps, seed).tolist()
-    true = [min(max_tokens, int(r.response_tokens or 1)) for r in drawn]
-    predicted = lengths.distributions(drawn, true, max_tokens, seed)
-    return [
-        LoadRequest(f"r{i:05d}", at, record, prompt_length(record), n, prediction)
-        for i, (at, record, n, prediction) in enumerate(zip(times, drawn, true, predicted, strict=True))
-    ]
+    return drawn, times
+
+
+def _sessions(
+    trace: Trace, requests: int, rate_rps: float | None, seed: int, max_prompt_tokens: int
+) -> tuple[list[Record], list[float], list[int | None]]:
+    """Turns of whole sessions by their earliest arrival, when that is, and which of them each one follows."""
+    whole: dict[str, list[Record]] = {}
+    for record in trace.records:
+        whole.setdefault(record.conversation, []).append(record)
+    found = (sorted(turns, key=lambda r: r.turn) for turns in whole.values())
+    sessions = [s for turns in found if (s := list(takewhile(lambda r: _usable(r, max_prompt_tokens), turns)))]
+    if not sessions:
+        raise _nothing_fits(trace, max_prompt_tokens)
+    if rate_rps is None:
+        sessions = sorted((s for s in sessions if s[0].arrival_s is not None), key=lambda s: s[0].arrival_s or 0.0)
+        if not sessions:
+            raise TraceError("the trace has no recorded arrivals", where=trace.source, fix="give --rate")
+        order = iter(range(len(sessions)))
+    else:
+        rng = np.random.default_rng(seed)
+        order = (i for again in count() for i in rng.permutation(len(sessions)).tolist())
+    chosen: list[list[Record]] = []
+    left = requests
+    for i in order:
+        if left <= 0:
+            break
+        chosen.append(sessions[i][:left])
+        left -= len(chosen[-1])
+    if rate_rps is None:
+        starts = [(s[0].arrival_s or 0.0) - (chosen[0][0].arrival_s or 0.0) for s in chosen]
+    elif math.isinf(rate_rps):
+        starts = [0.0] * len(chosen)
+    else:
+        starts = poisson_arrivals(len(chosen), rate_rps * len(chosen) / requests, seed).tolist()
+    turns: list[tuple[float, int, int, Record]] = []
+    for k, (start, session) in enumerate(zip(starts, chosen, strict=True)):
+        for turn, record in enumerate(session):
+            start += record.think_s or 0.0 if turn else 0.0
+            turns.append((start, k, turn, record))
+    turns.sort(key=lambda t: t[:3])
+    place = {(k, turn): i for i, (_, k, turn, _) in enumerate(turns)}
+    return [t[3] for t in turns], [t[0] for t in turns], [place.get((k, turn - 1)) for _, k, turn, _ in turns]
+
+
+def _nothing_fits(trace: Trace, max_prompt_tokens: int) -> TraceError:
+    return TraceError(
+        f"no row has a response length and at most {max_prompt_tokens} prompt tokens",
+        where=trace.source,
+        fix="name a length field or a tokenizer",
+    )

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from ecoserve.data.fields import describe
+from ecoserve.data.fields import describe, number
 from ecoserve.data.formats import agents, alpaca, answers, benchmarks, conversations, openai, recorded, records, table
 from ecoserve.data.formats.base import Exchange, Format, Hints, Reject
 from ecoserve.data.formats.records import save_trace
@@ -41,6 +41,8 @@ FORMATS: Final[tuple[Format, ...]] = (
     recorded.BURSTGPT,
     table.PLAIN,
 )
+#: Cells of a window of ServeGen, at least.
+_WINDOW: Final = 5
 _KNOWN: Final = ", ".join(f.name for f in FORMATS)
 
 
@@ -83,4 +85,5 @@ def detect(rows: Sequence[object], where: str) -> Format:
 def _is_client(row: dict[str, object]) -> bool:
     """Whether ``row`` is a client's lengths, or the first line of its windows taken for names."""
     lengths = any(isinstance(part, dict) and {"input_tokens", "output_tokens"} <= part.keys() for part in row.values())
-    return (lengths and all(name.isdecimal() for name in row)) or not row.keys().isdisjoint(("Gamma", "Weibull"))
+    windows = len(row) >= _WINDOW and all(name in ("", "Gamma", "Weibull") or number(name) is not None for name in row)
+    return windows or (lengths and all(name.isdecimal() for name in row))

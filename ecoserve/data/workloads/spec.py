@@ -92,6 +92,11 @@ class Conversations(Strict):
     seconds_per_token: NonNegativeFloat = Field(
         0.03, description="How fast answers are taken to come: the load does not wait for the server."
     )
+    closed: bool = Field(
+        False,
+        description="The next turn waits for the answer, then for the person: a closed loop, served as fast as "
+        "the server is. `seconds_per_token` is not used.",
+    )
     max_context_tokens: MaxTokens = Field(
         32_768, description="A conversation ends before a turn whose context and answer would exceed this."
     )

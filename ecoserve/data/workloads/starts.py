@@ -109,7 +109,7 @@ class Drawer:
         self, talks: Conversations, number: int, drawn: Drawn, normals: list[float], places: range, at: float | None
     ) -> Start:
         """A conversation whose turns were drawn at ``places``."""
-        context, later = 0, 0.0
+        context, later, thinks = 0, 0.0, 0.0
         before: tuple[Message, ...] = ()
         requests: Start = []
         for turn, i in enumerate(places):
@@ -123,9 +123,12 @@ class Drawer:
                 before = (*before, Message(ASSISTANT, filler(answer, float(drawn.spare[i]))))
             when = None if at is None else at + later
             said = self._record(number, drawn, i, when, turn=turn, context=context, messages=messages)
+            if talks.closed:
+                said = replace(said, arrival_s=None if turn else at, think_s=thinks)
             requests.append((when or 0.0, said))
-            # The load is open: it waits for the time that an answer is taken to need, then for the person.
-            later += talks.seconds_per_token * answer + talks.think_s * math.exp(talks.think_sigma * normals[i])
+            # An open load waits for the time that an answer is taken to need, then for the person.
+            thinks = talks.think_s * math.exp(talks.think_sigma * normals[i])
+            later += thinks if talks.closed else talks.seconds_per_token * answer + thinks
             context += asked + answer
         return requests
 

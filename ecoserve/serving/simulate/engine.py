@@ -233,7 +233,7 @@ class LazyRequest:
 
     request_id: str
     num_prompt_tokens: int
-    make: Callable[[], Any]
+    make: Callable[[float], Any]
 
 
 def make_request(

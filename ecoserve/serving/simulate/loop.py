@@ -7,9 +7,9 @@ given it when its next step starts, as vLLM's engine core takes its queue of new
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, Final, Literal
 
 from ecoserve.errors import RunError
@@ -91,6 +91,9 @@ class Arrival:
     abort_at_s: float | None = None
     #: what a router may know: the mean of the predicted length
     expected_tokens: float | None = None
+    #: in a closed loop: it comes ``wait_s`` seconds after this request has ended, ``at_s`` is set then
+    after: str | None = None
+    wait_s: float = 0.0
 
     def row(self) -> RequestRow:
         request = self.request
@@ -124,8 +127,13 @@ def run_replicas(
     Raises RunError if requests wait and no step of their replica makes progress.
     """
     router = router or Router("round-robin", len(replicas))
-    pending = deque(sorted(arrivals, key=lambda a: a.at_s))
-    rows = {a.request.request_id: a.row() for a in pending}
+    ordered = sorted(arrivals, key=lambda a: a.at_s)
+    rows = {a.request.request_id: a.row() for a in ordered}
+    pending = [(a.at_s, i, a) for i, a in enumerate(ordered) if a.after is None]
+    following: dict[str, list[Arrival]] = {}
+    for a in ordered:
+        if a.after is not None:
+            following.setdefault(a.after, []).append(a)
     replica_of: dict[str, int] = {}
     ended = 0
 
@@ -133,6 +141,9 @@ def run_replicas(
         nonlocal ended
         ended += 1
         router.ended(replica.index, row.request_id, row.output_tokens)
+        for a in following.pop(row.request_id, ()):
+            a.at_s = rows[a.request.request_id].arrival_s = replica.now + a.wait_s
+            heappush(pending, (a.at_s, len(rows) + ended, a))
         if progress is not None:
             progress(ended, replica.now)
 
@@ -146,9 +157,9 @@ def run_replicas(
             event = replica.next_event()
             if event is not None and event < when:
                 first, when = replica, event
-        if pending and (pending[0].at_s, ARRIVE) <= when:
-            a = pending.popleft()
-            request = a.request.make() if isinstance(a.request, LazyRequest) else a.request
+        if pending and (pending[0][0], ARRIVE) <= when:
+            a = heappop(pending)[2]
+            request = a.request.make(a.at_s) if isinstance(a.request, LazyRequest) else a.request
             row = rows[request.request_id]
             index = router.choose(Offer(row.request_id, row.prompt_tokens, a.expected_tokens))
             replica_of[row.request_id] = index

@@ -91,8 +91,12 @@ def _demand_peak(roomy: str) -> int:
     settings = SimulateSettings.model_validate_json(roomy)
     load = _load(settings)
     cost = machine_of(settings).cost
-    shares = [load[i :: settings.replicas] for i in range(settings.replicas)]
-    if settings.kv_groups == "full" and not (settings.prefix_caching and PromptIds(load).shared):
+    place: dict[str, int] = {}
+    for i, request in enumerate(load):
+        place[request.name] = i % settings.replicas if request.after is None else place[request.after]
+    shares = [[r for r in load if place[r.name] == i] for i in range(settings.replicas)]
+    counted = settings.kv_groups == "full" and all(r.after is None for r in load)
+    if counted and not (settings.prefix_caching and PromptIds(load).shared):
         return sum(
             demand_peak(s, cost, settings.depth, settings.block_size, settings.max_num_batched_tokens) for s in shares
         )
@@ -183,12 +187,12 @@ def _arrival(
 ) -> Arrival:
     extra_args = {**(slo or {}), **request.extra_args(replay=False)}
 
-    def make() -> Any:
+    def make(at_s: float) -> Any:
         return make_request(
             request.name,
             prompts.of(request),
             settings.max_tokens,
-            request.arrival_s,
+            at_s,
             extra_args or None,
             priority=request.priority(settings.policy, settings.max_tokens),
             block_size=settings.block_size if settings.prefix_caching else None,
@@ -200,6 +204,8 @@ def _arrival(
         response_tokens=request.response_tokens,
         predicted_tokens=request.predicted_tokens,
         expected_tokens=request.lengths.mean() if request.lengths else None,
+        after=request.after,
+        wait_s=request.think_s,
     )
 
 

@@ -89,13 +89,17 @@ def test_length_only_traces_and_recorded_arrivals(tiny_model: Path, tmp_path: Pa
         }
         for i in range(12)
     ]
+    # A second turn, a quarter of a second after the first has ended: the loop is closed.
+    rows.append({"conversation": "c0", "turn": 1, "prompt_tokens": 22, "response_tokens": 17, "think_s": 0.25})
     trace.write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = run_engine(
-        settings(tiny_model, trace=str(trace), rate_rps=None, requests=12, policy="ecoserve", lengths="noise:0.5")
+        settings(tiny_model, trace=str(trace), rate_rps=None, requests=13, policy="ecoserve", lengths="noise:0.5")
     )
-    assert [r.prompt_tokens for r in result.rows] == [10 + i for i in range(12)]
-    assert [r.output_tokens for r in result.rows] == [5 + i for i in range(12)]
-    assert [r.arrival_s for r in result.rows] == pytest.approx([i / 50 for i in range(12)])
+    assert [r.prompt_tokens for r in result.rows] == [10 + i for i in range(13)]
+    assert [r.output_tokens for r in result.rows] == [5 + i for i in range(13)]
+    ended = result.rows[0].finish_s
+    assert ended is not None
+    assert [r.arrival_s for r in result.rows] == pytest.approx([*(i / 50 for i in range(12)), ended + 0.25])
     assert all(r.predicted_tokens for r in result.rows)
 
 

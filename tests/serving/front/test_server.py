@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import signal
 import threading
@@ -275,6 +276,23 @@ def test_a_trace_is_replayed_through_the_api(server: Server) -> None:
     summary = result.summary()
     assert (summary["policy"], summary["lengths"], summary["other_length"]) == ("ecoserve", "server", 0)
     assert summary["steps"] > 50
+
+
+def test_a_closed_loop_waits_for_the_answer(server: Server, tmp_path: Path) -> None:
+    trace = tmp_path / "sessions.jsonl"
+    turns = [
+        {"conversation": f"c{k}", "turn": n, "prompt_tokens": 20 + 20 * n, "response_tokens": 10, "think_s": 0.1 * n}
+        for k in range(2)
+        for n in range(3)
+    ]
+    trace.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    rows = run_client(settings(server, trace=str(trace), requests=6)).rows
+    assert [row.status for row in rows] == ["completed"] * 6
+    # By their earliest arrival: the first turns of both, then the second ones, then the third.
+    for n in (1, 2):
+        for before, row in zip(rows[2 * n - 2 : 2 * n], rows[2 * n : 2 * n + 2], strict=True):
+            assert before.finish_s is not None
+            assert row.arrival_s >= before.finish_s + 0.1 * n
 
 
 def test_what_the_server_refuses_is_a_row_and_no_end(server: Server) -> None:

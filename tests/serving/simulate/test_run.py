@@ -95,8 +95,8 @@ def test_priority_is_the_predicted_length() -> None:
     )
     prompts = PromptIds(load)
     for one in load:
-        assert _arrival(chosen, prompts, one).request.make().priority == one.response_tokens
-        assert _arrival(settings(policy="vllm"), prompts, one).request.make().priority == 0
+        assert _arrival(chosen, prompts, one).request.make(0.0).priority == one.response_tokens
+        assert _arrival(settings(policy="vllm"), prompts, one).request.make(0.0).priority == 0
 
 
 @pytest.mark.parametrize(("depth", "runner", "v2"), [(1, None, False), (2, None, True), (1, 2, True), (2, 1, False)])
