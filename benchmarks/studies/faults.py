@@ -69,6 +69,18 @@ def serve(arguments: list[str]) -> int:
     return main(["serve", *arguments])
 
 
+def serve_stock(arguments: list[str]) -> int:
+    """vLLM's own server with nothing of ours in it; its command asks for metadata that its CPU build has not."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    from ecoserve.serving.adapter.vllm_flags import parse
+
+    args = parse(arguments[0], arguments[1:])
+    ServeSubcommand().validate(args)
+    ServeSubcommand.cmd(args)
+    return 0
+
+
 class Server:
     """A server with the tiny model; with the stand-in for a predictor, or none; ``stock``: vLLM's own command."""
 
@@ -94,8 +106,16 @@ class Server:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        program = ["-m", "vllm.entrypoints.cli.main", "serve"] if stock else [__file__, "--serve"]
-        command = [sys.executable, *program, str(model), *flags.split(), "--port", str(self.port), *more]
+        command = [
+            sys.executable,
+            __file__,
+            "--stock" if stock else "--serve",
+            str(model),
+            *flags.split(),
+            "--port",
+            str(self.port),
+            *more,
+        ]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         end = time.monotonic() + START_S
@@ -447,4 +467,5 @@ def _lost(row: Any) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[2:]) if sys.argv[1:2] == ["--serve"] else main())
+    programs = {"--serve": serve, "--stock": serve_stock}
+    sys.exit(programs[sys.argv[1]](sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in programs else main())

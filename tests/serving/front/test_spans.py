@@ -21,7 +21,9 @@ def test_a_prediction_is_a_span_of_the_clients_trace() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    middleware = PredictionMiddleware(Recorder(), settings=MiddlewareSettings(), predictor=ByWords(delay_s=0.01))
+    middleware = PredictionMiddleware(
+        Recorder(), settings=MiddlewareSettings(predict_timeout_ms=60_000), predictor=ByWords(delay_s=0.01)
+    )
     middleware._spans = PredictionSpans(provider)
 
     async def go() -> None:

@@ -82,7 +82,7 @@ def test_a_request_beyond_the_bound_gets_429_and_one_on_an_empty_server_is_serve
             await enough.wait()
             await super().__call__(scope, receive, send)
 
-    settings = MiddlewareSettings(max_queue_s=1.5)
+    settings = MiddlewareSettings(max_queue_s=1.5, predict_timeout_ms=60_000)
     middleware = PredictionMiddleware(Slow(), settings=settings, predictor=ByWords())
 
     async def go() -> list[httpx.Response]:
