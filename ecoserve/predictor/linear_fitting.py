@@ -28,10 +28,12 @@ from ecoserve.predictor.calibration_fitting import fit_calibration, pinball, qua
 from ecoserve.predictor.linear import BUCKETS, LEVELS, MOST, Numbers, logits_of
 
 Array = npt.NDArray[np.float64]
-#: Rows from which anything is learned; the newest ones, whose errors count; those compared with history; of history.
+#: Rows from which anything is learned; the newest ones: whose errors count, that are compared with history, whose order
+#: is; rows of history.
 MIN_ROWS: Final = 50
 CALIBRATING: Final = 1000
 COMPARED: Final = 100
+RANKED: Final = 500
 HISTORY: Final = 1000
 #: Penalty of the ridge, and the counts' scale beside words of norm 1.
 RIDGE: Final = 3.0
@@ -75,6 +77,7 @@ class Fitted:
         learned: of the kind that was asked for. bins, prior, calibration: of the predictor.
         gains: pinball loss (tokens) of history minus the predictor's, on the newest rows, each by a model that had not
             learned from it.
+        order: :func:`order_share` of such predictions and the newest lengths.
         since: rows since the last change of level, ``n`` if there was none.
         factor: how much longer responses are than at the beginning of the rows.
     """
@@ -84,6 +87,7 @@ class Fitted:
     prior: Array
     calibration: Calibration
     gains: Array
+    order: float
     since: int
     factor: float
 
@@ -150,7 +154,21 @@ def _fit(rows: Rows, fit: _Fit, base_edges: tuple[int, ...] = (0, 1)) -> Fitted 
     gains = pinball(np.repeat(history, len(lengths), axis=0), edges, lengths) - pinball(
         calibration.cdf(logits[compared]), edges, lengths
     )
-    return Fitted(learned, bins, prior, calibration, gains, len(rows) - start, float(np.exp(moved[0])))
+    ranked = np.flatnonzero(rows.ended)[-RANKED:]
+    means = calibration.probabilities(logits[ranked]) @ ((edges[:-1] + edges[1:] + 1.0) / 2.0)
+    order = order_share(means, rows.lengths[ranked] * np.exp(moved[ranked]))
+    return Fitted(learned, bins, prior, calibration, gains, order, len(rows) - start, float(np.exp(moved[0])))
+
+
+def order_share(predicted: npt.ArrayLike, lengths: npt.ArrayLike) -> float:
+    """What serving ``n`` requests in the order of ``predicted`` saves of all waiting, as a share of what the true order
+    saves: 1 for the true order, 0 for a random one. One after the other, all there at the start (Gini correlation,
+    Schechtman and Yitzhaki, 1987)."""
+    from scipy.stats import rankdata
+
+    x = np.asarray(lengths, dtype=np.float64)
+    best = np.cov(x, rankdata(x))[0, 1] if len(x) > 1 else 0.0
+    return float(np.cov(x, rankdata(predicted))[0, 1] / best) if best > 0.0 else 0.0
 
 
 def _bins(target: Array, rows: Rows, base_edges: tuple[int, ...]) -> tuple[Bins, Array]:

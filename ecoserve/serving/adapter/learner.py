@@ -230,7 +230,7 @@ class Learner:
         self._learned_from = added
         if not isinstance(found, Refit):
             return found
-        self.model.learned(found.model, found.gains, found.since, added)
+        self.model.learned(found.model, found.gains, found.order, found.since, added)
         self._unsaved = found.model
         metrics = middleware_metrics()
         metrics.learning_fits.labels("done").inc()

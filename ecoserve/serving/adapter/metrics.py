@@ -201,8 +201,8 @@ class ServerMetrics:
         self.learning_coverage = made(
             "Gauge",
             "ecoserve_learning_coverage",
-            "Share of the newest answers within the predicted quantile.",
-            "quantile",
+            "Share of the newest answers within the predicted quantile of this level.",
+            "level",
             ("0.5", "0.9"),
         )
         self.learning_gain = made(

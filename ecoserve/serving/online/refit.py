@@ -43,6 +43,7 @@ class Refit:
 
     model: LinearPredictor | AdaptedPredictor
     gains: list[float]
+    order: float
     since: int
     factor: float
     cpu_s: float
@@ -114,6 +115,7 @@ def fit(job: bytes) -> bytes:
     result = {
         "config": config.model_dump(mode="json"),
         "calibration": found.calibration.model_dump(mode="json"),
+        "order": found.order,
         "since": found.since,
         "factor": found.factor,
     }
@@ -246,7 +248,8 @@ def read_result(content: bytes, base: LengthPredictor | None) -> Refit | float:
     else:
         adaptation = Adaptation.model_validate(about["adaptation"])
         model = AdaptedPredictor(config, calibration, base, adaptation)
-    return Refit(model, gains, int(about["since"]), float(about["factor"]), float(about["cpu_s"]))
+    order, since, factor = float(about["order"]), int(about["since"]), float(about["factor"])
+    return Refit(model, gains, order, since, factor, float(about["cpu_s"]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ def by_topic(rng: np.random.Generator, long: bool) -> int:
     return max(1, round((400 if long else 40) * np.exp(0.3 * rng.standard_normal())))
 
 
+def by_topic_weakly(rng: np.random.Generator, long: bool) -> int:
+    return max(1, round((90 if long else 40) * np.exp(0.75 * rng.standard_normal())))
+
+
 def served(model: OnlineModel, count: int, lengths: Lengths, seed: int = 0) -> list[bool]:
     """Requests one after the other; whether each got a prediction."""
     rng = np.random.default_rng(seed)
@@ -34,7 +38,7 @@ def refit(model: OnlineModel) -> Refit:
     about = {"base": None, "base_calibration": None, "served_model": None}
     found = read_result(fit(packed_rows(answers, about, scores=np.asarray(scores).reshape(-1, 3))), None)
     assert isinstance(found, Refit)
-    model.learned(found.model, found.gains, found.since, added)
+    model.learned(found.model, found.gains, found.order, found.since, added)
     return found
 
 
@@ -56,6 +60,17 @@ def test_nothing_to_learn_never_serves() -> None:
     for seed in range(6):
         assert not any(served(model, 80, lambda rng, _: 1 + int(rng.exponential(100)), seed))
         refit(model)
+
+
+def test_a_model_that_is_right_but_orders_poorly_is_not_used() -> None:
+    """Its pinball loss is below that of history; history orders by what was generated, and serves better."""
+    model = OnlineModel()
+    for seed in range(4):
+        served(model, 150, by_topic_weakly, seed)
+        found = refit(model)
+    assert found.order < 0.55
+    assert np.mean(found.gains) > 0.0
+    assert not any(served(model, 100, by_topic_weakly, 9))
 
 
 def test_the_alarm_and_how_many_answers_until_it_is_right_again() -> None:
@@ -87,7 +102,7 @@ def test_a_job_from_before_the_alarm_does_not_end_it() -> None:
     old = refit(model)
     served(model, ALARM_ROWS, lambda rng, long: 5 * by_topic(rng, long), 2)
     assert model.alarmed
-    model.learned(old.model, old.gains, len(answers), added)
+    model.learned(old.model, old.gains, old.order, len(answers), added)
     assert model.alarmed
     assert not model.serving
 
