@@ -12,6 +12,7 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -58,7 +59,7 @@ OBJECTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Need:
     """One name of vLLM that a module of ours uses.
 
@@ -157,10 +158,7 @@ def _own_class(
     node: ast.ClassDef, nodes: dict[str, tuple[Path, ast.ClassDef]], imports: dict[Path, dict[str, str]]
 ) -> OwnClass:
     path = nodes[node.name][0]
-    names = {n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-    names |= {
-        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and _is_self(n)
-    }
+    names = {n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)} | _set_on_self(node)
     bases: list[str] = []
     inherited: set[str] = set()
     for base in node.bases:
@@ -176,6 +174,11 @@ def _own_class(
 
 def _is_self(node: ast.Attribute) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def _set_on_self(tree: ast.AST) -> set[str]:
+    attributes = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    return {n.attr for n in attributes if _is_self(n)}
 
 
 class _Reader:
@@ -289,7 +292,7 @@ def _wrong(place: str, need: Need) -> str | None:
 
 
 def _attribute(holder: Any, name: str) -> Any:
-    """An attribute of a module or class, static where it is a class's descriptor; a submodule; or None."""
+    """An attribute of a class or module, or a submodule; None where there is none."""
     if inspect.ismodule(holder) and not hasattr(holder, name):
         try:
             return importlib.import_module(f"{holder.__name__}.{name}")
@@ -304,13 +307,6 @@ def _instance_names(cls: type[Any]) -> frozenset[str]:
     names: set[str] = set()
     for part in cls.__mro__[:-1]:
         names |= {*inspect.get_annotations(part)}
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-        except (OSError, TypeError):
-            continue
-        names |= {
-            n.attr
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and _is_self(n)
-        }
+        with suppress(OSError, TypeError):  # a class without source
+            names |= _set_on_self(ast.parse(textwrap.dedent(inspect.getsource(part))))
     return frozenset(names)
