@@ -64,7 +64,8 @@ class Need:
     """One name of vLLM that a module of ours uses.
 
     Args:
-        place: module and dotted name, as ``module:Class.name``. user: our file and line.
+        place: module and dotted name, as ``module:Class.name``; of several, divided by ``|``, one is enough. user: our
+            file and line.
         call: number of positional arguments (without ``self``) and keywords it is called with; None: not called.
         takes: parameters of the method of ours that overrides it, names in the class of ours that subclasses it; None:
             neither, or ours takes anything. own: ours stands by itself where vLLM has no such method.
@@ -145,13 +146,13 @@ def _modules(package: Path) -> Iterator[tuple[str, ast.Module, dict[str, str], l
 
 
 def _imports(tree: ast.Module) -> dict[str, str]:
-    """Local name -> ``module:name`` of what is imported from vLLM, anywhere in a module."""
-    return {
-        alias.asname or alias.name: f"{node.module}:{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm"
-        for alias in node.names
-    }
+    """Local name -> ``module:name`` of what is imported from vLLM, anywhere in a module; ``|`` between alternatives."""
+    places: dict[str, dict[str, None]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+            for alias in node.names:
+                places.setdefault(alias.asname or alias.name, {})[f"{node.module}:{alias.name}"] = None
+    return {name: "|".join(found) for name, found in places.items()}
 
 
 def _own_class(
@@ -198,13 +199,13 @@ class _Reader:
     def read(self, node: ast.AST) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
             for alias in node.names:
-                self._add(f"{node.module}:{alias.name}", node)
+                self._add(self.imported[alias.asname or alias.name], node)
         elif isinstance(node, ast.Call):
             self._calls[node.func] = node
             if isinstance(node.func, ast.Name) and node.func.id in self.imported:
                 self._add(self.imported[node.func.id], node.func)
         elif isinstance(node, ast.Attribute) and (holder := self._holder(node.value)):
-            self._add(f"{holder}.{node.attr}", node)
+            self._add(_member(holder, node.attr), node)
 
     def read_class(self, own: OwnClass) -> None:
         """Methods that are overridden with ``super()``, and names of vLLM's class used on ``self``."""
@@ -212,13 +213,13 @@ class _Reader:
             self._add(base, own.node, tuple(sorted(own.names | own.inherited)))
         for method in (n for n in own.node.body if isinstance(n, ast.FunctionDef)):
             if not method.name.startswith("__"):
-                self._add("|".join(f"{base}.{method.name}" for base in own.bases), method, _takes(method), own=True)
+                self._add(_member("|".join(own.bases), method.name), method, _takes(method), own=True)
             for node in ast.walk(method):
                 if not isinstance(node, ast.Attribute) or node.attr in own.inherited:
                     continue
                 is_super = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
                 if is_super or (_is_self(node) and node.attr not in own.names):
-                    self._add("|".join(f"{base}.{node.attr}" for base in own.bases), node)
+                    self._add(_member("|".join(own.bases), node.attr), node)
 
     def _holder(self, value: ast.expr) -> str | None:
         """The class in vLLM (or the module) whose attribute is used, where it can be known by its name."""
@@ -240,6 +241,10 @@ class _Reader:
         self.found.append(Need(place, f"{self.path}:{node.lineno}", call, takes, own))
 
 
+def _member(place: str, name: str) -> str:
+    return "|".join(f"{part}.{name}" for part in place.split("|"))
+
+
 def _takes(method: ast.FunctionDef) -> tuple[str, ...] | None:
     given = method.args
     if given.vararg or given.kwarg:
@@ -251,7 +256,7 @@ def _takes(method: ast.FunctionDef) -> tuple[str, ...] | None:
 
 
 def _problem(need: Need) -> str | None:
-    """What is wrong with a name in the installed vLLM, or None. A name of several bases must be in one of them."""
+    """What is wrong with a name in the installed vLLM, or None."""
     problems = [_wrong(place, need) for place in need.place.split("|")]
     return None if None in problems else problems[0]
 

@@ -151,12 +151,16 @@ def make_scheduler(
     )
     from vllm.v1.core.kv_cache_utils import (
         generate_scheduler_kv_cache_config,
-        get_kv_cache_groups,
         get_max_concurrency_for_kv_cache_config,
         resolve_kv_cache_block_sizes,
     )
     from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
     from vllm.v1.structured_output import StructuredOutputManager
+
+    try:
+        from vllm.v1.core.kv_cache_planning import get_kv_cache_groups
+    except ImportError:  # before 0.33
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 
     folder = _model_folder()
     tokens = shape.speculative_tokens

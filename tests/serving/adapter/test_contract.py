@@ -73,6 +73,11 @@ class Second(First):
         super()._free_blocks(1)
         return command.run_server, self.mine
 
+try:
+    from vllm.new_place import Moved
+except ImportError:
+    from vllm.old_place import Moved
+
 def apart(session: First):
     return session.anything
 """
@@ -98,6 +103,7 @@ def test_every_use_is_found(tmp_path: Path) -> None:
         ("vllm.v1.request:Request.status", None, None),
         ("vllm.v1.request:RequestStatus", None, None),
         ("vllm.v1.request:RequestStatus.RUNNING", None, None),
+        ("vllm.new_place:Moved|vllm.old_place:Moved", None, None),
         ("vllm.entrypoints.cli:serve", None, None),
         ("vllm.entrypoints.cli:serve.run_server", None, None),
     }
