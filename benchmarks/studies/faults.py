@@ -316,7 +316,7 @@ async def drain(server: Server) -> dict[str, Any]:
     late: Counter[str] = Counter()
     health: Counter[str] = Counter()
     async with client_of(server) as client:
-        streams = [asyncio.ensure_future(ask(client, said, 900)) for _ in range(64)]
+        streams = [asyncio.ensure_future(ask(client, said, 30 + 14 * i)) for i in range(64)]
         await until(lambda: server.metric("ecoserve_running_requests") >= 32)
         server.process.send_signal(signal.SIGTERM)
         new: list[str] = []

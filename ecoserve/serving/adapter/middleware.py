@@ -205,11 +205,14 @@ class PredictionMiddleware:
             await refuse(send, path, 429, "queue", what, retry_after_s=wait_s)
             return
         new: bytes | None = None
+        bounded = path in bodies.ASKS
         try:
-            if raw is not None and kind == "json":
-                new = await self._rewritten(path, raw, scope, work)
-            elif raw is not None and bodies.form_may_carry_keys(raw, content_type):
-                self._refuse_keys(400, "a form")
+            # It is open while it waits for its prediction, too: else a burst would come in whole.
+            with self._bound.serving(None) if bounded else nullcontext():
+                if raw is not None and kind == "json":
+                    new = await self._rewritten(path, raw, scope, work)
+                elif raw is not None and bodies.form_may_carry_keys(raw, content_type):
+                    self._refuse_keys(400, "a form")
         except deadlines.BadDeadline as error:
             middleware_metrics().slo_values.labels("refused").inc()
             await refuse(send, path, 400, "slo", str(error), param=error.where)
@@ -238,7 +241,7 @@ class PredictionMiddleware:
             state = scope.setdefault("state", {})
             send = work.learnable.counting(send)
         try:
-            with self._bound.serving(work.tokens) if path in bodies.ASKS else nullcontext():
+            with self._bound.serving(work.tokens) if bounded else nullcontext():
                 await self.app(scope, replay, send)
         finally:
             if work.learnable is not None and self._learner is not None:

@@ -106,3 +106,26 @@ def test_a_request_beyond_the_bound_gets_429_and_one_on_an_empty_server_is_serve
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "9")
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert [s.status_code for s in served] == [200, 200]
+
+
+def test_of_a_burst_only_what_fits_comes_in() -> None:
+    """Requests that wait for their prediction count like the mean of finished ones."""
+    middleware = PredictionMiddleware(
+        Recorder(), settings=MiddlewareSettings(max_queue_s=1.0, predict_timeout_ms=60_000), predictor=ByWords()
+    )
+
+    async def go() -> list[int]:
+        transport = httpx.ASGITransport(app=middleware)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await middleware._start()
+            bound = middleware._bound
+            assert bound is not None
+            bound._clock = clock = Clock()
+            at_capacity(bound, clock, 100)
+            bound.finished(20)
+            asked = [client.post("/v1/completions", json={"prompt": "w " * 20, "max_tokens": 50}) for _ in range(30)]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    statuses = asyncio.run(go())
+    assert statuses.count(429) == 30 - 6
+    assert set(statuses) == {200, 429}
