@@ -184,8 +184,10 @@ _EPOCH_MS: Final = 9e11
 #: What is usual: requests a second of a trace, and seconds between an answer and the next question.
 USUAL_RATE: Final = 1.0
 USUAL_THINK_S: Final = 3.0
-#: Powers of ten within which a usual unit is taken without a warning, and beyond which another one is taken.
+#: Powers of ten from what is usual within which a format's unit is taken without a warning; and, for higher rates
+#: (loads that were made), with one. Beyond, another unit is taken if it is nearer.
 _NEAR: Final = 1.5
+_HIGH: Final = 2.5
 
 
 @lru_cache(maxsize=4096)
@@ -321,20 +323,20 @@ def _likely(numbers: Sequence[float], usual: float | None, durations: bool) -> t
     away = {}
     if durations:
         middle = float(np.median([n for n in numbers if n > 0] or [0.0]))
-        away = {u: abs(math.log10(middle / u / USUAL_THINK_S)) for u in UNITS.values()} if middle > 0 else {}
+        away = {u: math.log10(USUAL_THINK_S * u / middle) for u in UNITS.values()} if middle > 0 else {}
     else:
         span = max(numbers) - min(numbers)
         rate = (len(numbers) - 1) / span if span > 0 and len(numbers) > 2 else 0.0
-        away = {u: abs(math.log10(rate * u / USUAL_RATE)) for u in UNITS.values()} if rate > 0 else {}
+        away = {u: math.log10(rate * u / USUAL_RATE) for u in UNITS.values()} if rate > 0 else {}
     agree = "as this format has it" if usual else "taken so, there is no evidence"
     if not away:
         return usual or 1.0, agree, usual is not None
-    if usual and away[usual] <= _NEAR:
+    if usual and abs(away[usual]) <= _NEAR:
         return usual, agree, True
     # Parts of a unit are written of seconds; without any sign seconds are likelier.
     parts = any(n != int(n) for n in numbers)
-    best = min(UNITS.values(), key=lambda u: away[u] - (2.0 if parts else 1.0) * (u == 1.0))
-    if usual and away[best] > _NEAR:
+    best = min(UNITS.values(), key=lambda u: abs(away[u]) - (2.0 if parts else 1.0) * (u == 1.0))
+    if usual and (abs(away[best]) > _NEAR or (not durations and 0 < away[usual] <= _HIGH)):
         best = usual
     shown = f"half of them below {middle / best:.3g} s" if durations else f"{rate * best:.3g} requests/s"
     return best, f"by its values ({shown})", False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ecoserve.data.fields import Row
 from ecoserve.data.formats.table import Convention, table
 
 AZURE: Final = table(
@@ -30,13 +31,22 @@ BAILIAN: Final = table(
     ("chat_id", "parent_chat_id", "input_length", "output_length"),
     Convention(per_second=1.0, block=16),
 )
+
+
+def _is_mooncake(row: Row) -> bool:
+    """With hashes, or as AIPerf takes it: sessions, waits, texts."""
+    lengths = "output_length" in row and ("input_length" in row or "text_input" in row)
+    return lengths and not row.keys().isdisjoint(("hash_ids", "session_id", "delay", "text_input"))
+
+
 MOONCAKE: Final = table(
     "mooncake",
     "timestamp or delay (ms), input_length, output_length, hash_ids",
     "Mooncake's traces, as AIPerf also takes them: lengths, arrivals or waits between turns, sessions, ids of shared "
     "blocks of 512 tokens",
-    ("hash_ids", "input_length", "output_length"),
+    (),
     Convention(per_second=1e3, block=512),
+    matches=_is_mooncake,
 )
 VLLM: Final = table(
     "vllm",

@@ -98,6 +98,8 @@ def test_mooncakes_sessions_keep_their_turns_and_waits(tmp_path: Path) -> None:
         (mooncake(), 0.7, None),
         (mooncake(unit=1e-3), 0.7, "seconds, by its values"),
         (mooncake(unit=1e3), 0.7, "microseconds, by its values"),
+        ([{**r, "timestamp": r["timestamp"] // 10} for r in mooncake()], 0.07, "milliseconds, by its values (100 req"),
+        ([{k: v for k, v in r.items() if k != "hash_ids"} for r in mooncake()], 0.7, None),
         ([{**r, "time_unit": "ms"} for r in mooncake()], 0.7, None),
         ([{"timestamp_us" if k == "timestamp" else k: v for k, v in r.items()} for r in mooncake(unit=1e3)], 0.7, None),
         ([{**r, "timestamp": 1_790_848_800_000 + r["timestamp"]} for r in mooncake()], 0.7, None),
