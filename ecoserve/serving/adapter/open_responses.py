@@ -142,7 +142,8 @@ class OpenResponses:
         assert self._stops is not None
         # When this process is gone at the latest; behind a balancer another one answers at once.
         retry = max(1, math.ceil(self._gone_s - time.monotonic()))
-        await refuse(send, path, 503, self._stops, _MESSAGES[self._stops], retry_after_s=retry)
+        # A connection that is kept may be closed by the server just when the next request comes.
+        await refuse(send, path, 503, self._stops, _MESSAGES[self._stops], retry_after_s=retry, close=True)
 
     async def _end(self, entry: _Open, send: Send) -> None:
         if entry.ended:

@@ -38,12 +38,15 @@ async def refuse(
     *,
     param: str | None = None,
     retry_after_s: int | None = None,
+    close: bool = False,
 ) -> None:
-    """Answer a request whose response has not begun, and count it under ``reason``."""
+    """Answer a request whose response has not begun, and count it under ``reason``; ``close``: the connection, too."""
     middleware_metrics().refused.labels(reason).inc()
     body = error_body(path, status, message, param)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if retry_after_s is not None:
         headers.append((b"retry-after", str(retry_after_s).encode()))
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -139,6 +139,7 @@ def test_from_the_first_moment_of_the_drain_nothing_new_is_served_and_nothing_ge
     for sent in (under_way, new, health):
         assert (sent.status, sent.message) == (503, "the server is shutting down")
         assert 25 < sent.retry_after <= 30
+        assert dict(sent[0]["headers"])[b"connection"] == b"close"
 
 
 def test_what_ends_by_itself_is_left_alone() -> None:
