@@ -113,6 +113,18 @@ def test_what_is_not_supported_is_refused(server: Any, model_config_dir: Path, f
         server.refuse_unsupported(args, {})
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--api-server-count", "2"], "--api-server-count: --learn needs one"), (["--disable-log-stats"], "statistics")],
+)
+def test_what_learning_does_not_work_with_is_refused(
+    server: Any, model_config_dir: Path, flags: list[str], said: str
+) -> None:
+    server.refuse_learning(filled(server, model_config_dir))
+    with pytest.raises(ConfigError, match=said):
+        server.refuse_learning(filled(server, model_config_dir, *flags))
+
+
 def test_the_rust_front_end_is_refused(server: Any, model_config_dir: Path) -> None:
     args = filled(server, model_config_dir)
     server.refuse_unsupported(args, {"VLLM_USE_RUST_FRONTEND": "0"})
