@@ -32,7 +32,16 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("completion_token_count", "candidates_token_count", "output_token_count", "response_token_count"),
         *("token_count.completion", "token_count_completion", "token_count_output", "gen_ai.usage.output_tokens"),
         *("eval_count", "generated_token_count", "response_token_len", "output_metrics.text_tokens"),
-        *("output_num_tokens", "gen_tokens", "gen_len", "token_len", "osl"),
+        *(
+            "num_generation_tokens",
+            "output_size",
+            "token_size",
+            "output_num_tokens",
+            "gen_tokens",
+            "gen_len",
+            "token_len",
+            "osl",
+        ),
     ),
     "prompt_tokens": (
         *("prompt_tokens", "native_tokens_prompt", "input_tokens", "context_tokens", "prefill_tokens"),
@@ -43,7 +52,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("prompt_usage", "usage_details.input", "usage_details.prompt_tokens", "usage.input", "usage.prompt"),
         *("prompt_token_count", "input_token_count", "token_count.prompt", "token_count_prompt", "token_count_input"),
         *("gen_ai.usage.input_tokens", "prompt_eval_count", "prompt_token_len", "input_metrics.text_tokens"),
-        *("input_num_tokens", "uncached_input_tokens", "isl"),
+        *("input_size", "prompt_size", "input_num_tokens", "uncached_input_tokens", "isl"),
     ),
     "thinking_tokens": (
         *("thinking_tokens", "native_tokens_reasoning", "reasoning_tokens", "tokens_reasoning"),
@@ -78,7 +87,17 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "thinking": ("reasoning_output", "reasoning_content", "reasoning_text", "thinking_text", "reasoning"),
     "arrival": (
         *("arrival", "arrival_time", "arrived_at", "request_start", "request_start_time", "request_time"),
-        *("request_timestamp", "timestamp", "time_stamp", "start_time", "start_timestamp", "started_at", "time"),
+        *(
+            "request_timestamp",
+            "request_created_at",
+            "arrival_timestamp",
+            "timestamp",
+            "time_stamp",
+            "start_time",
+            "start_timestamp",
+            "started_at",
+            "time",
+        ),
         *("created", "created_at", "create_time", "creation_time", "created_time", "created_date", "tstamp", "ts"),
         *("datetime", "date_time", "event_time", "sent_at", "received_at", "start", "log_time"),
     ),
@@ -114,7 +133,14 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "split": ("split",),
     "finish_reason": (
-        *("finish_reason", "stop_reason", "finish_reason_normalized", "native_finish_reason", "finish_reason_raw"),
+        *(
+            "finish_reason",
+            "stop_reason",
+            "done_reason",
+            "finish_reason_normalized",
+            "native_finish_reason",
+            "finish_reason_raw",
+        ),
     ),
     "max_tokens": (
         *("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens", "max_response_tokens"),
@@ -126,7 +152,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "cancelled": ("was_cancelled", "cancelled", "canceled", "aborted"),
     "error": ("error", "error_message", "exception", "error_code"),
     "status": ("status", "status_code", "level"),
-    "kind": ("call_type", "observation_type", "type"),
+    "kind": ("call_type", "observation_type", "run_type", "type"),
     "requests": ("num_model_requests", "num_requests", "request_count", "requests_count", "n_requests"),
 }
 #: Names that say something only at the top of a row, not inside its objects.
@@ -165,14 +191,14 @@ _SESSION: Final = re.compile(r"(?:^|[_.])(?:session|conversation|conv|dialog|dia
 #: Names of units of time -> units in a second.
 UNIT_NAMES: Final = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
-    **dict.fromkeys(("ms", "msec", "msecs", "millis", "millisecond", "milliseconds"), 1e3),
-    **dict.fromkeys(("us", "usec", "usecs", "micros", "microsecond", "microseconds"), 1e6),
-    **dict.fromkeys(("ns", "nsec", "nanos", "nanosecond", "nanoseconds"), 1e9),
+    **dict.fromkeys(("ms", "msec", "msecs", "milli", "millis", "millisecond", "milliseconds"), 1e3),
+    **dict.fromkeys(("us", "usec", "usecs", "micro", "micros", "microsecond", "microseconds"), 1e6),
+    **dict.fromkeys(("ns", "nsec", "nano", "nanos", "nanosecond", "nanoseconds"), 1e9),
 }
 #: Units that a time may be in -> units in a second.
 UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _CALLED: Final = {1.0: "seconds", 1e3: "milliseconds", 1e6: "microseconds", 1e9: "nanoseconds"}
-_WITH_UNIT: Final = re.compile(rf"(.+?)(?:_in)?_({'|'.join(UNIT_NAMES)})")
+_WITH_UNIT: Final = re.compile(rf"(.+?)(?:_in|_unix|_epoch)?_({'|'.join(UNIT_NAMES)})")
 #: Where one word begins in ``camelCase``.
 _WORD: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _IN_BRACKETS: Final = re.compile(r"[\s_]*[(\[]([A-Za-z]+)[)\]]")

@@ -40,7 +40,11 @@ _NO_PARENT: Final = frozenset(("", "-1", "none", "null"))
 _FAILED: Final = frozenset(("failure", "failed", "error", "errored", "fail"))
 #: What is no generation of text, in a row's kind.
 _OTHERS: Final = ("embedding", "image", "speech", "transcription", "rerank", "moderation")
-_SPANS: Final = frozenset(("span", "event", "trace", "tool", "agent", "chain", "retriever", "evaluator", "guardrail"))
+_SPANS: Final = frozenset(
+    ("span", "event", "trace", "tool", "agent", "chain", "retriever", "evaluator", "guardrail", "parser", "prompt")
+)
+#: Fields of traced spans, whose ``type`` may be no generation.
+_OF_SPANS: Final = frozenset(("trace_id", "span_id", "run_id", "parent_observation_id"))
 _COUNTS: Final = ("response_tokens", "prompt_tokens", "thinking_tokens", "total_tokens")
 _SAID: Final = ("prompt", "response", "system", "thinking")
 _TRUE: Final = frozenset(("true", "1", "1.0", "yes"))
@@ -286,8 +290,9 @@ class TableReader:
         """Why the row is no request that was answered, if it is none."""
         kind = self._one(row, "kind")
         if isinstance(kind, str):
-            calls = plain_name(self._columns["kind"][0][-1]) == "call_type"
-            if any(other in kind.lower() for other in _OTHERS) if calls else kind.lower() in _SPANS:
+            name = plain_name(self._columns["kind"][0][-1])
+            traced = name != "type" or not _OF_SPANS.isdisjoint(map(plain_name, self._names))
+            if any(o in kind.lower() for o in _OTHERS) if name == "call_type" else traced and kind.lower() in _SPANS:
                 return f"not a generation of text ({kind.lower()})"
         status, error = self._one(row, "status"), self._one(row, "error")
         code = whole(status)

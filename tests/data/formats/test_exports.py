@@ -150,6 +150,11 @@ LANGFUSE = {
     "input": '[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]',
     "output": '{"role": "assistant", "content": "hello there"}', "session_id": "s1",
 }  # fmt: skip
+GENERATIONS = {
+    "id": "0", "traceId": "s1", "startTime": "2026-10-01T10:00:00.000Z", "endTime": None, "timeToFirstToken": "0.3",
+    "latency": "1.2", "name": "chat", "model": "m", "promptTokens": "100", "completionTokens": "50",
+    "totalTokens": "150", "input": "hi 0", "output": "hello 0", "level": "DEFAULT",
+}  # fmt: skip
 LITELLM = {
     "request_id": "c-0", "call_type": "acompletion", "spend": "0.001", "total_tokens": "150", "prompt_tokens": "100",
     "completion_tokens": "50", "startTime": "2026-10-01 10:00:00.0", "endTime": "2026-10-01 10:00:59.1",
@@ -195,6 +200,18 @@ AT = 1_790_848_800.0
           "output_tokens": 50, "session_id": "s1", "ts": AT}, {}, {}),
         ({"llm.token_count.prompt": 100, "llm.token_count.completion": 50, "session.id": "s1", "start_time": AT},
          {}, {}),
+        ({"attributes": {"gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 50,
+                         "gen_ai.conversation.id": "s1"}, "start_time_unix_nano": int(AT) * 10**9}, {}, {}),
+        ({"run_type": "llm", "session_id": "s1", "prompt_tokens": 100, "completion_tokens": 50,
+          "start_time": "2026-10-01T10:00:00", "end_time": "2026-10-01T10:00:02"}, {}, {}),
+        ({"done_reason": "length", "prompt_eval_count": 100, "eval_count": 50, "total_duration": 9, "session_id": "s1",
+          "created_at": "2026-10-01T10:00:00Z"}, {}, {"censored": True}),
+        ({"request_created_at": "2026-10-01 10:00:00", "response_created_at": "2026-10-01 10:00:01", "status": 200,
+          "prompt_tokens": 100, "completion_tokens": 50, "session_id": "s1"}, {}, {}),
+        (GENERATIONS, {}, {}),
+        (GENERATIONS, {"startTime": "1790848800000"}, {}),
+        (GENERATIONS, {"completionTokens": None}, {}),
+        (GENERATIONS, {"traceId": None, "sessionId": "s1", "release": "2.1"}, {}),
         ({"usageMetadata": {"promptTokenCount": 100, "candidatesTokenCount": 30, "thoughtsTokenCount": 20,
                             "totalTokenCount": 150}, "session_id": "s1", "createTime": AT}, {},
          {"thinking_tokens": 20}),
