@@ -115,6 +115,8 @@ def command(
     if lengths is not None:
         common["lengths"] = lengths
     planned = [checked(kind, {**common, "policy": p, "seed": seed + i}) for i in range(repeats) for p in policies]
+    for warning in planned[0].read_trace().report.warnings:
+        stderr_console(quiet).print(f"note: {warning}")
     results = [_run(settings, quiet) for settings in planned]
     summaries = {"runs": [result.summary() for result in results]}
     if output is not None:
