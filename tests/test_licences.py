@@ -61,7 +61,8 @@ def installed() -> dict[str, metadata.Distribution]:
 
 
 def licences() -> dict[str, str]:
-    return {name: licence(package, name) for name, package in sorted(installed().items()) if name in pinned()}
+    pins = pinned()
+    return {name: licence(package, name) for name, package in sorted(installed().items()) if name in pins}
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
