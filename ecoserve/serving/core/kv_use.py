@@ -101,6 +101,7 @@ class KVUse:
         self.block_size = min((g.block_size for g in grows), default=1)
         #: blocks per token of a growing request
         self.blocks_per_token = sum(g.copies / g.block_size for g in grows)
+        self._plain = len(self.groups) == 1 and self.groups[0] == Group(self.block_size)
         #: tokens of which a prompt's chunks are multiples
         self.least_chunk = max((g.block_size for g in self.groups if g.states is not None), default=1)
         #: whether a prompt being computed holds no more than a decode of its length
@@ -112,6 +113,8 @@ class KVUse:
 
     def blocks_at(self, tokens: Floats) -> Floats:
         """:meth:`blocks` of an array of any shape."""
+        if self._plain:
+            return np.ceil(tokens / self.block_size)
         total = np.zeros_like(tokens)
         for g in self.groups:
             total += g.copies * g.spans(tokens)
@@ -119,6 +122,8 @@ class KVUse:
 
     def prompt_blocks(self, tokens: int, computed: int = 0) -> int:
         """At most, while a prompt of ``tokens`` tokens is computed on from its first ``computed`` ones."""
+        if self._plain:
+            return -(-tokens // self.block_size)
         return sum(g.copies * g.span(tokens, computed) for g in self.groups)
 
     def tokens_in(self, blocks: int) -> int:

@@ -9,13 +9,35 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from virtual_rig import LAYOUTS, STOCK, ByHand, Case, play, random_case, same, scheduler_for
+from virtual_rig import (
+    LAYOUTS,
+    STOCK,
+    ByHand,
+    Case,
+    StrictWorker,
+    check_empty,
+    drive,
+    full,
+    mla,
+    play,
+    random_case,
+    same,
+    scheduler_for,
+    state,
+)
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.adapter.kv_layout import group_of
+from ecoserve.serving.core import keys
 from ecoserve.serving.core.kv_use import Group
 from ecoserve.serving.simulate.engine import make_request
+from ecoserve.serving.simulate.loop import Arrival
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -87,3 +109,46 @@ def test_a_prompt_gets_the_whole_block_that_its_state_needs() -> None:
     # Spread over steps by the root of decodes per prompt: 124 tokens a step.
     hand.scheduler.add_request(make_request("prompt", [5] * 351, 9, 0.0, block_size=128))
     assert hand.step()["prompt"] == 128
+
+
+def test_context_parallelism_multiplies_the_tokens_of_a_block() -> None:
+    parallel = SimpleNamespace(decode_context_parallel_size=4)
+    case = Case(())
+    assert group_of(full(case), SimpleNamespace(parallel_config=parallel)) == Group(64)
+    assert group_of(mla(case), SimpleNamespace(parallel_config=parallel)) == Group(64)
+    # Every rank has all of a state.
+    assert group_of(state(case), SimpleNamespace(parallel_config=parallel)) == Group(192, window=1)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_images_keep_to_the_encoders_budget_and_leave_its_cache(depth: int) -> None:
+    """Requests with images, more than the encoder's cache holds at a time, beside others; paused and preempted."""
+    case = Case((), depth=depth, blocks=40, max_model_len=256, knobs=(("epsilon", 0.5), ("paused_share", 0.3)))
+    s = scheduler_for(case)
+    s.max_num_encoder_input_tokens = 48
+    s.encoder_cache_manager = EncoderCacheManager(cache_size=48)
+    short = {keys.LENGTHS: LengthDistribution.point(1).to_wire()}
+    arrivals = []
+    for i in range(24):
+        request = make_request(f"r{i}", [5] * 60, 120, 0.01 * i, short)
+        if i % 3:
+            places = (PlaceholderRange(offset=2, length=24), PlaceholderRange(offset=30, length=20))
+            request.mm_features = [MultiModalFeatureSpec(None, "image", f"{i} {p.offset}", p) for p in places]
+        arrivals.append(Arrival(0.01 * i, request, 100))
+    encoded = 0
+
+    def stepped(output: Any) -> None:
+        nonlocal encoded
+        embeds = [
+            s.requests[n].get_num_encoder_embeds(i) for n, ids in output.scheduled_encoder_inputs.items() for i in ids
+        ]
+        assert sum(embeds) <= 48
+        encoded += len(embeds)
+
+    rows = drive(s, arrivals, depth, StrictWorker(case, s), on_step=stepped).rows
+    assert [r.output_tokens for r in rows] == [100] * 24
+    assert s.counters.pauses > 0
+    assert s.counters.preemptions == s.counters.shortage_preemptions > 0
+    assert encoded > 32, "a preempted request's images are encoded again"
+    assert s.encoder_cache_manager.num_freeable_slots == 48
+    check_empty(s)
