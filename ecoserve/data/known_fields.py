@@ -34,6 +34,9 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("eval_count", "generated_token_count", "response_token_len", "output_metrics.text_tokens"),
         *(
             "num_generation_tokens",
+            "answer_tokens",
+            "visible_tokens",
+            "answer_length",
             "output_size",
             "token_size",
             "output_num_tokens",

@@ -51,7 +51,7 @@ BAD: dict[str, tuple[str, str, Row, str]] = {
         "p.json",
         json.dumps({"experiments": [{"requests": [{"timestamp": 1, "response_outputs": [
             {"response": '{"choices": [{"message": {"content": "a"}}]}'}]}]}]}), {},
-        "the answer's length is not known: it came in one piece, without usage"),
+        "the answer's length is not known: there is neither usage nor a stream of chunks"),
     "a batch's requests alone": ("b.jsonl", lines(ASKED), {}, "join its output file to it"),
     "a batch of errors": ("b.jsonl", lines({"custom_id": "q", "response": {"status_code": 500, "body": {}}}), {},
                           "1 failed request"),
@@ -77,6 +77,8 @@ BAD: dict[str, tuple[str, str, Row, str]] = {
                                   "speech_tokens looks like a count and is not used"),
     "a time that is not known": ("m.csv", "output_tokens,posted_at\n5,2026-10-01\n7,2026-10-02\n", {"strict": True},
                                  "posted_at looks like a time and is not used"),
+    "two counts of one thing": ("m.csv", "output_tokens,completion_tokens\n5,6\n7,8\n", {"strict": True},
+                                "output_tokens and completion_tokens both look like the answer's tokens"),
     "a session that is not known": ("m.csv", "output_tokens,chat_room\n5,a\n7,a\n8,b\n", {"strict": True},
                                     "chat_room looks like a session and is not used"),
     "turns of nothing": ("m.csv", "output_tokens,turn\n5,1\n7,2\n", {"strict": True},

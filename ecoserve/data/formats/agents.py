@@ -14,7 +14,7 @@ from ecoserve.data.fields import Row, first_of, number, seconds, text_or_none, u
 from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
 from ecoserve.data.formats.conversations import exchange_of, read_message
 from ecoserve.data.formats.table import Convention, hash_of, table
-from ecoserve.data.known_fields import usage_of
+from ecoserve.data.known_fields import named, usage_of
 from ecoserve.data.records import ASSISTANT, Record
 
 #: Where the bits that tell sessions apart are, of 63.
@@ -148,10 +148,11 @@ def _requests(row: Row, index: int) -> Iterator[Row | Reject]:
             wait = number(request.get("think_time"))
             yield {
                 "session_id": session,
-                "arrival_s": request.get("t"),
+                "time": request.get("t"),
                 "prompt_tokens": request.get("in"),
                 "response_tokens": request.get("out"),
-                "think_s": None if wait is None else max(0.0, wait),
+                "think_time": None if wait is None else max(0.0, wait),
+                "thinking_tokens": named(request, "thinking_tokens"),
                 "hash_ids": hashes,
                 "block_size": row.get("block_size"),
                 "model": request.get("model"),
@@ -173,6 +174,6 @@ SESSIONS: Final = table(
     "recorded sessions of coding agents: lengths, times (s) from their session's start, waits between turns, ids of "
     "shared blocks",
     (),
-    Convention(per_second=1.0, certain=True, unwrap=_requests, local_times=True),
+    Convention(per_second=1.0, unwrap=_requests, local_times=True),
     matches=_is_session,
 )

@@ -16,8 +16,8 @@ from ecoserve.data.formats.table import COUNTED_BY, Convention, parsed, table
 from ecoserve.data.known_fields import usage_of
 
 _STATISTICS: Final = frozenset(("avg", "mean", "median", "min", "max", "std", "p50", "p90", "p95", "p99"))
-#: A response that came in one piece without saying how long it is.
-UNCOUNTED: Final = "the answer's length is not known: it came in one piece, without usage"
+#: A response that does not say how long it is.
+UNCOUNTED: Final = "the answer's length is not known: there is neither usage nor a stream of chunks"
 
 
 def is_summary(row: Row) -> bool:
@@ -137,7 +137,11 @@ def _answer_of(outputs: list[Any]) -> dict[str, Any] | None:
     if counts.response is not None:
         tokens = {"prompt_tokens": counts.prompt, "response_tokens": counts.response}
         return {**one, **tokens, "thinking_tokens": counts.thinking}
-    return None if whole_one else {**one, "response_tokens": chunks, "thinking_tokens": thinking, COUNTED_BY: "chunks"}
+    return (
+        None
+        if whole_one or not outputs
+        else {**one, "response_tokens": chunks, "thinking_tokens": thinking, COUNTED_BY: "chunks"}
+    )
 
 
 def _events(output: object) -> Iterator[Mapping[str, Any]]:

@@ -12,10 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Final
 
 from ecoserve.data import known_fields as known
-from ecoserve.data.fields import Row, blank, text_or_none, unusable_text, was_cut_off, whole
+from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, was_cut_off, whole
 from ecoserve.data.formats.base import NO_TIME, Exchange, Exchanges, Format, Hints, Reject, checked, has_fields
 from ecoserve.data.formats.conversations import ChatMessage, Context, read_message
 from ecoserve.data.known_fields import NAMES, Clock, meanings_of, plain_name
@@ -45,6 +46,8 @@ _SPANS: Final = frozenset(
 )
 #: Fields of traced spans, whose ``type`` may be no generation.
 _OF_SPANS: Final = frozenset(("trace_id", "span_id", "run_id", "parent_observation_id"))
+#: Counts of an answer that leave its thinking out.
+_WITHOUT_THINKING: Final = frozenset(("answer_tokens", "visible_tokens", "output_token_count", "answer_length"))
 _COUNTS: Final = ("response_tokens", "prompt_tokens", "thinking_tokens", "total_tokens")
 _SAID: Final = ("prompt", "response", "system", "thinking")
 _TRUE: Final = frozenset(("true", "1", "1.0", "yes"))
@@ -166,6 +169,12 @@ class TableReader:
                 fits = not some or meaning not in _COUNTS or any(_count(v) is not None for v in some)
                 ranked.setdefault(meaning, []).append((not (fits and some), place, path))
         self._columns = {meaning: [path for *_, path in sorted(found)] for meaning, found in ranked.items()}
+        for meaning in ("response_tokens", "prompt_tokens"):
+            lone = [p for p in self._columns.get(meaning, ()) if len(p) == 1 and "tokens_" not in plain_name(p[0])]
+            for one, other in pairwise(lone):
+                if values[other] and values[one] and list(map(_count, values[one])) != list(map(_count, values[other])):
+                    what = "the answer's" if meaning == "response_tokens" else "the prompt's"
+                    self.guesses.append(f"{one[0]} and {other[0]} both look like {what} tokens: {one[0]} is used")
         if "parent" in self._columns:
             # A name of the request alone is no session.
             requests = self._columns.get("request", [])
@@ -192,13 +201,18 @@ class TableReader:
         beside = {at(r, (*self._columns[meaning][0][:-1], "unit")) for r in rows[:1]} if "value" in column else set()
         stated |= {known.UNIT_NAMES.get(str(v).lower()) for v in beside if v is not None}
         given = self._hints.per_second if meaning == "arrival" else 0.0
+        values = self._values(rows, meaning)
+        within = meaning == "arrival" and self._convention.local_times
+        if within:  # sessions' own clocks: what they tell is how long apart turns are
+            at_of = [(self._one(r, "session"), number(self._one(r, "arrival"))) for r in rows]
+            values = [b - a for (s, a), (t, b) in pairwise(at_of) if s == t and a is not None and b is not None]
         clock = known.clock_of(
             column,
-            self._values(rows, meaning),
+            values,
             given=given or (stated.pop() if len(stated) == 1 else None) or None,
             usual=self._convention.per_second,
             certain=self._convention.certain,
-            durations=meaning == "think",
+            durations=meaning == "think" or within,
         )
         if self._values(rows, meaning):
             self.stated.append(f"{'arrivals' if meaning == 'arrival' else 'waits between turns'}: {clock.how}")
@@ -384,6 +398,10 @@ class TableReader:
         if total is None and not thinking and "cached_tokens" not in self._columns:
             return found["prompt_tokens"], found["response_tokens"], thinking
         cached = sum(_count(at(row, path)) or 0 for path in self._columns.get("cached_tokens", ()))
+        if response is not None and "response_tokens" in self._columns:
+            counted = next((p[-1] for p in self._columns["response_tokens"] if not empty(at(row, p))), "")
+            if thinking and plain_name(counted) in _WITHOUT_THINKING:
+                response += thinking
         base = next((p[-1] for p in self._columns.get("prompt_tokens", ()) if not empty(at(row, p))), "")
         apart = plain_name(base) in ("input_tokens", "input", "uncached_input_tokens")
         settled = known.settled(prompt, response, thinking, total, cached, cache_apart=apart)

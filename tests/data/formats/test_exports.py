@@ -208,6 +208,8 @@ AT = 1_790_848_800.0
           "created_at": "2026-10-01T10:00:00Z"}, {}, {"censored": True}),
         ({"request_created_at": "2026-10-01 10:00:00", "response_created_at": "2026-10-01 10:00:01", "status": 200,
           "prompt_tokens": 100, "completion_tokens": 50, "session_id": "s1"}, {}, {}),
+        ({"prompt_tokens": 100, "answer_tokens": 30, "thinking_tokens": 20, "session_id": "s1", "ts": AT}, {},
+         {"thinking_tokens": 20}),
         (GENERATIONS, {}, {}),
         (GENERATIONS, {"startTime": "1790848800000"}, {}),
         (GENERATIONS, {"completionTokens": None}, {}),
@@ -302,7 +304,7 @@ def test_genai_perf_counts_what_has_content(tmp_path: Path) -> None:
     ]
     assert [r.arrival_s for r in trace.records] == [1e9, 1e9 + 1, 1e9 + 2, 1e9 + 3]
     assert trace.report.dropped == {
-        "the answer's length is not known: it came in one piece, without usage": 1,
+        "the answer's length is not known: there is neither usage nor a stream of chunks": 1,
         "failed request (no answer tokens)": 1,
     }
     assert "tokens of answers are their chunks" in trace.report.warnings[0]
@@ -338,6 +340,8 @@ def guidellm(**requests: list[Row]) -> Row:
         (AIPERF, ("u1", 1, 1_790_848_800.5, 550, 13, 4)),
         ({**AIPERF, "metrics": {"input_sequence_length": 550, "output_token_count": 9}},
          ("u1", 1, 1_790_848_800.5, 550, 9, None)),
+        ({**AIPERF, "metrics": {"input_sequence_length": 550, "output_token_count": 9, "reasoning_token_count": 4}},
+         ("u1", 1, 1_790_848_800.5, 550, 13, 4)),
         (guidellm(successful=[GUIDELLM]), ("c1", 2, 1_790_848_800.25, 5, 8, 2)),
         (guidellm(successful=[{**{k: v for k, v in GUIDELLM.items() if k not in ("info", "request_start_time")},
                                "start_time": 1_790_848_800.25}]), ("0-0-q1", 0, 1_790_848_800.25, 5, 8, 2)),
@@ -429,6 +433,14 @@ def test_sessions_of_agents_are_closed_loops(tmp_path: Path) -> None:
     assert (third, trace.records[0].prefix_block_tokens) == ((1, 2, 3), 64)
     inner = session(requests=[*session()["requests"], {"agent_id": "a1", "requests": session()["requests"]}])
     assert [r.conversation for r in load(tmp_path, [inner]).records] == ["trace_1"] * 2 + ["trace_1/a1"] * 2
+
+
+@pytest.mark.parametrize(("unit", "warned"), [(1, False), (1000, True)])
+def test_the_times_of_sessions_are_in_the_unit_that_makes_them_waits(tmp_path: Path, unit: int, warned: bool) -> None:
+    requests = [{**r, "t": r["t"] * unit, "think_time": r["think_time"] * unit} for r in session()["requests"]]
+    trace = load(tmp_path, [session(requests=requests), session(id="trace_2", requests=requests)])
+    assert [(r.arrival_s, r.think_s) for r in trace.records[:2]] == [(0.0, 0.0), (60.0, 57.0)]
+    assert bool(trace.report.warnings) == warned
 
 
 def tree() -> Row:
