@@ -128,9 +128,9 @@ def chunked(case: Case, blocks: float) -> ChunkedLocalAttentionSpec:
     return ChunkedLocalAttentionSpec(**SHAPE, block_size=case.block_size, attention_chunk_size=blocks * case.block_size)
 
 
-def state(case: Case, mode: str = "") -> MambaSpec:
+def state(case: Case) -> MambaSpec:
     """A state as large as a block of attention; with prefix caching there is one a block, else one a request."""
-    mode = mode or ("align" if case.prefix_caching else "none")
+    mode = "align" if case.prefix_caching else "none"
     block_size = case.max_model_len if mode == "none" else case.block_size
     return MambaSpec(block_size, shapes=((2, case.block_size),), dtypes=(torch.float32,), mamba_cache_mode=mode)
 
@@ -150,7 +150,6 @@ LAYOUTS: dict[str, Callable[[Case], list[KVCacheSpec]]] = {
     "full + chunked": lambda c: [full(c), *[chunked(c, 2)] * 3],
     "state": lambda c: [state(c)],
     "full + state": lambda c: [full(c), *[state(c)] * 3],
-    "full + states of all blocks": lambda c: [full(c), *[state(c, "all" if c.prefix_caching else "none")] * 2],
     "full + window + state": lambda c: [full(c), window(c, 2), state(c)],
 }
 
@@ -276,7 +275,7 @@ class StrictWorker(WorkerModel):
             for table, size, spec in zip(seen.tables, self.block_sizes, self._specs, strict=True):
                 slots = [(table[at // size], at % size, at) for at in range(seen.computed - tokens, seen.computed)]
                 if isinstance(spec, MambaSpec):
-                    slots = self._state_slots(name, table, size, tokens, spec.mamba_cache_mode)
+                    slots = [self._state_slot(name, table, size, tokens)]
                     states += [(block, chain[at]) for block, _, at in slots]
                 for block, place, at in slots:
                     if (block, place) in written or block == NULL_BLOCK:
@@ -309,17 +308,14 @@ class StrictWorker(WorkerModel):
             return computed // spec.attention_chunk_size * spec.attention_chunk_size
         return 0
 
-    def _state_slots(
-        self, name: str, table: list[int], size: int, tokens: int, mode: str
-    ) -> list[tuple[int, int, int]]:
-        """Where a step writes states, having read the one before it: block, slot, and the last token of the state."""
+    def _state_slot(self, name: str, table: list[int], size: int, tokens: int) -> tuple[int, int, int]:
+        """Where a step writes a state, having read the one before it: block, slot, and the last token of the state."""
         end = self._known[name].computed
         start = end - tokens
         before = self._chain(name, end)[start - 1] if start else None
         if start and self._memory[table[(start - 1) // size]][0] != before:
             raise WorkerError(f"request {name} goes on from a state at token {start} that is not its own")
-        ends = range((start // size + 1) * size, end, size) if mode == "all" else ()
-        return [(table[(at - 1) // size], 0, at - 1) for at in (*ends, end)]
+        return table[(end - 1) // size], 0, end - 1
 
 
 @dataclass
@@ -612,7 +608,7 @@ def random_case(seed: int, **fixed: Any) -> Case:
         shape = Case((), block_size=block_size, max_model_len=longest, prefix_caching=made["prefix_caching"])
         specs_of = LAYOUTS[layout](shape)
         whole = -(-longest // block_size) + 1
-        few = [isinstance(s, MambaSpec) and s.mamba_cache_mode != "all" for s in specs_of]
+        few = [isinstance(s, MambaSpec) for s in specs_of]
         most_needed = sum(3 if bounded else whole for bounded in few)
         blocks = max(most_needed, blocks * len(specs_of) // 2)
     return Case(

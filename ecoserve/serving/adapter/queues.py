@@ -22,7 +22,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
@@ -178,7 +178,7 @@ class GatedQueue(RequestQueue):
         while self._arrivals and found is None:
             entry = self._arrivals[0]
             request = entry[2]
-            if request not in self._where or self._where[request][0][1] != entry[1]:
+            if not self._is_here(entry):
                 heapq.heappop(self._arrivals)
             elif self._is_open(self._lane(request)) and self._eligible(request):
                 found = request
@@ -187,6 +187,10 @@ class GatedQueue(RequestQueue):
         for entry in passed:
             heapq.heappush(self._arrivals, entry)
         return found
+
+    def _is_here(self, arrival: tuple[Any, int, Request]) -> bool:
+        known = self._where.get(arrival[2])
+        return known is not None and known[0][1] == arrival[1]
 
     def overtaken(self, request: Request) -> bool:
         """Whether ``request``, which has just left, stood behind another by its key."""
@@ -252,6 +256,9 @@ class GatedQueue(RequestQueue):
         if known is None:
             raise ValueError(f"request {request.request_id} is not in the queue")
         self._drop(known[0])
+        if len(self._arrivals) > 2 * len(self._where):
+            self._arrivals = [a for a in self._arrivals if self._is_here(a)]
+            heapq.heapify(self._arrivals)
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:

@@ -93,13 +93,13 @@ TABLE: dict[str, tuple[dict[str, Any], list[str], str | None]] = {
     "speculative": (
         {},
         ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}'],
-        "speculative decoding",
+        None,
     ),
-    "stages": ({}, ["-pp", "2"], "pipeline parallelism"),
+    "stages": ({}, ["-pp", "2"], None),
     "connector": (
         {},
         ["--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'],
-        "a KV connector",
+        None,
     ),
     "pooling": ({}, ["--runner", "pooling"], "a model that does not generate"),
 }
