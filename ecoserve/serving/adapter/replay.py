@@ -139,7 +139,7 @@ class ReplayLogitsProcessor(LogitsProcessorV1, LogitsProcessorV2):
             return []
         assert self._slots is not None
         prompts = self._slots.prompt_len.np
-        # Without speculative decoding, which is refused, every request has one row, and the bounds are exact.
+        # Without speculative decoding, which is refused beside it, every request has one row, and the bounds are exact.
         return [
             (row, recorded, int(ctx.seq_lens_upper_bound_np[row]) - int(prompts[slot]))
             for row, slot in enumerate(ctx.idx_mapping_np.tolist())

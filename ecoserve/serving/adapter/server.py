@@ -193,6 +193,12 @@ def fill_in(args: Namespace, policy: str, *, replay: bool = False) -> None:
         # The last one is the outermost; an operator's own middleware sees requests as clients sent them.
         args.middleware = [MIDDLEWARE, *args.middleware]
     if replay:
+        if any((args.speculative_config, args.spec_method, args.spec_model, args.spec_tokens)):
+            raise ConfigError(
+                "recorded lengths cannot be forced together with speculative decoding",
+                where="--speculative-config",
+                fix="leave out one of it and --replay",
+            )
         args.logits_processors = [*(args.logits_processors or []), REPLAY]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ OURS = "ecoserve.serving.adapter.scheduler.EcoServeScheduler"
 
 @dataclass
 class Outcome:
-    """Tokens of every request, what the scheduler counted, and whether all KV came back."""
+    """Tokens of every request, what the scheduler counted, whether all KV came back, and tokens of a decode's step."""
 
     tokens: list[tuple[int, ...]]
     counters: Counters
     blocks_missing: int
+    tokens_per_step: float
 
 
-def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any], source: str) -> Outcome:
-    """Run the prompts through one engine."""
+def generate(
+    model: Path, scheduler: str, blocks: int, settings: dict[str, Any], source: str, **features: Any
+) -> Outcome:
+    """Run the prompts through one engine; ``features``: vLLM's arguments besides."""
     from vllm import LLM, SamplingParams
 
     rng = random.Random(7)
@@ -63,13 +67,17 @@ def generate(model: Path, scheduler: str, blocks: int, settings: dict[str, Any],
         enable_prefix_caching=False,
         scheduler_cls=scheduler,
         additional_config={"ecoserve": settings} if settings else {},
+        **features,
     )
     prompts = [f"def f{i}(x): return x * {i}" + " # again" * (i % 19) for i in range(REQUESTS)]
     params = [SamplingParams(max_tokens=n, ignore_eos=True, temperature=0.0, extra_args=extra(n)) for n in lengths]
     outputs = engine.generate(prompts, params, use_tqdm=False)
     core = engine.llm_engine.engine_core.engine_core.scheduler
     outcome = Outcome(
-        [tuple(o.outputs[0].token_ids) for o in outputs], core.counters, core.usable_blocks - core.free_blocks
+        [tuple(o.outputs[0].token_ids) for o in outputs],
+        core.counters,
+        core.usable_blocks - core.free_blocks,
+        core.planner.pace.tokens_per_step if scheduler == OURS else 1.0,
     )
     assert [len(t) for t in outcome.tokens] == lengths
     engine.llm_engine.engine_core.shutdown()
@@ -122,3 +130,28 @@ def test_same_tokens_while_requests_are_paused(
     for name in must_happen:
         assert name is None or getattr(ours.counters, name) > 0, name
     assert ours.counters.resumes > 0 or "pauses" not in must_happen
+
+
+#: Drafts that the prompt holds, as the model's answers repeat themselves.
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
+@pytest.fixture
+def drafting() -> Iterator[None]:
+    """vLLM registers its kernels anew for every engine, and trips over llvmlite once drafts have loaded that."""
+    from vllm.platforms import current_platform
+
+    yield
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda _: None)  # they are registered
+
+
+@pytest.mark.usefixtures("drafting")
+def test_same_tokens_with_drafts_while_requests_are_paused(tiny_model: Path, reference: Outcome) -> None:
+    """A paused request's drafts are dropped, and those under way are accepted or refused before it goes on."""
+    settings = {"epsilon": 0.5, "paused_share": 0.3, "check_every_step": True}
+    ours = generate(tiny_model, OURS, 40, settings, "far too short", speculative_config=NGRAM)
+    assert ours.tokens == reference.tokens
+    assert ours.blocks_missing == 0
+    assert min(ours.counters.pauses, ours.counters.resumes, ours.counters.preemptions) > 0
+    assert ours.counters.preemptions == ours.counters.shortage_preemptions, "drafts were not counted"
+    assert ours.tokens_per_step > 1.1, "hardly any draft was accepted"

@@ -66,6 +66,13 @@ def test_the_operators_choice_stands(server: Any, model_config_dir: Path) -> Non
     assert args.logits_processors is None
 
 
+def test_recorded_lengths_do_not_go_with_drafts(server: Any, model_config_dir: Path) -> None:
+    drafts = ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}')
+    filled(server, model_config_dir, *drafts)
+    with pytest.raises(ConfigError, match="--speculative-config: recorded lengths cannot be forced"):
+        filled(server, model_config_dir, *drafts, replay=True)
+
+
 def test_the_stock_policy_is_vllms_own_scheduler(server: Any, model_config_dir: Path) -> None:
     args = filled(server, model_config_dir, "--scheduler-cls", "my.Scheduler", policy="vllm")
     assert args.scheduler_cls == "my.Scheduler"
