@@ -145,6 +145,7 @@ def drafting() -> Iterator[None]:
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda _: None)  # they are registered
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # numba, of what vLLM's drafter gives it
 @pytest.mark.usefixtures("drafting")
 def test_same_tokens_with_drafts_while_requests_are_paused(tiny_model: Path, reference: Outcome) -> None:
     """A paused request's drafts are dropped, and those under way are accepted or refused before it goes on."""
