@@ -86,6 +86,8 @@ def _expected_kv(vllm_config: Any) -> str | None:
     found = {
         # A prefix hit then takes a block for a copy of a state.
         "--prefix-match-unit with Mamba or linear attention": states and cache.prefix_match_unit is not None,
+        # The runner forgets of a request that leaves the batch which draft's state was the last accepted one.
+        "speculative decoding with Mamba or linear attention": states and vllm_config.speculative_config is not None,
         # Blocks between the prompt and the window are given back: use is no function of tokens alone.
         "reference sliding windows (R-SWA)": model.rswa_window is not None,
         # Hits are computed again in part, in blocks that they hold already.

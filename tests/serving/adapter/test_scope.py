@@ -70,6 +70,10 @@ CHANGES: dict[str, Callable[[Any], None]] = {
         setattr(c[0].model_config, "is_hybrid", True),
         setattr(c[0].cache_config, "prefix_match_unit", 16),
     ),
+    "speculative decoding with Mamba or linear attention": lambda c: (
+        setattr(c[0].model_config, "is_hybrid", True),
+        setattr(c[0], "speculative_config", SimpleNamespace(method="ngram")),
+    ),
     "HiSparse": lambda c: setattr(c[0].attention_config, "hisparse_config", object()),
     "a model that does not generate": lambda c: setattr(c[0].model_config, "runner_type", "pooling"),
     "an encoder-decoder model": lambda c: setattr(c[0].model_config, "is_encoder_decoder", True),
