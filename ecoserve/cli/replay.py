@@ -27,8 +27,9 @@ from ecoserve.cli.options import takes
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.files import write_atomically
 from ecoserve.options import checked
-from ecoserve.serving.client_run import ClientRunSettings, run_client
-from ecoserve.serving.engine_run import EngineRunSettings, run_engine
+from ecoserve.serving.client_run import SERVER, ClientRunSettings, run_client
+from ecoserve.serving.engine_run import EngineRunSettings, engine_arguments, run_engine
+from ecoserve.serving.length_source import LengthSource
 
 if TYPE_CHECKING:
     from ecoserve.serving.runs import RunResult
@@ -115,6 +116,12 @@ def command(
     if lengths is not None:
         common["lengths"] = lengths
     planned = [checked(kind, {**common, "policy": p, "seed": seed + i}) for i in range(repeats) for p in policies]
+    for settings in planned:
+        # Names are refused before a trace is read, which may be long.
+        if isinstance(settings, EngineRunSettings):
+            engine_arguments(settings)
+        if settings.lengths != SERVER:
+            LengthSource.parse(settings.lengths)
     for warning in planned[0].read_trace().report.warnings:
         stderr_console(quiet).print(f"note: {warning}")
     results = [_run(settings, quiet) for settings in planned]
