@@ -143,7 +143,9 @@ class Admission:
         assert total <= self._open, f"windows of {total} blocks in {self._open}"
 
     def _reserve_fits(self, task: Task) -> None:
-        window = self._blocks(task.prompt_tokens + task.generated + self.s.block_size)
+        # One more block of the layers that grow; a scheduler's own block size may be that of all layouts together.
+        block = min(g.kv_cache_spec.block_size for g in self.s.kv_cache_config.kv_cache_groups)
+        window = self._blocks(task.prompt_tokens + task.generated + block)
         assert self._total() - self._charge(task) + window <= self._usable, "the reserve was lent twice"
 
     # -- the pool
