@@ -91,14 +91,14 @@ MUTATIONS = (
     Mutation(
         "a shortage is counted one block too small",
         "core/kv_use.py",
-        "return max(0, self.blocks(tokens) - task.blocks)",
-        "return max(0, self.blocks(tokens) - 1 - task.blocks)",
+        "return max(0, need)",
+        "return max(0, need - 1)",
     ),
     Mutation(
         "a dropped request keeps its promise",
         "core/planner.py",
-        "        task.written = 0\n        task.promised = 0\n",
-        "        task.written = 0\n",
+        "        task.tables = ()\n        task.promised = 0\n",
+        "        task.tables = ()\n",
     ),
     Mutation(
         "a window is promised without asking what others have",
@@ -109,8 +109,8 @@ MUTATIONS = (
     Mutation(
         "prompts let in within one step are not counted",
         "core/kv_policy.py",
-        "        self._admitted = own if self._admitted is None else self._admitted + own\n",
-        "",
+        "        for other in (*self._new, task):\n",
+        "        for other in (task,):\n",
     ),
     Mutation(
         "a resumed request stays in the list of the paused",
@@ -127,14 +127,14 @@ MUTATIONS = (
     Mutation(
         "holders that rank before a newcomer are not counted",
         "core/kv_policy.py",
-        "        usage = self._ahead(task) + self._own(task)\n",
+        "        usage = self._ahead(task)\n",
         "        usage = self._own(task)\n",
     ),
     Mutation(
         "prompts are admitted into the reserve",
         "core/kv_policy.py",
-        "self._new_blocks(task) + self.reserve_blocks > free",
-        "self._new_blocks(task) > free + self.reserve_blocks",
+        "room = self.open_blocks - self.ledger.held_blocks",
+        "room = self.ledger.usable_blocks - self.ledger.held_blocks",
     ),
     Mutation(
         "blocks of prompts admitted within one step are given out again",
@@ -145,7 +145,7 @@ MUTATIONS = (
     Mutation(
         "a prompt's next chunk needs no blocks",
         "core/planner.py",
-        "self.ledger.kv_use.missing(task, task.written + chunk)",
+        "self._missing(t, t.written + chunk)",
         "0",
     ),
     Mutation(
