@@ -99,7 +99,7 @@ class Server:
         flags = "--policy vllm --enforce-eager --dtype float32 --max-model-len 1024 --max-num-seqs 64 --block-size 32"
         flags += " --distributed-executor-backend uni --served-model-name tiny --middleware collect_shown.Recorder"
         command = [sys.executable, "-m", "ecoserve.cli.main", "serve", str(self._model), *flags.split()]
-        env = _environment() | {LOG_VARIABLE: str(self.record)}
+        env = common.server_environment() | {LOG_VARIABLE: str(self.record)}
         with (self._folder / f"server{self.starts}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], stdout=log, stderr=log, env=env, start_new_session=True
@@ -296,7 +296,7 @@ def _collector(plan: Plan, url: str, out: Path, folder: Path) -> subprocess.Pope
     options = [text for name, value in spelled.items() for text in (f"--{name.replace('_', '-')}", value)]
     command = [sys.executable, "-m", "ecoserve.cli.main", "profile", "synthetic:4000", "--collect", str(out), *options]
     with (folder / "collector.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
+        return subprocess.Popen(command, stdout=log, stderr=log, env=common.server_environment())
 
 
 def _wait(ready: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
@@ -309,23 +309,6 @@ def _wait(ready: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
 def _in_journal(path: Path) -> int:
     with contextlib.closing(sqlite3.connect(path)) as db:
         return int(db.execute("SELECT count(*) FROM outcomes WHERE state = 'answered'").fetchone()[0])
-
-
-def _environment() -> dict[str, str]:
-    dropped = ("VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
-    env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
-    path = os.pathsep.join([str(common.ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
-    return env | {
-        # Threads that wait for each other take the cores from all processes.
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # The engine's process is its own worker: else vLLM makes another one of the CPU's single worker.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": path,
-    }
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -109,6 +110,24 @@ def renew(document: Path, script: str, tables: Mapping[str, Callable[[], str]]) 
 
 
 # -- processes ---------------------------------------------------------------------------------------------
+
+
+def server_environment() -> dict[str, str]:
+    """The environment of a server of the tiny model on this machine; nothing of ours is inherited."""
+    dropped = ("VLLM_API_KEY", "PROMETHEUS_MULTIPROC_DIR")
+    env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("ECOSERVE_")}
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *filter(None, [env.get("PYTHONPATH")])])
+    return env | {
+        # Threads that wait for each other take the cores from all processes.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The engine's process is its own worker: else vLLM makes another one of the CPU's single worker.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": path,
+    }
 
 
 @dataclass(frozen=True, slots=True)

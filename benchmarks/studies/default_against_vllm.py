@@ -10,6 +10,7 @@ Runs that are in the file already are not run again. ``DATA`` holds the traces, 
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import common
 import numpy as np
 
-_ALPACA: Final = {
+ALPACA: Final = {
     "trace": "alpaca.json.gz",
     "length_field": "vicuna_7b_tokens[3]",
     "gpu": "l40s",
@@ -28,8 +29,8 @@ _ALPACA: Final = {
 _H100: Final = {"gpu": "h100_sxm", "model": "llama-3.1-8b", "max_tokens": 1024, "max_model_len": 8192}
 #: Loads; rates at which vLLM's default meets a half to nine tenths of its SLOs.
 LOADS: Final[dict[str, dict[str, Any]]] = {
-    "alpaca": {**_ALPACA, "rate_rps": 40.0, "lengths": "predicted"},
-    "alpaca 64 seats": {**_ALPACA, "rate_rps": 20.0, "lengths": "predicted", "max_num_seqs": 64},
+    "alpaca": {**ALPACA, "rate_rps": 40.0, "lengths": "predicted"},
+    "alpaca 64 seats": {**ALPACA, "rate_rps": 20.0, "lengths": "predicted", "max_num_seqs": 64},
     "sharegpt": {
         "trace": "traces/sharegpt_lengths_llama2.csv.gz",
         "gpu": "a100_sxm",
@@ -145,6 +146,9 @@ def main() -> int:
     known = {(r["load"], r["row"], r["seed"], r["requests"]) for r in runs}
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]
     words += ["--seeds", given.seeds, "--requests", given.requests]
+    for name in ("loads", "rows"):
+        if chosen := getattr(given, name):
+            words += [f"--{name}", shlex.quote(chosen)]
     for seed in range(given.seeds):
         for load in given.loads.split(",") if given.loads else LOADS:
             for row in given.rows.split(";") if given.rows else ROWS:

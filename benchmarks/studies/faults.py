@@ -95,17 +95,7 @@ class Server:
         flags = "--enforce-eager --dtype float32 --served-model-name tiny --num-gpu-blocks-override 129 --block-size 32"
         flags += " --max-model-len 1024 --max-num-seqs 32 --distributed-executor-backend uni"
         flags += " --predictor stand-in" if predictor else ""
-        environment = {
-            **os.environ,
-            MODE: str(self.mode),
-            "PYTHONPATH": str(common.ROOT),
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
+        environment = common.server_environment() | {MODE: str(self.mode)}
         command = [
             sys.executable,
             __file__,

@@ -17,14 +17,10 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from default_against_vllm import ALPACA
 
 LOAD: Final[dict[str, Any]] = {
-    "trace": "alpaca.json.gz",
-    "length_field": "vicuna_7b_tokens[3]",
-    "gpu": "l40s",
-    "model": "llama-13b",
-    "max_tokens": 512,
-    "max_model_len": 1024,
+    **ALPACA,
     "rate_rps": 40.0,
     "lengths": "tau:0.6",
     "depth": 2,

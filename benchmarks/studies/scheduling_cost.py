@@ -64,12 +64,8 @@ class Drive:
         self._made = 0
         for _ in range(self.running + self.waiting):
             self.arrive()
-        while len(self.scheduler.running) < self.running and self._ready():
+        while len(self.scheduler.running) < self.running:
             self.step(timed=False, turnover=False)
-
-    def _ready(self) -> bool:
-        """Whether the batch can still grow: with adapters, those of other adapters must wait."""
-        return self.variant != "adapters" or self._made < 2 * (self.running + self.waiting)
 
     def arrive(self) -> float:
         """A request arrives; CPU seconds of ``add_request()``."""
@@ -161,7 +157,10 @@ def main() -> int:
             for waiting in given.waiting:
                 rows.append(cell(running, waiting, variant, given.steps))
                 print(rows[-1], flush=True)
-                command = common.command("scheduling_cost", "benchmarks/results/" + given.output.name)
+                words = ["benchmarks/results/" + given.output.name, "--steps", given.steps]
+                for name in ("running", "waiting", "variants"):
+                    words += [f"--{name}", *getattr(given, name)]
+                command = common.command("scheduling_cost", *words)
                 content = {"command": command, "versions": versions(), "hardware": hardware(), "rows": rows}
                 common.write(given.output, content)
     return 0

@@ -1,9 +1,9 @@
 """A policy as vLLM's engine arguments, and which configurations level ``full`` knows.
 
-Level ``full`` is our scheduler: one full-attention KV cache group, prefix caching, chunked prefill, asynchronous
-scheduling, tensor, pipeline and data parallelism, speculative decoding, KV connectors, n > 1, aborts, priorities,
-structured output, LoRA, streaming.
-:func:`unknown_to_full` is the one list of what it does not know; level ``order`` serves that.
+Level ``full`` is our scheduler: every layout of KV that :mod:`~ecoserve.serving.adapter.kv_layout` knows, prefix
+caching, chunked prefill, asynchronous scheduling, tensor, pipeline and data parallelism, speculative decoding, KV
+connectors, n > 1, aborts, priorities, structured output, LoRA, streaming. :func:`unknown_to_full` is the one list of
+what it does not know; level ``order`` serves that.
 """
 
 from __future__ import annotations
