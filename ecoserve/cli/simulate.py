@@ -76,10 +76,11 @@ class SimulationOptions(BaseModel):
 @takes(SimulateSettings, "gpu model tp blocks block_size gpu_memory_utilization", panel="Machine")
 @takes(
     SimulateSettings,
-    "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler replicas router",
+    "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler",
     panel="Engine",
     defaults=_DEFAULTS,
 )
+@takes(SimulateSettings, "replicas router router_stale_ms", panel="Replicas")
 @takes(SimulateSettings, "slo_ttft_ms slo_tpot_ms slo_scale", panel=_SLO)
 @takes(SimulationOptions, "min_attainment", panel=_SLO)
 @takes(SimulationOptions, "output resume trace_out trace_requests trace_window", panel="Results")

@@ -189,6 +189,8 @@ class EngineTotals:
     re_reservations: int = 0
     steps: int = 0
     #: shares of the usable KV, averaged over the run's time
+    #: prompt tokens that were in the prefix cache when their requests began; None: not known
+    cached_tokens: int | None = None
     kv_used_mean: float | None = None
     kv_reserved_mean: float | None = None
     kv_lent_mean: float | None = None
@@ -283,6 +285,9 @@ class RunResult:
             "pauses": t.pauses,
             "re_reservations": t.re_reservations,
             **{name: t.mispredictions.get(name) for name in MISPREDICTIONS},
+            "prefix_hits": None
+            if t.cached_tokens is None
+            else _ratio(t.cached_tokens, sum(r.prompt_tokens for r in self.rows)),
             "kv_used_mean": t.kv_used_mean,
             "kv_reserved_mean": t.kv_reserved_mean,
             "kv_lent_mean": t.kv_lent_mean,

@@ -49,7 +49,9 @@ METRICS: Final = (
     "recomputed_tokens",
 )
 #: Settings of a run that name it besides its seed; knobs come on top.
-_NAMES: Final = ("condition", "policy", "lengths", "rate_rps", "trace", "slo_scale", "gpu", "model", "replicas")
+_NAMES: Final = (
+    "condition", "policy", "lengths", "rate_rps", "trace", "slo_scale", "gpu", "model", "replicas", "router"
+)  # fmt: skip
 
 Name = tuple[tuple[str, Any], ...]
 #: Differences by seed, or resampled ones.

@@ -90,13 +90,14 @@ def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
 
 
 def _loads(axes: Mapping[str, Any]) -> Iterator[Part]:
-    """Every load but its rate: trace, GPU, replicas, SLO scale. An axis that is None is not named."""
+    """Every load but its rate: trace, GPU, replicas, router, SLO scale. An axis that is None is not named."""
     traces = [({"trace": trace}, {"trace": _short(trace)} if len(axes["trace"]) > 1 else {}) for trace in axes["trace"]]
     gpus = [(known, known) for gpu in axes["gpus"] or [] if (known := gpu.model_dump(exclude_none=True))]
     replicas = [({"replicas": n}, {"replicas": n}) for n in axes["replicas"] or []]
+    routers = [({"router": name}, {"router": name}) for name in axes["routers"] or []]
     scales = [({"slo_scale": scale}, {"slo_scale": scale}) for scale in axes["slo_scales"] or []]
     nothing: list[Part] = [({}, {})]
-    for parts in itertools.product(traces, gpus or nothing, replicas or nothing, scales or nothing):
+    for parts in itertools.product(traces, gpus or nothing, replicas or nothing, routers or nothing, scales or nothing):
         settings: dict[str, Any] = {}
         labels: dict[str, Any] = {}
         for one, label in parts:

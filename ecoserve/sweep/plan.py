@@ -22,6 +22,7 @@ from ecoserve.errors import ConfigError, InputError
 from ecoserve.options import problem
 from ecoserve.serving.core.policies import ORDER, POLICIES, STOCK_POLICIES
 from ecoserve.serving.length_source import FORMS, LengthSource
+from ecoserve.serving.routing import RouterName
 from ecoserve.sweep.summary import Engine, RunRow
 from ecoserve.sweep.worker import FUNCTIONS
 
@@ -88,6 +89,7 @@ class Condition(BaseModel):
     slo_scales: Axis[Positive] | None = None
     gpus: Axis[Gpu] | None = None
     replicas: Axis[Count] | None = None
+    routers: Axis[RouterName] | None = None
     requests: Count | None = None
     depth: Literal[1, 2] | None = None
     blocks: int | None = Field(default=None, ge=2)

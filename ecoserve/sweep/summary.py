@@ -72,6 +72,7 @@ class RunRow(_Row):
     gpu: str | None = maybe("The modelled GPU, if there is one.")
     model: str | None = maybe("The served model, if one is named.")
     replicas: int | None = maybe("Engines behind the router, if several, or where the plan has such an axis.", "count")
+    router: str | None = maybe("How the router chooses a replica, if there are several.")
 
     requests: int = count("Requests sent.")
     completed: int = count("Requests answered to the end.")
@@ -114,6 +115,9 @@ class RunRow(_Row):
     underprediction_paused: int | None = _counted("Under-predictions and shortages met by a pause with the KV kept.")
     underprediction_guest_moved: int | None = _counted("Hosts freed of their guest, which moved or stopped.")
     underprediction_recomputed: int | None = _counted("Shortages met by dropping the KV of a victim.")
+    prefix_hits: float | None = maybe(
+        "Prompt tokens that were in the prefix cache when their requests began, as a share.", "share 0..1", ge=0
+    )
     kv_used_mean: float | None = maybe("KV held, as a share of the usable KV, averaged over time.", "share 0..1", ge=0)
     kv_reserved_mean: float | None = maybe(
         "KV promised beyond what is written, as a share, averaged over time.", "share", ge=0

@@ -57,16 +57,17 @@ def test_loads_multiply_and_label_their_runs(tmp_path):
     runs = expanded(
         tmp_path,
         "{trace: [a.json, b.json], rates: [4, 8], seeds: [0, 1], policies: vllm, slo_scales: [3, 5], replicas: [1, 2],"
+        " routers: vllm-dp,"
         " gpus: [{gpu: l40s, model: llama-13b}, {gpu: h100_sxm, model: llama-13b, tp: 2, blocks: 900}]}",
     )
     assert len(runs) == 2 * 2 * 2 * 2 * 2 * 2
     last = runs[-1]
     assert {k: v for k, v in last.labels.items() if k not in ("engine", "condition")} == {
-        "trace": "b.json", "slo_scale": 5.0, "replicas": 2,
+        "trace": "b.json", "slo_scale": 5.0, "replicas": 2, "router": "vllm-dp",
         "gpu": "h100_sxm", "model": "llama-13b", "tp": 2, "blocks": 900,
     }  # fmt: skip
     assert last.settings["trace"] == str(tmp_path / "b.json")
-    assert (last.settings["slo_scale"], last.settings["replicas"], last.settings["blocks"]) == (5.0, 2, 900)
+    assert (last.settings["slo_scale"], last.settings["router"], last.settings["blocks"]) == (5.0, "vllm-dp", 900)
     assert [r.settings["seed"] for r in runs[:4]] == [0, 1, 0, 1]
 
 

@@ -70,7 +70,7 @@ def test_every_key_of_a_run_is_known_to_the_schema(folder):
     assert empty.keys() <= RunRow.model_fields.keys()
     assert set(RunRow.model_fields) - empty.keys() == {
         "run", "engine", "condition", "kv_demand_peak", "wall_s", "requests_sha256", "search", "trace",
-        "slo_scale", "gpu", "model", "replicas",
+        "slo_scale", "gpu", "model", "replicas", "router",
         "prediction_mae_tokens", "prediction_within_50", "prediction_within_100", "prediction_kendall_tau",
     }  # fmt: skip
     described = [info.description for info in RunRow.model_fields.values()]

@@ -7,72 +7,18 @@ given it when its next step starts, as vLLM's engine core takes its queue of new
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Any, Final, Literal
+from typing import Any
 
 from ecoserve.errors import RunError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.routing import PREFIX_TOKENS, Offer, OpenWork, Router
 from ecoserve.serving.runs import EngineTotals, KVPoint, RequestRow
 from ecoserve.serving.simulate.engine import LazyRequest
 from ecoserve.serving.simulate.replica import ARRIVE, Live, Recorder, Replica
-
-RouterName = Literal["round-robin", "least-requests", "least-tokens"]
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a router knows of a request that has arrived. Lengths in tokens."""
-
-    name: str
-    prompt_tokens: int
-    expected_tokens: float | None
-
-
-def _tokens(offer: Offer, mean_tokens: float) -> float:
-    """Prompt and predicted response; without a prediction, the mean of those that have ended."""
-    return offer.prompt_tokens + (mean_tokens if offer.expected_tokens is None else offer.expected_tokens)
-
-
-#: A request's weight by router, from the offer and the mean length of the responses that have ended.
-ROUTERS: Final[dict[RouterName, Callable[[Offer, float], float]]] = {
-    "round-robin": lambda offer, mean_tokens: 0.0,
-    "least-requests": lambda offer, mean_tokens: 1.0,
-    "least-tokens": _tokens,
-}
-
-
-class Router:
-    """Chooses a replica for each request: the least outstanding weight, of equals the one not chosen for longest.
-
-    A router is one weight of a request, and one row of :data:`ROUTERS`. It knows the prompt's length, the predicted
-    length if there is one, and what it has handed out that has not ended.
-    """
-
-    def __init__(self, name: RouterName, replicas: int) -> None:
-        self._weight = ROUTERS[name]
-        self._load = [0.0] * replicas
-        self._chosen = [0] * replicas
-        self._count = 0
-        self._weights: dict[str, float] = {}
-        self._ended = 0
-        self._tokens = 0
-
-    def choose(self, offer: Offer) -> int:
-        index = min(range(len(self._load)), key=lambda i: (self._load[i], self._chosen[i], i))
-        self._count += 1
-        self._chosen[index] = self._count
-        weight = self._weight(offer, self._tokens / self._ended if self._ended else 0.0)
-        self._weights[offer.name] = weight
-        self._load[index] += weight
-        return index
-
-    def ended(self, replica: int, name: str, output_tokens: int) -> None:
-        """A request that was handed to ``replica`` has ended after ``output_tokens`` tokens."""
-        self._load[replica] -= self._weights.pop(name)
-        self._ended += 1
-        self._tokens += output_tokens
-
 
 #: Called with (requests that have ended, virtual seconds).
 Progress = Callable[[int, float], None]
@@ -89,8 +35,8 @@ class Arrival:
     predicted_tokens: float | None = None
     #: the client aborts the request at this time
     abort_at_s: float | None = None
-    #: what a router may know: the mean of the predicted length
-    expected_tokens: float | None = None
+    #: what a router may know: the predicted length
+    lengths: LengthDistribution | None = None
     #: in a closed loop: it comes ``wait_s`` seconds after this request has ended, ``at_s`` is set then
     after: str | None = None
     wait_s: float = 0.0
@@ -116,17 +62,22 @@ class LoopResult:
 def run_replicas(
     replicas: Sequence[Replica],
     arrivals: Sequence[Arrival],
-    router: Router | None = None,
+    router: Router[int] | None = None,
     *,
+    stale_s: float = 0.0,
     recorder: Recorder | None = None,
     progress: Progress | None = None,
 ) -> LoopResult:
     """Run a load to its end on new replicas of the same kind, which share one clock; ``arrivals`` in any order.
 
-    ``router``: default round robin; ``recorder`` gets every event; ``progress`` is called whenever a request ends.
+    ``router``: default round robin; what it knows of the replicas is up to ``stale_s`` seconds old, and what it has
+    sent since is added. ``recorder`` gets every event; ``progress`` is called whenever a request ends.
     Raises RunError if requests wait and no step of their replica makes progress.
     """
-    router = router or Router("round-robin", len(replicas))
+    router = router or Router("round-robin", range(len(replicas)))
+    open_work = [OpenWork(r.kv_tokens) for r in replicas]
+    seen_s = -math.inf
+    every = max(1, PREFIX_TOKENS // replicas[0].scheduler.block_size)
     ordered = sorted(arrivals, key=lambda a: a.at_s)
     rows = {a.request.request_id: a.row() for a in ordered}
     pending = [(a.at_s, i, a) for i, a in enumerate(ordered) if a.after is None]
@@ -140,7 +91,7 @@ def run_replicas(
     def on_end(replica: Replica, row: RequestRow) -> None:
         nonlocal ended
         ended += 1
-        router.ended(replica.index, row.request_id, row.output_tokens)
+        open_work[replica.index].ended(row.request_id, row.output_tokens, row.status == "completed")
         for a in following.pop(row.request_id, ()):
             a.at_s = rows[a.request.request_id].arrival_s = replica.now + a.wait_s
             heappush(pending, (a.at_s, len(rows) + ended, a))
@@ -161,7 +112,16 @@ def run_replicas(
             a = heappop(pending)[2]
             request = a.request.make(a.at_s) if isinstance(a.request, LazyRequest) else a.request
             row = rows[request.request_id]
-            index = router.choose(Offer(row.request_id, row.prompt_tokens, a.expected_tokens))
+            if a.at_s - seen_s >= stale_s:
+                seen_s = a.at_s
+                for replica, work in zip(replicas, open_work, strict=True):
+                    router.report(replica.index, replica.report(work, seen_s))
+            # The hashes of its blocks are the chain of its prompt's beginnings.
+            chain = request.block_hashes[every - 1 :: every]
+            offer = Offer(row.request_id, row.prompt_tokens, a.lengths, request.max_tokens, chain)
+            choice = router.choose(offer, a.at_s)
+            index = choice.replica
+            open_work[index].opened(offer, choice.cached_tokens)
             replica_of[row.request_id] = index
             replicas[index].hand(Live(request, a.response_tokens, row), a.abort_at_s)
         elif first is not None:
@@ -175,6 +135,7 @@ def run_replicas(
     totals = EngineTotals.of(
         [r.scheduler.counters for r in replicas],
         [r.kv for r in replicas],
+        cached_tokens=sum(r.cached_tokens for r in replicas),
         schedule_s=[s for r in replicas for s in r.schedule_s],
         update_s=[s for r in replicas for s in r.update_s],
     )

@@ -18,6 +18,7 @@ from itertools import takewhile
 from typing import Any, Final, Literal, Protocol
 
 from ecoserve.serving.core.counters import Gauges
+from ecoserve.serving.routing import OpenWork, Report
 from ecoserve.serving.runs import KVSeries, RequestRow, wasted_blocks
 from ecoserve.serving.simulate.cost import StepCost, StepWork
 from ecoserve.serving.simulate.engine import EOS, WORD
@@ -177,6 +178,8 @@ class Replica:
         self.kv = KVSeries(scheduler.usable_blocks, index)
         #: the most blocks that were held at once
         self.peak_blocks = 0
+        #: prompt tokens that new requests found in the prefix cache
+        self.cached_tokens = 0
         #: handed over and not yet given to the scheduler
         self.inbox: deque[Live] = deque()
         self._aborts: list[tuple[float, str]] = []
@@ -206,6 +209,16 @@ class Replica:
             self._next = START
         if self.recorder is not None:
             self.recorder.arrived(self.index, live.row)
+
+    @property
+    def kv_tokens(self) -> int:
+        return int(self.scheduler.usable_blocks * self.scheduler.block_size)
+
+    def report(self, work: OpenWork, now: float) -> Report:
+        """What a router may know of this replica ``now``."""
+        running, waiting = self.scheduler.get_request_counts()
+        tokens = {name: own.row.output_tokens for name, own in self.live.items()}
+        return work.report(now, tokens, running, waiting + len(self.inbox))
 
     def act(self) -> None:
         if self._next == TAKE:
@@ -251,6 +264,9 @@ class Replica:
             self.worker.execute(output)
         if self.on_step is not None:
             self.on_step(output)
+        for new in output.scheduled_new_reqs:
+            if not s.requests[new.req_id].num_preemptions:
+                self.cached_tokens += new.num_computed_tokens
         work, samples = step_work(output, s.requests)
         # When the GPU could have begun without the host: what is between counts as this step's time.
         could_s = start_s = end_s = max(self.now, self._gpu_free_s)

@@ -10,6 +10,7 @@ from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.length_source import LengthSource
+from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
 from ecoserve.serving.simulate.cost import StepCost, alone_s, demand_peak
 from ecoserve.serving.simulate.engine import (
@@ -22,7 +23,7 @@ from ecoserve.serving.simulate.engine import (
     make_scheduler,
     quiet_vllm,
 )
-from ecoserve.serving.simulate.loop import Arrival, Progress, Router, run_replicas
+from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.settings import Machine, SimulateSettings, machine_of, scheduler_settings
 from ecoserve.serving.simulate.worker import WorkerModel
@@ -46,8 +47,9 @@ def simulate(
     load = _load(settings)
     prompts = PromptIds(load)
     arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
-    router = Router(settings.router, settings.replicas)
-    result = run_replicas(replicas, arrivals, router, recorder=recorder, progress=progress)
+    router = Router(settings.router, range(settings.replicas), settings.seed)
+    stale_s = settings.router_stale_ms / 1e3
+    result = run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
     for row, request in zip(result.rows, load, strict=True):
         row.pit = request.pit
         if settings.slo_scale is not None:
@@ -77,7 +79,8 @@ def check(settings: SimulateSettings) -> Machine:
 def demand_peak_blocks(settings: SimulateSettings) -> int:
     """Peak KV demand of the load if no request had to wait, in blocks, over all replicas."""
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
-    same |= {"charge_scheduler": "model", "router": "round-robin", "max_num_seqs": settings.requests}
+    same |= {"router": "round-robin", "router_stale_ms": 0.0, "charge_scheduler": "model"}
+    same |= {"max_num_seqs": settings.requests}
     same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None, "tell_slo": True}
     # vLLM wants a forward to have room for a token of every request.
     same["max_num_batched_tokens"] = max(settings.max_num_batched_tokens, settings.requests)
@@ -122,6 +125,8 @@ def _labels(settings: SimulateSettings, machine: Machine) -> dict[str, Any]:
         labels["arrivals"] = settings.arrivals
     if settings.replicas > 1:
         labels |= {"replicas": settings.replicas, "router": settings.router}
+        if settings.router_stale_ms:
+            labels["router_stale_ms"] = settings.router_stale_ms
     if settings.charge_scheduler != "model":
         labels["charge_scheduler"] = settings.charge_scheduler
     if settings.charge_scheduler == "measured":
@@ -203,7 +208,7 @@ def _arrival(
         request=LazyRequest(request.name, request.prompt_tokens, make),
         response_tokens=request.response_tokens,
         predicted_tokens=request.predicted_tokens,
-        expected_tokens=request.lengths.mean() if request.lengths else None,
+        lengths=request.lengths and request.lengths.closed_at(settings.max_tokens),
         after=request.after,
         wait_s=request.think_s,
     )

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.forward_run import profile_sizes, target_forward_size
+from ecoserve.serving.routing import RouterName
 from ecoserve.serving.simulate.cost import LinearCost, StepCost, StepWork
 from ecoserve.serving.simulate.engine import EngineLimits, layers_of
-from ecoserve.serving.simulate.loop import RouterName
 from ecoserve.serving.simulate.replica import Charge
 from ecoserve.serving.workload import LoadSettings
 
@@ -48,7 +48,10 @@ class SimulateSettings(EngineLimits, LoadSettings):
         "model", description="time of scheduling: by the GPU's model, measured on this machine, or none"
     )
     replicas: int = Field(1, ge=1, description="engines behind a router")
-    router: RouterName = Field("least-tokens", description="how the router chooses a replica")
+    router: RouterName = Field("least-work", description="how the router chooses a replica")
+    router_stale_ms: float = Field(
+        0.0, ge=0, le=60_000, description="greatest age of what the router knows of replicas"
+    )
     slo_scale: float | None = Field(
         None, gt=0, description="SLO: a multiple of what an idle engine needs for the request"
     )

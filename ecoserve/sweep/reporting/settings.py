@@ -119,7 +119,7 @@ def write_comparison(comparison: Comparison) -> tuple[str, str]:
 
 #: What a sweep may vary of a load besides its rate: key of a run, and the words before its value.
 VARIANTS: Final = {
-    "trace": "", "gpu": "", "model": "", "tp": "tp", "replicas": "replicas:", "slo_scale": "SLO scale",
+    "trace": "", "gpu": "", "model": "", "tp": "tp", "replicas": "replicas:", "router": "", "slo_scale": "SLO scale",
 }  # fmt: skip
 POLICY_NAMES: Final = {
     "vllm": "vLLM default",

@@ -10,8 +10,10 @@ import pytest
 from virtual_rig import STOCK, Case, Spec, arrivals_of, scheduler_for
 
 from ecoserve.errors import RunError
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.routing import ROUTERS, Router, RouterName
 from ecoserve.serving.simulate.cost import LinearCost, StepWork, alone_s
-from ecoserve.serving.simulate.loop import ROUTERS, Arrival, LoopResult, Offer, Router, RouterName, run_replicas
+from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
 from ecoserve.serving.simulate.replica import Charge, Replica
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
@@ -104,14 +106,21 @@ def test_a_step_says_what_kernels_need() -> None:
 
 
 def serve(
-    specs: tuple[Spec, ...], replicas: int, router: RouterName, predicted: bool = True, depth: int = 1, **engine: Any
+    specs: tuple[Spec, ...],
+    replicas: int,
+    router: RouterName,
+    predicted: bool = True,
+    depth: int = 1,
+    stale_s: float = 0.0,
+    **engine: Any,
 ) -> LoopResult:
     case = Case(specs, policy=STOCK, depth=depth, **engine)
     engines = [Replica(scheduler_for(case), LinearCost(), depth, index=i) for i in range(replicas)]
     arrivals = arrivals_of(case)
     for arrival, spec in zip(arrivals, specs, strict=True):
-        arrival.expected_tokens = float(spec.predicted_answer or spec.answer) if predicted else None
-    return run_replicas(engines, arrivals, Router(router, replicas))
+        tokens = spec.predicted_answer or spec.answer
+        arrival.lengths = LengthDistribution.point(tokens) if predicted else None
+    return run_replicas(engines, arrivals, Router(router, range(replicas)), stale_s=stale_s)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -144,7 +153,7 @@ def test_long_answers_that_come_in_step_with_the_turns_do_not_pile_up() -> None:
     """Every second request is long: round robin sends all of those to one replica."""
     specs = tuple(Spec(gap_s=0.02, prompt=8, answer=150 if i % 2 else 4, max_tokens=180) for i in range(24))
     engine = {"max_num_seqs": 4, "blocks": 60}
-    turns, tokens = (serve(specs, 2, router, **engine) for router in ("round-robin", "least-tokens"))
+    turns, tokens = (serve(specs, 2, router, **engine) for router in ("round-robin", "least-work"))
     piled = {turns.replica_of[f"r{i}"] for i in range(1, 24, 2)}
     assert len(piled) == 1, "this load is not adversarial"
     assert {tokens.replica_of[f"r{i}"] for i in range(1, 24, 2)} == {0, 1}
@@ -162,7 +171,7 @@ def test_a_router_sees_predictions_and_never_true_lengths() -> None:
     specs = tuple(Spec(gap_s=0.001, prompt=8, answer=60 + i, predicted_answer=30 + 7 * i % 50) for i in range(12))
     other = tuple(replace(s, answer=71 - i) for i, s in enumerate(specs))
     wrong = tuple(replace(s, predicted_answer=80 - 5 * i) for i, s in enumerate(specs))
-    first, permuted, lied = (serve(x, 3, "least-tokens", blocks=100).replica_of for x in (specs, other, wrong))
+    first, permuted, lied = (serve(x, 3, "least-work", blocks=100).replica_of for x in (specs, other, wrong))
     assert first == permuted
     assert first != lied
 
@@ -177,28 +186,6 @@ def test_a_router_sees_what_has_ended_and_no_more() -> None:
     assert list(serve((long, short, soon, soon), 2, "least-requests", blocks=60).replica_of.values()) == [0, 1, 0, 1]
 
 
-def test_without_predictions_answers_count_as_the_mean_so_far() -> None:
-    router = Router("least-tokens", 2)
-    assert router.choose(Offer("a", 10, None)) == 0
-    assert router.choose(Offer("b", 5, None)) == 1
-    assert router.choose(Offer("c", 1, None)) == 1
-    router.ended(0, "a", 100)
-    assert router.choose(Offer("d", 1, None)) == 0
-    assert router._load == [101.0, 6.0]
-    assert router.choose(Offer("e", 1, 7.0)) == 1
-    assert router._load == [101.0, 14.0]
-
-
-@pytest.mark.parametrize("name", sorted(ROUTERS))
-def test_ties_take_turns(name: RouterName) -> None:
-    router = Router(name, 3)
-    chosen = []
-    for i in range(6):
-        chosen.append(router.choose(Offer(f"r{i}", 4, 4.0)))
-        router.ended(chosen[-1], f"r{i}", 4)
-    assert chosen == [0, 1, 2, 0, 1, 2]
-
-
 def test_a_replica_that_hangs_is_an_error_even_if_others_are_done() -> None:
     case = Case((Spec(), Spec(), Spec()))
     engines = [Replica(scheduler_for(case), LinearCost(), index=i) for i in range(2)]
@@ -207,13 +194,13 @@ def test_a_replica_that_hangs_is_an_error_even_if_others_are_done() -> None:
         run_replicas(engines, arrivals_of(case))
 
 
-def test_a_client_that_goes_away_comes_off_the_routers_load() -> None:
-    case = Case((Spec(prompt=8, answer=100, max_tokens=150, abort_after_s=0.1), Spec(prompt=8, answer=4)), policy=STOCK)
-    router = Router("least-tokens", 2)
-    engines = [Replica(scheduler_for(case), LinearCost(), index=i) for i in range(2)]
-    rows = run_replicas(engines, arrivals_of(case), router).rows
-    assert [r.status for r in rows] == ["failed", "completed"]
-    assert router._load == [0.0, 0.0]
+@pytest.mark.parametrize(("stale_s", "third"), [(0.0, 0), (0.2, 0), (10.0, 1)])
+def test_a_client_that_goes_away_comes_off_the_routers_load_when_it_looks(stale_s: float, third: int) -> None:
+    gone = Spec(prompt=8, answer=140, max_tokens=150, abort_after_s=0.1)
+    specs = (gone, Spec(prompt=8, answer=100), Spec(prompt=8, answer=4, gap_s=0.3))
+    result = serve(specs, 2, "least-work", stale_s=stale_s, blocks=100)
+    assert [r.status for r in result.rows] == ["failed", "completed", "completed"]
+    assert list(result.replica_of.values()) == [0, 1, third]
 
 
 def test_totals_are_sums_and_shares_are_means() -> None:
@@ -242,12 +229,12 @@ def test_two_replicas_from_settings() -> None:
         replicas=2,
         max_model_len=1024,
         max_tokens=300,
-        router="least-tokens",
+        router="least-work",
         slo_ttft_ms=500.0,
         slo_tpot_ms=40.0,
     )
     summary = simulate(chosen).summary()
-    assert (summary["replicas"], summary["router"]) == (2, "least-tokens")
+    assert (summary["replicas"], summary["router"]) == (2, "least-work")
     assert summary["completed"] == 40
     assert 0 <= summary["slo_attainment"] <= 1
     alone = simulate(chosen.model_copy(update={"replicas": 1})).summary()

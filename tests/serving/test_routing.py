@@ -1,0 +1,160 @@
+"""The routing rules on plain values: what counts as work, what a router knows, and where a request goes."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from ecoserve.lengths import LengthDistribution
+from ecoserve.serving.routing import (
+    KV_TOKENS,
+    PREFIX_TOKENS,
+    ROUTERS,
+    Choice,
+    Offer,
+    OpenWork,
+    Report,
+    RestOfResponse,
+    Router,
+    RouterName,
+    response_work,
+)
+
+SPREAD = LengthDistribution((0, 100, 400, 2000), (0.5, 0.3, 0.2))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 50, 100, 399, 1999])
+def test_the_rest_of_a_response_is_its_mean_over_what_is_still_possible(tokens: int) -> None:
+    edges, probs = np.array(SPREAD.edges), np.array(SPREAD.probs)
+    density = np.repeat(probs / np.diff(edges), np.diff(edges))
+    rest = np.arange(1, 2001) - 0.5 - tokens
+    likely = density * (rest > 0)
+    expected = np.average([response_work(300 + tokens, r) for r in rest.clip(0)], weights=likely)
+    assert RestOfResponse(SPREAD).work(300, tokens) == pytest.approx(expected, rel=0.01)
+
+
+def test_beyond_what_was_held_possible_a_response_still_has_a_rest() -> None:
+    rest = RestOfResponse(LengthDistribution.point(100))
+    assert rest.work(0, 0) == pytest.approx(response_work(0, 100), rel=0.01)
+    assert rest.work(0, 99) == pytest.approx(1, rel=0.5)
+    assert rest.work(0, 100) < rest.work(0, 1000) == response_work(1000, 500)
+
+
+def test_a_kv_cache_of_kv_tokens_counts_as_one_more_token_a_step() -> None:
+    assert response_work(KV_TOKENS, 1e-9) / 1e-9 == pytest.approx(2)
+
+
+def test_a_replica_reports_the_work_that_is_left() -> None:
+    work = OpenWork()
+    work.opened(Offer("a", 500, LengthDistribution.point(100)), cached_tokens=256)
+    fresh = work.report(0.0, {}, 0, 1).work
+    assert fresh == pytest.approx(500 - 256 + response_work(500, 100), rel=0.01)
+    halfway = work.report(1.0, {"a": 50}, 1, 0).work
+    assert halfway == pytest.approx(response_work(550, 50), rel=0.02), "the prompt is done"
+    work.ended("a", 100)
+    assert work.report(2.0, {}, 0, 0) == Report(2.0, mean_tokens=work.report(2.0, {}, 0, 0).mean_tokens)
+
+
+def test_without_predictions_the_history_of_a_replica_serves() -> None:
+    work = OpenWork()
+    for i in range(40):
+        work.opened(Offer(f"r{i}", 10), 0)
+        work.ended(f"r{i}", 1000)
+    report = work.report(0.0, {}, 0, 0)
+    assert report.mean_tokens == pytest.approx(1000, rel=0.2)
+    work.opened(Offer("new", 10), 0)
+    young, old = (work.report(0.0, {"new": n}, 1, 0).work for n in (1, 900))
+    assert old < 0.5 * young
+
+
+def routed(name: RouterName, reports: dict[str, Report], *offers: Offer) -> list[str]:
+    router = Router(name, reports)
+    for replica, report in reports.items():
+        router.report(replica, report)
+    return [router.choose(offer, 1.0).replica for offer in offers]
+
+
+LONG, SHORT = (Offer(n, 100, LengthDistribution.point(t)) for n, t in (("long", 4000), ("short", 20)))
+
+
+@pytest.mark.parametrize(
+    ("router", "chosen"),
+    [
+        ("round-robin", ["a", "b", "c", "a"]),
+        ("least-requests", ["b", "b", "b", "c"]),
+        ("vllm-dp", ["c", "c", "c", "c"]),
+        # a long response weighs as much as dozens of short ones
+        ("least-work", ["a", "b", "b", "b"]),
+    ],
+)
+def test_where_four_requests_go(router: RouterName, chosen: list[str]) -> None:
+    reports = {
+        "a": Report(0.0, running=9, waiting=9, work=1000.0),
+        "b": Report(0.0, running=0, waiting=9, work=2000.0),
+        "c": Report(0.0, running=12, waiting=0, work=8000.0),
+    }
+    assert routed(router, reports, LONG, SHORT, SHORT, SHORT) == chosen
+
+
+def test_what_was_sent_since_a_report_is_added_to_it() -> None:
+    router = Router[int]("least-requests", range(2))
+    router.report(0, Report(0.0, running=1))
+    assert [router.choose(SHORT, at).replica for at in (0.1, 0.2)] == [1, 0]
+    # A report from between the two: it knows of what was sent to replica 1, and of nothing on replica 0.
+    for replica in range(2):
+        router.report(replica, Report(0.15, running=0))
+    assert router.choose(SHORT, 0.3).replica == 1
+    router.report(0, Report(0.05, running=7))  # came late
+    router.report(2, Report(0.4, running=7))  # is no replica
+    assert router.choose(SHORT, 0.4).replica == 0
+
+
+def test_a_prompt_goes_where_its_beginning_is_known_until_the_work_there_outweighs_it() -> None:
+    router = Router[int]("least-work", range(3))
+    first = Offer("first", 2048, SPREAD, prefixes=("a", "ab", "abc"))
+    where = router.choose(first, 0.0).replica
+    for i in range(3):
+        router.report(i, Report(1.0, work=300.0 * (i == where)))
+    grown = Offer("grown", 2304, SPREAD, prefixes=("a", "ab", "abc", "abcd"))
+    assert router.choose(grown, 2.0) == Choice(where, 3 * PREFIX_TOKENS)
+    other = Offer("other", 2048, SPREAD, prefixes=("x", "xy"))
+    assert router.choose(other, 2.1).replica != where
+    for i in range(3):
+        router.report(i, Report(3.0, work=5000.0 * (i == where)))
+    assert router.choose(grown, 4.0).replica != where
+
+
+def test_a_router_forgets_the_prompts_that_a_replica_has_no_room_for() -> None:
+    router = Router[int]("prefix-affinity", range(1))
+    router.report(0, Report(0.0, kv_tokens=3 * PREFIX_TOKENS))
+    router.choose(Offer("a", 512, prefixes=("a", "ab")), 1.0)
+    router.choose(Offer("x", 512, prefixes=("x", "xy")), 2.0)
+    assert router.choose(Offer("b", 512, prefixes=("a", "ab")), 3.0).cached_tokens == PREFIX_TOKENS
+
+
+def test_replicas_come_and_go() -> None:
+    router = Router[str]("least-requests", "ab")
+    router.report("a", Report(0.0, running=5))
+    router.update("ac")
+    router.report("c", Report(0.0, running=9))
+    assert router.choose(SHORT, 1.0).replica == "a"
+    assert router.choose(SHORT, 1.0, among=["c"]).replica == "c"
+    router.update("")
+    with pytest.raises(ValueError, match="no replica"):
+        router.choose(SHORT, 1.0)
+
+
+@pytest.mark.parametrize("name", get_args(RouterName))
+def test_equal_replicas_take_turns_and_few_are_looked_at_where_a_rule_samples(name: RouterName) -> None:
+    router = Router[int](name, range(3))
+    chosen = []
+    for i in range(6):
+        for replica in range(3):
+            router.report(replica, Report(float(i)))
+        chosen.append(router.choose(SHORT, i + 0.5).replica)
+    if not ROUTERS[name].sampled:
+        assert chosen == [0, 1, 2, 0, 1, 2]
+    assert set(chosen) == {0, 1, 2}
+    assert set(ROUTERS) == set(get_args(RouterName))
