@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pkgutil import resolve_name
 from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.policies import policy_arguments
+from ecoserve.serving.baselines.token_budget import token_budget
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.policies import POLICIES
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
@@ -25,7 +26,14 @@ from ecoserve.serving.simulate.engine import (
 )
 from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
-from ecoserve.serving.simulate.settings import Machine, SimulateSettings, machine_of, scheduler_settings
+from ecoserve.serving.simulate.settings import (
+    PROMPT_TOKENS,
+    Machine,
+    SimulateSettings,
+    forward_times,
+    machine_of,
+    scheduler_settings,
+)
 from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.workload import LoadRequest
 
@@ -72,7 +80,7 @@ def check(settings: SimulateSettings) -> Machine:
     settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, machine.cost)})
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
     whole = 2 + -(-(settings.max_model_len + settings.max_num_batched_tokens) // settings.block_size)
-    _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))))
+    _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))), machine.cost)
     return machine
 
 
@@ -107,7 +115,7 @@ def _demand_peak(roomy: str) -> int:
     peak = 0
     for share in shares:
         prompts = PromptIds(load)
-        replica = Replica(_scheduler(settings, room), cost, settings.depth)
+        replica = Replica(_scheduler(settings, room, cost), cost, settings.depth)
         run_replicas([replica], [_arrival(settings, prompts, r) for r in share])
         peak += replica.peak_blocks
     return peak
@@ -139,32 +147,45 @@ def _load(settings: SimulateSettings) -> list[LoadRequest]:
 
 
 def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
-    scheduler = _scheduler(settings, machine.blocks)
+    scheduler = _scheduler(settings, machine.blocks, machine.cost)
     block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
     worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
     return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
 
 
-def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
+def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:
     if settings.max_tokens >= settings.max_model_len:
         raise ConfigError(
             f"max_tokens {settings.max_tokens} leaves no room for a prompt in max_model_len {settings.max_model_len}",
             where="simulate",
         )
     arguments = policy_arguments(settings.policy, settings.scheduler)
+    chunked_prefill = arguments.get("enable_chunked_prefill", True)
+    limits = settings.model_dump(include=set(EngineLimits.model_fields))
+    limits["max_num_batched_tokens"] = _forward_tokens(settings, cost, arguments, chunked_prefill)
     shape = EngineShape(
-        **settings.model_dump(include=set(EngineLimits.model_fields)),
+        **limits,
         kv_blocks=blocks,
+        chunked_prefill=chunked_prefill,
         watermark=arguments.get("watermark", 0.0),
         scheduling_policy=arguments.get("scheduling_policy", "fcfs"),
         runner=settings.runner or settings.depth,
         depth=settings.depth,
     )
-    from ecoserve.serving.adapter.counting import CountingScheduler
-    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+    return make_scheduler(resolve_name(arguments["scheduler_cls"]), shape, arguments.get("additional_config"))
 
-    cls = EcoServeScheduler if settings.policy in POLICIES else CountingScheduler
-    return make_scheduler(cls, shape, arguments.get("additional_config"))
+
+def _forward_tokens(
+    settings: SimulateSettings, cost: StepCost, arguments: dict[str, Any], chunked_prefill: bool
+) -> int:
+    """Most tokens of a forward: the run's, or a budget that the policy states; vLLM wants at least what is needed."""
+    stated = arguments.get("max_num_batched_tokens")
+    if stated is not None:
+        slo = request_slo(settings, cost, PROMPT_TOKENS)
+        budget = token_budget(settings.policy, forward_times(cost, depth=settings.depth), slo.get(keys.SLO_TPOT))
+        return max(budget or stated, settings.max_num_seqs)
+    # Without chunks, the longest prompt is one forward.
+    return max(settings.max_num_batched_tokens, 0 if chunked_prefill else settings.max_model_len)
 
 
 def _alone_s(settings: SimulateSettings, cost: StepCost, prompt_tokens: int, response_tokens: int) -> float:

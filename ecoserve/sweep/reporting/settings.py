@@ -13,8 +13,8 @@ from typing import Any, Final
 from ecoserve.pages import plain, plots
 from ecoserve.pages.tables import NOTHING, digits, signed, write, write_change
 from ecoserve.schema import Better
+from ecoserve.serving.core.policies import LENGTH_BLIND
 from ecoserve.sweep.identity import short_lengths
-from ecoserve.sweep.plan import LENGTH_BLIND
 from ecoserve.sweep.statistics import Comparison, Spread, paired, spread
 from ecoserve.sweep.summary import Engine, RunRow, better
 

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
 from ecoserve.serving.core import keys
+from ecoserve.serving.forward_run import target_forward_size
 from ecoserve.serving.length_source import LengthSource
-from ecoserve.serving.simulate.cost import alone_s
+from ecoserve.serving.simulate.cost import LinearCost, alone_s
 from ecoserve.serving.simulate.engine import PromptIds
 from ecoserve.serving.simulate.run import (
     SimulateSettings,
@@ -20,7 +21,7 @@ from ecoserve.serving.simulate.run import (
     request_slo,
     simulate,
 )
-from ecoserve.serving.simulate.settings import machine_of
+from ecoserve.serving.simulate.settings import forward_times, machine_of
 from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {
@@ -36,6 +37,11 @@ SMALL: dict[str, Any] = {
 
 def settings(**changes: Any) -> SimulateSettings:
     return SimulateSettings(**(SMALL | changes))
+
+
+def scheduler(**changes: Any) -> Any:
+    chosen = settings(**changes)
+    return _scheduler(chosen, 120, machine_of(chosen).cost)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -74,12 +80,45 @@ def test_predictions_are_in_the_rows(lengths: str, predicted: bool) -> None:
 
 
 def test_policies_of_vllm_itself_are_vllms_settings() -> None:
-    assert _scheduler(settings(policy="vllm"), 120).kv_cache_manager.watermark_blocks == 0
-    assert _scheduler(settings(policy="vllm-watermark"), 120).kv_cache_manager.watermark_blocks == 6
-    assert _scheduler(settings(policy="vllm-priority"), 120).policy.value == "priority"
-    assert _scheduler(settings(policy="order"), 120).policy.value == "priority"
-    assert type(_scheduler(settings(policy="vllm"), 120)).__name__ == "CountingScheduler"
-    assert type(_scheduler(settings(policy="ecoserve-d"), 120)).__name__ == "EcoServeScheduler"
+    assert scheduler(policy="vllm").kv_cache_manager.watermark_blocks == 0
+    assert scheduler(policy="vllm-watermark").kv_cache_manager.watermark_blocks == 6
+    assert scheduler(policy="vllm-priority").policy.value == "priority"
+    assert scheduler(policy="order").policy.value == "priority"
+    assert type(scheduler(policy="vllm")).__name__ == "CountingScheduler"
+    assert type(scheduler(policy="ecoserve-d")).__name__ == "EcoServeScheduler"
+    whole = scheduler(policy="vllm-2024")
+    assert (whole.scheduler_config.enable_chunked_prefill, whole.max_num_scheduled_tokens) == (False, 1024)
+
+
+@pytest.mark.parametrize("policy", ["hrrn", "volume", "multires"])
+def test_a_policy_of_lengths_is_refused_without_any(policy: str) -> None:
+    with pytest.raises(ValidationError, match=f"policy {policy} decides by predicted lengths; name a source"):
+        settings(policy=policy, lengths="none")
+
+
+#: A forward takes 8 ms, and 0.1 ms a token: 40 tokens in 12 ms.
+STRAIGHT = LinearCost(step_s=0.008, prefill_token_s=1e-4, decode_s=0.0, context_token_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "tokens"),
+    [
+        ("sarathi", {"slo_tpot_ms": 18.0}, 96),
+        ("sarathi", {"slo_tpot_ms": 18.0, "tell_slo": False}, 512),
+        ("sarathi", {"slo_tpot_ms": 1.0}, 16),
+        # Best at 8,192: 9,903 tokens/s. Nine tenths of it: n / (0.008 + 0.0001 n) = 8,913.
+        ("fastgen", {}, 656),
+        ("fastgen", {"gpu": "a100_sxm", "model": "llama-13b"}, None),
+    ],
+)
+def test_token_budgets(policy: str, changes: dict[str, Any], tokens: int | None) -> None:
+    """Sarathi: the largest profiled forward within the SLO; FastGen: where throughput is saturated."""
+    found = scheduler(policy=policy, cost=STRAIGHT, max_num_seqs=8, **changes).max_num_scheduled_tokens
+    if tokens is None:
+        chosen = settings(policy=policy, **changes)
+        tokens = target_forward_size(forward_times(machine_of(chosen).cost)).tokens
+        assert 128 < tokens < 2048
+    assert found == tokens
 
 
 def test_priority_is_the_predicted_length() -> None:
@@ -101,11 +140,11 @@ def test_priority_is_the_predicted_length() -> None:
 
 @pytest.mark.parametrize(("depth", "runner", "v2"), [(1, None, False), (2, None, True), (1, 2, True), (2, 1, False)])
 def test_which_runners_rules_hold(depth: int, runner: int | None, v2: bool) -> None:
-    assert _scheduler(settings(depth=depth, runner=runner), 120).use_v2_model_runner is v2
+    assert scheduler(depth=depth, runner=runner).use_v2_model_runner is v2
 
 
 def test_knobs_reach_the_scheduler_and_bad_ones_are_named() -> None:
-    assert _scheduler(settings(scheduler={"history_window": 64}), 120).settings.history_window == 64
+    assert scheduler(scheduler={"history_window": 64}).settings.history_window == 64
     with pytest.raises(ConfigError, match="ecoserve scheduler setting zed"):
         simulate(settings(scheduler={"zed": 1.0}))
 
