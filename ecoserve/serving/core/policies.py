@@ -70,9 +70,11 @@ STOCK_POLICIES: Final[dict[str, Stock]] = {
     "fastgen": Stock({"max_num_batched_tokens": 768}),
     "multires": Stock({}, f"{_BASELINES}.multires.NearestScheduler", lengths=True, needs_lengths=True),
 }
+#: A reference in virtual time, no policy: the default with true lengths, KV to spare where it helps, no host time.
+BOUND: Final = "bound"
 #: Policies for which predicted lengths change nothing, and those that are none without them.
 _ALL: Final[Mapping[str, Policy | Stock]] = {**POLICIES, **STOCK_POLICIES}
-LENGTH_BLIND: Final = frozenset(name for name, row in _ALL.items() if not row.lengths)
+LENGTH_BLIND: Final = frozenset({BOUND, *(name for name, row in _ALL.items() if not row.lengths)})
 LENGTH_BOUND: Final = frozenset(name for name, row in _ALL.items() if row.needs_lengths)
 
 KV_POLICIES: Final[dict[str, str]] = {

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pkgutil import resolve_name
+from statistics import fmean
 from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.baselines.token_budget import token_budget
 from ecoserve.serving.core import keys
+from ecoserve.serving.core.policies import BOUND, DEFAULT
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
-from ecoserve.serving.simulate.cost import StepCost, alone_s, demand_peak
+from ecoserve.serving.simulate.cost import NoHost, StepCost, alone_s, demand_peak
 from ecoserve.serving.simulate.engine import (
     EngineLimits,
     EngineShape,
@@ -24,7 +27,7 @@ from ecoserve.serving.simulate.engine import (
     make_scheduler,
     quiet_vllm,
 )
-from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
+from ecoserve.serving.simulate.loop import Arrival, LoopResult, Progress, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.settings import (
     PROMPT_TOKENS,
@@ -51,20 +54,53 @@ def simulate(
     machine = machine_of(settings)
     cost = machine.cost
     settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, cost)})
-    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
-    load = _load(settings)
-    prompts = PromptIds(load)
-    arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
-    router = Router(settings.router, range(settings.replicas), settings.seed)
-    stale_s = settings.router_stale_ms / 1e3
-    result = run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
+    served, machines = _bound(settings, machine) if settings.policy == BOUND else (settings, [machine])
+    load = _load(served)
+    one = len(machines) == 1
+    results = [(_serve(served, m, cost, load, progress, recorder if one else None), m) for m in machines]
+    result, served_by = min(results, key=lambda r: _latency(r[0])) if len(results) > 1 else results[0]
+    if recorder is not None and not one:
+        _serve(served, served_by, cost, load, recorder=recorder)
     for row, request in zip(result.rows, load, strict=True):
         row.pit = request.pit
         if settings.slo_scale is not None:
             alone = _alone_s(settings, cost, request.prompt_tokens, request.response_tokens)
             row.deadline_s = row.arrival_s + settings.slo_scale * alone
     slo = Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms))
-    return settings.result(result.rows, result.totals, _labels(settings, machine), slo=slo, kv=result.kv)
+    return settings.result(result.rows, result.totals, _labels(settings, served_by), slo=slo, kv=result.kv)
+
+
+def _serve(
+    settings: SimulateSettings,
+    machine: Machine,
+    cost: StepCost,
+    load: list[LoadRequest],
+    progress: Progress | None = None,
+    recorder: Recorder | None = None,
+) -> LoopResult:
+    """Serve a load; ``cost``: by which the requests' SLOs are stated."""
+    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
+    prompts = PromptIds(load)
+    arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
+    router = Router(settings.router, range(settings.replicas), settings.seed)
+    stale_s = settings.router_stale_ms / 1e3
+    return run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
+
+
+def _bound(settings: SimulateSettings, machine: Machine) -> tuple[SimulateSettings, list[Machine]]:
+    """What serves as :data:`BOUND`, on the better of two machines: with the KV cache that there is, and one to spare.
+
+    To spare: twice what the load would hold if no request waited. More KV makes larger batches, whose steps are longer:
+    beyond what the GPU can serve, an engine with KV to spare is slower than one without.
+    """
+    most = settings.requests * -(-settings.max_model_len // settings.block_size) * len(layers_of(settings))
+    spare = max(machine.blocks, min(most, 2 * demand_peak_blocks(settings)))
+    served = settings.model_copy(update={"policy": DEFAULT, "lengths": "true"})
+    return served, [replace(machine, cost=NoHost(machine.cost), blocks=n) for n in {machine.blocks: 0, spare: 0}]
+
+
+def _latency(result: LoopResult) -> float:
+    return fmean(r.normalized_latency_s for r in result.rows if r.normalized_latency_s is not None)
 
 
 def check(settings: SimulateSettings) -> Machine:
@@ -77,7 +113,10 @@ def check(settings: SimulateSettings) -> Machine:
             where="simulate",
         )
     LengthSource.parse(settings.lengths)
-    settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, machine.cost)})
+    _prompt_room(settings)
+    scheduler = scheduler_settings(settings, machine.cost)
+    policy = DEFAULT if settings.policy == BOUND else settings.policy
+    settings = settings.model_copy(update={"scheduler": scheduler, "policy": policy})
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
     whole = 2 + -(-(settings.max_model_len + settings.max_num_batched_tokens) // settings.block_size)
     _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))), machine.cost)
@@ -143,7 +182,17 @@ def _labels(settings: SimulateSettings, machine: Machine) -> dict[str, Any]:
 
 
 def _load(settings: SimulateSettings) -> list[LoadRequest]:
-    return settings.load(settings.max_model_len - settings.max_tokens)
+    return settings.load(_prompt_room(settings))
+
+
+def _prompt_room(settings: SimulateSettings) -> int:
+    """Tokens that a prompt may have."""
+    if settings.max_tokens >= settings.max_model_len:
+        raise ConfigError(
+            f"max_tokens {settings.max_tokens} leaves no room for a prompt in max_model_len {settings.max_model_len}",
+            where="simulate",
+        )
+    return settings.max_model_len - settings.max_tokens
 
 
 def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
@@ -154,11 +203,6 @@ def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replic
 
 
 def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:
-    if settings.max_tokens >= settings.max_model_len:
-        raise ConfigError(
-            f"max_tokens {settings.max_tokens} leaves no room for a prompt in max_model_len {settings.max_model_len}",
-            where="simulate",
-        )
     arguments = policy_arguments(settings.policy, settings.scheduler)
     chunked_prefill = arguments.get("enable_chunked_prefill", True)
     limits = settings.model_dump(include=set(EngineLimits.model_fields))

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
+from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.core import keys
 from ecoserve.serving.forward_run import target_forward_size
 from ecoserve.serving.length_source import LengthSource
@@ -88,6 +89,27 @@ def test_policies_of_vllm_itself_are_vllms_settings() -> None:
     assert type(scheduler(policy="ecoserve-d")).__name__ == "EcoServeScheduler"
     whole = scheduler(policy="vllm-2024")
     assert (whole.scheduler_config.enable_chunked_prefill, whole.max_num_scheduled_tokens) == (False, 1024)
+
+
+@pytest.mark.parametrize(("context_s", "spare"), [(0.0, True), (1e-5, False)])
+def test_the_bound_has_true_lengths_and_kv_to_spare_where_that_helps(context_s: float, spare: bool) -> None:
+    cost = LinearCost(context_token_s=context_s)
+    pressed = {"rate_rps": 40.0, "requests": 40, "cost": cost, "slo_scale": 3.0}
+    bound = simulate(settings(policy="bound", lengths="none", **pressed))
+    real = simulate(settings(policy="ecoserve", lengths="true", **pressed))
+    assert [r.predicted_tokens for r in bound.rows] == [r.output_tokens for r in bound.rows]
+    assert [r.deadline_s for r in bound.rows] == [r.deadline_s for r in real.rows]
+    assert (bound.summary()["blocks"] > 120) is spare
+    latency = [s.summary()["normalized_latency_mean_ms"] for s in (bound, real)]
+    assert latency[0] < latency[1] if spare else latency[0] == latency[1]
+
+
+def test_the_bound_pays_nothing_for_the_host_and_is_no_policy_of_an_engine() -> None:
+    on_gpu = {"gpu": "h100_sxm", "model": "llama-3.1-8b", "requests": 3, "blocks": None}
+    bound, real = (simulate(settings(policy=p, lengths="true", **on_gpu)) for p in ("bound", "ecoserve"))
+    assert bound.summary()["e2el_mean_ms"] < 0.95 * real.summary()["e2el_mean_ms"]
+    with pytest.raises(ConfigError, match="policy bound is for virtual time only"):
+        policy_arguments("bound", {})
 
 
 @pytest.mark.parametrize("policy", ["hrrn", "volume", "multires"])
