@@ -47,6 +47,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("adapt-predictor", "Adapt a predictor to another model's answers.", at="predictors:adapt"),
     Entry("combine-predictors", "Combine predictors of one trace in an ensemble.", at="predictors:combine"),
     Entry("predict", "Predict the lengths of answers to prompts."),
+    Entry("predict-server", "Predict lengths over HTTP, for gateways."),
     Entry("push-predictor", "Publish a predictor on the Hugging Face hub.", at="predictors:push"),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Replay a trace at a URL or on an engine here."),

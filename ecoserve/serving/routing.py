@@ -6,17 +6,19 @@ request to a replica; the lowest cost wins, of equals the replica that was not c
 no vLLM, no Ray, no clock.
 
 Work is counted in tokens: a prompt token or a generated token is one, and a step over :data:`KV_TOKENS` of KV cache
-one more. A request's expected work is what is left of it, given the tokens that it has so far.
+one more. A request's expected work is what is left of it, given the tokens that it has so far. A newcomer shares a
+replica with the requests there for as many steps as it has tokens itself: what these will do later delays it no more.
+So work is reported within several :data:`HORIZONS`, and a newcomer is judged by the one of its own expected length.
 """
 
 from __future__ import annotations
 
+import operator
 import random
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Final, Generic, Literal, TypeVar
 
 from ecoserve.lengths import LengthDistribution
@@ -31,14 +33,21 @@ Name = TypeVar("Name", bound=Hashable)
 
 #: KV cache, in tokens, whose reading or holding for one step costs as much as one more token.
 KV_TOKENS: Final = 1024
+#: Steps within which work is reported; the last one is all of it.
+HORIZONS: Final = (64, 256, 1024, 4096, 1 << 24)
 #: Tokens of prompt that one link of a prefix chain stands for.
 PREFIX_TOKENS: Final = 256
-#: Responses that a replica learns the usual length from.
+#: Responses whose lengths stand in for a prediction.
 _WINDOW: Final = 1000
 #: Tokens of a response without a limit.
 _LONGEST: Final = 1 << 16
 #: Tokens of KV cache of a replica that has not said how many it has.
 _KV_CACHE: Final = 400_000
+
+
+#: Work within each of :data:`HORIZONS`, tokens.
+Work = tuple[float, ...]
+_IDLE: Final[Work] = (0.0,) * len(HORIZONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Offer:
 
     Attributes:
         name: unique among those that are open. prompt_tokens: of the prompt, tokens.
-        lengths: the predicted distribution of the response length, or None.
+        lengths: the predicted distribution of the response length; None: that of the responses that have ended.
         limit: most tokens of the response.
         prefixes: a chain of hashes, one for every :data:`PREFIX_TOKENS` of the prompt, each of the prompt up to there.
     """
@@ -64,51 +73,70 @@ class Report:
     """What a replica says of itself at ``at_s``, on the router's clock.
 
     Attributes:
-        running, waiting: requests. work: expected work that is left, tokens.
-        mean_tokens: of a response without a prediction. kv_tokens: of the KV cache; 0: not known.
+        running, waiting: requests.
+        work: expected work that is left, tokens, within each of :data:`HORIZONS`.
+        kv_tokens: of the KV cache; 0: not known.
     """
 
     at_s: float
     running: int = 0
     waiting: int = 0
-    work: float = 0.0
-    mean_tokens: float = 200.0
+    work: Work = _IDLE
     kv_tokens: int = 0
 
 
 class RestOfResponse:
     """Expected work that is left of a response of this length distribution, at any number of its tokens."""
 
-    __slots__ = ("_edges", "_probs", "_tails")
+    __slots__ = ("_edges", "_integrals", "_survival")
 
     def __init__(self, lengths: LengthDistribution) -> None:
-        edges, probs = lengths.edges, lengths.probs
-        self._edges, self._probs = edges, probs
-        # Of the bins above each edge: probability, mean and square of the length, each spread over its bin.
-        pairs = list(zip(probs, edges, edges[1:], strict=False))[::-1]
-        once = accumulate((p for p, _, _ in pairs), initial=0.0)
-        mean = accumulate((p * (a + b) / 2 for p, a, b in pairs), initial=0.0)
-        square = accumulate((p * (a * a + a * b + b * b) / 3 for p, a, b in pairs), initial=0.0)
-        self._tails = list(zip(once, mean, square, strict=True))[::-1]
+        edges = lengths.edges
+        self._edges = edges
+        self._survival = survival = [1.0 - c for c in lengths.cdf]
+        # Of the survival, and of length x survival, from 0 to each edge.
+        first = edges[0]
+        integrals = [(float(first), first * first / 2)]
+        for a, b, high, low in zip(edges, edges[1:], survival, survival[1:], strict=False):
+            flat, moment = integrals[-1]
+            slope, squares = (low - high) / (b - a), (b * b - a * a) / 2
+            moment += high * squares + slope * ((b**3 - a**3) / 3 - a * squares)
+            integrals.append((flat + (b - a) * (high + low) / 2, moment))
+        self._integrals = integrals
 
-    def work(self, prompt_tokens: int, tokens: int) -> float:
-        """Tokens still to come and the KV they are computed over; ``tokens`` are out."""
-        edges, n = self._edges, tokens
-        k = max(0, bisect_left(edges, n + 1) - 1)
-        mass = mean = square = 0.0
-        if k < len(self._probs):
-            low, high = max(n, edges[k]), edges[k + 1]
-            mass, mean, square = self._tails[k + 1]
-            part = self._probs[k] * (high - low) / (high - edges[k])
-            mass += part
-            mean += part * (low + high) / 2
-            square += part * (low * low + low * high + high * high) / 3
-        if mass <= 1e-9:
+    def work(self, prompt_tokens: int, tokens: int) -> Work:
+        """Work of the tokens still to come, within each of :data:`HORIZONS`; ``tokens`` are out."""
+        survival, flat, moment = self._until(tokens)
+        if survival <= 1e-9:
             # Longer than was held possible: as much again as half of what there is.
-            return response_work(prompt_tokens + n, max(1.0, n / 2))
-        mean, square = mean / mass, square / mass
-        rest = mean - n
-        return rest * (1 + (prompt_tokens + n) / KV_TOKENS) + (square - 2 * n * mean + n * n) / (2 * KV_TOKENS)
+            rest = max(1.0, tokens / 2)
+            return tuple(response_work(prompt_tokens + tokens, min(rest, h)) for h in HORIZONS)
+        found = []
+        for horizon in HORIZONS:
+            _, flat_then, moment_then = self._until(tokens + horizon)
+            kv_time = (flat_then - flat) * prompt_tokens + moment_then - moment
+            found.append((flat_then - flat + kv_time / KV_TOKENS) / survival)
+        return tuple(found)
+
+    def kv_time(self, prompt_tokens: int) -> float:
+        """Expected KV x time of the whole response: tokens of KV, summed over its steps."""
+        flat, moment = self._integrals[-1]
+        return flat * prompt_tokens + moment
+
+    def _until(self, n: int) -> tuple[float, float, float]:
+        """The survival at ``n`` tokens, and its two integrals up to there."""
+        edges = self._edges
+        if n >= edges[-1]:
+            return (0.0, *self._integrals[-1])
+        if n <= edges[0]:
+            return 1.0, float(n), n * n / 2
+        k = bisect_left(edges, n) - 1
+        a, high = edges[k], self._survival[k]
+        slope, squares = (self._survival[k + 1] - high) / (edges[k + 1] - a), (n * n - a * a) / 2
+        low = high + slope * (n - a)
+        flat, moment = self._integrals[k]
+        moment += high * squares + slope * ((n**3 - a**3) / 3 - a * squares)
+        return low, flat + (n - a) * (high + low) / 2, moment
 
 
 def response_work(kv_tokens: int, tokens: float) -> float:
@@ -116,60 +144,48 @@ def response_work(kv_tokens: int, tokens: float) -> float:
     return tokens * (1 + (kv_tokens + tokens / 2) / KV_TOKENS)
 
 
+def _sum(a: Work, b: Iterable[float]) -> Work:
+    return tuple(map(operator.add, a, b))
+
+
 @dataclass(slots=True)
 class _Open:
-    offer: Offer
+    prompt_tokens: int
     prompt_work: int
-    rest: RestOfResponse | None
+    rest: RestOfResponse
 
 
 class OpenWork:
     """The requests that are open on one replica, and their expected work: the replica's side of routing.
 
-    Responses without a prediction count by the history of those that have ended here. ``kv_tokens``: of the replica's
-    KV cache; 0: not known.
+    ``kv_tokens``: of the replica's KV cache; 0: not known.
     """
 
     def __init__(self, kv_tokens: int = 0) -> None:
         self._kv_tokens = kv_tokens
         self._open: dict[str, _Open] = {}
-        self._tokens: Mapping[str, int] = {}
-        self._history = LengthHistory(_WINDOW, _LONGEST, running=lambda: self._tokens.values())
-        self._usual: tuple[LengthDistribution, RestOfResponse] | None = None
 
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def opened(self, offer: Offer, cached_tokens: int = 0) -> None:
+    def opened(self, name: str, prompt_tokens: int, lengths: LengthDistribution, cached_tokens: int = 0) -> None:
         """A request has come; ``cached_tokens`` of its prompt are expected in the prefix cache."""
-        rest = RestOfResponse(offer.lengths) if offer.lengths is not None else None
-        self._open[offer.name] = _Open(offer, max(0, offer.prompt_tokens - cached_tokens), rest)
+        self._open[name] = _Open(prompt_tokens, max(0, prompt_tokens - cached_tokens), RestOfResponse(lengths))
 
-    def ended(self, name: str, tokens: int, complete: bool = True) -> None:
-        """It has ended after ``tokens`` tokens; not ``complete``: it was cut off."""
-        offer = self._open.pop(name).offer
-        if tokens > 0:
-            self._history.record(tokens, complete and tokens < offer.limit)
+    def ended(self, name: str) -> None:
+        del self._open[name]
 
     def report(self, at_s: float, tokens: Mapping[str, int], running: int, waiting: int) -> Report:
         """``tokens``: of each open response so far, by name; one that is not named has none."""
-        self._tokens = tokens
-        usual = self._history.distribution(_LONGEST)
-        if self._usual is None or self._usual[0] is not usual:
-            self._usual = (usual, RestOfResponse(usual))
-        work = 0.0
+        work, prompts = _IDLE, 0
         for name, own in self._open.items():
             out = tokens.get(name, 0)
-            work += (own.rest or self._usual[1]).work(own.offer.prompt_tokens, out)
-            if not out:
-                work += own.prompt_work
-        return Report(at_s, running, waiting, work, usual.mean(), self._kv_tokens)
+            work = _sum(work, own.rest.work(own.prompt_tokens, out))
+            prompts += 0 if out else own.prompt_work
+        return Report(at_s, running, waiting, tuple(w + prompts for w in work), self._kv_tokens)
 
 
 @dataclass(slots=True)
 class _Sent:
     at_s: float
-    work: float
+    work: Work
 
 
 @dataclass(slots=True)
@@ -178,7 +194,7 @@ class Load:
 
     report: Report = field(default_factory=lambda: Report(float("-inf")))
     sent: deque[_Sent] = field(default_factory=deque)
-    sent_work: float = 0.0
+    work: Work = _IDLE
     chosen: int = 0
     prefixes: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
 
@@ -190,15 +206,17 @@ class Load:
     def waiting(self) -> int:
         return self.report.waiting + len(self.sent)
 
-    @property
-    def work(self) -> float:
-        return self.report.work + self.sent_work
-
     def take(self, report: Report) -> None:
         self.report = report
         while self.sent and self.sent[0].at_s <= report.at_s:
             self.sent.popleft()
-        self.sent_work = sum(s.work for s in self.sent)
+        self.work = report.work
+        for sent in self.sent:
+            self.work = _sum(self.work, sent.work)
+
+    def send(self, at_s: float, work: Work) -> None:
+        self.sent.append(_Sent(at_s, work))
+        self.work = _sum(self.work, work)
 
     def cached_tokens(self, offer: Offer) -> int:
         """Tokens of the prompt's beginning that have been sent here before. All beginnings of a known one are known."""
@@ -227,34 +245,35 @@ Cost = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``cost``: of a request on a replica that has so many tokens of its prompt in the cache.
+    """``cost``: of a request on a replica that has so many tokens of its prompt in the cache; the last argument is the
+    place of its expected length in :data:`HORIZONS`.
 
     ``sampled``: only so many replicas, drawn at random, are looked at (0: all), and with ``by_prefix`` the one that
     knows most of the prompt. Without it nothing is cached as far as the rule knows.
     """
 
-    cost: Callable[[Load, int], Cost]
+    cost: Callable[[Load, int, int], Cost]
     by_prefix: bool = False
     sampled: int = 0
 
 
-def _requests(load: Load, cached: int) -> Cost:
+def _requests(load: Load, cached: int, horizon: int) -> Cost:
     return (load.requests,)
 
 
-def _least_work(load: Load, cached: int) -> Cost:
-    return (load.work - cached,)
+def _least_work(load: Load, cached: int, horizon: int) -> Cost:
+    return (load.work[horizon] - cached,)
 
 
 #: The routing rules.
 ROUTERS: Final[dict[RouterName, Rule]] = {
-    "round-robin": Rule(lambda load, cached: ()),
+    "round-robin": Rule(lambda load, cached, horizon: ()),
     "least-requests": Rule(_requests),
     # Ray Serve's default.
     "power-of-two": Rule(_requests, sampled=2),
     # The balancer of vLLM's data parallelism.
-    "vllm-dp": Rule(lambda load, cached: (4 * load.waiting + load.report.running,)),
-    "prefix-affinity": Rule(lambda load, cached: (-cached, load.requests), by_prefix=True),
+    "vllm-dp": Rule(lambda load, cached, horizon: (4 * load.waiting + load.report.running,)),
+    "prefix-affinity": Rule(lambda load, cached, horizon: (-cached, load.requests), by_prefix=True),
     # Least expected KV x time, less what the prefix cache saves there.
     "least-work": Rule(_least_work, by_prefix=True),
     "least-work-of-two": Rule(_least_work, by_prefix=True, sampled=2),
@@ -263,10 +282,11 @@ ROUTERS: Final[dict[RouterName, Rule]] = {
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[Name]):
-    """Where a request goes, and how much of its prompt is expected in the cache there, tokens."""
+    """Where a request goes, the tokens of its prompt that are expected in the cache there, and its length."""
 
     replica: Name
     cached_tokens: int
+    lengths: LengthDistribution
 
 
 class Router(Generic[Name]):
@@ -276,6 +296,8 @@ class Router(Generic[Name]):
         self._rule = ROUTERS[name]
         self._random = random.Random(seed)
         self._loads: dict[Name, Load] = {}
+        # One for all replicas: by histories of their own, their work could not be compared.
+        self._history = LengthHistory(_WINDOW, _LONGEST)
         self._count = 0
         self.update(replicas)
 
@@ -288,6 +310,11 @@ class Router(Generic[Name]):
         load = self._loads.get(replica)
         if load is not None and report.at_s >= load.report.at_s:
             load.take(report)
+
+    def ended(self, tokens: int, complete: bool = True) -> None:
+        """A response has ended after ``tokens`` tokens; not ``complete``: it was cut off."""
+        if tokens > 0:
+            self._history.record(tokens, complete)
 
     def choose(self, offer: Offer, now: float, among: Collection[Name] | None = None) -> Choice[Name]:
         """The replica for a request that arrives ``now`` (seconds), which counts as sent there; ``among``: of these.
@@ -303,17 +330,15 @@ class Router(Generic[Name]):
             best = max(names, key=cached.__getitem__)
             drawn = self._random.sample(names, rule.sampled)
             names = [*drawn, best] if cached[best] and best not in drawn else drawn
-        chosen = min(names, key=lambda n: (*rule.cost(loads[n], cached[n]), loads[n].chosen))
+        lengths = offer.lengths or self._history.distribution(offer.limit)
+        horizon = bisect_left(HORIZONS, lengths.mean())
+        chosen = min(names, key=lambda n: (*rule.cost(loads[n], cached[n], horizon), loads[n].chosen))
         load = loads[chosen]
         self._count += 1
         load.chosen = self._count
-        if offer.lengths is not None:
-            work = RestOfResponse(offer.lengths).work(offer.prompt_tokens, 0)
-        else:
-            work = response_work(offer.prompt_tokens, min(load.report.mean_tokens, offer.limit))
-        work += offer.prompt_tokens - cached[chosen]
-        load.sent.append(_Sent(now, work))
-        load.sent_work += work
+        prompt_work = offer.prompt_tokens - cached[chosen]
+        work = RestOfResponse(lengths).work(offer.prompt_tokens, 0)
+        load.send(now, tuple(w + prompt_work for w in work))
         if rule.by_prefix:
             load.remember(offer)
-        return Choice(chosen, cached[chosen])
+        return Choice(chosen, cached[chosen], lengths)

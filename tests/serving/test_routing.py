@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.routing import (
+    HORIZONS,
     KV_TOKENS,
     PREFIX_TOKENS,
     ROUTERS,
@@ -19,27 +21,32 @@ from ecoserve.serving.routing import (
     RestOfResponse,
     Router,
     RouterName,
+    Work,
     response_work,
 )
 
 SPREAD = LengthDistribution((0, 100, 400, 2000), (0.5, 0.3, 0.2))
 
 
+ALL = len(HORIZONS) - 1
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 50, 100, 399, 1999])
 def test_the_rest_of_a_response_is_its_mean_over_what_is_still_possible(tokens: int) -> None:
-    edges, probs = np.array(SPREAD.edges), np.array(SPREAD.probs)
-    density = np.repeat(probs / np.diff(edges), np.diff(edges))
+    density = np.repeat(np.array(SPREAD.probs) / np.diff(SPREAD.edges), np.diff(SPREAD.edges))
     rest = np.arange(1, 2001) - 0.5 - tokens
     likely = density * (rest > 0)
-    expected = np.average([response_work(300 + tokens, r) for r in rest.clip(0)], weights=likely)
-    assert RestOfResponse(SPREAD).work(300, tokens) == pytest.approx(expected, rel=0.01)
+    work = RestOfResponse(SPREAD).work(300, tokens)
+    for horizon, found in zip(HORIZONS, work, strict=True):
+        each = [response_work(300 + tokens, min(r, horizon)) for r in rest.clip(0)]
+        assert found == pytest.approx(np.average(each, weights=likely), rel=0.01)
 
 
 def test_beyond_what_was_held_possible_a_response_still_has_a_rest() -> None:
     rest = RestOfResponse(LengthDistribution.point(100))
-    assert rest.work(0, 0) == pytest.approx(response_work(0, 100), rel=0.01)
-    assert rest.work(0, 99) == pytest.approx(1, rel=0.5)
-    assert rest.work(0, 100) < rest.work(0, 1000) == response_work(1000, 500)
+    assert rest.work(0, 0)[ALL] == pytest.approx(response_work(0, 100), rel=0.01)
+    assert rest.work(0, 99)[ALL] == pytest.approx(1, rel=0.5)
+    assert rest.work(0, 100)[ALL] < rest.work(0, 1000)[ALL] == response_work(1000, 500)
 
 
 def test_a_kv_cache_of_kv_tokens_counts_as_one_more_token_a_step() -> None:
@@ -47,26 +54,32 @@ def test_a_kv_cache_of_kv_tokens_counts_as_one_more_token_a_step() -> None:
 
 
 def test_a_replica_reports_the_work_that_is_left() -> None:
-    work = OpenWork()
-    work.opened(Offer("a", 500, LengthDistribution.point(100)), cached_tokens=256)
+    work = OpenWork(kv_tokens=1000)
+    work.opened("a", 500, LengthDistribution.point(100), cached_tokens=256)
     fresh = work.report(0.0, {}, 0, 1).work
-    assert fresh == pytest.approx(500 - 256 + response_work(500, 100), rel=0.01)
+    assert fresh[ALL] == pytest.approx(500 - 256 + response_work(500, 100), rel=0.01)
+    assert fresh[0] == pytest.approx(500 - 256 + response_work(500, HORIZONS[0]), rel=0.01)
     halfway = work.report(1.0, {"a": 50}, 1, 0).work
-    assert halfway == pytest.approx(response_work(550, 50), rel=0.02), "the prompt is done"
-    work.ended("a", 100)
-    assert work.report(2.0, {}, 0, 0) == Report(2.0, mean_tokens=work.report(2.0, {}, 0, 0).mean_tokens)
+    assert halfway[ALL] == pytest.approx(response_work(550, 50), rel=0.02), "the prompt is done"
+    work.ended("a")
+    assert work.report(2.0, {}, 0, 0) == Report(2.0, kv_tokens=1000)
 
 
-def test_without_predictions_the_history_of_a_replica_serves() -> None:
-    work = OpenWork()
-    for i in range(40):
-        work.opened(Offer(f"r{i}", 10), 0)
-        work.ended(f"r{i}", 1000)
-    report = work.report(0.0, {}, 0, 0)
-    assert report.mean_tokens == pytest.approx(1000, rel=0.2)
-    work.opened(Offer("new", 10), 0)
-    young, old = (work.report(0.0, {"new": n}, 1, 0).work for n in (1, 900))
-    assert old < 0.5 * young
+def test_without_predictions_the_lengths_of_ended_responses_serve() -> None:
+    router = Router[int]("least-work", range(2))
+    before = router.choose(Offer("a", 10), 0.0).lengths.mean()
+    for _ in range(40):
+        router.ended(1000)
+        router.ended(0, complete=False)
+    after = router.choose(Offer("b", 10), 1.0).lengths
+    assert before < 400 < 900 < after.mean()
+    assert router.choose(Offer("c", 10, limit=50), 2.0).lengths.mean() <= 50
+    assert router.choose(SHORT, 3.0).lengths == SHORT.lengths
+
+
+def same(work: float) -> Work:
+    """Work that is done at once: the same within every horizon."""
+    return (work,) * len(HORIZONS)
 
 
 def routed(name: RouterName, reports: dict[str, Report], *offers: Offer) -> list[str]:
@@ -85,17 +98,27 @@ LONG, SHORT = (Offer(n, 100, LengthDistribution.point(t)) for n, t in (("long", 
         ("round-robin", ["a", "b", "c", "a"]),
         ("least-requests", ["b", "b", "b", "c"]),
         ("vllm-dp", ["c", "c", "c", "c"]),
-        # a long response weighs as much as dozens of short ones
-        ("least-work", ["a", "b", "b", "b"]),
+        ("least-work", ["a", "b", "c", "a"]),
     ],
 )
 def test_where_four_requests_go(router: RouterName, chosen: list[str]) -> None:
     reports = {
-        "a": Report(0.0, running=9, waiting=9, work=1000.0),
-        "b": Report(0.0, running=0, waiting=9, work=2000.0),
-        "c": Report(0.0, running=12, waiting=0, work=8000.0),
+        "a": Report(0.0, running=9, waiting=9, work=same(1000.0)),
+        "b": Report(0.0, running=0, waiting=9, work=same(2000.0)),
+        "c": Report(0.0, running=12, waiting=0, work=same(8000.0)),
     }
-    assert routed(router, reports, LONG, SHORT, SHORT, SHORT) == chosen
+    assert routed(router, reports, LONG, LONG, LONG, LONG) == chosen
+
+
+def test_a_short_request_shares_a_replica_with_what_is_done_in_its_time() -> None:
+    """A long response far from its end is little work for a short newcomer, and much for a long one."""
+    one, five = OpenWork(), OpenWork()
+    one.opened("long", 100, LengthDistribution.point(4000))
+    for i in range(5):
+        five.opened(str(i), 100, LengthDistribution.point(20))
+    reports = {"long": one.report(0.0, {"long": 10}, 1, 0), "short": five.report(0.0, dict.fromkeys("01234", 1), 5, 0)}
+    assert routed("least-work", reports, replace(SHORT, name="new")) == ["long"]
+    assert routed("least-work", reports, replace(LONG, name="new")) == ["short"]
 
 
 def test_what_was_sent_since_a_report_is_added_to_it() -> None:
@@ -116,13 +139,13 @@ def test_a_prompt_goes_where_its_beginning_is_known_until_the_work_there_outweig
     first = Offer("first", 2048, SPREAD, prefixes=("a", "ab", "abc"))
     where = router.choose(first, 0.0).replica
     for i in range(3):
-        router.report(i, Report(1.0, work=300.0 * (i == where)))
+        router.report(i, Report(1.0, work=same(300.0 * (i == where))))
     grown = Offer("grown", 2304, SPREAD, prefixes=("a", "ab", "abc", "abcd"))
-    assert router.choose(grown, 2.0) == Choice(where, 3 * PREFIX_TOKENS)
+    assert router.choose(grown, 2.0) == Choice(where, 3 * PREFIX_TOKENS, SPREAD)
     other = Offer("other", 2048, SPREAD, prefixes=("x", "xy"))
     assert router.choose(other, 2.1).replica != where
     for i in range(3):
-        router.report(i, Report(3.0, work=5000.0 * (i == where)))
+        router.report(i, Report(3.0, work=same(5000.0 * (i == where))))
     assert router.choose(grown, 4.0).replica != where
 
 

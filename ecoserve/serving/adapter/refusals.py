@@ -14,6 +14,9 @@ Send = Callable[[Message], Awaitable[None]]
 #: The error's type by status, in vLLM's words and in those of ``/v1/messages``.
 _TYPES: Final = {
     400: ("BadRequestError", "invalid_request_error"),
+    401: ("AuthenticationError", "authentication_error"),
+    404: ("NotFoundError", "not_found_error"),
+    405: ("MethodNotAllowedError", "invalid_request_error"),
     413: ("RequestTooLargeError", "request_too_large"),
     429: ("TooManyRequestsError", "rate_limit_error"),
     503: ("ServiceUnavailableError", "overloaded_error"),

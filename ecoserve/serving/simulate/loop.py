@@ -91,7 +91,8 @@ def run_replicas(
     def on_end(replica: Replica, row: RequestRow) -> None:
         nonlocal ended
         ended += 1
-        open_work[replica.index].ended(row.request_id, row.output_tokens, row.status == "completed")
+        open_work[replica.index].ended(row.request_id)
+        router.ended(row.output_tokens, row.status == "completed")
         for a in following.pop(row.request_id, ()):
             a.at_s = rows[a.request.request_id].arrival_s = replica.now + a.wait_s
             heappush(pending, (a.at_s, len(rows) + ended, a))
@@ -121,7 +122,7 @@ def run_replicas(
             offer = Offer(row.request_id, row.prompt_tokens, a.lengths, request.max_tokens, chain)
             choice = router.choose(offer, a.at_s)
             index = choice.replica
-            open_work[index].opened(offer, choice.cached_tokens)
+            open_work[index].opened(offer.name, offer.prompt_tokens, choice.lengths, choice.cached_tokens)
             replica_of[row.request_id] = index
             replicas[index].hand(Live(request, a.response_tokens, row), a.abort_at_s)
         elif first is not None:

@@ -108,8 +108,7 @@ TROUBLE = {"ecoserve": "preemptions", "orca": None}
                 [TROUBLE.get(policy, "pauses")],
                 id=policy,
             )
-            for policy, row in POLICIES.items()
-            if not row.fixed_forward
+            for policy in POLICIES
         ),
         pytest.param({"epsilon": 0.5}, "far too short", ["preemptions"], id="ecoserve, misled"),
         pytest.param(
