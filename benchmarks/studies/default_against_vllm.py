@@ -69,6 +69,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "ecoserve": {"policy": "ecoserve"},
     "ecoserve, no lengths": {"policy": "ecoserve", "lengths": "none"},
     "ecoserve, true lengths": {"policy": "ecoserve", "lengths": "true"},
+    "bound": {"policy": "bound", "lengths": "none"},
 }
 FIGURES: Final = {
     "in_slo": 3,
@@ -128,6 +129,9 @@ def tables(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
         if stock:
             best = max(stock, key=lambda row: (rows[row]["in_slo"], -rows[row]["normalized_ms"]))
             rows["vllm at its best"] = {"row": best, **rows[best]}
+        if "bound" in rows:
+            for figures in rows.values():
+                figures["times_the_bound"] = round(figures["normalized_ms"] / rows["bound"]["normalized_ms"], 2)
         out[load] = rows
     return out
 

@@ -34,6 +34,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("eval_count", "generated_token_count", "response_token_len", "output_metrics.text_tokens"),
         *(
             "num_generation_tokens",
+            "number_output_tokens",
             "answer_tokens",
             "visible_tokens",
             "answer_length",
@@ -50,6 +51,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("prompt_tokens", "native_tokens_prompt", "input_tokens", "context_tokens", "prefill_tokens"),
         *("usage.prompt_tokens", "usage.input_tokens", "input_sequence_length", "request_tokens"),
         *("num_prefill_tokens", "num_prompt_tokens", "num_input_tokens", "num_context_tokens", "tokens_prompt"),
+        "number_input_tokens",
         *("input_token_length", "input_length", "input_len", "prompt_length", "prompt_len", "prefill_length"),
         *("prefill_len", "context_length", "input_toks", "tokens_in", "in_tokens", "tokens_input", "input_usage"),
         *("prompt_usage", "usage_details.input", "usage_details.prompt_tokens", "usage.input", "usage.prompt"),
@@ -61,15 +63,17 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         *("thinking_tokens", "native_tokens_reasoning", "reasoning_tokens", "tokens_reasoning"),
         *("reasoning_token_count", "thoughts_token_count", "output_reasoning_tokens", "output_reasoning"),
         *("thinking_length", "reasoning_length", "num_reasoning_tokens", "num_thinking_tokens"),
+        *("completion_details.reasoning", "number_reasoning_tokens"),
     ),
     "total_tokens": (
         *("total_tokens", "total_token_count", "total_usage", "usage_details.total", "usage.total", "tokens_total"),
-        *("num_total_tokens", "total_length", "token_count.total"),
+        *("num_total_tokens", "number_total_tokens", "total_length", "token_count.total"),
     ),
     #: tokens of the prompt that Anthropic's and Langfuse's ``input`` leaves out
     "cached_tokens": (
         *("cache_read_input_tokens", "cache_creation_input_tokens", "input_cached_tokens", "input_cache_read"),
         *("input_cache_creation", "input_cache_write", "usage_details.cache_read_input_tokens"),
+        *("cache_read_tokens", "cache_write_tokens", "cache_creation_tokens", "cache_write_input_tokens"),
     ),
     "response_characters": (
         *("response_chars", "response_characters", "answer_chars", "answer_characters", "output_chars"),
@@ -156,7 +160,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "error": ("error", "error_message", "exception", "error_code"),
     "status": ("status", "status_code", "level"),
     "kind": ("call_type", "observation_type", "run_type", "type"),
-    "requests": ("num_model_requests", "num_requests", "request_count", "requests_count", "n_requests"),
+    "requests": ("num_model_requests", "num_requests", "request_count", "requests_count", "n_requests", "requests"),
 }
 #: Names that say something only at the top of a row, not inside its objects.
 _VAGUE: Final = frozenset(
@@ -173,6 +177,10 @@ _VAGUE: Final = frozenset(
 _OWN_OBJECTS: Final = frozenset(("metadata", "metrics", "info", "timings", "model_parameters"))
 #: Objects, also written as JSON text, that are looked into.
 OBJECTS: Final = frozenset((*_OWN_OBJECTS, "usage", "usage_details", "usage_object", "attributes"))
+#: Counts of an answer that leave its thinking out.
+_WITHOUT_THINKING: Final = frozenset(
+    ("answer_tokens", "visible_tokens", "output_token_count", "answer_length", "candidates_token_count")
+)
 #: Objects that hold no count and no time of a request's.
 _FOREIGN: Final = re.compile(
     r"(?:^|_)(?:costs?|prices?|prompt_tokens_details|input_tokens_details|labels?|tags?)(?:_|$)"
@@ -210,6 +218,8 @@ _TIMES: Final = ("arrival", "think")
 _EPOCH: Final = (1.0e9, 4.2e9)
 #: Where larger numbers are milli-, micro- or nanoseconds since 1970.
 _EPOCH_MS: Final = 9e11
+#: Requests a second beyond which times are no nanoseconds but milliseconds since 1970.
+_MOST_RATE: Final = 1e5
 #: What is usual: requests a second of a trace, and seconds between an answer and the next question.
 USUAL_RATE: Final = 1.0
 USUAL_THINK_S: Final = 3.0
@@ -327,6 +337,8 @@ def clock_of(
         durations: the values are waits, not points in time.
     """
     numbers = [n for n in map(number, values) if n is not None]
+    if usual and not durations and numbers and _other_clock(numbers, usual):
+        usual = None
     by_name = base_and_unit(plain_name(column))[1]
     ways = ((given, "as stated"), (by_name, "as its name says"), (usual if certain else None, "as this format has it"))
     for unit, why in ways if numbers or given else ():
@@ -345,6 +357,15 @@ def clock_of(
     if known:
         return Clock(chosen, how)
     return Clock(chosen, how, f"{how}: no unit is stated; if it is another, give --time-unit or name it {column}_ms")
+
+
+def _other_clock(numbers: Sequence[float], usual: float) -> bool:
+    """Whether times cannot be in the ``usual`` unit: since 1970 in another, or fractions of nanoseconds."""
+    middle, span = float(np.median(numbers)), max(numbers) - min(numbers)
+    if usual == UNITS["s"]:
+        return middle >= _EPOCH_MS
+    crowded = len(numbers) * usual > _MOST_RATE * span
+    return usual == UNITS["ns"] and (any(n != int(n) for n in numbers) or (_EPOCH_MS <= middle < 1e14 and crowded))
 
 
 def _likely(numbers: Sequence[float], usual: float | None, durations: bool) -> tuple[float, str, bool]:
@@ -390,6 +411,32 @@ class Counts(NamedTuple):
     thinking: int | None = None
 
 
+def cached_in(counts: Mapping[str, int | None]) -> int:
+    """Tokens that came from a cache or went into one, by fields' names; of several fields for one of these, the first.
+
+    Gateways repeat the usage of a request under other names.
+    """
+    reads, writes = 0, 0
+    for name, count in counts.items():
+        if re.search("creation|write", plain_name(name)):
+            writes = writes or count or 0
+        else:
+            reads = reads or count or 0
+    return reads + writes
+
+
+def leaves_out_cache(prompt: str) -> bool:
+    """Whether the field ``prompt`` counts no tokens that came from a cache: Anthropic's, Langfuse's."""
+    return plain_name(prompt) in ("input_tokens", "input", "uncached_input_tokens")
+
+
+def leaves_out_thinking(response: str, thinking: str) -> bool:
+    """Whether the field ``response`` counts no thinking: by its name, or that of the field ``thinking`` beside it."""
+    answer = plain_name(response)
+    of_langfuse = answer == "output" and plain_name(thinking).startswith("output_reasoning")
+    return of_langfuse or answer in _WITHOUT_THINKING
+
+
 def settled(
     prompt: int | None,
     response: int | None,
@@ -398,22 +445,28 @@ def settled(
     cached: int = 0,
     *,
     cache_apart: bool = False,
+    thinking_apart: bool = False,
 ) -> Counts:
     """The counts of a request, whatever its source counts apart: by the ``total`` it states, else by what it is.
 
     Args:
         cached: tokens of the prompt that came from a cache or went into one.
-        cache_apart: the source's prompt is known to leave them out (Anthropic).
+        cache_apart: the source's prompt is known to leave them out (:func:`leaves_out_cache`).
+        thinking_apart: the source's response is known to leave thinking out (:func:`leaves_out_thinking`).
     """
+    asked, more = prompt or 0, thinking or 0
+    if response is None:
+        response = total - prompt if total is not None and prompt is not None and total > prompt else None
+    elif more:
+        # What the total says of thinking, with the cached tokens in the prompt or apart.
+        sums = {asked + response: False, asked + cached + response: False}
+        sums |= {asked + response + more: True, asked + cached + response + more: True} if prompt is not None else {}
+        if sums.get(total if total is not None else -1, thinking_apart) or more > response:
+            response += more
     if prompt is not None and cached:
-        sums = (prompt + (response or 0), prompt + (response or 0) + (thinking or 0))
-        whole_prompt = total in sums if total is not None and total in (*sums, *(n + cached for n in sums)) else None
-        if not whole_prompt if whole_prompt is not None else cache_apart:
+        rest = total - (response or 0) if total is not None else None
+        if cache_apart if rest not in (prompt, prompt + cached) else rest == prompt + cached:
             prompt += cached
-    if response is None and total is not None and prompt is not None and total > prompt:
-        response = total - prompt
-    elif response is not None and thinking and (thinking > response or (prompt or 0) + response + thinking == total):
-        response += thinking
     return Counts(prompt, response, thinking)
 
 
@@ -424,10 +477,11 @@ def usage_of(fields: Mapping[str, object]) -> Counts:
         return Counts()
     details = first_of(usage, "completion_tokens_details", "output_tokens_details", "completion_token_details")
     thinking = [named(part, "thinking_tokens") for part in (usage, details) if isinstance(part, dict)]
-    cached = [whole(value) or 0 for _, value in all_named(usage, "cached_tokens")]
+    cached = cached_in({name: whole(value) for name, value in all_named(usage, "cached_tokens")})
     prompt, response, total = (whole(named(usage, f"{n}_tokens")) for n in ("prompt", "response", "total"))
     known = next((n for n in map(whole, thinking) if n is not None), None)
-    return settled(prompt, response, known, total, sum(cached), cache_apart="input_tokens" in usage)
+    asked = next((name for name, _ in all_named(usage, "prompt_tokens")), "")
+    return settled(prompt, response, known, total, cached, cache_apart=leaves_out_cache(asked))
 
 
 def limit_of(fields: Mapping[str, object]) -> int | None:

@@ -12,14 +12,14 @@ from itertools import count, takewhile
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ecoserve.data import Record, Trace, load_trace, poisson_arrivals, split_trace, synthetic_trace
 from ecoserve.data.measuring import CHARACTERS_PER_TOKEN
 from ecoserve.errors import InputError, TraceError
 from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.policies import ORDER
+from ecoserve.serving.core.policies import LENGTH_BOUND, ORDER
 from ecoserve.serving.core.request_priority import RequestPriority
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
@@ -111,6 +111,14 @@ class LoadSettings(BaseModel):
     seed: int = Field(0, ge=0, description="seed of everything random")
     requests: int = Field(200, ge=1, description="requests of a run")
     max_tokens: int = Field(512, ge=1, description="max_tokens of every request")
+
+    @field_validator("lengths")
+    @classmethod
+    def _enough(cls, lengths: str, info: ValidationInfo) -> str:
+        policy = info.data.get("policy")
+        if lengths == "none" and policy in LENGTH_BOUND:
+            raise ValueError(f"policy {policy} decides by predicted lengths; name a source of them, as noise:0.6")
+        return lengths
 
     def read_trace(self) -> Trace:
         return trace_for(self.trace, self.length_field, self.tokenizer, self.split, self.time_unit, self.strict)

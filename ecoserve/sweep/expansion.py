@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.options import checked
-from ecoserve.serving.core.policies import POLICIES
+from ecoserve.serving.core.policies import LENGTH_BLIND, POLICIES
 from ecoserve.serving.core.settings import SchedulerSettings
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.plan import KNOB, LENGTH_BLIND, Condition, SweepPlan
+from ecoserve.sweep.plan import KNOB, Condition, SweepPlan
 from ecoserve.sweep.worker import perform, settings_model, takes
 
 #: Values of a knob that only a simulated GPU resolves.

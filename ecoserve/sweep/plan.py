@@ -20,16 +20,11 @@ from ecoserve.data.workloads.spec import read_workload, yaml_problem
 from ecoserve.deprecations import SUMMARY_KEYS, renamed
 from ecoserve.errors import ConfigError, InputError
 from ecoserve.options import problem
-from ecoserve.serving.core.policies import ORDER, POLICIES, STOCK_POLICIES
 from ecoserve.serving.length_source import FORMS, LengthSource
 from ecoserve.serving.routing import RouterName
 from ecoserve.sweep.summary import Engine, RunRow
 from ecoserve.sweep.worker import FUNCTIONS
 
-#: Policies that decide without lengths: predictions change nothing for them.
-LENGTH_BLIND: Final = frozenset(
-    {*STOCK_POLICIES} - {"vllm-priority", ORDER} | {name for name, p in POLICIES.items() if p[:2] == ("max", "fcfs")}
-)
 SYNTHETIC: Final = "synthetic"
 #: Value of ``lengths`` where the server itself predicts.
 SERVER: Final = "server"

@@ -53,6 +53,8 @@ GLOSSARY: Final = (
     ("Preemption", "A running request loses its KV cache and has to be computed again later: lost work."),
     ("Pause", "A running request stops for a while and keeps its KV cache: nothing is lost."),
     ("Oracle", "A scheduler that knows the true lengths: the most that a predictor could bring."),
+    ("Bound", "The default policy with true lengths, KV cache to spare where that helps, and no time of the host: what "
+     "is left is the GPU's own speed."),
     ("No prediction", "The scheduler estimates lengths from those of finished requests only."),
     ("Length error σ", "True lengths with a controlled error: the standard deviation of the log of the length."),
     ("Kendall’s τ", "How well lengths are ranked: 1 is the right order, 0 is chance."),

@@ -22,13 +22,13 @@ from ecoserve.data import Trace
 from ecoserve.data.records import LOCAL_TIMES
 from ecoserve.errors import ConfigError, TraceError
 from ecoserve.options import checked
-from ecoserve.serving.core.policies import STOCK_POLICIES
+from ecoserve.serving.core.policies import LENGTH_BLIND, STOCK_POLICIES
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import machine_of
 from ecoserve.serving.workload import prompt_length
 from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
-from ecoserve.sweep.plan import LENGTH_BLIND, SYNTHETIC, located
+from ecoserve.sweep.plan import SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import NO_PRESSURE_TO, Meta, RunRow, Summary, TraceInfo
 from ecoserve.sweep.tables import hashes, run_row

@@ -38,7 +38,8 @@ from ecoserve.serving.simulate.loop import Arrival, LoopResult, run_replicas
 from ecoserve.serving.simulate.replica import Replica, tokens_out, update_drafts
 from ecoserve.serving.simulate.worker import NULL_BLOCK, WorkerError, WorkerModel
 
-OURS = tuple(POLICIES)
+#: Of the compared systems, those that only order or admit otherwise are left out: tests/serving/baselines has them.
+OURS = (*(name for name, row in POLICIES.items() if not row.fixed_forward), "fastserve")
 STOCK = "vllm"
 
 #: Where a request's predicted length comes from; :func:`length_args` says what each means.

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from ecoserve.errors import ConfigError, TraceError
+from ecoserve.serving.core.policies import LENGTH_BLIND
 from ecoserve.sweep.expansion import expand, points_of
 from ecoserve.sweep.identity import PlannedRun, fingerprint
-from ecoserve.sweep.plan import LENGTH_BLIND, SweepPlan
+from ecoserve.sweep.plan import SweepPlan
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -141,8 +142,17 @@ def test_missing_plan(tmp_path):
 
 
 def test_blind_policies_of_the_design_are_blind():
-    assert {"vllm", "vllm-watermark", "orca"} <= LENGTH_BLIND
-    assert not {"ecoserve", "vllm-priority", "ecoserve-paper"} & LENGTH_BLIND
+    assert {
+        "vllm",
+        "vllm-watermark",
+        "orca",
+        "vllm-2024",
+        "sarathi",
+        "fastgen",
+        "fastserve",
+        "past-future",
+    } <= LENGTH_BLIND
+    assert not {"ecoserve", "vllm-priority", "ecoserve-paper", "hrrn", "volume", "multires"} & LENGTH_BLIND
 
 
 def test_keys_follow_contents_not_paths(tmp_path):

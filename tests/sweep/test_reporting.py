@@ -71,6 +71,17 @@ def say(runs: list[RunRow], **more: object) -> str:
     return "\n".join([headline(report), *tiles, *statements])
 
 
+def test_the_distance_to_the_bound_is_a_column_and_the_bound_is_no_setting_to_run():
+    runs = [*FULL, *rows("bound", "none", 0.2)]
+    assert say(runs) == say(FULL)
+    pressed = report_of(runs).loads[0]
+    table = settings_table("t", "c", report_of(runs), [pressed])
+    at = [column.title for column in table.columns].index("Times the bound")
+    assert [round(row[at].value, 2) for row in table.rows] == [5.0, 2.0, 3.5, 4.0, 1.25, 1.0]
+    assert (table.rows[0][0].text, table.rows[-1][0].text) == ("vLLM default", "bound")
+    assert "Times the bound" not in str(settings_table("t", "c", report_of(FULL), [pressed]).columns)
+
+
 def test_headline_says_gain_and_where_there_is_none():
     assert say(FULL).splitlines()[0] == (
         "With predicted lengths, where the KV cache is short, ecoserve cuts normalized latency by 60 % against "

@@ -12,6 +12,7 @@ from typing import Final
 from ecoserve.data.fields import describe, number
 from ecoserve.data.formats import agents, alpaca, answers, benchmarks, conversations, openai, recorded, records, table
 from ecoserve.data.formats.base import Exchange, Format, Hints, Reject
+from ecoserve.data.formats.beside import beside
 from ecoserve.data.formats.records import save_trace
 from ecoserve.data.reading import SERVEGEN
 from ecoserve.errors import TraceError
@@ -21,13 +22,13 @@ __all__ = ["FORMATS", "Exchange", "Format", "Hints", "Reject", "detect", "get_fo
 #: Every format, in the order in which they are tried: a row has the first one that knows it.
 FORMATS: Final[tuple[Format, ...]] = (
     records.FORMAT,
-    conversations.SHAREGPT,
+    beside(conversations.SHAREGPT),
     agents.TRANSCRIPTS,
     answers.ARENA,
-    openai.FORMAT,
-    conversations.CHAT,
-    alpaca.MODEL_OUTPUTS,
-    alpaca.ALPACA,
+    beside(openai.FORMAT),
+    beside(conversations.CHAT),
+    beside(alpaca.MODEL_OUTPUTS),
+    beside(alpaca.ALPACA),
     answers.TREES,
     agents.SESSIONS,
     benchmarks.VLLM_BENCH,

@@ -43,17 +43,18 @@ class _Transcripts:
     """Reads transcripts, also several in one file."""
 
     stated: Sequence[str] = ()
-    guesses: Sequence[str] = ()
     length_source: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         self._sessions: dict[str, _Session] = {}
+        named = any(_session_of(row) is not None for row in rows)
+        self.guesses = [] if named else ["no row names its session (sessionId): all are taken as one"]
 
     def read(self, row: Row, index: int) -> Exchanges:
         message = row.get("message")
         if row.get("type") not in ("user", "assistant") or not isinstance(message, dict):
             return []  # a summary, a snapshot, a note of the program's
-        name = str(first_of(row, "sessionId", "session_id") or "session")
+        name = str(_session_of(row) or "session")
         if row.get("isSidechain") is True:
             name = f"{name}/{first_of(row, 'agentId', 'agent_id') or 'sidechain'}"
         session = self._sessions.setdefault(name, _Session())
@@ -111,8 +112,13 @@ class _Transcripts:
 
 def _is_transcript(row: Row) -> bool:
     inner = row.get("message")
-    with_id = "sessionId" in row or "session_id" in row
-    return with_id and row.get("type") in ("user", "assistant") and isinstance(inner, dict) and "role" in inner
+    return not row.keys().isdisjoint(("sessionId", "session_id", "parentUuid", "isSidechain")) and (
+        row.get("type") in ("user", "assistant") and isinstance(inner, dict) and "role" in inner
+    )
+
+
+def _session_of(row: Row) -> object:
+    return first_of(row, "sessionId", "session_id")
 
 
 TRANSCRIPTS: Final = Format(
@@ -121,7 +127,7 @@ TRANSCRIPTS: Final = Format(
     about="transcripts of Claude Code: lengths by usage (cached prompt included), arrivals, waits between turns, "
     "subagents as sessions of their own",
     matches=_is_transcript,
-    opened=lambda rows, hints: _Transcripts(),
+    opened=lambda rows, hints: _Transcripts(rows),
     own_ids=True,
 )
 

@@ -8,7 +8,6 @@ from typing import Final
 
 from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, was_cut_off, whole
 from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject, each_row, has_fields
-from ecoserve.data.known_fields import named
 from ecoserve.data.records import Record
 
 
@@ -24,9 +23,6 @@ def _read(row: Row, index: int) -> list[Exchange | Reject]:
     record = Record(
         conversation=f"row-{index}",
         prompt=f"{asked}\n{extra}" if text_or_none(extra) else str(asked),
-        response_tokens=whole(named(row, "response_tokens")),
-        prompt_tokens=whole(named(row, "prompt_tokens")),
-        thinking_tokens=whole(named(row, "thinking_tokens")),
         model=text_or_none(first_of(row, "model", "generator")),
         split=text_or_none(row.get("split")),
         censored=was_cut_off(reason, row.get("output")),

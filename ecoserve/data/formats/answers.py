@@ -19,7 +19,7 @@ _REMEMBERED: Final = 1 << 17
 
 
 def _arena(row: Row, index: int) -> Iterator[Exchange | Reject]:
-    """``choices[].turns[]``: an answer a turn, its prompt is in another file; or ``messages`` with ``metadata``."""
+    """``choices[].turns[]``: an answer a turn, its prompt is in another file."""
     name = str(first_of(row, "question_id", "uid") or id_of(row, index, "request"))
     model = text_or_none(first_of(row, "model", "model_id"))
     choices = row.get("choices")
@@ -28,10 +28,8 @@ def _arena(row: Row, index: int) -> Iterator[Exchange | Reject]:
         if not isinstance(turns, list) or not turns:
             yield Reject("no answer")
             continue
-        for turn, said in enumerate(turns):
-            content = said if isinstance(said, dict) else {"content": said}
-            answer = content.get("content")
-            answer = first_of(answer, "answer", "text", "content") if isinstance(answer, dict) else answer
+        for turn, one in enumerate(turns):
+            content = one if isinstance(one, dict) else {"content": one}
             record = Record(
                 name,
                 turn=turn,
@@ -41,7 +39,8 @@ def _arena(row: Row, index: int) -> Iterator[Exchange | Reject]:
                 arrival_s=time_of(row),
                 sample=max(0, whole(choice.get("index")) or k),
             )
-            yield exchange_of(record, read_message({"role": ASSISTANT, "content": answer}), content, ())
+            said = read_message({"role": ASSISTANT, "content": content.get("content")})
+            yield exchange_of(record, said, content, ())
 
 
 def _is_arena(row: Row) -> bool:

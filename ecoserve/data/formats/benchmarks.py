@@ -13,7 +13,7 @@ from typing import Any, Final
 from ecoserve.data.fields import Row, first_of, text_or_none
 from ecoserve.data.formats.base import FAILED, Reject, has_fields
 from ecoserve.data.formats.table import COUNTED_BY, Convention, parsed, table
-from ecoserve.data.known_fields import usage_of
+from ecoserve.data.known_fields import limit_of, usage_of
 
 _STATISTICS: Final = frozenset(("avg", "mean", "median", "min", "max", "std", "p50", "p90", "p95", "p99"))
 #: A response that does not say how long it is.
@@ -68,6 +68,7 @@ def _guidellm(row: Row, index: int) -> Iterator[Row | Reject]:
                 one["request_id"] = f"{index}-{k}-{first_of(request, 'request_id', 'id') or found}"
                 if isinstance(asked, dict):
                     one["prompt"] = first_of(request, "prompt") or first_of(asked, "messages", "prompt")
+                    one["max_tokens"] = limit_of(asked)
                 if kind == "incomplete":
                     one["cancelled"] = True
                 yield one if kind in ("successful", "completed", "incomplete") else Reject("failed request")
@@ -165,8 +166,12 @@ VLLM_BENCH: Final = table(
     "vllm-bench",
     "input_lens[], output_lens[] (vllm bench serve --save-detailed)",
     "results of vLLM's and SGLang's serving benchmarks: start times, texts, errors",
-    ("total_input_tokens", "request_throughput"),
+    (),
     Convention(per_second=1.0, certain=True, unwrap=_vllm_bench),
+    matches=lambda row: (
+        {"total_input_tokens", "request_throughput"} <= row.keys()
+        or all(isinstance(row.get(name), list) for name in ("input_lens", "output_lens"))
+    ),
 )
 GUIDELLM: Final = table(
     "guidellm",

@@ -37,6 +37,7 @@ TEXT_LEFT_OUT: Final = "with parts left out that are not text"
 WITH_REASONING: Final = "with their reasoning"
 CALLS_TOOLS: Final = "answer calls tools, its tokens are not known"
 NOT_ALL_TEXT: Final = "answer is more than text, its tokens are not known"
+HIDDEN: Final = "answer has reasoning that is not shown, its tokens are not known"
 LATE_START: Final = "conversation starts with an answer"
 ANSWER_TIME: Final = "with the time of the answer as arrival"
 _CALLS: Final = ("tool_use", "tool_call", "function_call")
@@ -64,6 +65,8 @@ def read_message(message: object) -> ChatMessage:
         return ChatMessage(None, None, None, None, {})
     role = first_of(message, "from", "role")
     value = first_of(message, "value", "content")
+    if isinstance(value, dict):  # Arena-Hard's {"answer": ...}
+        value = first_of(value, "answer", "text", "content") or value
     calls = _calls(message.get("tool_calls")) + _calls(message.get("function_call"))
     reasoning = text_or_none(first_of(message, "reasoning_content", "reasoning"))
     others = False

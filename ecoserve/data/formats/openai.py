@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ecoserve.data.fields import Row, first_of, text_or_none, unusable_text, was_cut_off, whole
 from ecoserve.data.formats.base import Exchange, Exchanges, Format, Reject
-from ecoserve.data.formats.conversations import ChatMessage, Context, exchange_of, read_message
+from ecoserve.data.formats.conversations import HIDDEN, ChatMessage, Context, exchange_of, read_message
 from ecoserve.data.formats.table import parsed
 from ecoserve.data.known_fields import all_named, limit_of, time_of, usage_of
 from ecoserve.data.parameters import parameters_of
@@ -24,8 +24,9 @@ from ecoserve.data.records import ASSISTANT, SYSTEM, USER, Message, Record
 
 #: A request of a batch that is in the file alone.
 NO_RESPONSE: Final = "a batch's request without its response: join its output file to it"
-HIDDEN: Final = "answer has reasoning that is not shown, its tokens are not known"
+_FAILED: Final = ("failed", "failure", "errored", "expired", "canceled")
 _REQUESTS: Final = ("request", "request_body", "body", "input", "params")
+_OF_BATCHES: Final = ("response", "body", "params", "result")
 _RESPONSES: Final = ("response", "response_body", "output", "result")
 
 
@@ -49,7 +50,7 @@ def _prompts(request: Row) -> list[_Prompt] | str:
     opening = [{"role": SYSTEM, "content": system}] if system is not None else []
     messages = parsed(request.get("messages"))
     if messages is None and "input" in request:
-        messages = request["input"]
+        messages = parsed(request["input"])
         messages = [{"role": USER, "content": messages}] if isinstance(messages, str) else messages
     if messages is not None:
         return _chat([*opening, *messages]) if isinstance(messages, list) else "messages are not a list"
@@ -157,7 +158,7 @@ def _seen(said: ChatMessage, response: Row) -> ChatMessage:
 
 
 def _matches(row: Row) -> bool:
-    if _response(row) is not None or ("custom_id" in row and ("response" in row or "body" in row)):
+    if _response(row) is not None or ("custom_id" in row and not row.keys().isdisjoint(_OF_BATCHES)):
         return True
     return "response" in row and _request(row) is not None
 
@@ -176,8 +177,9 @@ class _Log:
         name = row.get("custom_id")
         if not isinstance(name, str):
             return _read(row, index)
-        if row.get("response") is None and isinstance(row.get("body"), dict) and not row.get("error"):
-            self._asked[name] = row["body"]
+        body = first_of(row, "body", "params")
+        if first_of(row, "response", "result", "error") is None and isinstance(body, dict):
+            self._asked[name] = body
             return []
         asked = self._asked.pop(name, None)
         return _read(row if asked is None else {**row, "request": asked}, index)
@@ -260,25 +262,28 @@ def _response(row: Row) -> Row | None:
 
 
 def _object(value: object) -> Row | None:
-    """An object, also one written as JSON text, or inside the ``body`` of one."""
+    """An object, also one written as JSON text, or inside the ``body`` or ``message`` (Anthropic's batches) of one."""
     for _ in range(2):
         if isinstance(value, str) and value.lstrip()[:1] == "{":
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
                 return None
-        if not isinstance(value, dict) or "body" not in value:
+        if not isinstance(value, dict):
+            return None
+        if "body" not in value and not isinstance(value.get("message"), dict):
             break
-        value = value["body"]
+        value = value["body"] if "body" in value else value["message"]
     return value if isinstance(value, dict) else None
 
 
 def _failed(row: Row) -> bool:
-    response = row.get("response")
+    response = first_of(row, "response", "result")
     for part in (row, response, _object(response)):
         if isinstance(part, dict):
             status = whole(first_of(part, "status_code", "status"))
-            if part.get("error") or (status is not None and status >= 400) or part.get("status") == "failed":
+            failed = part.get("status") in _FAILED or part.get("type") in _FAILED
+            if part.get("error") or (status is not None and status >= 400) or failed:
                 return True
     return False
 

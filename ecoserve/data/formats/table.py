@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ecoserve.data import known_fields as known
 from ecoserve.data.fields import Row, blank, number, text_or_none, unusable_text, was_cut_off, whole
@@ -24,6 +24,7 @@ from ecoserve.data.measuring import BY_CHARACTERS, CHARACTERS_PER_TOKEN
 from ecoserve.data.records import ASSISTANT, LOCAL_TIMES, PREFIX_BLOCK, SYSTEM, USER, Message, Record
 
 Path = tuple[str, ...]
+T = TypeVar("T")
 
 #: What a row of a file with several requests a row becomes.
 Unwrap = Callable[[Row, int], Iterable[Row | Reject]]
@@ -46,11 +47,11 @@ _SPANS: Final = frozenset(
 )
 #: Fields of traced spans, whose ``type`` may be no generation.
 _OF_SPANS: Final = frozenset(("trace_id", "span_id", "run_id", "parent_observation_id"))
-#: Counts of an answer that leave its thinking out.
-_WITHOUT_THINKING: Final = frozenset(("answer_tokens", "visible_tokens", "output_token_count", "answer_length"))
 _COUNTS: Final = ("response_tokens", "prompt_tokens", "thinking_tokens", "total_tokens")
 _SAID: Final = ("prompt", "response", "system", "thinking")
 _TRUE: Final = frozenset(("true", "1", "1.0", "yes"))
+#: What is read beside the texts of a format that has them itself.
+_BESIDE: Final = (*_COUNTS, "cached_tokens", "arrival", "time_unit", "session", "model", "max_tokens")
 #: Of a table without texts.
 _NO_ANSWER: Final = ChatMessage(ASSISTANT, None, None, None, {})
 
@@ -69,6 +70,14 @@ class Convention:
     block: int | None = None
     unwrap: Unwrap | None = None
     local_times: bool = False
+
+
+class Found(NamedTuple):
+    """What a row states beside its texts: fields of a record, its arrival in seconds, its session."""
+
+    values: Mapping[str, Any]
+    arrival_s: float | None
+    session: str | None
 
 
 def walk(row: Mapping[Any, Any], before: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -112,20 +121,24 @@ def at(row: Mapping[str, Any], path: Path) -> Any:
 
 
 class TableReader:
-    """Reads rows whose first ones are ``rows``.
+    """Reads rows whose first ones are ``rows``, or, with ``beside``, what they state beside texts (:meth:`beside`).
 
     ``stated`` says how times and blocks are read, ``guesses`` what of that the file does not say. Rows are read in the
     order of the file: chains of parents are followed.
     """
 
-    def __init__(self, rows: Sequence[Row], hints: Hints, convention: Convention) -> None:
-        self._convention, self._hints = convention, hints
+    def __init__(
+        self, rows: Sequence[Row], hints: Hints, convention: Convention | None = None, *, beside: bool = False
+    ) -> None:
+        self._convention, self._hints = convention or Convention(), hints
+        self._meanings = frozenset(_BESIDE) if beside else NAMES.keys()
         self.stated: list[str] = []
         self.guesses: list[str] = []
         self.length_source: str | None = None
         self._columns: dict[str, list[Path]] = {}
         self._names: set[str] = set()
         self._parents: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        self._awaited: OrderedDict[str, None] = OrderedDict()
         self._notes: tuple[str, ...] = ()
         taken = [r for i, row in enumerate(rows) for r in self._unwrapped(row, i) if not isinstance(r, Reject)]
         self._arrange(taken)
@@ -135,13 +148,23 @@ class TableReader:
                 self._clocks[meaning] = self._clock(meaning, taken)
         self._first_turn = self._lowest_turn(taken)
         self._block = self._block_size(taken)
-        if convention.local_times and "arrival" in self._columns:
+        if self._convention.local_times and "arrival" in self._columns:
             self.stated.append(LOCAL_TIMES)
         if any(COUNTED_BY in row for row in taken):
             self.guesses.append("tokens of answers are their chunks, of which one may hold several: ask for usage")
-        has_session = {"session", "parent"} & self._columns.keys()
-        if not has_session and len({v for v in self._values(taken, "turn") if whole(v) is not None}) > 1:
-            self.guesses.append("turns are numbered, and no field says which session they belong to")
+        if (lost := self._lost_sessions(taken)) is not None:
+            self.guesses.append(lost)
+
+    def _lost_sessions(self, rows: Sequence[Row]) -> str | None:
+        """Why sessions that the file has cannot be found in it."""
+        if "parent" in self._columns:
+            named = "request" in self._columns
+            return None if named else "parents are named, and no field names the requests: sessions cannot be followed"
+        if len({v for v in self._values(rows, "turn") if whole(v) is not None}) <= 1:
+            return None
+        sessions = list(map(str, self._values(rows, "session")))
+        several = len(set(sessions)) < len(sessions)
+        return None if several else "turns are numbered, and no field says which session they belong to"
 
     @property
     def columns(self) -> Mapping[str, list[Path]]:
@@ -162,6 +185,8 @@ class TableReader:
         ranked: dict[str, list[tuple[bool, int, Path]]] = {}
         for path, some in values.items():
             for meaning, place in meanings_of(path):
+                if meaning not in self._meanings:
+                    continue
                 if meaning in ("prompt", "response") and some and all(whole(v) is not None for v in some):
                     # "input" and "output" of numbers are counts.
                     meaning, place = f"{meaning}_tokens", len(NAMES[f"{meaning}_tokens"])
@@ -239,6 +264,9 @@ class TableReader:
                 pairs.append((tokens, len(hashes)))
         usual = self._convention.block
         block = known.block_of(pairs, usual)
+        if not pairs and usual is None:
+            self.guesses.append(f"prefix hashes: blocks of {PREFIX_BLOCK} tokens, no prompt's length says how many")
+            return PREFIX_BLOCK
         if block is None:
             self.guesses.append(
                 f"prefix hashes: blocks of {usual or PREFIX_BLOCK} tokens, which prompts' lengths contradict: "
@@ -250,12 +278,14 @@ class TableReader:
         return block
 
     def _one(self, row: Row, meaning: str) -> Any:
-        """The first field of ``meaning`` that holds something in ``row``."""
-        text = meaning in _SAID
+        """The first field of ``meaning`` that holds something in ``row``; of counts, the first that is not 0."""
+        text, counts, found = meaning in _SAID, meaning in _COUNTS, None
         for path in self._columns.get(meaning, ()):
             if not empty(value := row.get(path[0]) if len(path) == 1 else at(row, path), text=text):
-                return value
-        return None
+                if not counts or _count(value) != 0:
+                    return value
+                found = value
+        return found
 
     def read(self, row: Row, index: int) -> Exchanges:
         for number_in_row, one in enumerate(self._unwrapped(row, index)):
@@ -275,7 +305,7 @@ class TableReader:
         self._names.update(n for n in row if isinstance(n, str))
         for path, _ in walk(row):
             for meaning, _ in meanings_of(path):
-                if path in (paths := self._columns.get(meaning, [])):
+                if meaning not in self._meanings or path in (paths := self._columns.get(meaning, [])):
                     continue
                 self._columns[meaning] = [*paths, path]
                 if meaning in ("arrival", "think") and not paths:
@@ -360,6 +390,20 @@ class TableReader:
         missing = said.missing or (lengths.missing if self._counts_answers or said is _NO_ANSWER else None)
         return Exchange(record, answer, row, notes, missing, counts_turn, named=conversation != name)
 
+    def beside(self, row: Row) -> Found | str:
+        """What ``row`` states beside texts, or why it is no time."""
+        if isinstance(counts := self._counts(row), str):
+            return counts
+        if isinstance(times := self._times(row), str):
+            return times
+        prompt, response, thinking = counts
+        lengths = {"prompt_tokens": _count(prompt), "response_tokens": _count(response), "thinking_tokens": thinking}
+        values: dict[str, Any] = {n: v for n, v in lengths.items() if v}
+        limit = whole(self._one(row, "max_tokens"))
+        values |= {"max_tokens": limit} if limit is not None and limit >= 1 else {}
+        values |= {"model": model} if (model := text_or_none(self._one(row, "model"))) else {}
+        return Found(values, times[0], _name(self._one(row, "session")))
+
     def _times(self, row: Row) -> tuple[float | None, float | None, tuple[str, ...]] | str:
         """Arrival, the wait before it, and what is noted."""
         found: list[float | None] = []
@@ -397,19 +441,25 @@ class TableReader:
             found["prompt_tokens"], found["response_tokens"] = prompt, response
         if total is None and not thinking and "cached_tokens" not in self._columns:
             return found["prompt_tokens"], found["response_tokens"], thinking
-        cached = sum(_count(at(row, path)) or 0 for path in self._columns.get("cached_tokens", ()))
-        if response is not None and "response_tokens" in self._columns:
-            counted = next((p[-1] for p in self._columns["response_tokens"] if not empty(at(row, p))), "")
-            if thinking and plain_name(counted) in _WITHOUT_THINKING:
-                response += thinking
-        base = next((p[-1] for p in self._columns.get("prompt_tokens", ()) if not empty(at(row, p))), "")
-        apart = plain_name(base) in ("input_tokens", "input", "uncached_input_tokens")
-        settled = known.settled(prompt, response, thinking, total, cached, cache_apart=apart)
+        asked, answered = (self._column_used(row, f"{side}_tokens") for side in ("prompt", "response"))
+        beside = self._column_used(row, "thinking_tokens")
+        settled = known.settled(
+            prompt,
+            response,
+            thinking,
+            total,
+            known.cached_in({path[-1]: _count(at(row, path)) for path in self._columns.get("cached_tokens", ())}),
+            cache_apart=known.leaves_out_cache(asked),
+            thinking_apart=known.leaves_out_thinking(answered, beside),
+        )
         return (
             found["prompt_tokens"] if prompt is None else settled.prompt,
             found["response_tokens"] if response is None and settled.response is None else settled.response,
             settled.thinking,
         )
+
+    def _column_used(self, row: Row, meaning: str) -> str:
+        return next((p[-1] for p in self._columns.get(meaning, ()) if not empty(at(row, p))), "")
 
     def _characters(self, row: Row, meaning: str) -> int | None:
         count = whole(self._one(row, meaning))
@@ -481,18 +531,24 @@ class TableReader:
             parent = _name(self._one(row, "parent"))
             root, depth = request or name, 0
             if parent is not None and parent.lower() not in _NO_PARENT:
+                if parent not in self._parents:
+                    _add(self._awaited, parent, None)
                 root, before = self._parents.get(parent, (parent, -1 if turn is None else turn - 1))
                 depth = before + 1
-            self._remember(request or name, root, depth)
+            if request in self._awaited:
+                self.guesses.append("requests come after those that follow them: sort the file by time")
+                self._awaited.clear()
+            _add(self._parents, request or name, (root, depth))
             return root, depth if turn is None else turn, False
         session = _name(self._one(row, "session"))
         counts = session is not None and turn is None
         return session or request or name, turn or 0, counts
 
-    def _remember(self, request: str, root: str, depth: int) -> None:
-        self._parents[request] = (root, depth)
-        if len(self._parents) > _PARENTS:
-            self._parents.popitem(last=False)
+
+def _add(kept: OrderedDict[str, T], name: str, value: T) -> None:
+    kept[name] = value
+    if len(kept) > _PARENTS:
+        kept.popitem(last=False)
 
 
 def _by_characters(count: int) -> int:
@@ -523,14 +579,13 @@ def table(
     matches: Callable[[Row], bool] | None = None,
 ) -> Format:
     """A format whose rows have the fields ``needs`` (or that ``matches``), read by the table of known fields."""
-    what = convention or Convention()
     return Format(
-        name, looks_like, about, matches or has_fields(*needs), lambda rows, hints: TableReader(rows, hints, what)
+        name, looks_like, about, matches or has_fields(*needs), lambda rows, hints: TableReader(rows, hints, convention)
     )
 
 
 def _is_table(row: Row) -> bool:
-    of = TableReader([row], Hints(), Convention()).columns
+    of = TableReader([row], Hints()).columns
     answers = ("response_tokens", "response_characters", "response_ids")
     return any(name in of for name in answers) or ("prompt" in of and "response" in of)
 

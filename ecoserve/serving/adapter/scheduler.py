@@ -235,6 +235,7 @@ class EcoServeScheduler(PausingScheduler):
             holding=holding,
             paused_at=self.paused_at,
             private_blocks=PrivateBlocks(self.kv_layout.private_blocks),
+            places=self._places(),
             admitting=self.admitting,
         )
 
@@ -356,10 +357,12 @@ class EcoServeScheduler(PausingScheduler):
 
     # -- the queues ----------------------------------------------------------------------------------------
 
+    def _places(self) -> int:
+        """Requests that vLLM lets run at a time: sessions between two turns keep their place."""
+        return int(self.max_num_active_reqs) - int(self.num_waiting_for_streaming_input)
+
     def _full(self) -> bool:
-        """Whether vLLM starts no request for want of a place: sessions between two turns keep theirs."""
-        places = int(self.max_num_active_reqs) - int(self.num_waiting_for_streaming_input)
-        return len(self.running) >= places
+        return len(self.running) >= self._places()
 
     def _prefill_gate(self, request: Request) -> bool:
         """Whether the head of the prefill queue may start; always when nothing runs and no decode is paused."""

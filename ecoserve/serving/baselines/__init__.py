@@ -1,1 +1,1 @@
-"""What only the compared policies use (``ecoserve-d``, ``-sd``, ``-sdo``, ``-paper``, ``-exact``, ``orca``)."""
+"""What only the compared policies use: the paper's and its variants, and the systems that it compares with."""

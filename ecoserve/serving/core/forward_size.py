@@ -1,6 +1,6 @@
 """How many tokens the next forward may have: prompts beside decodes, which always have their place.
 
-1. ``target_forward_tokens``, if it is set, and nothing else.
+1. ``target_forward_tokens``, if it is set, or vLLM's own most (baselines), and nothing else.
 2. *By deadline*: the step takes no longer than the running decodes can spare, by the learned time of a step
    (:mod:`~ecoserve.serving.core.step_time`): a low quantile of slack per remaining step. Decodes that are late in any
    case do not count.
@@ -47,7 +47,8 @@ class ForwardSize:
     ) -> None:
         self._least_chunk = least_chunk
         self._chunked = chunked_prefill
-        self._target = settings.target_forward_tokens
+        fixed = most_tokens if settings.parts.fixed_forward and chunked_prefill else None
+        self._target = settings.target_forward_tokens or fixed
         self._most = most_tokens
         self._forecast = forecast
         self.step_time = StepTime()

@@ -71,6 +71,10 @@ class KVPolicy:
         """Response length, in tokens, that a promise made now would cover."""
         return task.generated
 
+    def gives_way(self, running: Sequence[Task], places: int, now: float) -> list[Task]:
+        """Running decodes that pause for requests that wait; ``places``: of requests in the batch."""
+        return []
+
     def overdue_guests(self) -> list[Task]:
         """Guests whose host has reached the KV lent to them."""
         return []

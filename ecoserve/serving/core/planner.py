@@ -53,7 +53,7 @@ class Snapshot:
         running: in vLLM's order. holding: requests that wait with their KV, in the order of their queue.
         paused_at: request id -> step in which it was paused. A session between two turns holds KV and is not in it.
         private_blocks: request id -> blocks that come free if it is preempted.
-        admitting: False while vLLM drains.
+        places: requests that may run at a time. admitting: False while vLLM drains.
     """
 
     step: int
@@ -63,6 +63,7 @@ class Snapshot:
     paused_at: Mapping[str, int]
     private_blocks: Mapping[str, int]
     coming_blocks: int = 0
+    places: int = 1
     admitting: bool = True
 
 
@@ -292,6 +293,9 @@ class Planner:
                     self._enter_decode(task, running, engine.admitting, plan)
                 elif task.generated >= task.promised:
                     self._outlived(task, running, engine.admitting, plan)
+        if engine.admitting:
+            for task in self.kv_policy.gives_way(running, engine.places, self.now):
+                self._pause(task, running, plan)
         for guest in self.kv_policy.overdue_guests():
             self._host_arrives(guest, running, engine.admitting, plan)
         self._relieve_shortage(engine, running, plan)

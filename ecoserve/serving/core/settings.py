@@ -151,9 +151,9 @@ class SchedulerSettings(BaseModel):
     def parts(self) -> Policy:
         """The policy's parts, with those that a setting replaces."""
         row = POLICIES[self.policy]
-        return Policy(
-            self.kv_policy or row.kv_policy,
-            self.ordering or row.ordering,
-            row.groups if self.groups is None else self.groups,
-            row.correction if self.correction is None else self.correction,
+        return row._replace(
+            kv_policy=self.kv_policy or row.kv_policy,
+            ordering=self.ordering or row.ordering,
+            groups=row.groups if self.groups is None else self.groups,
+            correction=row.correction if self.correction is None else self.correction,
         )

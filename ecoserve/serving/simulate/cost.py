@@ -79,6 +79,18 @@ class LinearCost(BaseModel):
         return 0.0
 
 
+class NoHost:
+    """A step cost without the host's time."""
+
+    def __init__(self, cost: StepCost) -> None:
+        self.seconds = cost.seconds
+
+    def host_s(self, work: StepWork) -> float:
+        return 0.0
+
+    launch_s = host_s
+
+
 def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:
     """Seconds from arrival to last token on an engine that has nothing else to do, ``depth`` steps in flight."""
     if isinstance(cost, LinearCost):

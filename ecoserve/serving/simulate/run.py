@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
+from pkgutil import resolve_name
+from statistics import fmean
 from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.policies import policy_arguments
+from ecoserve.serving.baselines.token_budget import token_budget
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.policies import POLICIES
+from ecoserve.serving.core.policies import BOUND, DEFAULT
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
-from ecoserve.serving.simulate.cost import StepCost, alone_s, demand_peak
+from ecoserve.serving.simulate.cost import NoHost, StepCost, alone_s, demand_peak
 from ecoserve.serving.simulate.engine import (
     EngineLimits,
     EngineShape,
@@ -23,9 +27,16 @@ from ecoserve.serving.simulate.engine import (
     make_scheduler,
     quiet_vllm,
 )
-from ecoserve.serving.simulate.loop import Arrival, Progress, run_replicas
+from ecoserve.serving.simulate.loop import Arrival, LoopResult, Progress, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
-from ecoserve.serving.simulate.settings import Machine, SimulateSettings, machine_of, scheduler_settings
+from ecoserve.serving.simulate.settings import (
+    PROMPT_TOKENS,
+    Machine,
+    SimulateSettings,
+    forward_times,
+    machine_of,
+    scheduler_settings,
+)
 from ecoserve.serving.simulate.worker import WorkerModel
 from ecoserve.serving.workload import LoadRequest
 
@@ -43,20 +54,53 @@ def simulate(
     machine = machine_of(settings)
     cost = machine.cost
     settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, cost)})
-    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
-    load = _load(settings)
-    prompts = PromptIds(load)
-    arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
-    router = Router(settings.router, range(settings.replicas), settings.seed)
-    stale_s = settings.router_stale_ms / 1e3
-    result = run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
+    served, machines = _bound(settings, machine) if settings.policy == BOUND else (settings, [machine])
+    load = _load(served)
+    one = len(machines) == 1
+    results = [(_serve(served, m, cost, load, progress, recorder if one else None), m) for m in machines]
+    result, served_by = min(results, key=lambda r: _latency(r[0])) if len(results) > 1 else results[0]
+    if recorder is not None and not one:
+        _serve(served, served_by, cost, load, recorder=recorder)
     for row, request in zip(result.rows, load, strict=True):
         row.pit = request.pit
         if settings.slo_scale is not None:
             alone = _alone_s(settings, cost, request.prompt_tokens, request.response_tokens)
             row.deadline_s = row.arrival_s + settings.slo_scale * alone
     slo = Slo(_seconds(settings.slo_ttft_ms), _seconds(settings.slo_tpot_ms))
-    return settings.result(result.rows, result.totals, _labels(settings, machine), slo=slo, kv=result.kv)
+    return settings.result(result.rows, result.totals, _labels(settings, served_by), slo=slo, kv=result.kv)
+
+
+def _serve(
+    settings: SimulateSettings,
+    machine: Machine,
+    cost: StepCost,
+    load: list[LoadRequest],
+    progress: Progress | None = None,
+    recorder: Recorder | None = None,
+) -> LoopResult:
+    """Serve a load; ``cost``: by which the requests' SLOs are stated."""
+    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
+    prompts = PromptIds(load)
+    arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
+    router = Router(settings.router, range(settings.replicas), settings.seed)
+    stale_s = settings.router_stale_ms / 1e3
+    return run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
+
+
+def _bound(settings: SimulateSettings, machine: Machine) -> tuple[SimulateSettings, list[Machine]]:
+    """What serves as :data:`BOUND`, on the better of two machines: with the KV cache that there is, and one to spare.
+
+    To spare: twice what the load would hold if no request waited. More KV makes larger batches, whose steps are longer:
+    beyond what the GPU can serve, an engine with KV to spare is slower than one without.
+    """
+    most = settings.requests * -(-settings.max_model_len // settings.block_size) * len(layers_of(settings))
+    spare = max(machine.blocks, min(most, 2 * demand_peak_blocks(settings)))
+    served = settings.model_copy(update={"policy": DEFAULT, "lengths": "true"})
+    return served, [replace(machine, cost=NoHost(machine.cost), blocks=n) for n in {machine.blocks: 0, spare: 0}]
+
+
+def _latency(result: LoopResult) -> float:
+    return fmean(r.normalized_latency_s for r in result.rows if r.normalized_latency_s is not None)
 
 
 def check(settings: SimulateSettings) -> Machine:
@@ -69,10 +113,13 @@ def check(settings: SimulateSettings) -> Machine:
             where="simulate",
         )
     LengthSource.parse(settings.lengths)
-    settings = settings.model_copy(update={"scheduler": scheduler_settings(settings, machine.cost)})
+    _prompt_room(settings)
+    scheduler = scheduler_settings(settings, machine.cost)
+    policy = DEFAULT if settings.policy == BOUND else settings.policy
+    settings = settings.model_copy(update={"scheduler": scheduler, "policy": policy})
     # More blocks than one request can have change no verdict, and making a hundred thousand takes a second.
     whole = 2 + -(-(settings.max_model_len + settings.max_num_batched_tokens) // settings.block_size)
-    _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))))
+    _scheduler(settings, min(machine.blocks, whole * len(layers_of(settings))), machine.cost)
     return machine
 
 
@@ -107,7 +154,7 @@ def _demand_peak(roomy: str) -> int:
     peak = 0
     for share in shares:
         prompts = PromptIds(load)
-        replica = Replica(_scheduler(settings, room), cost, settings.depth)
+        replica = Replica(_scheduler(settings, room, cost), cost, settings.depth)
         run_replicas([replica], [_arrival(settings, prompts, r) for r in share])
         peak += replica.peak_blocks
     return peak
@@ -135,36 +182,54 @@ def _labels(settings: SimulateSettings, machine: Machine) -> dict[str, Any]:
 
 
 def _load(settings: SimulateSettings) -> list[LoadRequest]:
-    return settings.load(settings.max_model_len - settings.max_tokens)
+    return settings.load(_prompt_room(settings))
 
 
-def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
-    scheduler = _scheduler(settings, machine.blocks)
-    block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
-    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
-    return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
-
-
-def _scheduler(settings: SimulateSettings, blocks: int) -> Any:
+def _prompt_room(settings: SimulateSettings) -> int:
+    """Tokens that a prompt may have."""
     if settings.max_tokens >= settings.max_model_len:
         raise ConfigError(
             f"max_tokens {settings.max_tokens} leaves no room for a prompt in max_model_len {settings.max_model_len}",
             where="simulate",
         )
+    return settings.max_model_len - settings.max_tokens
+
+
+def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
+    scheduler = _scheduler(settings, machine.blocks, machine.cost)
+    block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
+    worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
+    return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
+
+
+def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:
     arguments = policy_arguments(settings.policy, settings.scheduler)
+    chunked_prefill = arguments.get("enable_chunked_prefill", True)
+    limits = settings.model_dump(include=set(EngineLimits.model_fields))
+    limits["max_num_batched_tokens"] = _forward_tokens(settings, cost, arguments, chunked_prefill)
     shape = EngineShape(
-        **settings.model_dump(include=set(EngineLimits.model_fields)),
+        **limits,
         kv_blocks=blocks,
+        chunked_prefill=chunked_prefill,
         watermark=arguments.get("watermark", 0.0),
         scheduling_policy=arguments.get("scheduling_policy", "fcfs"),
         runner=settings.runner or settings.depth,
         depth=settings.depth,
     )
-    from ecoserve.serving.adapter.counting import CountingScheduler
-    from ecoserve.serving.adapter.scheduler import EcoServeScheduler
+    return make_scheduler(resolve_name(arguments["scheduler_cls"]), shape, arguments.get("additional_config"))
 
-    cls = EcoServeScheduler if settings.policy in POLICIES else CountingScheduler
-    return make_scheduler(cls, shape, arguments.get("additional_config"))
+
+def _forward_tokens(
+    settings: SimulateSettings, cost: StepCost, arguments: dict[str, Any], chunked_prefill: bool
+) -> int:
+    """Most tokens of a forward: the run's, or a budget that the policy states; vLLM wants at least what is needed."""
+    stated = arguments.get("max_num_batched_tokens")
+    if stated is not None:
+        slo = request_slo(settings, cost, PROMPT_TOKENS)
+        budget = token_budget(settings.policy, forward_times(cost, depth=settings.depth), slo.get(keys.SLO_TPOT))
+        return max(budget or stated, settings.max_num_seqs)
+    # Without chunks, the longest prompt is one forward.
+    return max(settings.max_num_batched_tokens, 0 if chunked_prefill else settings.max_model_len)
 
 
 def _alone_s(settings: SimulateSettings, cost: StepCost, prompt_tokens: int, response_tokens: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecoserve.pages.plots import SLOTS
-from ecoserve.serving.core.policies import STOCK_POLICIES
+from ecoserve.serving.core.policies import BOUND, STOCK_POLICIES
 from ecoserve.serving.runs import KVPoint
 from ecoserve.sweep.plan import KNOB
 from ecoserve.sweep.reporting.settings import NORMALIZED, POLICY_NAMES, VARIANTS, Load, Metric, Setting
@@ -106,6 +106,12 @@ class ReportData:
         """The setting that the others of a load are compared with."""
         return next((s for s in self.under(load) if s.policy == self.baseline), None)
 
+    def times_the_bound(self, setting: Setting) -> float | None:
+        """Normalized latency of a setting over that of the bound under the same load; None without one."""
+        bound = next((s for s in self.under(setting.load) if s.policy == BOUND), None)
+        mine, least = setting.mean(NORMALIZED), bound and bound.mean(NORMALIZED)
+        return mine / least if mine is not None and least else None
+
     def demand_peak(self, load: Load) -> float | None:
         """Peak KV demand over the usable KV cache, as the runs measured it; mean over them."""
         peaks = [run.kv_demand_peak for s in self.under(load) for run in s.runs if run.kv_demand_peak is not None]
@@ -159,7 +165,7 @@ class ReportData:
 
     def stand_in(self, load: Load) -> Setting | None:
         """The setting that stands for ecoserve under a load: the best without an oracle, predictions before all."""
-        here = [s for s in self.under(load) if s.policy != self.baseline and s.level(NORMALIZED)]
+        here = [s for s in self.under(load) if s.policy not in (self.baseline, BOUND) and s.level(NORMALIZED)]
         for kind in _STAND_INS:
             candidates = [s for s in here if s.kind == kind]
             if kind == "noise" and candidates:

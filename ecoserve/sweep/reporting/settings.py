@@ -13,8 +13,8 @@ from typing import Any, Final
 from ecoserve.pages import plain, plots
 from ecoserve.pages.tables import NOTHING, digits, signed, write, write_change
 from ecoserve.schema import Better
+from ecoserve.serving.core.policies import BOUND, LENGTH_BLIND
 from ecoserve.sweep.identity import short_lengths
-from ecoserve.sweep.plan import LENGTH_BLIND
 from ecoserve.sweep.statistics import Comparison, Spread, paired, spread
 from ecoserve.sweep.summary import Engine, RunRow, better
 
@@ -177,7 +177,7 @@ class Setting:
     @property
     def kind(self) -> str:
         """``true``, ``predicted``, ``none``, or ``noise`` for every error of a known kind."""
-        kind = self.lengths.partition(":")[0]
+        kind = "true" if self.policy == BOUND else self.lengths.partition(":")[0]
         if kind == "server":
             return "predicted"
         return kind if kind in ("true", "predicted", "none") else "noise"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ecoserve.pages import NOTHING, Cell, Column, Table, Tone
+from ecoserve.serving.core.policies import BOUND
 from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.settings import MAIN, NORMALIZED, Load, Metric, Setting, lengths_name, write_comparison
 from ecoserve.sweep.statistics import Comparison
@@ -70,7 +71,10 @@ def settings_table(name: str, caption: str, report: ReportData, loads: Sequence[
     metrics = [m for m in MAIN if any(s.level(m) for s in here)]
     note = f"{NORMALIZED.title} against {report.baseline_name}, paired by seed; below, the 95 % interval."
     against = Column("Against the baseline", note)
-    table = Table(name, caption, ["Setting", *metric_columns(metrics), against, "Seeds"], group_title="Load")
+    far = [Column("Times the bound", f"{NORMALIZED.title} over that of the bound.")] * any(
+        s.policy == BOUND for s in here
+    )
+    table = Table(name, caption, ["Setting", *metric_columns(metrics), against, *far, "Seeds"], group_title="Load")
     for setting in here:
         baseline = report.baseline_of(setting.load)
         if baseline is None or baseline is setting:
@@ -78,7 +82,9 @@ def settings_table(name: str, caption: str, report: ReportData, loads: Sequence[
         else:
             difference = comparison_cell(setting.against(baseline, NORMALIZED))
         seeds = len({run.seed for run in setting.runs})
-        table.add([setting.name, *(level_cell(setting, m) for m in metrics), difference, seeds], setting.load.title)
+        levels = [level_cell(setting, m) for m in metrics]
+        distance = [Cell(report.times_the_bound(setting))] * len(far)
+        table.add([setting.name, *levels, difference, *distance, seeds], setting.load.title)
     return table
 
 

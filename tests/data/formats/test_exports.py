@@ -218,6 +218,36 @@ AT = 1_790_848_800.0
                             "totalTokenCount": 150}, "session_id": "s1", "createTime": AT}, {},
          {"thinking_tokens": 20}),
         ({"input": 100, "output": 50, "sessionId": "s1", "Start Time (ms)": AT * 1000}, {}, {}),
+        # Columns of older versions stand at 0 beside the counts.
+        (LANGFUSE, {"inputUsage": 0, "outputUsage": 0, "totalUsage": 0}, {}),
+        # Without a total: the parts of Langfuse's output, Gemini's candidates, Bedrock's cache writes.
+        (LANGFUSE, {"usage_details": {"input": 60, "input_cached_tokens": 40, "output": 30,
+                                      "output_reasoning_tokens": 20}}, {"thinking_tokens": 20}),
+        ({"usageMetadata": {"promptTokenCount": 100, "candidatesTokenCount": 30, "thoughtsTokenCount": 20},
+          "session_id": "s1", "createTime": AT}, {}, {"thinking_tokens": 20}),
+        ({"usage": {"inputTokens": 20, "cacheReadInputTokens": 70, "cacheWriteInputTokens": 10, "outputTokens": 50,
+                    "totalTokens": 150}, "session_id": "s1", "ts": AT}, {}, {}),
+        ({"input_tokens": 20, "cache_read_tokens": 70, "cache_creation_tokens": 10, "output_tokens": 50,
+          "usage_object": {"cache_read_input_tokens": 70, "cache_creation_input_tokens": 10}, "session_id": "s1",
+          "ts": AT}, {}, {}),
+        ({"attributes.llm.token_count.prompt": 100, "attributes.llm.token_count.completion": 50, "start_time": AT,
+          "attributes.llm.token_count.completion_details.reasoning": 20, "attributes.session.id": "s1"}, {},
+         {"thinking_tokens": 20}),
+        # Counts, times and sessions beside a whole request and response.
+        (LANGFUSE, {"output": {"choices": [{"message": {"content": "hello there"}}]}},
+         {"prompt": "hi", "response": "hello there", "model": "m", "max_tokens": 512}),
+        (LITELLM, {"messages": [{"role": "user", "content": "hi"}], "model_parameters": {"max_tokens": 9},
+                   "response": {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]},
+                   "metadata": {"usage_object": {"completion_tokens_details": {"reasoning_tokens": 20}}}},
+         {"prompt": "hi", "response": None, "thinking_tokens": 20, "max_tokens": 9}),
+        ({"request_body": {"messages": [{"role": "user", "content": "hi"}]}, "request_created_at": AT,
+          "response_body": {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]},
+          "prompt_tokens": 100, "completion_tokens": 50, "session_id": "s1"}, {}, {"prompt": "hi"}),
+        ({"messages": [{"role": "user", "content": "hi"}], "response": "hello", "input_tokens": 100,
+          "output_tokens": 50, "session_id": "s1", "time_ms": AT * 1000}, {}, {"prompt": "hi", "response": "hello"}),
+        ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": {"answer": "hello"}}],
+          "metadata": {"token_len": 50, "prompt_tokens": 100}, "session_id": "s1", "tstamp": AT}, {},
+         {"prompt": "hi", "response": "hello"}),
     ],
 )  # fmt: skip
 def test_counts_and_times_are_the_exports_own(tmp_path: Path, row: Row, change: Row, expected: Row) -> None:
@@ -259,6 +289,55 @@ def test_without_its_counts_an_export_is_estimated_and_said(tmp_path: Path) -> N
     assert [m.role for m in trace.records[0].messages] == ["system", "user"]
     with pytest.raises(TraceError, match=r"tokens of answers are estimated as characters/4\.0: give --tokenizer"):
         load(tmp_path, rows, strict=True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"request": {"messages": [{"role": "user", "content": "hi"}]},
+         "response": {"choices": [{"message": {"content": "yo"}, "finish_reason": "stop"}],
+                      "usage": {"prompt_tokens": 9, "completion_tokens": 5}}},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}],
+         "usage": {"prompt_tokens": 9, "completion_tokens": 5}},
+        {"instruction": "hi", "output": "yo", "prompt_tokens": 9, "response_tokens": 5},
+    ],
+)  # fmt: skip
+def test_texts_with_a_time_and_a_session_beside_them(tmp_path: Path, row: Row) -> None:
+    rows = [{**row, "timestamp": 500 * i, "session_id": f"s{i % 2}", "seed": i} for i in range(4)]
+    if "instruction" in row:  # equal texts would be duplicates
+        rows = [{**r, "input": str(i)} for i, r in enumerate(rows)]
+    elif "messages" in row:
+        rows = [{**r, "messages": [{"role": "user", "content": f"hi {i}"}, row["messages"][1]]} for i, r in
+                enumerate(rows)]  # fmt: skip
+    trace = load(tmp_path, rows)
+    assert [seen(r) for r in trace.records] == [
+        ("s0", 0, 0.0, 9, 5),
+        ("s1", 0, 0.5, 9, 5),
+        ("s0", 1, 1.0, 9, 5),
+        ("s1", 1, 1.5, 9, 5),
+    ]
+    assert ["milliseconds, by its values" in w for w in trace.report.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        ([{k: v for k, v in r.items() if k != "parent_chat_id"} for r in bailian()], "turns are numbered, and no"),
+        ([{k: v for k, v in r.items() if k != "chat_id"} for r in bailian()], "no field names the requests"),
+        ([{k: v for k, v in r.items() if k != "input_length"} for r in bailian()], "blocks of 512 tokens, no prompt's"),
+        (bailian()[::-1], "requests come after those that follow them: sort the file by time"),
+        ([{k: v for k, v in r.items() if k != "sessionId"} for r in [
+            {"type": "user", "uuid": "u", "parentUuid": None, "sessionId": "S",
+             "message": {"role": "user", "content": "hi"}},
+            {"type": "assistant", "uuid": "a", "parentUuid": "u", "sessionId": "S",
+             "message": {"id": "m", "role": "assistant", "content": "yo", "usage": {"input_tokens": 9,
+                                                                                   "output_tokens": 5}}}]],
+         "no row names its session"),
+    ],
+)  # fmt: skip
+def test_a_missing_field_that_loses_sessions_or_blocks_is_said(tmp_path: Path, rows: list[Row], warning: str) -> None:
+    trace = load(tmp_path, rows)
+    assert [w for w in trace.report.warnings if warning in w]
 
 
 def test_pages_of_an_api_are_its_rows(tmp_path: Path) -> None:
@@ -308,6 +387,24 @@ def test_genai_perf_counts_what_has_content(tmp_path: Path) -> None:
         "failed request (no answer tokens)": 1,
     }
     assert "tokens of answers are their chunks" in trace.report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [1_790_848_800_250_000_000, 1_790_848_801_250_000_000],
+        [1_790_848_800_250, 1_790_848_801_250],
+        [1_790_848_800.25, 1_790_848_801.25],
+        [250_000_000, 1_250_000_000],
+    ],
+)
+def test_genai_perfs_nanoseconds_unless_they_cannot_be(tmp_path: Path, times: list[float]) -> None:
+    row = genai_perf([chunk(content="a")], [chunk(content="b")])
+    for request, time in zip(row["experiments"][0]["requests"], times, strict=True):
+        request["timestamp"] = time
+    arrivals = [r.arrival_s or 0.0 for r in load(tmp_path, [row]).records]
+    expected = [0.25, 1.25] if times[0] < 1e9 else [AT + 0.25, AT + 1.25]
+    assert arrivals == pytest.approx(expected, abs=1e-6)
 
 
 AIPERF = {

@@ -252,6 +252,22 @@ def test_anthropics_messages_are_understood(only: Only) -> None:
     assert (item.answer, item.record.response_tokens, item.record.censored) == ("A", 4, True)
 
 
+def test_anthropics_batches_join_requests_to_results(write: Any) -> None:
+    message = {"type": "message", "role": "assistant", "model": "c", "content": [{"type": "text", "text": "A"}]}
+    message |= {"stop_reason": "max_tokens", "usage": {"input_tokens": 9, "output_tokens": 4}}
+    rows = [
+        {"custom_id": "q", "params": {"model": "c", "max_tokens": 4, "messages": [{"role": "user", "content": "Q"}]}},
+        {"custom_id": "q", "result": {"type": "succeeded", "message": message}},
+        {"custom_id": "r", "result": {"type": "errored", "error": {"type": "invalid_request"}}},
+        {"custom_id": "s", "result": {"type": "expired"}},
+    ]
+    trace = load_trace(write(rows))
+    (record,) = trace.records
+    assert (record.prompt, record.response, record.max_tokens) == ("Q", "A", 4)
+    assert (record.prompt_tokens, record.response_tokens, record.censored) == (9, 4, True)
+    assert trace.report.dropped == {"failed request": 2}
+
+
 def test_the_turn_is_how_often_was_answered_before(only: Only) -> None:
     more = [{"role": r, "content": c} for r, c in (("assistant", "A1"), ("user", "Q2"))]
     record = only({"request": asked(*more), "response": completed(), "session_id": "s"}).record

@@ -17,9 +17,6 @@ from vllm.v1.core.sched import async_scheduler, request_queue, scheduler
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter import contract
 
-#: Names of vLLM's scheduler that ours sets and never reads: the token budget of a plan.
-SET = {"max_num_scheduled_tokens"}
-
 
 def test_the_installed_vllm_has_all_we_rely_on() -> None:
     assert contract.check() == []
@@ -124,7 +121,7 @@ def test_names_that_vllm_has_too_are_used_on_purpose() -> None:
         ours |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
     theirs = {*dir(async_scheduler.AsyncScheduler), *contract._instance_names(async_scheduler.AsyncScheduler)}
     both = ours & theirs
-    assert both - used == SET
+    assert both <= used
 
 
 # -- what a break says ---------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_it_is_vllms_own_peak_with_room_for_all(changes: dict[str, Any], cost: A
     chosen = settings(**changes)
     load = _load(chosen)
     room = chosen.requests * -(-chosen.max_model_len // chosen.block_size)
-    replica = Replica(_scheduler(chosen, room), cost)
+    replica = Replica(_scheduler(chosen, room, cost), cost)
     prompts = PromptIds(load)
     run_replicas([replica], [_arrival(chosen, prompts, r) for r in load])
     assert demand_peak(load, cost, 1, chosen.block_size, chosen.max_num_batched_tokens) == replica.peak_blocks

@@ -29,7 +29,7 @@ def common_start(a: list[int], b: list[int]) -> int:
 def cached_tokens(load: list[LoadRequest]) -> list[int]:
     """Prompt tokens that vLLM's prefix cache gives each request, one after the other."""
     settings = SimulateSettings(trace="-", policy="vllm", lengths="none", prefix_caching=True, max_tokens=100)
-    replica = Replica(_scheduler(settings, 1000), LinearCost())
+    replica = Replica(_scheduler(settings, 1000, LinearCost()), LinearCost())
     prompts = PromptIds(load)
     found: dict[str, int] = {}
 

@@ -8,9 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from ecoserve.errors import ConfigError, InputError, TraceError
+from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.core import keys
+from ecoserve.serving.forward_run import target_forward_size
 from ecoserve.serving.length_source import LengthSource
-from ecoserve.serving.simulate.cost import alone_s
+from ecoserve.serving.simulate.cost import LinearCost, alone_s
 from ecoserve.serving.simulate.engine import PromptIds
 from ecoserve.serving.simulate.run import (
     SimulateSettings,
@@ -20,7 +22,7 @@ from ecoserve.serving.simulate.run import (
     request_slo,
     simulate,
 )
-from ecoserve.serving.simulate.settings import machine_of
+from ecoserve.serving.simulate.settings import forward_times, machine_of
 from ecoserve.serving.workload import make_load, trace_for
 
 SMALL: dict[str, Any] = {
@@ -36,6 +38,11 @@ SMALL: dict[str, Any] = {
 
 def settings(**changes: Any) -> SimulateSettings:
     return SimulateSettings(**(SMALL | changes))
+
+
+def scheduler(**changes: Any) -> Any:
+    chosen = settings(**changes)
+    return _scheduler(chosen, 120, machine_of(chosen).cost)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -74,12 +81,66 @@ def test_predictions_are_in_the_rows(lengths: str, predicted: bool) -> None:
 
 
 def test_policies_of_vllm_itself_are_vllms_settings() -> None:
-    assert _scheduler(settings(policy="vllm"), 120).kv_cache_manager.watermark_blocks == 0
-    assert _scheduler(settings(policy="vllm-watermark"), 120).kv_cache_manager.watermark_blocks == 6
-    assert _scheduler(settings(policy="vllm-priority"), 120).policy.value == "priority"
-    assert _scheduler(settings(policy="order"), 120).policy.value == "priority"
-    assert type(_scheduler(settings(policy="vllm"), 120)).__name__ == "CountingScheduler"
-    assert type(_scheduler(settings(policy="ecoserve-d"), 120)).__name__ == "EcoServeScheduler"
+    assert scheduler(policy="vllm").kv_cache_manager.watermark_blocks == 0
+    assert scheduler(policy="vllm-watermark").kv_cache_manager.watermark_blocks == 6
+    assert scheduler(policy="vllm-priority").policy.value == "priority"
+    assert scheduler(policy="order").policy.value == "priority"
+    assert type(scheduler(policy="vllm")).__name__ == "CountingScheduler"
+    assert type(scheduler(policy="ecoserve-d")).__name__ == "EcoServeScheduler"
+    whole = scheduler(policy="vllm-2024")
+    assert (whole.scheduler_config.enable_chunked_prefill, whole.max_num_scheduled_tokens) == (False, 1024)
+
+
+@pytest.mark.parametrize(("context_s", "spare"), [(0.0, True), (1e-5, False)])
+def test_the_bound_has_true_lengths_and_kv_to_spare_where_that_helps(context_s: float, spare: bool) -> None:
+    cost = LinearCost(context_token_s=context_s)
+    pressed = {"rate_rps": 40.0, "requests": 40, "cost": cost, "slo_scale": 3.0}
+    bound = simulate(settings(policy="bound", lengths="none", **pressed))
+    real = simulate(settings(policy="ecoserve", lengths="true", **pressed))
+    assert [r.predicted_tokens for r in bound.rows] == [r.output_tokens for r in bound.rows]
+    assert [r.deadline_s for r in bound.rows] == [r.deadline_s for r in real.rows]
+    assert (bound.summary()["blocks"] > 120) is spare
+    latency = [s.summary()["normalized_latency_mean_ms"] for s in (bound, real)]
+    assert latency[0] < latency[1] if spare else latency[0] == latency[1]
+
+
+def test_the_bound_pays_nothing_for_the_host_and_is_no_policy_of_an_engine() -> None:
+    on_gpu = {"gpu": "h100_sxm", "model": "llama-3.1-8b", "requests": 3, "blocks": None}
+    bound, real = (simulate(settings(policy=p, lengths="true", **on_gpu)) for p in ("bound", "ecoserve"))
+    assert bound.summary()["e2el_mean_ms"] < 0.95 * real.summary()["e2el_mean_ms"]
+    with pytest.raises(ConfigError, match="policy bound is for virtual time only"):
+        policy_arguments("bound", {})
+
+
+@pytest.mark.parametrize("policy", ["hrrn", "volume", "multires"])
+def test_a_policy_of_lengths_is_refused_without_any(policy: str) -> None:
+    with pytest.raises(ValidationError, match=f"policy {policy} decides by predicted lengths; name a source"):
+        settings(policy=policy, lengths="none")
+
+
+#: A forward takes 8 ms, and 0.1 ms a token: 40 tokens in 12 ms.
+STRAIGHT = LinearCost(step_s=0.008, prefill_token_s=1e-4, decode_s=0.0, context_token_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "tokens"),
+    [
+        ("sarathi", {"slo_tpot_ms": 18.0}, 96),
+        ("sarathi", {"slo_tpot_ms": 18.0, "tell_slo": False}, 512),
+        ("sarathi", {"slo_tpot_ms": 1.0}, 16),
+        # Best at 8,192: 9,903 tokens/s. Nine tenths of it: n / (0.008 + 0.0001 n) = 8,913.
+        ("fastgen", {}, 656),
+        ("fastgen", {"gpu": "a100_sxm", "model": "llama-13b"}, None),
+    ],
+)
+def test_token_budgets(policy: str, changes: dict[str, Any], tokens: int | None) -> None:
+    """Sarathi: the largest profiled forward within the SLO; FastGen: where throughput is saturated."""
+    found = scheduler(policy=policy, cost=STRAIGHT, max_num_seqs=8, **changes).max_num_scheduled_tokens
+    if tokens is None:
+        chosen = settings(policy=policy, **changes)
+        tokens = target_forward_size(forward_times(machine_of(chosen).cost)).tokens
+        assert 128 < tokens < 2048
+    assert found == tokens
 
 
 def test_priority_is_the_predicted_length() -> None:
@@ -101,11 +162,11 @@ def test_priority_is_the_predicted_length() -> None:
 
 @pytest.mark.parametrize(("depth", "runner", "v2"), [(1, None, False), (2, None, True), (1, 2, True), (2, 1, False)])
 def test_which_runners_rules_hold(depth: int, runner: int | None, v2: bool) -> None:
-    assert _scheduler(settings(depth=depth, runner=runner), 120).use_v2_model_runner is v2
+    assert scheduler(depth=depth, runner=runner).use_v2_model_runner is v2
 
 
 def test_knobs_reach_the_scheduler_and_bad_ones_are_named() -> None:
-    assert _scheduler(settings(scheduler={"history_window": 64}), 120).settings.history_window == 64
+    assert scheduler(scheduler={"history_window": 64}).settings.history_window == 64
     with pytest.raises(ConfigError, match="ecoserve scheduler setting zed"):
         simulate(settings(scheduler={"zed": 1.0}))
 
