@@ -17,7 +17,7 @@ from ecoserve.errors import ConfigError, InputError
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.engine import EngineShape, make_request, make_scheduler, quiet_vllm
-from ecoserve.serving.simulate.gpu.hardware import Link
+from ecoserve.serving.simulate.gpu.hardware import Link, find_gpu
 from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes, gpu_model
 from ecoserve.serving.simulate.gpu.shapes import load_shape
 from ecoserve.serving.simulate.loop import Arrival, run_replicas
@@ -75,12 +75,10 @@ def model_of(log: VllmLog, other: Other) -> GpuModel:
     found = other.gpu or log.hardware
     if not found:
         raise ConfigError("config.json names no GPU", where=log.name, fix="give one with --gpu")
-    model = gpu_model(found, shape, s.tp, host=other.host, expert_ranks=s.expert_ranks)
-    # The stated link is that of cards without NVLink.
-    link = other.link or log.link
-    if link is None or not model.gpu.pcie or s.tp * s.expert_ranks == 1:
-        return model
-    return gpu_model(found, shape, s.tp, host=other.host, link=Link(*link), expert_ranks=s.expert_ranks)
+    # The stated link is that of cards without NVLink; where none is stated it is the GPU's.
+    stated = (other.link or log.link) if find_gpu(found).link != "nvlink" else None
+    link = Link(*stated) if stated else None
+    return gpu_model(found, shape, s.tp, host=other.host, link=link, expert_ranks=s.expert_ranks)
 
 
 def engine_of(log: VllmLog, model: GpuModel) -> EngineShape:

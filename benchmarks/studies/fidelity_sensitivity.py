@@ -1,4 +1,4 @@
-"""What the fidelity of ``fidelity.py`` hangs on: constants a fifth up and down, rules switched off.
+"""What the fidelity of ``fidelity.py`` hangs on: constants 30 % up and down, rules switched off.
 
     python benchmarks/studies/fidelity_sensitivity.py ../shared/data/vllm_logs/* --json FILE
 
@@ -14,9 +14,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Final
 from unittest.mock import patch
 
 import common
@@ -26,10 +28,11 @@ from fidelity_logs import VllmLog, read_log
 from fidelity_runs import Other, calibrate, model_of, simulate
 
 from ecoserve.errors import EcoServeError
-from ecoserve.serving.simulate.gpu import tables
+from ecoserve.serving.simulate.gpu import attention, model, tables
 from ecoserve.serving.simulate.gpu.attention import BatchAttention
-from ecoserve.serving.simulate.gpu.hardware import Link
-from ecoserve.serving.simulate.gpu.model import HostTimes
+from ecoserve.serving.simulate.gpu.hardware import Link, find_gpu, find_link
+from ecoserve.serving.simulate.gpu.model import HostTimes, gpu_model
+from ecoserve.serving.simulate.gpu.shapes import load_shape
 
 Change = tuple[str, Callable[[VllmLog], Other], Callable[[], AbstractContextManager[Any]]]
 
@@ -81,15 +84,24 @@ def _each_way(self: Link, pieces: list[float]) -> float:
     return self.latency_s * (len(pieces) - 1) + max(pieces) * (len(pieces) - 1) / self.bandwidth
 
 
+def _times(module: Any, name: str, factor: float) -> AbstractContextManager[Any]:
+    """A module's constant times a factor."""
+    return patch.object(module, name, factor * getattr(module, name))
+
+
 def changes() -> list[Change]:
     """Name, what is taken instead, and what is patched meanwhile."""
     rows: list[Change] = [("as it is", _nothing, nullcontext)]
-    for label, f in (("none", 0.0), ("-20 %", 0.8), ("+20 %", 1.2)):
-        rows.append((f"gap between steps {label}", partial(_host, "gap", f), nullcontext))
-    rows.append(("host's own times twice", partial(_host, "schedule launch", 2.0), nullcontext))
-    for label, f in (("-20 %", 0.8), ("+20 %", 1.2)):
-        rows.append((f"link's latency {label}", partial(_link, f, 1.0), nullcontext))
-        rows.append((f"link's bandwidth {label}", partial(_link, 1.0, f), nullcontext))
+    rows.append(("gap between steps none", partial(_host, "gap", 0.0), nullcontext))
+    for label, f in (("-30 %", 0.7), ("+30 %", 1.3)):
+        rows += [
+            (f"gap between steps {label}", partial(_host, "gap", f), nullcontext),
+            (f"host's own times {label}", partial(_host, "schedule launch", f), nullcontext),
+            (f"sampling's share of the bandwidth {label}", _nothing, partial(_times, model, "_SIMPLE_KERNELS", f)),
+            (f"share of the cache for one head's KV {label}", _nothing, partial(_times, attention, "_CACHE_SHARE", f)),
+            (f"link's latency {label}", partial(_link, f, 1.0), nullcontext),
+            (f"link's bandwidth {label}", partial(_link, 1.0, f), nullcontext),
+        ]
     rows += [
         ("rule off: both directions share the link", _nothing, partial(patch.object, Link, "gather_s", _each_way)),
         ("rule off: the longest decode's tail", _nothing, partial(patch.object, BatchAttention, "_tail_ms", _zero)),
@@ -109,10 +121,40 @@ def _zero(self: BatchAttention, *work: float) -> float:
 
 def errors(log: VllmLog, other: Other) -> dict[str, float]:
     """Errors of the means in percent, and whether all are within the targets."""
-    model = model_of(log, other)
-    result = compare(log, model, *simulate(log, model))
+    machine = model_of(log, other)
+    result = compare(log, machine, *simulate(log, machine))
     found = {name: result[name]["mean"]["error_percent"] for name in TARGETS}
     return {**found, "within": all(result["within_targets"].values())}
+
+
+#: Links of a machine of which there is no log: latency and bandwidth times these, or another kind.
+_LINKS: Final[dict[str, tuple[float, float] | str]] = {
+    "latency -30 %": (0.7, 1.0),
+    "latency +30 %": (1.3, 1.0),
+    "bandwidth -30 %": (1.0, 0.7),
+    "bandwidth +30 %": (1.0, 1.3),
+    "from card to card (pcie)": "pcie",
+}
+
+
+def without_a_log(log: VllmLog) -> dict[str, Any]:
+    """TPOT and E2EL of Qwen3-32B at tensor parallel 2 with other links, in percent of those with the GPU's own."""
+    there = replace(log, settings=replace(log.settings, tp=2, expert_ranks=1))
+    shape = load_shape("qwen3-32b")
+
+    def means(link: Link | str | None) -> tuple[float, float]:
+        rows, _ = simulate(there, gpu_model(log.hardware, shape, 2, link=link))
+        return fmean(r.tpot_s for r in rows if r.tpot_s), fmean(r.e2el_s or 0.0 for r in rows)
+
+    own = find_link(find_gpu(log.hardware))
+    assert own is not None
+    tpot, e2el = means(None)
+    moves = {}
+    for name, change in _LINKS.items():
+        scaled = change if isinstance(change, str) else Link(own.latency_s * change[0], own.bandwidth * change[1])
+        moved = means(scaled)
+        moves[name] = {"tpot": round(100 * (moved[0] / tpot - 1), 2), "e2el": round(100 * (moved[1] / e2el - 1), 2)}
+    return {"model": shape.name, "tp": 2, "requests_of": log.name, "tpot_ms": round(1e3 * tpot, 2), "moves": moves}
 
 
 def main() -> int:
@@ -141,12 +183,20 @@ def main() -> int:
                 found = {log.name: errors(log, other_of(log)) for log in logs if "link" not in name or _linked(log)}
             rows.append({"change": name, "errors_percent": found})
             print(dumps(rows[-1]), flush=True)
+        moved = without_a_log(logs[-1])
+        print(dumps(moved), flush=True)
     except EcoServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if args.json:
         command = "python benchmarks/studies/fidelity_sensitivity.py LOGS --json FILE"
-        report = {"command": command, "targets_percent": TARGETS, "calibrated": crossed, "changes": rows}
+        report = {
+            "command": command,
+            "targets_percent": TARGETS,
+            "calibrated": crossed,
+            "changes": rows,
+            "without_a_log": moved,
+        }
         common.write(args.json, report)
     return 0
 

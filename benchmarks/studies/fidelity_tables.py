@@ -76,6 +76,17 @@ def changes() -> str:
     return common.markdown(["change", *map(_short, names)], lines)
 
 
+def links() -> str:
+    """How far the figures of a machine without a log move with its link."""
+    found = common.read("fidelity_sensitivity.json")["without_a_log"]
+    title = (
+        f"{found['model']} at tensor parallel {found['tp']} with the requests of {_short(found['requests_of'])}, "
+        f"against its TPOT of {found['tpot_ms']:.1f} ms with the GPU's own link:"
+    )
+    rows = [[n.replace("-", "−"), _signed(m["tpot"]), _signed(m["e2el"])] for n, m in found["moves"].items()]
+    return f"{title}\n\n" + common.markdown(["link", "TPOT", "E2EL"], rows)
+
+
 def bounds() -> str:
     """KV and four steps of each machine, beside their bounds."""
     found = common.read("gpu_bounds.json")
@@ -102,7 +113,7 @@ def bounds() -> str:
     return f"{line}\n\n" + common.markdown(["machine", "KV, GiB", *(f"{s}, ms" for s in STEPS)], rows)
 
 
-TABLES: Final = {"logs": logs, "calibrated": calibrated, "changes": changes, "bounds": bounds}
+TABLES: Final = {"logs": logs, "calibrated": calibrated, "changes": changes, "bounds": bounds, "links": links}
 
 if __name__ == "__main__":
     common.renew(DOCUMENT, "fidelity_tables", TABLES)

@@ -58,6 +58,16 @@ MACHINES: Final = [
     ("llama-3.1-70b", "b200_sxm", 1),
     ("qwen3-32b", "b200_sxm", 1),
     ("qwen3-235b-a22b", "b200_sxm", 4),
+    ("llama-3.1-8b", "b300_sxm", 1),
+    ("llama-3.1-70b", "gb200", 2),
+    ("qwen3-32b", "gb300", 1),
+    ("llama-3.1-8b", "a100_pcie", 1),
+    ("llama-3.1-8b", "a30", 2),
+    ("llama-13b", "h100_pcie", 2),
+    ("llama-3.1-8b", "l4", 2),
+    ("llama-3.1-8b", "rtx_4090", 1),
+    ("qwen3-14b", "rtx_4090", 4),
+    ("llama-3.1-70b", "rtx_pro_6000_workstation", 4),
 ]
 #: How vLLM is set up where KV is counted.
 BLOCK_SIZE, MAX_SEQS, MAX_BATCHED, MEMORY_SHARE = 16, 256, 2048, 0.9

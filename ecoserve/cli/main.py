@@ -52,6 +52,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("replay", "Replay a trace at a URL or on an engine here."),
     Entry("simulate", "Run a trace on modelled GPUs, in virtual time."),
+    Entry("plan", "How many GPUs a load needs for its SLO."),
     Entry("calibrate-forward", "Find the forward size at which a GPU saturates."),
     Entry("sweep", "Run policies x rates x lengths x seeds."),
     Entry("report", "Rebuild or compare the reports of result folders."),

@@ -73,7 +73,7 @@ class SimulationOptions(BaseModel):
 @takes(SimulateSettings, "trace requests max_tokens length_field tokenizer time_unit strict", panel=_LOAD)
 @takes(SimulationOptions, "rate split seeds", panel=_LOAD)
 @takes(SimulationOptions, "policy lengths scheduler", panel="Policies")
-@takes(SimulateSettings, "gpu model tp blocks block_size gpu_memory_utilization", panel="Machine")
+@takes(SimulateSettings, "gpu model tp link blocks block_size gpu_memory_utilization", panel="Machine")
 @takes(
     SimulateSettings,
     "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler",

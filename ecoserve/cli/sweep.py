@@ -60,7 +60,7 @@ def command(
 
     plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
     runs = expand(plan)
-    searches = Searches(plan) if plan.search is not None else None
+    searches = Searches.of(plan) if plan.search is not None else None
     if ray not in (None, "local") and jobs is not None:
         raise ConfigError("the cluster decides how many run at once", where="--jobs", fix="leave out --jobs")
     if plan.engine == "url" and (ray is not None or (jobs or 1) > 1):

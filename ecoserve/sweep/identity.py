@@ -108,6 +108,8 @@ class PlannedRun:
             str(s.get("policy", "run")),
             f"lengths {short_lengths(str(s.get('lengths', 'none')))}",
             "recorded arrivals" if rate is None else f"{rate:g} req/s",
+            *([f"{s['tp']} GPUs each"] if s.get("tp", 1) > 1 else []),
+            *([f"{s['replicas']} replicas"] if "replicas" in s else []),
             f"seed {s.get('seed', 0)}",
         ]
         return ", ".join(parts)

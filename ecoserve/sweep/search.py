@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from ecoserve.errors import ConfigError
 from ecoserve.sweep.expansion import Point, check, points_of
@@ -256,18 +256,40 @@ class _One:
         return SearchRow.model_validate(row)
 
 
-class Searches:
-    """All searches of a plan; raises ConfigError for a setting or knob that the run function does not take."""
+class Searching(Protocol):
+    """A search as :class:`Searches` drives it; ``asked`` has every run it has requested, first in its tuple, by key."""
 
-    def __init__(self, plan: SweepPlan) -> None:
+    asked: dict[str, tuple[PlannedRun, Any, Any]]
+
+    def begin(self) -> list[PlannedRun]: ...
+
+    def ended(self, key: str, row: Mapping[str, Any] | None) -> list[PlannedRun]:
+        """The runs that follow, once all that were requested have ended; ``row`` is None if the run failed."""
+
+    def at_most_left(self) -> int: ...
+
+    def row(self) -> SearchRow | None:
+        """Its result for the summary, if it belongs there."""
+
+
+class Searches:
+    """Searches that are run together: a run that several request is run once."""
+
+    def __init__(self, searches: Sequence[Searching]) -> None:
+        self._all = searches
+        self._of: dict[str, list[Searching]] = {}
+        self._ended: dict[str, Mapping[str, Any] | None] = {}
+
+    @classmethod
+    def of(cls, plan: SweepPlan) -> Searches:
+        """All searches of a plan; ConfigError for a setting or knob that the run function does not take."""
         assert plan.search is not None
         if plan.urls and plan.search.at_most_times_unloaded and _BASELINE not in plan.urls:
             raise ConfigError("at_most_times_unloaded needs a server of policy vllm", where="urls", fix="name one")
         points = [point for name in plan.conditions or [None] for point in points_of(plan, name)]
         check(plan, [point.run(plan.search.range[0], point.seeds[0]) for point in points])
         url = plan.urls.get(_BASELINE)
-        self._all = [_One(plan.search, point, _unloaded(point, url)) for point in points]
-        self._of: dict[str, list[_One]] = {}
+        return cls([_One(plan.search, point, _unloaded(point, url)) for point in points])
 
     def __len__(self) -> int:
         return len(self._all)
@@ -277,6 +299,7 @@ class Searches:
 
     def ended(self, run: PlannedRun, row: Mapping[str, Any] | None) -> list[PlannedRun]:
         """The runs that follow from one that ended; ``row`` is None if it failed."""
+        self._ended[run.key] = row
         return [new for one in self._of.get(run.key, []) for new in self._new(one, one.ended(run.key, row))]
 
     def follow(
@@ -294,10 +317,14 @@ class Searches:
                 asked.extend(self.ended(run, row))
         return left, finished
 
-    def _new(self, one: _One, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-        """The runs that no search has requested before: a reference serves all searches under its load."""
-        new = []
-        for run in runs:
+    def _new(self, one: Searching, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+        """The runs that no search has requested before; those that have ended already are answered at once."""
+        new, asked = [], deque(runs)
+        while asked:
+            run = asked.popleft()
+            if run.key in self._ended:
+                asked.extend(one.ended(run.key, self._ended[run.key]))
+                continue
             if run.key not in self._of:
                 new.append(run)
             self._of.setdefault(run.key, []).append(one)
@@ -312,7 +339,7 @@ class Searches:
         return list(found.values())
 
     def rows(self) -> list[SearchRow]:
-        return [one.row() for one in self._all]
+        return [row for one in self._all if (row := one.row()) is not None]
 
 
 def _unloaded(point: Point, url: str | None) -> Point:

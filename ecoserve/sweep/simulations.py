@@ -92,23 +92,28 @@ def prepare(
     recorded = None in rates
     if recorded and not any(r.arrival_s is not None for r in trace.records):
         raise TraceError("the trace has no recorded arrivals", where=first.trace, fix="give --rate")
-    meta = describe_run("Simulation", [command]).model_copy(
+    return Simulations(runs, simulated(runs[0], "Simulation", command))
+
+
+def simulated(settings: SimulateSettings, title: str, command: str) -> Meta:
+    """What simulations of one load have in common; their notes are about it."""
+    trace, source = settings.read_trace(), Path(settings.trace)
+    return describe_run(title, [command]).model_copy(
         update={
-            "synthetic": first.trace.partition(":")[0] == SYNTHETIC,
+            "synthetic": settings.trace.partition(":")[0] == SYNTHETIC,
             "trace": TraceInfo(
-                source=first.trace,
+                source=settings.trace,
                 format=trace.format,
-                sha256=fingerprint(source) if (source := Path(first.trace)).is_file() else trace.sha256,
+                sha256=fingerprint(source) if source.is_file() else trace.sha256,
                 length_source=trace.length_source,
                 records=len(trace),
             ),
-            "scheduler_mode": f"virtual time, pipeline depth {first.depth}",
+            "scheduler_mode": f"virtual time, pipeline depth {settings.depth}",
             "model_runner": "none",
-            "settings": {k: v for k, v in _plain(runs[0]).items() if k not in _AXES},
-            "notes": list(_notes(runs[0], trace, recorded)),
+            "settings": {k: v for k, v in _plain(settings).items() if k not in _AXES},
+            "notes": list(_notes(settings, trace, settings.rate_rps is None)),
         }
     )
-    return Simulations(runs, meta)
 
 
 def perform(

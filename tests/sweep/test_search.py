@@ -142,7 +142,7 @@ def plan_of(folder: Path, bound: str = "plain") -> SweepPlan:
 
 def run(plan: SweepPlan, out: Path, *, jobs: int = 0, resume: bool = False) -> tuple[ResultFolder, Tally]:
     folder = ResultFolder.create(out, Meta(), resume=resume)
-    tally = execute(expand(plan), folder, function=plan.run, jobs=jobs, searches=Searches(plan))
+    tally = execute(expand(plan), folder, function=plan.run, jobs=jobs, searches=Searches.of(plan))
     return ResultFolder.open(out), tally
 
 
@@ -245,7 +245,7 @@ def test_a_search_at_servers_needs_the_baseline(tmp_path):
         encoding="utf-8",
     )
     with pytest.raises(ConfigError, match="needs a server of policy vllm"):
-        Searches(SweepPlan.load(path))
+        Searches.of(SweepPlan.load(path))
 
 
 def test_runs_of_a_search_are_no_runs_of_the_plan(tmp_path):
@@ -253,7 +253,7 @@ def test_runs_of_a_search_are_no_runs_of_the_plan(tmp_path):
     assert expand(plan) == []
     both = plan.model_copy(update={"rates": [3.0]})
     keys = {r.key for r in expand(both)}
-    first: list[PlannedRun] = Searches(both).begin()
+    first: list[PlannedRun] = Searches.of(both).begin()
     assert len(keys) == 6
     assert not keys & {r.key for r in first}
     assert all(a != b for a, b in itertools.combinations([json.dumps(dict(r.settings)) for r in first], 2))

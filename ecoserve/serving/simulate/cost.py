@@ -91,6 +91,23 @@ class NoHost:
     launch_s = host_s
 
 
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """A machine whose every second takes ``factor`` seconds."""
+
+    cost: StepCost
+    factor: float
+
+    def seconds(self, work: StepWork) -> float:
+        return self.factor * self.cost.seconds(work)
+
+    def host_s(self, work: StepWork) -> float:
+        return self.factor * self.cost.host_s(work)
+
+    def launch_s(self, work: StepWork) -> float:
+        return self.factor * self.cost.launch_s(work)
+
+
 def alone_s(cost: StepCost, prompt_tokens: int, response_tokens: int, depth: int, max_tokens_a_step: int) -> float:
     """Seconds from arrival to last token on an engine that has nothing else to do, ``depth`` steps in flight."""
     if isinstance(cost, LinearCost):

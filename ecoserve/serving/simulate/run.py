@@ -16,7 +16,7 @@ from ecoserve.serving.core.policies import BOUND, DEFAULT
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
-from ecoserve.serving.simulate.cost import NoHost, StepCost, alone_s, demand_peak
+from ecoserve.serving.simulate.cost import NoHost, Slower, StepCost, alone_s, demand_peak
 from ecoserve.serving.simulate.engine import (
     EngineLimits,
     EngineShape,
@@ -127,7 +127,7 @@ def demand_peak_blocks(settings: SimulateSettings) -> int:
     """Peak KV demand of the load if no request had to wait, in blocks, over all replicas."""
     same: dict[str, Any] = {"policy": "vllm", "lengths": "none", "scheduler": {}, "blocks": 2, "runner": 1}
     same |= {"router": "round-robin", "router_stale_ms": 0.0, "charge_scheduler": "model"}
-    same |= {"max_num_seqs": settings.requests}
+    same |= {"max_num_seqs": settings.requests, "slower": 0.0}
     same |= {"slo_scale": None, "slo_ttft_ms": None, "slo_tpot_ms": None, "tell_slo": True}
     # vLLM wants a forward to have room for a token of every request.
     same["max_num_batched_tokens"] = max(settings.max_num_batched_tokens, settings.requests)
@@ -199,7 +199,8 @@ def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replic
     scheduler = _scheduler(settings, machine.blocks, machine.cost)
     block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
     worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
-    return Replica(scheduler, machine.cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
+    cost = Slower(machine.cost, 1.0 + settings.slower) if settings.slower else machine.cost
+    return Replica(scheduler, cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
 
 
 def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:

@@ -35,6 +35,12 @@ class SimulateSettings(EngineLimits, LoadSettings):
         json_schema_extra={"metavar": "NAME|DIR"},
     )
     tp: int = Field(1, ge=1, description="GPUs of one replica (tensor parallel)")
+    link: str | None = Field(
+        None,
+        description="way between GPUs: nvlink, pcie, pcie-host (through the host's memory), or MICROSECONDS:GB/S; "
+        "by default the GPU's",
+        json_schema_extra={"metavar": "KIND"},
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="vLLM's share of the GPU's memory")
     blocks: int | None = Field(
         None,
@@ -47,6 +53,7 @@ class SimulateSettings(EngineLimits, LoadSettings):
     charge_scheduler: Charge = Field(
         "model", description="time of scheduling: by the GPU's model, measured on this machine, or none"
     )
+    slower: float = Field(0.0, ge=0, description="share by which every step takes longer than its cost; SLOs stay")
     replicas: int = Field(1, ge=1, description="engines behind a router")
     router: RouterName = Field("least-work", description="how the router chooses a replica")
     router_stale_ms: float = Field(
@@ -87,16 +94,16 @@ def machine_of(settings: SimulateSettings) -> Machine:
     """The machine that the settings describe; ConfigError for a GPU or model that is unknown or does not fit."""
     s = settings
     if not s.on_gpu:
-        if s.model is not None or s.tp != 1:
+        if s.model is not None or s.tp != 1 or s.link is not None:
             raise ConfigError(
-                "a model and tp need a GPU to run on", where="simulate", fix="name one by gpu, or leave them out"
+                "model, tp and link need a GPU to run on", where="simulate", fix="name one by gpu, or leave them out"
             )
         return Machine(s.cost, LINEAR_BLOCKS if s.blocks is None else s.blocks)
     if s.model is None:
         raise ConfigError(
             f"gpu {s.gpu} needs a model to serve", where="simulate", fix=f"name one by model, or take gpu {LINEAR}"
         )
-    gpu = _gpu_model(s.gpu, s.model, s.tp)
+    gpu = _gpu_model(s.gpu, s.model, s.tp, s.link)
     blocks = s.blocks
     if blocks is None:
         blocks = gpu.kv_blocks(s.block_size, s.max_num_seqs, s.max_num_batched_tokens, s.gpu_memory_utilization)
@@ -105,11 +112,11 @@ def machine_of(settings: SimulateSettings) -> Machine:
 
 
 @lru_cache(maxsize=8)
-def _gpu_model(gpu: str, model: str, tp: int) -> GpuModel:
+def _gpu_model(gpu: str, model: str, tp: int, link: str | None) -> GpuModel:
     from ecoserve.serving.simulate.gpu.model import gpu_model
     from ecoserve.serving.simulate.gpu.shapes import load_shape
 
-    return gpu_model(gpu, load_shape(model), tp)
+    return gpu_model(gpu, load_shape(model), tp, link=link)
 
 
 def forward_times(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.cost import StepWork
 from ecoserve.serving.simulate.gpu.attention import BatchAttention
-from ecoserve.serving.simulate.gpu.hardware import Gpu, Link, find_gpu
+from ecoserve.serving.simulate.gpu.hardware import Gpu, Link, find_gpu, find_link
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
 from ecoserve.serving.simulate.gpu.tables import SAMPLES, TOKENS, Line, Tables, load_tables
 
@@ -241,10 +241,14 @@ def gpu_model(
     tp: int = 1,
     *,
     host: HostTimes | None = None,
-    link: Link | None = None,
+    link: Link | str | None = None,
     expert_ranks: int = 1,
 ) -> GpuModel:
-    """A model on a GPU, its tables cached or made now; ConfigError for an unknown GPU or no measurements."""
+    """A model on a GPU, its tables cached or made now; ConfigError for an unknown GPU or no measurements.
+
+    ``link``: between GPUs, stated or by name (:func:`find_link`); by default the GPU's.
+    """
     found = find_gpu(gpu)
+    link = link if isinstance(link, Link) else find_link(found, link)
     tables = load_tables(shape, found, tp, expert_ranks)
     return GpuModel(shape, found, tp, tables, host=host, link=link, expert_ranks=expert_ranks)

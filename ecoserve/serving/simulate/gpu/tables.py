@@ -7,6 +7,8 @@ cache file that cannot be read, or was made by another version, is made again.
 Kernels were measured repeatedly on the same weights and KV. What fits the GPU's cache (L2) never came from memory
 there; in a model, with all other layers in between, it does. So ``decode_attention`` of such sizes is at least the line
 through the sizes that do not fit, and other tables are lifted to the GPU's published peaks (:class:`Floors`).
+
+A GPU that was not measured has the times of another of its kind, scaled by the two GPUs' bounds (:func:`scaled`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoserve.files import write_atomically
-from ecoserve.serving.simulate.gpu.hardware import Gpu
+from ecoserve.serving.simulate.gpu.hardware import Gpu, find_gpu
 from ecoserve.serving.simulate.gpu.kernels import KernelTimes, kernels_version
 from ecoserve.serving.simulate.gpu.shapes import ModelShape
 
@@ -71,6 +73,15 @@ class Floors:
         read = s.kv_token_bytes * (before + n)
         least: Floats = np.maximum(read / self._gpu.bandwidth, work / self._gpu.flops) / self._tp * 1e3
         return least
+
+    def all(self) -> dict[str, Floats]:
+        """By the name and the grids of the table."""
+        return {
+            "tokens": self.tokens(TOKENS),
+            "experts": self.experts(TOKENS),
+            "logits": self.logits(SAMPLES),
+            "prefill_attention": self.prefill_attention(PREFILL_NEW, PREFILL_CONTEXT),
+        }
 
 
 #: Raised whenever grids or their meaning change.
@@ -130,14 +141,24 @@ def load_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> 
 
 def lifted(tables: Tables, floors: Floors) -> tuple[Tables, dict[str, float]]:
     """Tables in which nothing beats the GPU's peaks, and the share of values that did, by the table's name."""
-    least = {
-        "tokens": floors.tokens(TOKENS),
-        "experts": floors.experts(TOKENS),
-        "logits": floors.logits(SAMPLES),
-        "prefill_attention": floors.prefill_attention(PREFILL_NEW, PREFILL_CONTEXT),
-    }
+    least = floors.all()
     shares = {name: float((getattr(tables, name) < floor).mean()) for name, floor in least.items()}
     return replace(tables, **{name: np.maximum(getattr(tables, name), floor) for name, floor in least.items()}), shares
+
+
+def scaled(tables: Tables, shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
+    """Times measured on ``gpu.kernels``, for a GPU of the same kind: what is bound by memory goes by the bandwidths,
+    what is bound by matrix work by the FLOP/s. Collectives stay as they are, since such a GPU's link is stated.
+    """
+    source = find_gpu(gpu.kernels)
+    there, here = (Floors(shape, g, tp, expert_ranks).all() for g in (source, gpu))
+    by_bound = {
+        name: getattr(tables, name) * np.divide(here[name], floor, out=np.ones_like(floor), where=floor > 0)
+        for name, floor in there.items()
+    }
+    faster = gpu.bandwidth / source.bandwidth
+    kv = {"decode_attention": tables.decode_attention / faster, "stream": tables.stream * faster}
+    return replace(tables, **by_bound, **kv)
 
 
 def cache_file(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Path:
@@ -180,7 +201,9 @@ _SHAPES: Final[dict[str, tuple[int, ...]]] = {f.name: (len(TOKENS),) for f in fi
 
 
 def make_tables(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int = 1) -> Tables:
-    """Ask for all kernel times of the grids, as measured; ConfigError if the combination has none."""
+    """Ask for all kernel times of the grids, as measured or scaled; ConfigError if the combination has none."""
+    if not gpu.measured:
+        return scaled(make_tables(shape, find_gpu(gpu.kernels), tp, expert_ranks), shape, gpu, tp, expert_ranks)
     kernels = KernelTimes(shape, gpu, tp, expert_ranks)
 
     def by(ask: Callable[[int], float], grid: Sequence[int]) -> Floats:

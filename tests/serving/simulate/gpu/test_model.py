@@ -9,7 +9,7 @@ import pytest
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.cost import StepWork
-from ecoserve.serving.simulate.gpu.hardware import GPUS, Link, find_gpu
+from ecoserve.serving.simulate.gpu.hardware import GPUS, Link, find_gpu, find_link
 from ecoserve.serving.simulate.gpu.model import GpuModel, HostTimes, gpu_model
 
 Machine = Callable[..., GpuModel]
@@ -93,6 +93,44 @@ def test_a_stated_link_decides_what_gpus_send_each_other(machine: Machine) -> No
         Link(1e-6, 0)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "name", "direct", "bandwidth"),
+    [
+        ("rtx_pro_6000_server", None, False, 16e9),
+        ("rtx_pro_6000_server", "pcie", None, None),
+        ("rtx_4090", None, False, 16e9),
+        ("l40s", None, None, None),
+        ("h100_sxm", None, None, None),
+        ("h100_sxm", "pcie", True, 0.57 * 64e9),
+        ("a100_pcie", None, True, 0.57 * 32e9),
+        ("a100_pcie", "35:12.5", False, 12.5e9),
+    ],
+)
+def test_a_link_is_the_gpus_or_named(gpu: str, name: str | None, direct: bool | None, bandwidth: float | None) -> None:
+    found = find_link(find_gpu(gpu), name)
+    assert (found and found.direct, found and found.bandwidth) == (direct, bandwidth)
+
+
+def test_an_all_reduce_is_one_exchange_or_nccls_ring() -> None:
+    """By NCCL's estimates for PCIe, in microseconds: LL 6.6 + 1.0 a step, Simple 8.4 + 5.7 a step."""
+    direct, host = Link(5e-6, 36e9, direct=True), Link(19.8e-6, 16e9)
+    assert direct.all_reduce_s(1e6, 2) == pytest.approx(5e-6 + 1e6 / 36e9)
+    assert direct.all_reduce_s(1e6, 4) == pytest.approx(8.4e-6 + 6 * 5.7e-6 + 1.5e6 / 36e9)
+    assert host.all_reduce_s(1e6, 2) == pytest.approx(8.4e-6 + 2 * 5.7e-6 + 1e6 / 16e9)
+    assert host.all_reduce_s(1e4, 2) == pytest.approx(6.6e-6 + 2 * 1.0e-6 + 1e4 / 4e9)
+    for name, gpu in (("fast", "a100_sxm"), ("1:2:3", "a100_sxm"), ("nvlink", "l40s"), ("5:0", "l40s")):
+        with pytest.raises(ConfigError, match="link") as raised:
+            find_link(find_gpu(gpu), name)
+        assert raised.value.exit_code == 2
+
+
+def test_a_gpu_without_measurements_goes_by_its_peaks(machine: Machine) -> None:
+    l40s, rtx, bandwidth, flops = machine("l40s"), machine("rtx_4090"), 864 / 1008, 362.05 / 165.2
+    # A decode reads weights and KV; a prompt is matrix work.
+    assert rtx.seconds(decodes(1, 1000)) / l40s.seconds(decodes(1, 1000)) == pytest.approx(bandwidth, rel=0.01)
+    assert rtx.seconds(prompt(8192)) / l40s.seconds(prompt(8192)) == pytest.approx(flops, rel=0.02)
+
+
 def test_host_times_grow_with_the_batch_and_the_launch_is_a_part(machine: Machine) -> None:
     m = machine()
     assert m.host_s(decodes(128, 10)) > m.host_s(decodes(1, 10)) > m.launch_s(decodes(1, 10)) > 0
@@ -115,6 +153,9 @@ def test_host_times_grow_with_the_batch_and_the_launch_is_a_part(machine: Machin
         ("b200_sxm", "b200_sxm"),
         ("H100_SXM5_80GB", "h100_sxm"),
         ("H200-141GB", "h200_sxm"),
+        ("H100 PCIe", "h100_pcie"),
+        ("NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("RTX PRO 6000 Blackwell Workstation Edition", "rtx_pro_6000_workstation"),
     ],
 )
 def test_gpus_by_their_usual_names(name: str, found: str) -> None:
@@ -122,14 +163,7 @@ def test_gpus_by_their_usual_names(name: str, found: str) -> None:
 
 
 def test_an_unknown_gpu_is_one_line() -> None:
-    assert len(GPUS) == 6
-    for name in (
-        "h1000",
-        "H100 PCIe",
-        "NVIDIA A100-SXM4-40GB",
-        "RTX PRO 6000 Blackwell Workstation Edition",
-        "tpu",
-    ):
+    for name in ("h1000", "NVIDIA A100-SXM4-40GB", "A100 PCIe 40GB", "RTX 4090 Ti", "tpu"):
         with pytest.raises(ConfigError, match=f"one of {', '.join(GPUS)}") as raised:
             find_gpu(name)
         assert raised.value.exit_code == 2
