@@ -51,7 +51,7 @@ _TABLE = (
 )
 
 
-@takes(EngineRunSettings, "requests length_field tokenizer time_unit strict max_tokens")
+@takes(EngineRunSettings, "requests length_field tokenizer format time_unit strict max_tokens")
 @takes(ClientRunSettings, "replay concurrency", panel=_URL)
 @takes(
     EngineRunSettings,

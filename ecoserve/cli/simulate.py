@@ -70,7 +70,7 @@ class SimulationOptions(BaseModel):
     )
 
 
-@takes(SimulateSettings, "trace requests max_tokens length_field tokenizer time_unit strict", panel=_LOAD)
+@takes(SimulateSettings, "trace requests max_tokens length_field tokenizer format time_unit strict", panel=_LOAD)
 @takes(SimulationOptions, "rate split seeds", panel=_LOAD)
 @takes(SimulationOptions, "policy lengths scheduler", panel="Policies")
 @takes(SimulateSettings, "gpu model tp link blocks block_size gpu_memory_utilization", panel="Machine")

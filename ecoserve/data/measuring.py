@@ -93,10 +93,9 @@ def measure(record: Record, sources: Sources) -> tuple[Record, str | None, str |
             note = ESTIMATED_PROMPT if missing else None
     if (thought := thinking_in(record.response)) is not None:
         tokens: int | None = changes.get("response_tokens", record.response_tokens)
-        if record.thinking_tokens is None and tokens is not None:
-            inner = len(thought.replace(THINK, "").replace(THOUGHT, "").strip())
-            rest = len((record.response or "")[len(thought) :].strip())
-            changes["thinking_tokens"] = round(tokens * inner / max(1, inner + rest))
+        if not record.thinking_tokens and tokens is not None:
+            # None counted, but some shown: vLLM counts from an opening mark, which models may not generate.
+            changes["thinking_tokens"] = thinking_by_text(record.response or "", tokens)
             note = note or (THINKING_BY_TEXT if not sources.response.startswith(_BY_TOKENIZER) else None)
         if len(thought) == len(record.response or "") and record.finish_reason not in _ENDED:
             changes["censored"] = True
@@ -109,6 +108,14 @@ def thinking_in(response: str | None) -> str | None:
         return None
     before, end, _ = response.partition(THOUGHT)
     return before + end
+
+
+def thinking_by_text(response: str, tokens: int) -> int:
+    """How many of an answer's ``tokens`` are thinking, by its share of the characters."""
+    thought = thinking_in(response) or ""
+    inner = len(thought.replace(THINK, "").replace(THOUGHT, "").strip())
+    rest = len(response[len(thought) :].strip())
+    return round(tokens * inner / max(1, inner + rest))
 
 
 class TokenCounter:

@@ -16,8 +16,10 @@ import httpx
 import numpy as np
 from pydantic import Field
 
+from ecoserve.data.fields import first_of
+from ecoserve.data.known_fields import usage_of
 from ecoserve.errors import ConfigError
-from ecoserve.serving.collect.endpoint import error_message, short
+from ecoserve.serving.collect.endpoint import COMPLETE, error_message, short
 from ecoserve.serving.core import keys
 from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.core.policies import DEFAULT, ORDER
@@ -29,6 +31,11 @@ Progress = Callable[[int, int], None]
 
 #: What ``lengths`` says where the server itself predicts.
 SERVER: Final = "server"
+#: Fields of a chunk that hold what was generated.
+_GENERATED: Final = (
+    *("content", "text", "reasoning", "reasoning_content", "reasoning_details", "tool_calls", "function_call"),
+    *("refusal", "audio", "token_ids"),
+)
 #: Token ids that every vocabulary has and that mean nothing special, for prompts of which only the length is known.
 _PLAIN_IDS: Final = (300, 1000)
 #: Series of the server that have a label, and the beginning of the name that the label completes: a field of
@@ -113,10 +120,7 @@ class _Client:
 
     async def _check(self, client: httpx.AsyncClient) -> None:
         where = self.settings.url
-        try:
-            answer = await client.get("/v1/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(f"no server answers ({short(error)})", where=where) from error
+        answer = await self._asked(client, "GET", "/v1/models")
         if answer.status_code in (401, 403):
             raise ConfigError("the server wants another API key", where=where, fix="give --api-key, or VLLM_API_KEY")
         try:
@@ -132,7 +136,7 @@ class _Client:
             raise ConfigError(f"the server does not serve {self.model}", where=where, fix=f"it serves {served}")
         if self.settings.replay:
             probe = {"model": self.model, "prompt": "hello", "max_tokens": 8, "vllm_xargs": {keys.REPLAY_TOKENS: 3}}
-            answer = await client.post("/v1/completions", json=probe)
+            answer = await self._asked(client, "POST", "/v1/completions", json=probe)
             count = answer.json().get("usage", {}).get("completion_tokens") if answer.status_code == 200 else None
             if count != 3:
                 raise ConfigError(
@@ -140,6 +144,12 @@ class _Client:
                     where=where,
                     fix="start it with ecoserve serve --replay, or give --no-replay",
                 )
+
+    async def _asked(self, client: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            return await client.request(method, path, **more)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ConfigError(f"no server answers ({short(error)})", where=self.settings.url) from error
 
     def _body(self, request: LoadRequest) -> dict[str, Any]:
         s = self.settings
@@ -184,23 +194,41 @@ class _Client:
         return row
 
     async def _follow(self, answer: httpx.Response, row: RequestRow) -> None:
-        ended = False
+        ended = counted = False
+        thought = said = 0
         async for event in _events(answer):
             now = time.monotonic() - self.begin
             if "error" in event:
                 row.status, row.error = "failed", error_message(json.dumps(event).encode())
                 return
             if event.get("choices"):
-                if row.first_token_s is None:
-                    row.first_token_s = now
-                if event["choices"][0].get("finish_reason"):
+                choice = event["choices"][0]
+                if (reason := choice.get("finish_reason")) is not None:
                     row.finish_s = now
-                    ended = event["choices"][0]["finish_reason"] in ("stop", "length", "tool_calls")
+                    ended = reason in COMPLETE or reason == "length"
+                delta = choice.get("delta", choice)
+                thought += len(first_of(delta, "reasoning", "reasoning_content") or "")
+                said += len(first_of(delta, "content", "text") or "")
+                if row.first_token_s is None and (ended or _has_token(delta)):
+                    row.first_token_s = now
             if event.get("usage"):
+                counted = True
                 row.output_tokens = int(event["usage"]["completion_tokens"])
                 row.prompt_tokens = int(event["usage"]["prompt_tokens"])
-        if not ended or not row.output_tokens:
-            row.status, row.error = "failed", row.error or "the stream broke off"
+                row.thinking_tokens = usage_of(event).thinking
+        if thought and not row.thinking_tokens:
+            row.thinking_tokens = round(row.output_tokens * thought / (thought + said))
+        if not ended:
+            row.status, row.error = "failed", "the stream broke off"
+        elif not row.output_tokens:
+            why = "the response has no tokens" if counted else "the server sent no usage, so its length is not known"
+            row.status, row.error = "failed", why
+
+
+def _has_token(delta: Mapping[str, Any]) -> bool:
+    """Whether a chunk holds a token. One with a role and no text comes before the first; a token may have no text."""
+    found = [delta[name] for name in _GENERATED if delta.get(name) is not None]
+    return bool(found) and ("role" not in delta or any(found))
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:

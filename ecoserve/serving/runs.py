@@ -143,6 +143,8 @@ class RequestRow:
     predicted_tokens: float | None = None
     preemptions: int = 0
     pauses: int = 0
+    #: how many of the output tokens were thinking, as a server counts them, else by their share of the characters
+    thinking_tokens: int | None = None
     #: probability integral transform of the response length under its prediction (``LoadRequest.pit``)
     pit: float | None = None
     #: the deadline for the last token on the run's clock, if the request has one

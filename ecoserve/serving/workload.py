@@ -98,6 +98,7 @@ class LoadSettings(BaseModel):
     )
     length_field: str | None = Field(None, description="field with the response lengths in tokens, as lengths[3]")
     tokenizer: str | None = Field(None, description="tokenizer that counts tokens where the trace does not")
+    format: str = Field("auto", description="the trace's format, where it is not recognized")
     time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
         None, description="unit of arrivals, where the trace does not state it"
     )
@@ -121,7 +122,8 @@ class LoadSettings(BaseModel):
         return lengths
 
     def read_trace(self) -> Trace:
-        return trace_for(self.trace, self.length_field, self.tokenizer, self.split, self.time_unit, self.strict)
+        how = (self.length_field, self.tokenizer, self.split, self.time_unit, self.strict, self.format)
+        return trace_for(self.trace, *how)
 
     def load(self, max_prompt_tokens: int, lengths: LengthSource | None = None) -> list[LoadRequest]:
         """The requests. ``lengths``: a source of predictions in place of the settings' own."""
@@ -170,6 +172,7 @@ def trace_for(
     split: str | None,
     time_unit: str | None = None,
     strict: bool = False,
+    format: str = "auto",
 ) -> Trace:
     """The trace a load is drawn from, kept for the next run; ``synthetic`` or ``synthetic:N`` makes one.
 
@@ -183,7 +186,9 @@ def trace_for(
             raise InputError(f"synthetic:{count} is not a number of rows", where="trace")
         trace = synthetic_trace(int(count), seed=0)
     else:
-        trace = load_trace(source, length_field=length_field, tokenizer=tokenizer, time_unit=time_unit, strict=strict)
+        trace = load_trace(
+            source, length_field=length_field, tokenizer=tokenizer, time_unit=time_unit, strict=strict, format=format
+        )
     if split is not None and any(r.prompt for r in trace.records):
         parts = split_trace(trace)
         if split not in parts or not parts[split].records:

@@ -289,9 +289,13 @@ def configuration(args: Namespace, flags: Sequence[str] = ()) -> Any:
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.reasoning import ReasoningParserManager
     from vllm.usage.usage_lib import UsageContext
 
     try:
+        if args.reasoning_parser_plugin:
+            # The server will import it too, but only later.
+            ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
         ServeSubcommand().validate(args)
         return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:

@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from ecoserve.data.fields import unusable_text
+from ecoserve.data.formats.conversations import read_message
+from ecoserve.data.known_fields import usage_of
+from ecoserve.data.measuring import thinking_by_text, thinking_in
 from ecoserve.errors import ConfigError
 
 #: Finish reasons of an answer that ended by itself; after any other, its length is a lower bound.
@@ -37,12 +40,16 @@ MOST_TOKENS: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One finished answer: its length as the server counted it, >= 1, its finish reason, its text if it is usable."""
+    """One finished answer: its length as the server counted it, >= 1, its finish reason, its text if it is usable.
+
+    ``thinking``: how many of ``tokens`` were thinking, by ``usage`` or by its share of the text; ``None``: not known.
+    """
 
     tokens: int
     reason: str
     prompt_tokens: int | None = None
     text: str | None = None
+    thinking: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +106,27 @@ def read_reply(status: int, headers: Mapping[str, str], data: bytes, secret: str
 def _read_answer(data: bytes) -> Answer | Again:
     try:
         body = json.loads(data)
-        choice, usage = body["choices"][0], body["usage"]
-        tokens, reason = usage["completion_tokens"], choice["finish_reason"]
-        prompt = usage.get("prompt_tokens")
+        choice, usage = body["choices"][0], body.get("usage")
+        reason = choice["finish_reason"]
         message = choice.get("message")
-        text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+        said = read_message(message if isinstance(message, dict) else {"content": choice.get("text")})
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Again("a reply that is no OpenAI-compatible answer with its usage")
+        return Again("a reply that is no OpenAI-compatible answer")
+    if not isinstance(usage, Mapping):
+        return Again("the server's reply has no usage: it does not say how many tokens the answer has")
+    tokens: Any = usage.get("completion_tokens")
+    prompt: Any = usage.get("prompt_tokens")
     if reason is None or reason in _DROPPED:
         return Again(f"the server did not finish the answer ({reason})")
     if not isinstance(reason, str) or not reason.isprintable() or not _is_count(tokens) or tokens > MOST_TOKENS:
         return Again("a reply without a finish reason, or with no number of tokens")
-    usable = isinstance(text, str) and unusable_text(text, "answer") is None
     # Where EOS is not counted, an answer that is nothing else has length 0; response length counts it.
-    return Answer(max(1, tokens), reason, prompt if _is_count(prompt) else None, text if usable else None)
+    tokens = max(1, tokens)
+    text = str(said.answer) if unusable_text(said.answer, "answer") is None else None
+    thinking = usage_of(body).thinking
+    if not thinking and text is not None and thinking_in(text) is not None:
+        thinking = thinking_by_text(text, tokens)
+    return Answer(tokens, reason, prompt if _is_count(prompt) else None, text, thinking)
 
 
 def _is_count(value: Any) -> bool:

@@ -19,7 +19,7 @@ from ecoserve.data.formats.base import Exchange
 from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.collect.endpoint import Answer, Outcome, Refused
 
-VERSION: Final = 2
+VERSION: Final = 3
 _PRAGMAS: Final = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = NORMAL")
 _TABLES: Final = (
     "settings (value TEXT NOT NULL)",
@@ -27,14 +27,16 @@ _TABLES: Final = (
     # reason: the finish reason of an answer, else why there is none
     """outcomes (
         prompt INTEGER, sample INTEGER, state TEXT NOT NULL CHECK (state IN ('answered', 'refused', 'failed')),
-        reason TEXT NOT NULL, tokens INTEGER, prompt_tokens INTEGER, text TEXT, PRIMARY KEY (prompt, sample)
+        reason TEXT NOT NULL, tokens INTEGER, prompt_tokens INTEGER, text TEXT, thinking INTEGER,
+        PRIMARY KEY (prompt, sample)
     )""",
 )
 #: Only a failure is ever replaced.
 _ADD: Final = """
-    INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     state = excluded.state, reason = excluded.reason, tokens = excluded.tokens,
-    prompt_tokens = excluded.prompt_tokens, text = excluded.text WHERE state = 'failed'
+    prompt_tokens = excluded.prompt_tokens, text = excluded.text, thinking = excluded.thinking
+    WHERE state = 'failed'
 """
 
 
@@ -153,10 +155,11 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def add(self, prompt: int, sample: int, outcome: Outcome) -> None:
         values: tuple[str | int | None, ...]
         if isinstance(outcome, Answer):
-            values = ("answered", outcome.reason, outcome.tokens, outcome.prompt_tokens, outcome.text)
+            values = ("answered", outcome.reason, outcome.tokens, outcome.prompt_tokens)
+            values += (outcome.text, outcome.thinking)
         else:
             state = "refused" if isinstance(outcome, Refused) else "failed"
-            values = (state, outcome.why, None, None, None)
+            values = (state, outcome.why, None, None, None, None)
         with self._errors():
             added = self._db.execute(_ADD, (prompt, sample, *values)).rowcount
         assert added == 1, f"sample {sample} of prompt {prompt} is settled already"
@@ -174,7 +177,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             self._db.execute("PRAGMA wal_checkpoint")
 
     def answers(self, prompt: int) -> list[tuple[int, Answer]]:
-        query = "SELECT sample, tokens, reason, prompt_tokens, text FROM outcomes"
+        query = "SELECT sample, tokens, reason, prompt_tokens, text, thinking FROM outcomes"
         with self._errors():
             rows = self._db.execute(f"{query} WHERE prompt = ? AND state = 'answered' ORDER BY sample", (prompt,))
             return [(sample, Answer(*values)) for sample, *values in rows]

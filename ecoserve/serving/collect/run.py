@@ -224,6 +224,7 @@ def _records(journal: Journal, settings: CollectSettings, model: str) -> Iterato
                 asked,
                 response=answer.text,
                 response_tokens=answer.tokens,
+                thinking_tokens=answer.thinking,
                 prompt_tokens=answer.prompt_tokens,
                 sample_tokens=tuple(other.tokens for s, other in answers if s != sample),
                 model=model,

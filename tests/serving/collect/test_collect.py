@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stand_in import MODEL, StandIn, answer, prompts_file, rows_of, settings, true_length
+from stand_in import MODEL, Reply, StandIn, answer, prompts_file, rows_of, settings, true_length
 
 from ecoserve.data import load_trace, save_trace
 from ecoserve.errors import ConfigError, RunError, TraceError
@@ -87,6 +88,43 @@ def test_an_answer_without_text_is_still_an_answer(tmp_path: Path) -> None:
     assert [r.response for r in trace.records] == [None, None, None, None, "fine"]
     # Zero is the count of a server that does not count EOS.
     assert [r.response_tokens for r in trace.records] == [1] * 5
+
+
+THOUGHT = "hm" * 9
+TEXT = f"<think>\n{THOUGHT}\n</think>\n\nyes"
+
+
+@pytest.mark.parametrize("keep_text", [True, False])
+@pytest.mark.parametrize(
+    ("message", "reason", "counted", "thinking", "text"),
+    [
+        ({"reasoning": THOUGHT, "content": "yes"}, "stop", 30, 30, TEXT),
+        # 18 of 21 characters of 42 tokens.
+        ({"reasoning_content": THOUGHT, "content": "yes"}, "stop", None, 36, TEXT),
+        ({"content": TEXT}, "stop", None, 36, TEXT),
+        ({"content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": "yes"}]}, "stop", None, 36,
+         TEXT),
+        ({"reasoning": THOUGHT, "content": None}, "length", None, 42, f"<think>\n{THOUGHT}\n"),
+        ({"content": None}, "length", 42, 42, None),
+        ({"content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, "tool_calls", None, None,
+         None),
+        ({"content": [{"type": "text", "text": "yes"}]}, "stop", None, None, "yes"),
+    ],
+)  # fmt: skip
+def test_thinking_is_kept_apart_and_an_answer_that_still_thinks_is_cut_off(
+    tmp_path: Path, message: dict[str, Any], reason: str, counted: int | None, thinking: int | None, text: str | None,
+    keep_text: bool,
+) -> None:  # fmt: skip
+    usage: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 42}
+    if counted is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": counted}
+    body = {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": reason}], "usage": usage}
+    out = tmp_path / "out.jsonl"
+    with StandIn(lambda asked, n: Reply(body=json.dumps(body).encode())) as server:
+        collect(settings(prompts_file(tmp_path, 1), out, server.url, keep_text=keep_text))
+    (record,) = load_trace(out).records
+    assert (record.response_tokens, record.thinking_tokens) == (42, thinking)
+    assert (record.censored, record.response) == (reason == "length", text if keep_text else None)
 
 
 def test_texts_can_be_left_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -12,8 +13,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from front_helpers import Server
+from front_helpers import ROOT, Server
 
+from ecoserve.data import load_trace
+from ecoserve.data.measuring import THINK, THOUGHT, load_tokenizer
+from ecoserve.serving.client_run import ClientRunSettings, run_client
+from ecoserve.serving.collect import CollectSettings, collect
 from ecoserve.serving.core import keys
 from ecoserve.serving.online.refit import unpack
 
@@ -32,6 +37,8 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             *("--max-num-seqs", "1", "--max-model-len", "2048", "--distributed-executor-backend", "uni"),
             *("--enforce-eager", "--additional-config", '{"ecoserve": {"ageing_tokens_per_s": 0}}'),
             *("--replay", "--learn", str(folder / "learned")),
+            *("--reasoning-parser-plugin", str(ROOT / "scripts" / "tiny_reasoning_parser.py")),
+            *("--reasoning-parser", "until_a_full_stop"),
         ],
         folder / "server.log",
         temporary,
@@ -80,6 +87,43 @@ def test_requests_are_served_by_rank_and_clients_priorities_first(server: Server
         thread.join(Server.START_S)
     order = ["most urgent", "urgent", "shorter", "short", "medium", "long", "later"]
     assert served == [(name, 200) for name in order]
+
+
+def test_a_server_that_thinks_is_replayed_and_collected(server: Server, tmp_path: Path) -> None:
+    """vLLM's own counts and reasoning: what is said up to a full stop is thinking."""
+    rows = [{"prompt": f"question {i}", "response_tokens": 5 + i, "arrival_s": i / 50} for i in range(6)]
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"conversation": f"c{i}", **r}) + "\n" for i, r in enumerate(rows)))
+    settings = ClientRunSettings(
+        url=server.url, trace=str(source), split=None, requests=6, max_tokens=64, temperature=1.0
+    )
+    run = run_client(settings)
+    assert [(r.status, r.output_tokens) for r in run.rows] == [("completed", 5 + i) for i in range(6)]
+    for row in run.rows:
+        assert row.arrival_s < (row.first_token_s or 0.0) < (row.finish_s or 0.0)
+        assert (row.thinking_tokens or 0) <= row.output_tokens
+    # Full stops are rare: nearly all of it is thinking, and its first token the first token.
+    assert 22 < sum(row.thinking_tokens or 0 for row in run.rows) <= 45
+    stop = get_tokenizer(server).convert_tokens_to_ids(".")
+    out = tmp_path / "lengths.jsonl"
+    collect(
+        CollectSettings(
+            prompts=str(source), output=out, url=server.url, samples=4, max_tokens=24, temperature=1.0, concurrency=1,
+            body={"logit_bias": {str(stop): 4}, "min_tokens": 3},
+        )
+    )  # fmt: skip
+    records = load_trace(out).records
+    ended = [r for r in records if THOUGHT in (r.response or "")]
+    assert len(records) == 24
+    assert 0 < len(ended) < 24
+    for r in records:
+        thinking, tokens, text = r.thinking_tokens or 0, r.response_tokens or 0, r.response or ""
+        assert (0 <= thinking < tokens) if r in ended else (thinking == (tokens if THINK in text else 0))
+        assert r.censored == (tokens == 24)
+
+
+def get_tokenizer(server: Server) -> Any:
+    return load_tokenizer(httpx.get(f"{server.url}/v1/models", timeout=30).json()["data"][0]["root"])
 
 
 def test_zz_lengths_are_learned_whichever_way_they_are_asked_for(server: Server) -> None:

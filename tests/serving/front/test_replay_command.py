@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,22 @@ import pytest
 from ecoserve.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+PAUSE_S = 0.15
+COUNTS = {"prompt_tokens": 7, "completion_tokens": 5}
+THOUGHT = {**COUNTS, "completion_tokens_details": {"reasoning_tokens": 5}}
+#: What is asked -> the first delta with a token, and the usage.
+STREAMS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "content": ({"content": "a"}, COUNTS),
+    "parts": ({"content": [{"type": "text", "text": "a"}]}, COUNTS),
+    "reasoning": ({"reasoning": "hm"}, THOUGHT),
+    "reasoning content": ({"content": None, "reasoning_content": "hm"}, COUNTS),
+    "a tool": ({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": ""}}]}, COUNTS),
+    "a token without a text": ({"content": ""}, COUNTS),
+    "no token": ({"role": "assistant", "content": ""}, COUNTS),
+    "no usage": ({"content": "a"}, None),
+}
 
 
 class Upstream(http.server.BaseHTTPRequestHandler):
@@ -32,6 +49,21 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def stream(self, first: dict[str, Any], usage: dict[str, Any] | None) -> None:
+        """A role alone at once, ``first`` after a while, the end, and the usage."""
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for delta in ({"role": "assistant", "content": ""}, first):
+            self.wfile.write(f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(PAUSE_S)
+        ends: list[Any] = [{"choices": [{"delta": {}, "finish_reason": "length"}]}]
+        ends += [{"choices": [], "usage": usage}] if usage is not None else []
+        self.wfile.write("".join(f"data: {json.dumps(e)}\n\n" for e in ends).encode() + b"data: [DONE]\n\n")
+        self.close_connection = True
+
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             self.reply(200, b'{"data": [{"id": "words"}]}')
@@ -41,6 +73,9 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         assert body["model"] == "words"
+        if (asked := body.get("messages", [{}])[-1].get("content")) in STREAMS:
+            self.stream(*STREAMS[asked])
+            return
         type(self).count += 1
         if self.count % 3 == 0:
             self.reply(400, b'{"error": {"message": "too long"}}')
@@ -100,6 +135,26 @@ def test_a_url_is_driven_and_everything_is_written(url: str, tmp_path: Path) -> 
     assert {r["error"] for r in rows if r["status"] == "rejected"} == {"HTTP 400: too long"}
     assert all(r["output_tokens"] == 5 and r["prompt_tokens"] == 7 for r in rows if r["status"] == "completed")
     assert all(r["arrival_s"] <= r["first_token_s"] <= r["finish_s"] for r in rows if r["status"] == "completed")
+
+
+def test_the_first_token_is_no_role_but_thinking_is_one(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = trace(tmp_path, list(STREAMS)), tmp_path / "out"
+    options = ("--no-replay", "--requests", str(len(STREAMS)), "-o", str(out))
+    assert main(["replay", str(source), "--url", url, "--quiet", *options]) == 1
+    rows = {}
+    for line in (out / "requests.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[list(STREAMS)[int(row["request_id"][1:])]] = row
+    assert rows.pop("no usage")["status"] == "failed"
+    assert "the server sent no usage, so its length is not known" in capsys.readouterr().err
+    for name, row in rows.items():
+        # The role comes at once, the first token after a pause, the end after another.
+        assert row["first_token_s"] - row["arrival_s"] >= PAUSE_S * (2 if name == "no token" else 1)
+        assert (row["status"], row["output_tokens"]) == ("completed", 5)
+        assert row["thinking_tokens"] == (5 if "reasoning" in name else None)  # counted, or by the text
+        assert (row["finish_s"] == row["first_token_s"]) == (name == "no token")
 
 
 def test_a_stream_that_breaks_off_is_a_failure_and_exit_code_1(
