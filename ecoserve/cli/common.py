@@ -184,9 +184,3 @@ def parsed_rate(text: str) -> float | None:
     if not rate > 0:
         raise ConfigError(f"{text!r} is no rate", where="--rate", fix="requests a second, inf, or recorded")
     return rate
-
-
-def chosen_split(split: str | None, *, recorded: bool) -> str | None:
-    """The split of a load: by default dev, with recorded arrivals all; None for all."""
-    split = split or ("all" if recorded else "dev")
-    return None if split == "all" else split

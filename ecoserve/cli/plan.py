@@ -14,7 +14,6 @@ from ecoserve.cli.common import (
     OutputOption,
     QuietOption,
     SeedOption,
-    chosen_split,
     emit_json,
     parsed_rate,
     stderr_console,
@@ -92,6 +91,7 @@ def command(
     """
     from ecoserve.errors import ConfigError, RunError, ThresholdError
     from ecoserve.options import checked
+    from ecoserve.serving.workload import chosen_split
     from ecoserve.sweep.execute import execute
     from ecoserve.sweep.identity import hardware
     from ecoserve.sweep.plan import located

@@ -17,7 +17,6 @@ from ecoserve.cli.common import (
     JsonOption,
     QuietOption,
     SeedOption,
-    chosen_split,
     emit_json,
     parsed_rate,
     progress_of,
@@ -30,6 +29,7 @@ from ecoserve.options import checked
 from ecoserve.serving.client_run import SERVER, ClientRunSettings, run_client
 from ecoserve.serving.engine_run import EngineRunSettings, engine_arguments, run_engine
 from ecoserve.serving.length_source import LengthSource
+from ecoserve.serving.workload import chosen_split
 
 if TYPE_CHECKING:
     from ecoserve.serving.runs import RunResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
@@ -13,22 +13,19 @@ from ecoserve.cli.common import (
     JsonOption,
     QuietOption,
     SeedOption,
-    chosen_split,
     emit_json,
     parsed_rate,
     progress_bar,
     stderr_console,
 )
 from ecoserve.cli.options import taken, takes
-from ecoserve.serving.simulate.settings import SimulateSettings
+from ecoserve.serving.simulate.settings import SIMULATION, SimulateSettings
 
 if TYPE_CHECKING:
     from ecoserve.sweep.summary import RunRow
 
 #: Groups of options in the help.
 _LOAD, _SLO = "Load", "SLO (exit code 3 where it is missed)"
-#: Where the command's defaults are not those of a run; None: what the trace needs.
-_DEFAULTS: Final = {"depth": 2, "prefix_caching": True, "max_model_len": None}
 
 
 class SimulationOptions(BaseModel):
@@ -78,7 +75,7 @@ class SimulationOptions(BaseModel):
     SimulateSettings,
     "max_model_len max_num_seqs max_num_batched_tokens prefix_caching depth charge_scheduler",
     panel="Engine",
-    defaults=_DEFAULTS,
+    defaults=SIMULATION,
 )
 @takes(SimulateSettings, "replicas router router_stale_ms", panel="Replicas")
 @takes(SimulateSettings, "slo_ttft_ms slo_tpot_ms slo_scale", panel=_SLO)
@@ -90,6 +87,7 @@ def command(*, seed: SeedOption = 0, json: JsonOption = None, quiet: QuietOption
     from ecoserve.options import checked
     from ecoserve.serving.core.settings import SchedulerSettings
     from ecoserve.serving.simulate.perfetto import trace_file
+    from ecoserve.serving.workload import chosen_split
     from ecoserve.sweep.results import ResultFolder
     from ecoserve.sweep.simulations import Watch, listed, parsed_knob, parsed_window, perform, prepare, show
 
@@ -102,7 +100,7 @@ def command(*, seed: SeedOption = 0, json: JsonOption = None, quiet: QuietOption
     # auto is resolved by the model of the GPU.
     SchedulerSettings.parse({k: v for k, v in knobs.items() if v != "auto"}, lambda name: f"--scheduler {name}")
     settings = checked(SimulateSettings, given)
-    common = {**_DEFAULTS, **{name: getattr(settings, name) for name in given}, "scheduler": knobs}
+    common = {**SIMULATION, **{name: getattr(settings, name) for name in given}, "scheduler": knobs}
     common["split"] = chosen_split(options.split, recorded=None in rates)
     window = parsed_window(options.trace_window)
     picture = None

@@ -13,11 +13,8 @@ from rich.console import Console
 from ecoserve.cli.common import JsonOption, OutputOption, QuietOption, emit_json, stderr_console
 
 if TYPE_CHECKING:
-    from ecoserve.sweep.identity import PlannedRun
-    from ecoserve.sweep.plan import SweepPlan
-    from ecoserve.sweep.results import ResultFolder
-    from ecoserve.sweep.search import Searches
-    from ecoserve.sweep.summary import Meta, Summary
+    from ecoserve.sweep.summary import Summary
+    from ecoserve.sweep.sweep import Sweep
 
 
 def command(
@@ -50,55 +47,24 @@ def command(
     quiet: QuietOption = False,
 ) -> None:
     """Run a sweep over lengths, policies, knobs, rates, loads and seeds; write summary.json and report.html."""
-    from ecoserve.errors import ConfigError, RunError
-    from ecoserve.sweep.execute import execute
-    from ecoserve.sweep.expansion import expand
-    from ecoserve.sweep.plan import SweepPlan
-    from ecoserve.sweep.report import write_report
-    from ecoserve.sweep.results import ResultFolder
-    from ecoserve.sweep.search import Searches
+    from ecoserve.errors import RunError
+    from ecoserve.sweep.report import FILE_NAME
+    from ecoserve.sweep.sweep import Sweep
 
-    plan = SweepPlan.load(plan_file, trace=trace, predictor=predictor)
-    runs = expand(plan)
-    searches = Searches.of(plan) if plan.search is not None else None
-    if ray not in (None, "local") and jobs is not None:
-        raise ConfigError("the cluster decides how many run at once", where="--jobs", fix="leave out --jobs")
-    if plan.engine == "url" and (ray is not None or (jobs or 1) > 1):
-        raise ConfigError(
-            "parallel runs at one server disturb each other", where="engine: url", fix="leave out --jobs and --ray"
-        )
+    command = shlex.join(["ecoserve", *sys.argv[1:]])
+    sweep = Sweep(plan_file, trace=trace, predictor=predictor, command=command)
     console = stderr_console(quiet)
     if dry_run:
-        _say_what_would_run(plan, runs, searches, output, jobs or 1, json, console)
+        _say_what_would_run(sweep, output, jobs or 1, json, console)
         return
-    if ray is not None:
-        from ecoserve.sweep.ray_cluster import look_for
-
-        look_for(ray)  # before anything is written
-    folder = ResultFolder.create(output, _meta(plan), resume=resume)
-    try:
-        tally = execute(
-            runs,
-            folder,
-            function=plan.run,
-            jobs=jobs,
-            ray=ray,
-            searches=searches,
-            console=None if quiet else console,
-        )
-    finally:
-        # After Ctrl-C too: what is finished can be read at once.
-        _note_lengths(folder)
-        report = write_report(folder)
-    summary = folder.summary()
+    summary = sweep.run(output, jobs=jobs, ray=ray, resume=resume, console=None if quiet else console)
     emit_json(summary.model_dump(mode="json"), json)
     _say_what_was_found(summary, console)
-    console.print(f"{report}")
+    console.print(f"{output / FILE_NAME}")
     console.print(f"tables sha256 {summary.meta.tables_sha256}")
-    if tally.failed:
-        first = summary.failures[0]
+    if failed := len(summary.failures):
         raise RunError(
-            f"{tally.failed} of {tally.total} runs failed, the first with: {first.error}",
+            f"{failed} of {failed + len(summary.runs)} runs failed, the first with: {summary.failures[0].error}",
             where=str(output),
             fix="fix that and run them again with --resume",
         )
@@ -118,49 +84,14 @@ def _say_what_was_found(summary: Summary, console: Console) -> None:
         console.print(f"{name}: {rate}{missed} ({row.state}; {tried}{contrary})")
 
 
-def _meta(plan: SweepPlan) -> Meta:
-    from ecoserve.sweep.identity import describe_run, fingerprint
-    from ecoserve.sweep.plan import SYNTHETIC
-    from ecoserve.sweep.summary import TraceInfo
-
-    sources = dict.fromkeys([*plan.trace, *(t for c in plan.conditions.values() for t in c.trace or [])])
-    files = [Path(source) for source in sources if Path(source).is_file()]
-    # Several traces have no hash in common; each run's key holds that of its own.
-    sha256 = fingerprint(files[0]) if len(sources) == len(files) == 1 else None
-    trace = TraceInfo(source=", ".join(sources), sha256=sha256)
-    return describe_run(plan.title, [shlex.join(["ecoserve", *sys.argv[1:]])]).model_copy(
-        update={
-            "synthetic": any(source.partition(":")[0] == SYNTHETIC for source in sources),
-            "trace": trace,
-            "scheduler_mode": f"virtual time, pipeline depth {plan.depth}" if plan.engine == "virtual" else plan.engine,
-            "settings": plan.model_dump(mode="json", exclude_none=True),
-        }
-    )
-
-
-def _note_lengths(folder: ResultFolder) -> None:
-    """Where response lengths came from is known once the trace has been read, which the runs do."""
-    known = {getattr(run, "length_source", None) for run in folder.summary().runs} - {None}
-    if folder.meta.trace and known:
-        folder.describe(trace={**folder.meta.trace.model_dump(), "length_source": ", ".join(sorted(map(str, known)))})
-
-
-def _say_what_would_run(
-    plan: SweepPlan,
-    runs: list[PlannedRun],
-    searches: Searches | None,
-    output: Path,
-    jobs: int,
-    json: str | None,
-    console: Console,
-) -> None:
+def _say_what_would_run(sweep: Sweep, output: Path, jobs: int, json: str | None, console: Console) -> None:
     from ecoserve.sweep.execute import duration
     from ecoserve.sweep.expansion import estimate
     from ecoserve.sweep.results import ResultFolder
 
     folder = ResultFolder.open(output) if (output / "sweep.yaml").exists() else None
     row_of = folder.finished_row if folder is not None else lambda key: None
-    known = list(runs)
+    plan, searches, known = sweep.plan, sweep.searches, list(sweep.runs)
     if searches is not None:
         left, finished = searches.follow(searches.begin(), row_of)
         known += [*finished, *left]

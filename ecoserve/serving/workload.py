@@ -312,3 +312,9 @@ def _nothing_fits(trace: Trace, max_prompt_tokens: int) -> TraceError:
         where=trace.source,
         fix="name a length field or a tokenizer",
     )
+
+
+def chosen_split(split: str | None, *, recorded: bool) -> str | None:
+    """The split of a load: by default dev, with recorded arrivals all; None for all."""
+    split = split or ("all" if recorded else "dev")
+    return None if split == "all" else split

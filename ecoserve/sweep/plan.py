@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -188,13 +189,26 @@ class SweepPlan(Condition):
             raise ConfigError(f"is not YAML ({yaml_problem(error)})", where=str(path)) from error
         if not isinstance(content, dict):
             raise ConfigError("is not a plan", where=str(path), fix="a plan is `key: value` lines; see docs/sweep.md")
+        return cls.of(content, path.parent.resolve(), where=str(path), trace=trace, predictor=predictor)
+
+    @classmethod
+    def of(
+        cls,
+        content: Mapping[str, Any],
+        base: Path,
+        *,
+        where: str,
+        trace: str | None = None,
+        predictor: str | None = None,
+    ) -> SweepPlan:
+        """Check and resolve a plan's keys, with paths relative to ``base``; otherwise as :meth:`load`."""
         given = {"trace": trace, "predictor": predictor}
-        content |= {name: located(value, Path.cwd()) for name, value in given.items() if value is not None}
+        given = {name: located(value, Path.cwd()) for name, value in given.items() if value is not None}
         try:
-            plan = cls.model_validate(content)
+            plan = cls.model_validate({**content, **given})
         except ValidationError as error:
-            raise ConfigError(_explained(error), where=str(path), fix="see docs/sweep.md") from error
-        return plan.resolved(path.parent.resolve(), where=str(path))
+            raise ConfigError(_explained(error), where=where, fix="see docs/sweep.md") from error
+        return plan.resolved(base, where=where)
 
     def resolved(self, base: Path, *, where: str | None = None) -> SweepPlan:
         """The plan with variables filled in, ``predicted`` named and paths (relative to ``base``) absolute.

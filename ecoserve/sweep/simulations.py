@@ -25,8 +25,8 @@ from ecoserve.options import checked
 from ecoserve.serving.core.policies import LENGTH_BLIND, STOCK_POLICIES
 from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
-from ecoserve.serving.simulate.settings import machine_of
-from ecoserve.serving.workload import prompt_length
+from ecoserve.serving.simulate.settings import SIMULATION, machine_of
+from ecoserve.serving.workload import chosen_split, prompt_length
 from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
 from ecoserve.sweep.plan import SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
@@ -48,6 +48,49 @@ class Simulations:
 
     runs: list[SimulateSettings]
     meta: Meta
+
+
+def simulate_trace(
+    trace: str | Path,
+    *,
+    rate: float | None = None,
+    policies: Sequence[str] = ("vllm", "ecoserve"),
+    lengths: Sequence[str] = ("true",),
+    seeds: Sequence[int] = (0,),
+    split: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Summary:
+    """Run a trace through scheduling policies on modelled GPUs, in virtual time; as ``ecoserve simulate``.
+
+    Args:
+        trace: a file, a hub data set, a workload file, or ``synthetic:N``.
+        rate: requests per second (Poisson; ``math.inf``: all at once); None: recorded arrivals.
+        policies: names of scheduling policies.
+        lengths: sources of lengths: ``true``, ``none``, ``noise:SIGMA``, ``predicted:CKPT``, ...
+        seeds: one run of each setting for each.
+        split: ``train``, ``dev`` or ``all``. Default: ``dev``, with recorded arrivals ``all``.
+        output: folder for ``summary.json`` and every request.
+        resume: continue in that folder.
+        settings: fields of :class:`~ecoserve.serving.simulate.settings.SimulateSettings`, as ``gpu``, ``model``.
+
+    Returns:
+        The summary; its ``runs`` have times in milliseconds, rates per second and shares from 0 to 1.
+
+    Raises InputError for what cannot be run, before anything is; RunError if a run fails.
+    """
+    common = {**SIMULATION, **settings, "trace": str(trace), "split": chosen_split(split, recorded=rate is None)}
+    simulations = prepare(
+        common,
+        policies=policies,
+        lengths=lengths,
+        rates=[rate],
+        seeds=seeds,
+        command=f"ecoserve.simulate({str(trace)!r}, ...)",
+    )
+    folder = None if output is None else ResultFolder.create(Path(output), simulations.meta, resume=resume)
+    return perform(simulations, folder=folder)
 
 
 def prepare(

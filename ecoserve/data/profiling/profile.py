@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from ecoserve.data.laws import FittedLaw, Histogram, KaplanMeier
+from ecoserve.data.loading import ReadOptions
 from ecoserve.data.profiling.model import Curve, Curves, Profile, SamePrompt, Source
 from ecoserve.data.profiling.over_time import arrivals, drift
 from ecoserve.data.profiling.same_prompt import (
@@ -29,6 +31,7 @@ from ecoserve.data.profiling.tails import tail
 from ecoserve.data.profiling.worth import Predictions, guess_by_band, orderings, predicted, prompt_length, waste
 from ecoserve.data.records import Trace
 from ecoserve.data.streaming import TraceStream
+from ecoserve.data.traces import stream_trace
 from ecoserve.errors import TraceError
 
 _BINS: Final = 48
@@ -129,19 +132,31 @@ def rounded(values: npt.ArrayLike) -> list[float]:
 
 
 def profile_trace(
-    source: Trace | TraceStream | TraceTable,
+    source: str | Path | Trace | TraceStream | TraceTable,
     *,
     predictions: Predictions | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    **options: Unpack[ReadOptions],
 ) -> Profile:
-    """Profile the response lengths of a trace, of a stream (read once, to its end), or of a table.
+    """Profile the response lengths of a trace: percentiles, tail, predictability, waste, drift.
 
-    ``predictions`` are for rows of the table; ``max_tokens`` replaces the trace's own. The same seed gives the same
-    profile. Raises TraceError if there is no record with a response length, or ``max_tokens`` is below 1.
+    Args:
+        source: a file or hub data set, read as a stream; a trace, a stream (read once, to its end), or a table.
+        predictions: for rows of the table.
+        max_tokens: tokens that a request may generate, in place of the trace's own.
+        seed: of what is sampled; the same seed gives the same profile.
+        options: how a file is read, see :class:`~ecoserve.data.loading.ReadOptions`.
+
+    Returns:
+        The profile, a pydantic model: ``worth`` and ``answer`` say in words whether predicting lengths pays.
+
+    Raises TraceError if the source cannot be read or has no response length, or ``max_tokens`` is below 1.
     """
     if max_tokens is not None and max_tokens < 1:
         raise TraceError(f"max_tokens of {max_tokens} leaves no room for an answer", fix="give 1 or more")
+    if isinstance(source, str | Path):
+        source = stream_trace(source, **options)
     table = source if isinstance(source, TraceTable) else read_table(source, seed=seed)
     conversations, effect = conversations_of(table)
     counts = count(table.response, table.censored)

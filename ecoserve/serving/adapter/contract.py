@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from packaging.specifiers import SpecifierSet
 
-import ecoserve
 from ecoserve.errors import ConfigError
 
 #: The vLLM versions that level ``full`` is tested with, and those that level ``order`` runs on.
@@ -120,7 +119,7 @@ class OwnClass:
 
 
 @cache
-def needs(package: Path = Path(ecoserve.__file__).parent) -> tuple[Need, ...]:
+def needs(package: Path = Path(__file__).parents[2]) -> tuple[Need, ...]:
     """Every name of vLLM that a module of ours uses, in order of files and lines."""
     found: list[Need] = []
     for path, tree, imported, classes in _modules(package):

@@ -73,6 +73,8 @@ class SimulateSettings(EngineLimits, LoadSettings):
         return self.gpu != LINEAR
 
 
+#: Defaults of a simulation of a trace, where they are not those of a run; None: what the trace needs.
+SIMULATION: Final = {"depth": 2, "prefix_caching": True, "max_model_len": None}
 #: Tokens of one prompt of a profile of forwards: long enough to be one, short enough that attention does not count.
 PROMPT_TOKENS: Final = 512
 #: The largest forward of a profile.
