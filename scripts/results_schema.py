@@ -1,4 +1,4 @@
-"""Rewrites the JSON Schema of ``summary.json`` and the tables of ``docs/results-schema.md`` from their models."""
+"""Rewrites the JSON Schema of ``summary.json`` and ``docs/reference/results-schema.md`` from their models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ecoserve.sweep.summary import (
     json_schema,
 )
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "results-schema.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "results-schema.md"
 MODELS: tuple[type[BaseModel], ...] = (Summary, RunRow, SearchRow, FailureRow, PredictorRow, Meta, TraceInfo)
 
 

@@ -1,4 +1,4 @@
-"""Names, help, messages and docs use the field's words (docs/paper-terms.md maps the paper's).
+"""Names, help, messages and docs use the field's words (docs/how/paper-terms.md maps the paper's).
 
 Old names that are still accepted for a release (``ecoserve/deprecations.py``) are no fault.
 """
@@ -19,7 +19,7 @@ SUFFIXES = {".py", ".md", ".yaml", ".toml", ".j2", ".js", ".json", ".sh", ""}
 EXCEPT = (
     "ecoserve/deprecations.py",
     "CHANGELOG.md",
-    "docs/paper-terms.md",
+    "docs/how/paper-terms.md",
     "benchmarks/results/",
     "tests/test_words.py",
 )

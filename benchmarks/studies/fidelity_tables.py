@@ -1,6 +1,6 @@
-"""The tables of docs/fidelity.md, from the result files.
+"""The tables of docs/results/fidelity.md, from the result files.
 
-    python benchmarks/studies/fidelity_tables.py        # writes them between the marks in docs/fidelity.md
+    python benchmarks/studies/fidelity_tables.py        # writes them between the marks in docs/results/fidelity.md
 
 A test holds the document against this script.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import common
 
-DOCUMENT: Final = common.ROOT / "docs" / "fidelity.md"
+DOCUMENT: Final = common.ROOT / "docs" / "results" / "fidelity.md"
 FIGURES: Final = ("tpot", "e2el", "ttft")
 #: The steps of gpu_bounds.json that the page shows.
 STEPS: Final = ("1 decode at 1,000", "64 decodes at 4,000", "prompt of 2,048", "1,900 new beside 128 decodes at 1,000")

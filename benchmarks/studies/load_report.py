@@ -2,12 +2,12 @@
 
     python benchmarks/studies/load_report.py ../shared/data    # benchmarks/results/load_report.json
     python benchmarks/studies/load_report.py --rows alpaca.json.gz --big lines:5:stream lines:5:profile
-    python benchmarks/studies/load_report.py --tables                                 # only the tables of docs/data.md
+    python benchmarks/studies/load_report.py --tables # only the tables of docs/guides/data.md
 
 Each file is loaded in a process of its own (load_jobs.py), several times for the time. A file that is no
 trace is listed with the line that a user would read. ``--big`` (load_big.py) makes files of so many GiB in a
 temporary folder, reads them as streams, and writes benchmarks/results/load_big.json; runs that are in it are not made
-again. Both write their figures into the tables of docs/data.md; a test holds them together.
+again. Both write their figures into the tables of docs/guides/data.md; a test holds them together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common import watch
 
 from ecoserve.sweep.identity import hardware, versions
 
-DOCUMENT: Final = common.ROOT / "docs" / "data.md"
+DOCUMENT: Final = common.ROOT / "docs" / "guides" / "data.md"
 JOBS: Final = Path(__file__).resolve().parent / "load_jobs.py"
 MIB: Final = 2**20
 
@@ -138,7 +138,7 @@ def _cell(text: str) -> str:
 
 
 def tables() -> dict[str, Callable[[], str]]:
-    """The tables of docs/data.md whose result files are there."""
+    """The tables of docs/guides/data.md whose result files are there."""
     made = {"load report": ("load_report.json", folder_table), "big files": ("load_big.json", load_big.table)}
     return {name: partial(table, found) for name, (file, table) in made.items() if (found := common.read(file))}
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--big", type=load_big.Job.parse, nargs="+", metavar="KIND:GIB:READER", help=what)
     parser.add_argument("--rows", type=Path, metavar="TRACE", help="with --big: texts to fill them with")
     parser.add_argument("--repeats", type=int, default=3, help="processes that each file is loaded in (default: 3)")
-    parser.add_argument("--tables", action="store_true", help="only renew the tables of docs/data.md")
+    parser.add_argument("--tables", action="store_true", help="only renew the tables of docs/guides/data.md")
     parser.add_argument("--out", type=Path, help="the result file (default: in benchmarks/results)")
     given = parser.parse_args()
     if not given.tables:

@@ -1,6 +1,6 @@
-"""The tables of docs/predictor-study.md, from the result files.
+"""The tables of docs/results/predictor-study.md, from the result files.
 
-    python benchmarks/studies/predictor_study_tables.py    # writes them into docs/predictor-study.md
+    python benchmarks/studies/predictor_study_tables.py    # writes them into docs/results/predictor-study.md
 
 A test holds the document against this script.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 import common
 from common import markdown
 
-DOCUMENT: Final = common.ROOT / "docs" / "predictor-study.md"
+DOCUMENT: Final = common.ROOT / "docs" / "results" / "predictor-study.md"
 
 #: Columns of a table of predictors: heading, key, and how its figures are written.
 COLUMNS: Final = (

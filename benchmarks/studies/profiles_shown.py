@@ -1,4 +1,4 @@
-"""Profiles of public traces, condensed to what docs/profiles.md cites, and the memory that a profile takes.
+"""Profiles of public traces, condensed to what docs/results/profiles.md cites, and the memory that a profile takes.
 
     python benchmarks/studies/profiles_shown.py profiles ../shared/data -o OUT [--predictor CKPT] [--only alpaca_t07]
     python benchmarks/studies/profiles_shown.py memory small.jsonl large.jsonl

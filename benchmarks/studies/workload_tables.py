@@ -1,6 +1,6 @@
-"""The tables of docs/workloads.md: keys from the models that read a workload file, figures from the result files.
+"""The tables of docs/guides/workloads.md: keys from the models that read them, figures from result files.
 
-    python benchmarks/studies/workload_tables.py        # writes them between the marks in docs/workloads.md
+    python benchmarks/studies/workload_tables.py        # writes them between the marks in docs/guides/workloads.md
 
 A test holds the document against this script.
 """
@@ -17,7 +17,7 @@ from ecoserve.data.laws import GIVEN_LAWS, LAWS
 from ecoserve.data.laws import law as law_module
 from ecoserve.data.workloads import parts, spec
 
-DOCUMENT: Final = common.ROOT / "docs" / "workloads.md"
+DOCUMENT: Final = common.ROOT / "docs" / "guides" / "workloads.md"
 FIGURES: Final = common.ROOT / "benchmarks" / "results" / "workload_fit.json"
 SCALE: Final = common.ROOT / "benchmarks" / "results" / "workload_scale.json"
 

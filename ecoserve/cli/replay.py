@@ -78,7 +78,7 @@ def command(
         typer.Option(
             "--lengths",
             metavar="KIND",
-            help="Source of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md). "
+            help="Source of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/guides/sweep.md). "
             "By default true with an engine, as the server predicts with a URL.",
         ),
     ] = None,

@@ -41,7 +41,7 @@ class SimulationOptions(BaseModel):
     policy: str = Field("vllm,ecoserve", description="policies", json_schema_extra={"metavar": "A,B,..."})
     lengths: str = Field(
         "true",
-        description="sources of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/sweep.md)",
+        description="sources of lengths: true, none, noise:SIGMA, predicted:CKPT, ... (docs/guides/sweep.md)",
         json_schema_extra={"metavar": "KIND,..."},
     )
     scheduler: list[str] = Field(

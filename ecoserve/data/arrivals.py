@@ -1,10 +1,10 @@
 """Arrival processes: Poisson, gamma renewal, a rate that varies over time, bursts, and arrivals like recorded ones.
 
 Each is a renewal process of mean gap 1 (its seed decides that) on a clock that goes as fast as the rate says
-(docs/workloads.md). All functions return ``n >= 0`` arrivals: shape ``[n]``, seconds from the start, ascending, the
-first one after a first gap; a longer load begins with the shorter one. ``rate`` is in requests a second, > 0. ``cv`` is
-the coefficient of variation of the gaps on the clock on which the rate is constant: 0 a metronome, 1 Poisson, above 1
-clumps. A number out of range is a :class:`~ecoserve.errors.TraceError`.
+(docs/guides/workloads.md). All functions return ``n >= 0`` arrivals: shape ``[n]``, seconds from the start, ascending,
+the first one after a first gap; a longer load begins with the shorter one. ``rate`` is in requests a second, > 0.
+``cv`` is the coefficient of variation of the gaps on the clock on which the rate is constant: 0 a metronome, 1 Poisson,
+above 1 clumps. A number out of range is a :class:`~ecoserve.errors.TraceError`.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def resampled_arrivals(
 
     On the clock on which the recorded rate is constant, blocks of consecutive gaps are drawn (the stationary bootstrap
     of Politis and Romano 1994), so that the gaps and the correlation of neighbours stay. No law of gaps is fitted:
-    those of production traces have both milliseconds and minutes, which one law misses (docs/workloads.md).
+    those of production traces have both milliseconds and minutes, which one law misses (docs/guides/workloads.md).
 
     Args:
         n: how many; more than were recorded go on with the recorded rate from its beginning.

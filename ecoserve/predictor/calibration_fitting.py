@@ -1,8 +1,8 @@
 """Fitting a predictor's calibration on held-out rows: a temperature, a map of levels, and a control for easy rows.
 
-docs/calibration.md has the rules. With d how much more than q the quantile covers, and s its standard error over rows:
-the temperature has the smallest sum of d² / (q (1 - q)) over :data:`LEVELS` among those within :data:`SHARPNESS`, as
-pinball loss alone rewards sharpness that was luck; the map passes (q + w (score - q), q), where ``score`` makes d
+docs/how/calibration.md has the rules. With d how much more than q the quantile covers, and s its standard error over
+rows: the temperature has the smallest sum of d² / (q (1 - q)) over :data:`LEVELS` among those within :data:`SHARPNESS`,
+as pinball loss alone rewards sharpness that was luck; the map passes (q + w (score - q), q), where ``score`` makes d
 vanish and w = max(0, 1 - 4 s² / d²) (positive-part shrinkage, after James and Stein, 1961), so that checkpoints of one
 training do not scatter; the control is post-stratification (e.g. Cochran, "Sampling Techniques", 1977, ch. 5A).
 

@@ -1,6 +1,6 @@
 """Split-conformal bounds: one length per request that its response stays within, with a finite-sample guarantee.
 
-docs/calibration.md states the guarantee and what it does not say. The score of a row is F(length - 1) by the plain
+docs/how/calibration.md states the guarantee and what it does not say. The score of a row is F(length - 1) by the plain
 softmax, before calibration. The bound of a request at level q is the smallest length m with F(m) > v, v being the
 ceil((n + 1) q)-th smallest score (Papadopoulos et al. 2002; Vovk et al. 2005, "Algorithmic Learning in a Random World";
 with the CDF as score: Chernozhukov et al., "Distributional conformal prediction", PNAS 2021). A level that needs more

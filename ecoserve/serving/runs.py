@@ -1,7 +1,7 @@
 """One run (one policy, one rate, one seed) and its metrics: the only place where they are defined.
 
 Times are seconds on the clock of the run (virtual or wall), lengths are tokens. The keys of a summary are those of
-docs/results-schema.md.
+docs/reference/results-schema.md.
 """
 
 from __future__ import annotations

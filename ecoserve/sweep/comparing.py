@@ -1,7 +1,7 @@
 """Two result folders compared: what changed from one to the other, metric by metric, and how sure that is.
 
-docs/sweep.md has the verdicts and the three kinds of intervals. The bootstraps apply to metrics of single requests
-(latencies) only.
+docs/guides/sweep.md has the verdicts and the three kinds of intervals. The bootstraps apply to metrics of single
+requests (latencies) only.
 """
 
 from __future__ import annotations

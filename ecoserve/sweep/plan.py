@@ -1,4 +1,4 @@
-"""A sweep's plan in YAML, checked and resolved: its axes, its load, its search. docs/sweep.md has every key.
+"""A sweep's plan in YAML, checked and resolved: its axes, its load, its search. docs/guides/sweep.md has every key.
 
 An axis that is named labels its runs, so that they are never averaged over by accident.
 """
@@ -188,7 +188,9 @@ class SweepPlan(Condition):
         except yaml.YAMLError as error:
             raise ConfigError(f"is not YAML ({yaml_problem(error)})", where=str(path)) from error
         if not isinstance(content, dict):
-            raise ConfigError("is not a plan", where=str(path), fix="a plan is `key: value` lines; see docs/sweep.md")
+            raise ConfigError(
+                "is not a plan", where=str(path), fix="a plan is `key: value` lines; see docs/guides/sweep.md"
+            )
         return cls.of(content, path.parent.resolve(), where=str(path), trace=trace, predictor=predictor)
 
     @classmethod
@@ -207,7 +209,7 @@ class SweepPlan(Condition):
         try:
             plan = cls.model_validate({**content, **given})
         except ValidationError as error:
-            raise ConfigError(_explained(error), where=where, fix="see docs/sweep.md") from error
+            raise ConfigError(_explained(error), where=where, fix="see docs/guides/sweep.md") from error
         return plan.resolved(base, where=where)
 
     def resolved(self, base: Path, *, where: str | None = None) -> SweepPlan:

@@ -1,7 +1,7 @@
 """The result folder: what was planned and what came out, run by run; nothing finished is lost or run twice.
 
-Layout: ``docs/results-schema.md``. Every file is written to a temporary sibling and renamed; a run's tables are written
-before its record, so a record that exists is complete.
+Layout: ``docs/reference/results-schema.md``. Every file is written to a temporary sibling and renamed; a run's tables
+are written before its record, so a record that exists is complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The highest rate that meets a bound, in few runs: one search for every point of a sweep's axes (docs/sweep.md).
+"""The highest rate that meets a bound, in few runs: one search per point of the axes (docs/guides/sweep.md).
 
 A bracketing secant method in the manner of Dekker, on the logarithm of the rate. The other seeds' effect is assumed at
 neighbouring rates (a control variate) until they have been run there.

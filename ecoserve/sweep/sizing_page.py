@@ -94,7 +94,7 @@ def unsure(rows: Sequence[SizingRow], load: SimulateSettings, window_s: float) -
     slower = [r.slower >= r.share for r in rows if r.slower is not None]
     yield Statement(
         "The model of the GPU",
-        "Steps may take longer than modelled (docs/fidelity.md). With all of them "
+        "Steps may take longer than modelled (docs/results/fidelity.md). With all of them "
         f"{write(rows[0].slower_by, 'share')} longer, {sum(slower)} of {len(slower)} answers still hold.",
     )
     seeds = max((len(r.answer.seeds) for r in rows if r.answer), default=1)

@@ -1,7 +1,7 @@
 """The shape of ``summary.json``: the one definition of every key, its unit, its meaning and its direction.
 
-``python scripts/results_schema.py`` makes the JSON Schema and the tables of ``docs/results-schema.md`` from these
-models. A key is never renamed or given another meaning without a new :data:`SCHEMA_VERSION` or an entry in
+``python scripts/results_schema.py`` makes the JSON Schema and the tables of ``docs/reference/results-schema.md`` from
+these models. A key is never renamed or given another meaning without a new :data:`SCHEMA_VERSION` or an entry in
 :data:`~ecoserve.deprecations.SUMMARY_KEYS`; new keys may appear within a version.
 """
 

@@ -235,7 +235,7 @@ LINES = [
     ("simulate --trace good.json --rate 0 -o out", "--rate: '0' is no rate; requests a second, inf, or recorded"),
     ("sweep absent.yaml -o out", "absent.yaml: there is no such file; check the path"),
     ("sweep words.txt -o out", "words.txt: is not a plan"),
-    ("sweep plan.yaml -o out", "plan.yaml: rates: Field required; see docs/sweep.md"),
+    ("sweep plan.yaml -o out", "plan.yaml: rates: Field required; see docs/guides/sweep.md"),
     ("report hollow", "hollow: is not a result folder"),
     ("profile absent.json", "absent.json: no such file; check the path"),
     ("profile cut.json", "cut.json: JSON is cut off after 1 row"),

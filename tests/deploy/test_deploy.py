@@ -64,7 +64,7 @@ def test_the_dashboard_is_one() -> None:
 
 
 def test_every_alert_says_how_bad_it_is_and_is_documented_and_tested() -> None:
-    documented = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "guides" / "deploying.md").read_text(encoding="utf-8")
     tested = (RULES.parent / "alerts_test.yml").read_text(encoding="utf-8")
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")

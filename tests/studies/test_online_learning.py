@@ -5,7 +5,7 @@ from __future__ import annotations
 import common
 
 FOUND = common.read("online_learning.json")
-DOCUMENT = (common.ROOT / "docs" / "results-predictor.md").read_text(encoding="utf-8")
+DOCUMENT = (common.ROOT / "docs" / "results" / "results-predictor.md").read_text(encoding="utf-8")
 
 
 def test_it_is_as_good_as_trees_trained_offline_and_never_worse_than_history() -> None:

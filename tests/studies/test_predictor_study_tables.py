@@ -1,4 +1,4 @@
-"""The cells of the tables in docs/predictor-study.md."""
+"""The cells of the tables in docs/results/predictor-study.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures that docs/profiles.md cites: made by the command line, small, and without a path of this machine."""
+"""Figures of docs/results/profiles.md: made by the command line, small, and without a path of this machine."""
 
 from __future__ import annotations
 

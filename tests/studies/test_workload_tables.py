@@ -1,4 +1,4 @@
-"""docs/workloads.md says what the models and the result file say, and its example runs."""
+"""docs/guides/workloads.md says what the models and the result file say, and its example runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ecoserve.data import load_trace
 from ecoserve.data.workloads.spec import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "workloads.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "guides" / "workloads.md").read_text(encoding="utf-8")
 
 
 def test_every_key_and_process_has_its_row() -> None:

@@ -108,7 +108,7 @@ def test_request_rows_are_complete(folder):
     assert table[3]["request_id"] == expected[3].request_id
     assert table[3]["e2el_s"] == expected[3].e2el_s
     assert table[3]["met_deadline"] is None
-    document = (ROOT / "docs" / "results-schema.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "reference" / "results-schema.md").read_text(encoding="utf-8")
     assert all(f"| `{column}` |" in document for column in table[0])
 
 

@@ -94,7 +94,7 @@ class RowByRow:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A trace format: what ``--format`` calls it, the fields by which a person knows it, and the text of docs/data.md.
+    """A trace format: its name, the fields by which a person knows it, and its text in docs/guides/data.md.
 
     ``matches``: whether a row has its fields. ``opened``: the reader of a file that begins with some rows.
     ``own_ids``: conversation and turn are the file's own, so that they tell equal exchanges apart.

@@ -1,4 +1,4 @@
-"""Changes of lengths over the trace, and arrivals; docs/profiling.md names the tests.
+"""Changes of lengths over the trace, and arrivals; docs/guides/profiling.md names the tests.
 
 Windows hold equally many records, by arrival where it was recorded, else in the order of the file. Intervals and tests
 count as many records as would be independent (design effect). The change from the first half to the second is split

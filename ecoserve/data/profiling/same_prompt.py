@@ -1,8 +1,8 @@
 """Answers of one or several models to the same prompts: how much of the length the prompt decides.
 
-docs/profiling.md names the measures. A set is one model's answers to one prompt (its whole context): rows with equal
-prompt and model; a single such row with its own further samples, of which only the row's length is a target. The mean
-squares of ICC(1) are between and within sets of unequal size. The smallest expected error lies between a set's
+docs/guides/profiling.md names the measures. A set is one model's answers to one prompt (its whole context): rows with
+equal prompt and model; a single such row with its own further samples, of which only the row's length is a target. The
+mean squares of ICC(1) are between and within sets of unequal size. The smallest expected error lies between a set's
 deviation from its own median and the error of the others' mean or median. Across models, a model's length for a prompt
 is the geometric mean of its answers.
 """

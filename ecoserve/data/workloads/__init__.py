@@ -1,6 +1,6 @@
 """Synthetic workloads: a YAML file describes the traffic, and any command that takes a trace takes the file.
 
-See docs/workloads.md.
+See docs/guides/workloads.md.
 """
 
 from ecoserve.data.workloads.making import make_workload, workload_rows

@@ -1,6 +1,6 @@
 """What the keys of a workload file share: strictness, traces named in it, laws of lengths, arrivals.
 
-Each field's description is the documentation of its YAML key (docs/workloads.md is made of them), and what is
+Each field's description is the documentation of its YAML key (docs/guides/workloads.md is made of them), and what is
 wrong is said in words about the file, not about classes.
 """
 

@@ -269,7 +269,7 @@ def read_workload(path: str | Path) -> Workload:
     except yaml.YAMLError as error:
         raise TraceError(f"is not YAML ({yaml_problem(error)})", where=str(path)) from error
     if not isinstance(content, Mapping):
-        raise TraceError("is not a workload: it has no keys", where=str(path), fix="see docs/workloads.md")
+        raise TraceError("is not a workload: it has no keys", where=str(path), fix="see docs/guides/workloads.md")
     try:
         return Workload.model_validate(content)
     except ValidationError as error:

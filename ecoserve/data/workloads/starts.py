@@ -1,8 +1,8 @@
 """The requests of one class: drawing prompts, answers and texts, and making starts of them.
 
 One row of uniform numbers is drawn per request, and one for its text, so that words draw no other lengths. Prompt and
-response length are tied by a Gaussian copula (docs/workloads.md). A *start* is a request, or a conversation with all
-its turns. It depends on the class's name and the file's seed alone.
+response length are tied by a Gaussian copula (docs/guides/workloads.md). A *start* is a request, or a conversation with
+all its turns. It depends on the class's name and the file's seed alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The weights of every linear layer are laid out once in the order that oneDNN's matrix product reads them, in bfloat16
 where the CPU multiplies it; sums, norms, residuals, pooling and head stay in float32. It is checked against the plain
 network before it is used. Anything but a BERT or an MPNet (whose attention also reads the distance of two tokens), a
-GPU, or a torch without these kernels, runs as transformers runs it. ``docs/predictor-speed.md`` has measurements.
+GPU, or a torch without these kernels, runs as transformers runs it. ``docs/results/predictor-speed.md`` has
+measurements.
 """
 
 from __future__ import annotations

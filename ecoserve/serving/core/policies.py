@@ -15,7 +15,7 @@ _BASELINES: Final = "ecoserve.serving.baselines"
 
 
 class Policy(NamedTuple):
-    """A policy's parts; docs/architecture.md has the table.
+    """A policy's parts; docs/how/architecture.md has the table.
 
     ``fixed_forward``: every forward may have vLLM's own ``max_num_batched_tokens``. ``lengths``: whether predicted
     lengths are used; ``needs_lengths``: without them the policy is none.

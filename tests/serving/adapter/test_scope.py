@@ -95,7 +95,9 @@ def test_what_is_not_is_refused_by_name(config: tuple[Any, Any], what: str) -> N
 
 def test_every_feature_that_is_documented_has_its_test() -> None:
     root = Path(__file__).resolve().parents[3]
-    rows = re.findall(r"^\| .* \| `(tests/[^`:]+)(?:::(\w+))?`", (root / "docs/serving.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| .* \| `(tests/[^`:]+)(?:::(\w+))?`", (root / "docs/guides/serving.md").read_text(), re.MULTILINE
+    )
     assert len(rows) >= 10
     for path, name in rows:
         text = (root / path).read_text()

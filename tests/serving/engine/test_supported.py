@@ -1,4 +1,4 @@
-"""Each supported feature of vLLM on a real engine, all in one load that does not fit: docs/serving.md has the table.
+"""Each supported feature of vLLM on a real engine, in one load that does not fit (docs/guides/serving.md).
 
 A tiny model on vLLM's CPU engine. First vLLM's own scheduler with room for all, then ours with a KV so small
 that it must pause; whatever a request asks for, it gets the same tokens.

@@ -315,7 +315,7 @@ def test_settings_reach_the_server_by_environment() -> None:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs" / "serving.md").read_text()
+    text = (ROOT / "docs" / "guides" / "serving.md").read_text()
     rows = dict(re.findall(r"^\| `(ECOSERVE_\w+)` \| (\S*) ?\|", text, re.MULTILINE))
     defaults = {variable(name): field.default for name, field in MiddlewareSettings.model_fields.items()}
     assert rows.keys() == defaults.keys()

@@ -95,8 +95,8 @@ class HostTimes(BaseModel):
     What lies between two steps on the GPU itself (block tables and tokens copied into the next step's inputs, small
     kernels before and after the model) cannot be hidden: that is the *gap*, a part of the step's time. It does not grow
     with the model's layers, since a captured graph is one launch. The gap a request is the one calibrated constant, on
-    the log of Llama-3.1-8B on an RTX PRO 6000 (vLLM 0.19; docs/fidelity.md). The host's own times never show in that
-    log and are estimates: of the scheduler, about half of what vLLM 0.32's takes on two slow cores.
+    the log of Llama-3.1-8B on an RTX PRO 6000 (vLLM 0.19; docs/results/fidelity.md). The host's own times never show in
+    that log and are estimates: of the scheduler, about half of what vLLM 0.32's takes on two slow cores.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
