@@ -77,7 +77,7 @@ class SimulationOptions(BaseModel):
     panel="Engine",
     defaults=SIMULATION,
 )
-@takes(SimulateSettings, "replicas router router_stale_ms", panel="Replicas")
+@takes(SimulateSettings, "replicas router router_stale_ms prefill_replicas prefill_tp kv_link", panel="Replicas")
 @takes(SimulateSettings, "slo_ttft_ms slo_tpot_ms slo_scale", panel=_SLO)
 @takes(SimulationOptions, "min_attainment", panel=_SLO)
 @takes(SimulationOptions, "output resume trace_out trace_requests trace_window", panel="Results")

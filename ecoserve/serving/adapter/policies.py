@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.contract import FULL, full_knows, vllm_version
 from ecoserve.serving.adapter.kv_layout import group_of
-from ecoserve.serving.core.policies import BOUND, DEFAULT, POLICIES, STOCK_POLICIES
+from ecoserve.serving.core.policies import BOUND, DEFAULT, POLICIES, SPLIT, STOCK_POLICIES
 from ecoserve.serving.core.settings import CONFIG_KEY, SchedulerSettings
 
 Level = Literal["full", "order"]
@@ -39,9 +39,9 @@ def policy_arguments(policy: str, settings: Mapping[str, Any]) -> dict[str, Any]
             "scheduler_cls": SCHEDULER,
             "additional_config": {CONFIG_KEY: own},
         }
+    if policy in (BOUND, SPLIT):
+        raise ConfigError(f"policy {policy} is for virtual time only", fix="leave it out, or use ecoserve simulate")
     if policy not in STOCK_POLICIES:
-        if policy == BOUND:
-            raise ConfigError(f"policy {policy} is for virtual time only", fix="leave it out, or use ecoserve simulate")
         raise ConfigError(f"policy {policy!r} is not known", fix=f"one of {', '.join((*POLICIES, *STOCK_POLICIES))}")
     row = STOCK_POLICIES[policy]
     return {"scheduler_cls": row.scheduler, **row.arguments}

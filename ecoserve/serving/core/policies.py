@@ -56,6 +56,8 @@ POLICIES: Final[dict[str, Policy]] = {
 }
 #: What level ``order`` serves: vLLM's own scheduler by request priorities.
 ORDER: Final = "order"
+#: Prefill and decode on engines of their own, in virtual time only (simulate/pools.py).
+SPLIT: Final = "distserve"
 #: Policies of vLLM's own scheduler.
 STOCK_POLICIES: Final[dict[str, Stock]] = {
     "vllm": Stock(),
@@ -68,6 +70,7 @@ STOCK_POLICIES: Final[dict[str, Stock]] = {
     # Both systems' own defaults; a modelled GPU has a budget of its own (baselines/token_budget.py).
     "sarathi": Stock({"max_num_batched_tokens": 512}),
     "fastgen": Stock({"max_num_batched_tokens": 768}),
+    SPLIT: Stock(),
     "multires": Stock({}, f"{_BASELINES}.multires.NearestScheduler", lengths=True, needs_lengths=True),
 }
 #: A reference in virtual time, no policy: the default with true lengths, KV to spare where it helps, no host time.

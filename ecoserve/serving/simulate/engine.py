@@ -73,6 +73,7 @@ class EngineShape(EngineLimits):
     depth: int = Field(1, ge=1, description="steps in flight at a time; more than one: asynchronous scheduling")
     stages: int = Field(1, ge=1, description="stages of the pipeline")
     speculative_tokens: int = Field(0, ge=0, description="draft tokens of a decode's step")
+    kv_connector: str | None = Field(None, description="vLLM's KV connector, as module:class")
 
 
 def layers_of(limits: EngineLimits) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def make_scheduler(
     from vllm.config import (
         CacheConfig,
         DeviceConfig,
+        KVTransferConfig,
         ModelConfig,
         ParallelConfig,
         SchedulerConfig,
@@ -162,6 +164,7 @@ def make_scheduler(
     except ImportError:  # before 0.33
         from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 
+    module, _, connector = (shape.kv_connector or "").partition(":")
     folder = _model_folder()
     tokens = shape.speculative_tokens
     try:
@@ -193,6 +196,11 @@ def make_scheduler(
             ),
             parallel_config=ParallelConfig(pipeline_parallel_size=shape.stages),
             speculative_config=drafts,
+            kv_transfer_config=KVTransferConfig(
+                kv_connector=connector, kv_connector_module_path=module, kv_role="kv_both"
+            )
+            if connector
+            else None,
             device_config=DeviceConfig("cpu"),
             additional_config=additional_config or {},
         )

@@ -91,7 +91,7 @@ def run_replicas(
     def on_end(replica: Replica, row: RequestRow) -> None:
         nonlocal ended
         ended += 1
-        open_work[replica.index].ended(row.request_id)
+        open_work[replica_of[row.request_id]].ended(row.request_id)
         router.ended(row.output_tokens, row.status == "completed")
         for a in following.pop(row.request_id, ()):
             a.at_s = rows[a.request.request_id].arrival_s = replica.now + a.wait_s

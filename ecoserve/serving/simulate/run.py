@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import lru_cache
 from pkgutil import resolve_name
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.adapter.policies import policy_arguments
 from ecoserve.serving.baselines.token_budget import token_budget
 from ecoserve.serving.core import keys
-from ecoserve.serving.core.policies import BOUND, DEFAULT
+from ecoserve.serving.core.policies import BOUND, DEFAULT, SPLIT
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.routing import Router
 from ecoserve.serving.runs import RunResult, Slo
@@ -27,6 +27,7 @@ from ecoserve.serving.simulate.engine import (
     make_scheduler,
     quiet_vllm,
 )
+from ecoserve.serving.simulate.kv_link import CONNECTOR, LINEAR_KV_TOKEN_BYTES, KVLink
 from ecoserve.serving.simulate.loop import Arrival, LoopResult, Progress, run_replicas
 from ecoserve.serving.simulate.replica import Recorder, Replica
 from ecoserve.serving.simulate.settings import (
@@ -42,6 +43,7 @@ from ecoserve.serving.workload import LoadRequest
 
 __all__ = ["SimulateSettings", "check", "demand_peak_blocks", "request_slo", "simulate"]
 
+ReplicaT = TypeVar("ReplicaT", bound=Replica)
 #: Tokens over which the time of a further token is taken.
 _FURTHER: Final = 100
 
@@ -79,10 +81,10 @@ def _serve(
     recorder: Recorder | None = None,
 ) -> LoopResult:
     """Serve a load; ``cost``: by which the requests' SLOs are stated."""
-    replicas = [_replica(settings, machine, i) for i in range(settings.replicas)]
+    replicas, front = _replicas(settings, machine)
     prompts = PromptIds(load)
     arrivals = [_arrival(settings, prompts, r, request_slo(settings, cost, r.prompt_tokens)) for r in load]
-    router = Router(settings.router, range(settings.replicas), settings.seed)
+    router = Router(settings.router, range(front), settings.seed)
     stale_s = settings.router_stale_ms / 1e3
     return run_replicas(replicas, arrivals, router, stale_s=stale_s, recorder=recorder, progress=progress)
 
@@ -114,6 +116,11 @@ def check(settings: SimulateSettings) -> Machine:
         )
     LengthSource.parse(settings.lengths)
     _prompt_room(settings)
+    if settings.policy == SPLIT:
+        _kv_link(settings, machine)
+        if not settings.prefill_replicas < settings.replicas or settings.kv_groups != "full":
+            fix = f"give at least {settings.prefill_replicas + 1} replicas, and kv_groups full"
+            raise ConfigError(f"{SPLIT} needs engines that decode beside those for prompts", where="simulate", fix=fix)
     scheduler = scheduler_settings(settings, machine.cost)
     policy = DEFAULT if settings.policy == BOUND else settings.policy
     settings = settings.model_copy(update={"scheduler": scheduler, "policy": policy})
@@ -172,6 +179,9 @@ def _labels(settings: SimulateSettings, machine: Machine) -> dict[str, Any]:
         labels["arrivals"] = settings.arrivals
     if settings.replicas > 1:
         labels |= {"replicas": settings.replicas, "router": settings.router}
+    if settings.policy == SPLIT:
+        names = ("prefill_replicas", "prefill_tp", "kv_link")
+        labels |= {name: value for name in names if (value := getattr(settings, name)) is not None}
         if settings.router_stale_ms:
             labels["router_stale_ms"] = settings.router_stale_ms
     if settings.charge_scheduler != "model":
@@ -195,16 +205,39 @@ def _prompt_room(settings: SimulateSettings) -> int:
     return settings.max_model_len - settings.max_tokens
 
 
-def _replica(settings: SimulateSettings, machine: Machine, index: int) -> Replica:
+def _replicas(settings: SimulateSettings, machine: Machine) -> tuple[list[Replica], int]:
+    """The engines, and to how many of them, the first, requests come."""
+    if settings.policy != SPLIT:
+        return [_replica(settings, machine, i, Replica) for i in range(settings.replicas)], settings.replicas
+    from ecoserve.serving.simulate import pools
+
+    front = settings.prefill_replicas
+    of_prompts = machine_of(settings.model_copy(update={"tp": settings.prefill_tp or settings.tp}))
+    prefills = [_replica(settings, of_prompts, i, pools.PrefillReplica) for i in range(front)]
+    decodes = [_replica(settings, machine, i, pools.DecodeReplica) for i in range(front, settings.replicas)]
+    router = Router(settings.router, range(len(decodes)), settings.seed)
+    pool = pools.DecodePool(decodes, router, _kv_link(settings, machine))
+    for prefill in prefills:
+        prefill.decodes = pool
+    return [*prefills, *decodes], front
+
+
+def _kv_link(settings: SimulateSettings, machine: Machine) -> KVLink:
+    shape = getattr(machine.cost, "shape", None)
+    token_bytes = LINEAR_KV_TOKEN_BYTES if shape is None else shape.kv_token_bytes
+    return KVLink.of(settings.kv_link, token_bytes, min(settings.tp, settings.prefill_tp or settings.tp))
+
+
+def _replica(settings: SimulateSettings, machine: Machine, index: int, cls: type[ReplicaT]) -> ReplicaT:
     scheduler = _scheduler(settings, machine.blocks, machine.cost)
     block_sizes = scheduler.kv_cache_manager.coordinator.group_block_sizes
     worker = WorkerModel(2 if scheduler.use_v2_model_runner else 1, settings.max_num_seqs, block_sizes)
     cost = Slower(machine.cost, 1.0 + settings.slower) if settings.slower else machine.cost
-    return Replica(scheduler, cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
+    return cls(scheduler, cost, settings.depth, worker, charge=settings.charge_scheduler, index=index)
 
 
 def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:
-    arguments = policy_arguments(settings.policy, settings.scheduler)
+    arguments = policy_arguments("vllm" if settings.policy == SPLIT else settings.policy, settings.scheduler)
     chunked_prefill = arguments.get("enable_chunked_prefill", True)
     limits = settings.model_dump(include=set(EngineLimits.model_fields))
     limits["max_num_batched_tokens"] = _forward_tokens(settings, cost, arguments, chunked_prefill)
@@ -216,6 +249,7 @@ def _scheduler(settings: SimulateSettings, blocks: int, cost: StepCost) -> Any:
         scheduling_policy=arguments.get("scheduling_policy", "fcfs"),
         runner=settings.runner or settings.depth,
         depth=settings.depth,
+        kv_connector=CONNECTOR if settings.policy == SPLIT else None,
     )
     return make_scheduler(resolve_name(arguments["scheduler_cls"]), shape, arguments.get("additional_config"))
 

@@ -55,6 +55,13 @@ class SimulateSettings(EngineLimits, LoadSettings):
     )
     slower: float = Field(0.0, ge=0, description="share by which every step takes longer than its cost; SLOs stay")
     replicas: int = Field(1, ge=1, description="engines behind a router")
+    prefill_replicas: int = Field(1, ge=1, description="distserve: of the replicas, those that only compute prompts")
+    prefill_tp: int | None = Field(None, ge=1, description="distserve: GPUs of one that computes prompts; None: tp")
+    kv_link: str = Field(
+        "nvlink",
+        description="distserve: way of KV between engines: nvlink, pcie, network, or MICROSECONDS:GB/S of one GPU",
+        json_schema_extra={"metavar": "KIND"},
+    )
     router: RouterName = Field("least-work", description="how the router chooses a replica")
     router_stale_ms: float = Field(
         0.0, ge=0, le=60_000, description="greatest age of what the router knows of replicas"
