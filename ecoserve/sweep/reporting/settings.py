@@ -126,6 +126,16 @@ POLICY_NAMES: Final = {
     "vllm-watermark": "vLLM with watermark",
     "vllm-priority": "vLLM, priority by length",
     "order": "level order",
+    "vllm-2024": "vLLM of 2024",
+    "orca": "ORCA",
+    "sarathi": "Sarathi-Serve",
+    "fastgen": "FastGen",
+    "fastserve": "FastServe",
+    "multires": "MultiRes",
+    "past-future": "Past-Future",
+    "hrrn": "HRRN",
+    "volume": "smallest volume first",
+    "distserve": "DistServe",
 }
 #: The dash of a line by the kind of lengths that the policy uses.
 _DASHES: Final = {"none": "dot", "true": "longdashdot", "noise": "solid", "predicted": "solid"}
