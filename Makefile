@@ -1,6 +1,6 @@
 # What a developer runs. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test check coverage demo soak lint format clean
+.PHONY: help setup test check coverage demo docs soak lint format clean
 
 BIN := .venv/bin
 # A file's tests stay in one process: they share engines and servers. The longest files start first (tests/conftest.py).
@@ -28,6 +28,9 @@ check: lint  ## what is quick: format, types, import contracts, tests that need 
 coverage: setup  ## the tests again, three times as slow: which lines they run
 	@$(PYTEST) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
+docs: setup  ## the documentation as a site in site/, links checked; no network is needed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 soak: setup  ## the scheduler under any sequence of calls, 100,000 steps: make soak SOAK_ARGS='--seed 1 --steps 1000'
 	@$(BIN)/python scripts/soak.py $(SOAK_ARGS)
 
@@ -42,5 +45,5 @@ format: setup  ## put the code into the one format
 	@$(BIN)/ruff format .
 
 clean:  ## remove .venv and every cache
-	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info build dist
+	@rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage *.egg-info build dist site
 	@find ecoserve tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
