@@ -37,10 +37,10 @@ KV_TOKENS: Final = 1024
 HORIZONS: Final = (64, 256, 1024, 4096, 1 << 24)
 #: Tokens of prompt that one link of a prefix chain stands for.
 PREFIX_TOKENS: Final = 256
-#: Responses whose lengths stand in for a prediction.
+#: Most tokens of a response that has no limit.
+LONGEST: Final = 1 << 16
+#: Responses whose lengths stand in for predictions.
 _WINDOW: Final = 1000
-#: Tokens of a response without a limit.
-_LONGEST: Final = 1 << 16
 #: Tokens of KV cache of a replica that has not said how many it has.
 _KV_CACHE: Final = 400_000
 
@@ -56,15 +56,13 @@ class Offer:
 
     Attributes:
         name: unique among those that are open. prompt_tokens: of the prompt, tokens.
-        lengths: the predicted distribution of the response length; None: that of the responses that have ended.
-        limit: most tokens of the response.
+        lengths: the distribution of the response length, predicted for it, or that of past responses.
         prefixes: a chain of hashes, one for every :data:`PREFIX_TOKENS` of the prompt, each of the prompt up to there.
     """
 
     name: str
     prompt_tokens: int
-    lengths: LengthDistribution | None = None
-    limit: int = _LONGEST
+    lengths: LengthDistribution
     prefixes: Sequence[Hashable] = ()
 
 
@@ -148,10 +146,44 @@ def _sum(a: Work, b: Iterable[float]) -> Work:
     return tuple(map(operator.add, a, b))
 
 
+def past_lengths() -> LengthHistory:
+    """The lengths of responses that have ended, which stand in for predictions.
+
+    One for all replicas: by histories of their own, their work could not be compared.
+    """
+    return LengthHistory(_WINDOW, LONGEST)
+
+
+class KnownPrompts:
+    """The beginnings of the prompts that a replica has had last: as many as its KV cache holds."""
+
+    def __init__(self) -> None:
+        self._links: OrderedDict[Hashable, None] = OrderedDict()
+
+    def cached_tokens(self, offer: Offer) -> int:
+        """Tokens of the prompt's beginning that are known. All beginnings of a known one are known."""
+        chain, known = offer.prefixes, self._links
+        if not chain or chain[0] not in known:
+            return 0
+        low, high = 1, len(chain) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if chain[middle - 1] in known else (low, middle)
+        return min(low * PREFIX_TOKENS, offer.prompt_tokens)
+
+    def add(self, offer: Offer, kv_tokens: int) -> None:
+        known = self._links
+        for link in reversed(offer.prefixes):  # the shorter, the longer kept
+            known[link] = None
+            known.move_to_end(link)
+        while len(known) > max(1, (kv_tokens or _KV_CACHE) // PREFIX_TOKENS):
+            known.popitem(last=False)
+
+
 @dataclass(slots=True)
 class _Open:
     prompt_tokens: int
-    prompt_work: int
+    uncached_tokens: int
     rest: RestOfResponse
 
 
@@ -164,10 +196,12 @@ class OpenWork:
     def __init__(self, kv_tokens: int = 0) -> None:
         self._kv_tokens = kv_tokens
         self._open: dict[str, _Open] = {}
+        self._prompts = KnownPrompts()
 
-    def opened(self, name: str, prompt_tokens: int, lengths: LengthDistribution, cached_tokens: int = 0) -> None:
-        """A request has come; ``cached_tokens`` of its prompt are expected in the prefix cache."""
-        self._open[name] = _Open(prompt_tokens, max(0, prompt_tokens - cached_tokens), RestOfResponse(lengths))
+    def opened(self, offer: Offer) -> None:
+        uncached = offer.prompt_tokens - self._prompts.cached_tokens(offer)
+        self._open[offer.name] = _Open(offer.prompt_tokens, uncached, RestOfResponse(offer.lengths))
+        self._prompts.add(offer, self._kv_tokens)
 
     def ended(self, name: str) -> None:
         del self._open[name]
@@ -178,7 +212,7 @@ class OpenWork:
         for name, own in self._open.items():
             out = tokens.get(name, 0)
             work = _sum(work, own.rest.work(own.prompt_tokens, out))
-            prompts += 0 if out else own.prompt_work
+            prompts += 0 if out else own.uncached_tokens
         return Report(at_s, running, waiting, tuple(w + prompts for w in work), self._kv_tokens)
 
 
@@ -196,7 +230,7 @@ class Load:
     sent: deque[_Sent] = field(default_factory=deque)
     work: Work = _IDLE
     chosen: int = 0
-    prefixes: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
+    prompts: KnownPrompts = field(default_factory=KnownPrompts)
 
     @property
     def requests(self) -> int:
@@ -217,26 +251,6 @@ class Load:
     def send(self, at_s: float, work: Work) -> None:
         self.sent.append(_Sent(at_s, work))
         self.work = _sum(self.work, work)
-
-    def cached_tokens(self, offer: Offer) -> int:
-        """Tokens of the prompt's beginning that have been sent here before. All beginnings of a known one are known."""
-        chain, known = offer.prefixes, self.prefixes
-        if not chain or chain[0] not in known:
-            return 0
-        low, high = 1, len(chain) + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if chain[middle - 1] in known else (low, middle)
-        return min(low * PREFIX_TOKENS, offer.prompt_tokens)
-
-    def remember(self, offer: Offer) -> None:
-        known = self.prefixes
-        for link in reversed(offer.prefixes):  # the shorter, the longer kept
-            known[link] = None
-            known.move_to_end(link)
-        most = max(1, (self.report.kv_tokens or _KV_CACHE) // PREFIX_TOKENS)
-        while len(known) > most:
-            known.popitem(last=False)
 
 
 #: A cost: compared as tuples are.
@@ -280,15 +294,6 @@ ROUTERS: Final[dict[RouterName, Rule]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Choice(Generic[Name]):
-    """Where a request goes, the tokens of its prompt that are expected in the cache there, and its length."""
-
-    replica: Name
-    cached_tokens: int
-    lengths: LengthDistribution
-
-
 class Router(Generic[Name]):
     """Chooses a replica for each request by one of :data:`ROUTERS`. ``seed``: of the replicas that are sampled."""
 
@@ -296,8 +301,6 @@ class Router(Generic[Name]):
         self._rule = ROUTERS[name]
         self._random = random.Random(seed)
         self._loads: dict[Name, Load] = {}
-        # One for all replicas: by histories of their own, their work could not be compared.
-        self._history = LengthHistory(_WINDOW, _LONGEST)
         self._count = 0
         self.update(replicas)
 
@@ -306,39 +309,35 @@ class Router(Generic[Name]):
         self._loads = {name: self._loads.get(name) or Load() for name in replicas}
 
     def report(self, replica: Name, report: Report) -> None:
-        """What a replica says of itself; one that is not known, or older than the last, is ignored."""
+        """What a replica says of itself; one that is not known, or not newer than the last, is ignored."""
         load = self._loads.get(replica)
-        if load is not None and report.at_s >= load.report.at_s:
+        if load is not None and report.at_s > load.report.at_s:
             load.take(report)
 
-    def ended(self, tokens: int, complete: bool = True) -> None:
-        """A response has ended after ``tokens`` tokens; not ``complete``: it was cut off."""
-        if tokens > 0:
-            self._history.record(tokens, complete)
-
-    def choose(self, offer: Offer, now: float, among: Collection[Name] | None = None) -> Choice[Name]:
-        """The replica for a request that arrives ``now`` (seconds), which counts as sent there; ``among``: of these.
-
-        Raises ValueError if there is none.
-        """
+    def choose(self, offer: Offer, among: Collection[Name] | None = None) -> Name:
+        """The best replica for a request now; ``among``: of these. Raises ValueError if there is none."""
         names = [n for n in self._loads if n in among] if among is not None else list(self._loads)
         if not names:
             raise ValueError("no replica to choose from")
         rule, loads = self._rule, self._loads
-        cached = {name: loads[name].cached_tokens(offer) if rule.by_prefix else 0 for name in names}
+        cached = {name: loads[name].prompts.cached_tokens(offer) if rule.by_prefix else 0 for name in names}
         if 0 < rule.sampled < len(names):
             best = max(names, key=cached.__getitem__)
             drawn = self._random.sample(names, rule.sampled)
             names = [*drawn, best] if cached[best] and best not in drawn else drawn
-        lengths = offer.lengths or self._history.distribution(offer.limit)
-        horizon = bisect_left(HORIZONS, lengths.mean())
-        chosen = min(names, key=lambda n: (*rule.cost(loads[n], cached[n], horizon), loads[n].chosen))
-        load = loads[chosen]
+        horizon = bisect_left(HORIZONS, offer.lengths.mean())
+        return min(names, key=lambda n: (*rule.cost(loads[n], cached[n], horizon), loads[n].chosen))
+
+    def sent(self, offer: Offer, replica: Name, now: float) -> None:
+        """A request went to a replica ``now`` (seconds); one that is not known is ignored."""
+        load = self._loads.get(replica)
+        if load is None:
+            return
         self._count += 1
         load.chosen = self._count
-        prompt_work = offer.prompt_tokens - cached[chosen]
-        work = RestOfResponse(lengths).work(offer.prompt_tokens, 0)
-        load.send(now, tuple(w + prompt_work for w in work))
-        if rule.by_prefix:
-            load.remember(offer)
-        return Choice(chosen, cached[chosen], lengths)
+        uncached = offer.prompt_tokens
+        if self._rule.by_prefix:
+            uncached -= load.prompts.cached_tokens(offer)
+            load.prompts.add(offer, load.report.kv_tokens)
+        work = RestOfResponse(offer.lengths).work(offer.prompt_tokens, 0)
+        load.send(now, tuple(w + uncached for w in work))

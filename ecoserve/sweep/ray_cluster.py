@@ -29,7 +29,7 @@ def on_ray(waiting: deque[PlannedRun], function: str, address: str, record: Reco
     ``address`` is ``HOST:PORT`` of the head, ``ray://HOST:PORT``, ``auto`` (the cluster this machine belongs to), or
     ``local``, with ``cpus`` runs at once (None: all cores). Raises ConfigError if Ray is missing or no cluster answers.
     """
-    ray = _connected(address, cpus)
+    ray = connected(address, cpus)
     try:
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(perform_here)
         in_flight: dict[Any, PlannedRun] = {}
@@ -64,21 +64,22 @@ def _outcome(ray: Any, reference: Any) -> Outcome:
     return outcome
 
 
-def look_for(address: str) -> Any:
+def look_for(address: str, where: str = "--ray") -> Any:
     """The module ``ray``; raises ConfigError if it is not installed or no cluster listens at the address."""
     # Read when Ray is imported: no usage statistics are sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("Ray is not installed", where="--ray", fix="pip install 'ecoserve[ray]'") from error
+        raise ConfigError("Ray is not installed", where=where, fix="pip install 'ecoserve[ray]'") from error
     if address not in (LOCAL, "auto"):
-        _answers(address.removeprefix("ray://"))  # at once, where Ray would try for a minute
+        _answers(address.removeprefix("ray://"), f"{where} {address}")  # at once, where Ray would try for a minute
     return ray
 
 
-def _connected(address: str, cpus: int | None) -> Any:
-    ray = look_for(address)
+def connected(address: str, cpus: int | None, where: str = "--ray") -> Any:
+    """The module ``ray``, connected; ``cpus`` of a new cluster. ConfigError as of :func:`look_for`, about ``where``."""
+    ray = look_for(address, where)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address == LOCAL:
@@ -87,14 +88,14 @@ def _connected(address: str, cpus: int | None) -> Any:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         words = " ".join(str(error).split())[:200]
-        raise ConfigError(f"no Ray cluster ({words})", where=f"--ray {address}", fix=_FIX) from error
+        raise ConfigError(f"no Ray cluster ({words})", where=f"{where} {address}", fix=_FIX) from error
     return ray
 
 
-def _answers(address: str) -> None:
+def _answers(address: str, where: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"no Ray cluster answers ({words})", where=f"--ray {address}", fix=_FIX) from error
+        raise ConfigError(f"no Ray cluster answers ({words})", where=where, fix=_FIX) from error

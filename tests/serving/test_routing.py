@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ecoserve.serving.routing import (
     KV_TOKENS,
     PREFIX_TOKENS,
     ROUTERS,
-    Choice,
+    KnownPrompts,
     Offer,
     OpenWork,
     Report,
@@ -55,7 +55,9 @@ def test_a_kv_cache_of_kv_tokens_counts_as_one_more_token_a_step() -> None:
 
 def test_a_replica_reports_the_work_that_is_left() -> None:
     work = OpenWork(kv_tokens=1000)
-    work.opened("a", 500, LengthDistribution.point(100), cached_tokens=256)
+    work.opened(Offer("before", 300, SPREAD, ("x",)))
+    work.ended("before")
+    work.opened(Offer("a", 500, LengthDistribution.point(100), ("x", "xy")))
     fresh = work.report(0.0, {}, 0, 1).work
     assert fresh[ALL] == pytest.approx(500 - 256 + response_work(500, 100), rel=0.01)
     assert fresh[0] == pytest.approx(500 - 256 + response_work(500, HORIZONS[0]), rel=0.01)
@@ -65,28 +67,22 @@ def test_a_replica_reports_the_work_that_is_left() -> None:
     assert work.report(2.0, {}, 0, 0) == Report(2.0, kv_tokens=1000)
 
 
-def test_without_predictions_the_lengths_of_ended_responses_serve() -> None:
-    router = Router[int]("least-work", range(2))
-    before = router.choose(Offer("a", 10), 0.0).lengths.mean()
-    for _ in range(40):
-        router.ended(1000)
-        router.ended(0, complete=False)
-    after = router.choose(Offer("b", 10), 1.0).lengths
-    assert before < 400 < 900 < after.mean()
-    assert router.choose(Offer("c", 10, limit=50), 2.0).lengths.mean() <= 50
-    assert router.choose(SHORT, 3.0).lengths == SHORT.lengths
-
-
 def same(work: float) -> Work:
     """Work that is done at once: the same within every horizon."""
     return (work,) * len(HORIZONS)
+
+
+def send(router: Router[Any], offer: Offer, at_s: float, among: Any = None) -> Any:
+    chosen = router.choose(offer, among)
+    router.sent(offer, chosen, at_s)
+    return chosen
 
 
 def routed(name: RouterName, reports: dict[str, Report], *offers: Offer) -> list[str]:
     router = Router(name, reports)
     for replica, report in reports.items():
         router.report(replica, report)
-    return [router.choose(offer, 1.0).replica for offer in offers]
+    return [send(router, offer, 1.0) for offer in offers]
 
 
 LONG, SHORT = (Offer(n, 100, LengthDistribution.point(t)) for n, t in (("long", 4000), ("short", 20)))
@@ -113,9 +109,9 @@ def test_where_four_requests_go(router: RouterName, chosen: list[str]) -> None:
 def test_a_short_request_shares_a_replica_with_what_is_done_in_its_time() -> None:
     """A long response far from its end is little work for a short newcomer, and much for a long one."""
     one, five = OpenWork(), OpenWork()
-    one.opened("long", 100, LengthDistribution.point(4000))
+    one.opened(LONG)
     for i in range(5):
-        five.opened(str(i), 100, LengthDistribution.point(20))
+        five.opened(replace(SHORT, name=str(i)))
     reports = {"long": one.report(0.0, {"long": 10}, 1, 0), "short": five.report(0.0, dict.fromkeys("01234", 1), 5, 0)}
     assert routed("least-work", reports, replace(SHORT, name="new")) == ["long"]
     assert routed("least-work", reports, replace(LONG, name="new")) == ["short"]
@@ -124,37 +120,38 @@ def test_a_short_request_shares_a_replica_with_what_is_done_in_its_time() -> Non
 def test_what_was_sent_since_a_report_is_added_to_it() -> None:
     router = Router[int]("least-requests", range(2))
     router.report(0, Report(0.0, running=1))
-    assert [router.choose(SHORT, at).replica for at in (0.1, 0.2)] == [1, 0]
+    assert [send(router, SHORT, at) for at in (0.1, 0.2)] == [1, 0]
     # A report from between the two: it knows of what was sent to replica 1, and of nothing on replica 0.
     for replica in range(2):
         router.report(replica, Report(0.15, running=0))
-    assert router.choose(SHORT, 0.3).replica == 1
+    assert send(router, SHORT, 0.3) == 1
     router.report(0, Report(0.05, running=7))  # came late
     router.report(2, Report(0.4, running=7))  # is no replica
-    assert router.choose(SHORT, 0.4).replica == 0
+    assert send(router, SHORT, 0.4) == 0
 
 
 def test_a_prompt_goes_where_its_beginning_is_known_until_the_work_there_outweighs_it() -> None:
     router = Router[int]("least-work", range(3))
     first = Offer("first", 2048, SPREAD, prefixes=("a", "ab", "abc"))
-    where = router.choose(first, 0.0).replica
+    where = send(router, first, 0.0)
     for i in range(3):
         router.report(i, Report(1.0, work=same(300.0 * (i == where))))
     grown = Offer("grown", 2304, SPREAD, prefixes=("a", "ab", "abc", "abcd"))
-    assert router.choose(grown, 2.0) == Choice(where, 3 * PREFIX_TOKENS, SPREAD)
+    assert send(router, grown, 2.0) == where
     other = Offer("other", 2048, SPREAD, prefixes=("x", "xy"))
-    assert router.choose(other, 2.1).replica != where
+    assert send(router, other, 2.1) != where
     for i in range(3):
         router.report(i, Report(3.0, work=same(5000.0 * (i == where))))
-    assert router.choose(grown, 4.0).replica != where
+    assert send(router, grown, 4.0) != where
 
 
-def test_a_router_forgets_the_prompts_that_a_replica_has_no_room_for() -> None:
-    router = Router[int]("prefix-affinity", range(1))
-    router.report(0, Report(0.0, kv_tokens=3 * PREFIX_TOKENS))
-    router.choose(Offer("a", 512, prefixes=("a", "ab")), 1.0)
-    router.choose(Offer("x", 512, prefixes=("x", "xy")), 2.0)
-    assert router.choose(Offer("b", 512, prefixes=("a", "ab")), 3.0).cached_tokens == PREFIX_TOKENS
+def test_prompts_are_known_from_their_beginning_and_as_many_as_the_kv_cache_holds() -> None:
+    known = KnownPrompts()
+    known.add(Offer("a", 512, SPREAD, ("a", "ab")), 3 * PREFIX_TOKENS)
+    assert known.cached_tokens(Offer("b", 900, SPREAD, ("a", "ab", "abc"))) == 2 * PREFIX_TOKENS
+    assert known.cached_tokens(Offer("b", 500, SPREAD, ("a", "ab"))) == 500
+    known.add(Offer("x", 512, SPREAD, ("x", "xy")), 3 * PREFIX_TOKENS)
+    assert known.cached_tokens(Offer("b", 512, SPREAD, ("a", "ab"))) == PREFIX_TOKENS
 
 
 def test_replicas_come_and_go() -> None:
@@ -162,11 +159,11 @@ def test_replicas_come_and_go() -> None:
     router.report("a", Report(0.0, running=5))
     router.update("ac")
     router.report("c", Report(0.0, running=9))
-    assert router.choose(SHORT, 1.0).replica == "a"
-    assert router.choose(SHORT, 1.0, among=["c"]).replica == "c"
+    assert send(router, SHORT, 1.0) == "a"
+    assert send(router, SHORT, 1.0, among=["c"]) == "c"
     router.update("")
     with pytest.raises(ValueError, match="no replica"):
-        router.choose(SHORT, 1.0)
+        router.choose(SHORT)
 
 
 @pytest.mark.parametrize("name", get_args(RouterName))
@@ -176,7 +173,7 @@ def test_equal_replicas_take_turns_and_few_are_looked_at_where_a_rule_samples(na
     for i in range(6):
         for replica in range(3):
             router.report(replica, Report(float(i)))
-        chosen.append(router.choose(SHORT, i + 0.5).replica)
+        chosen.append(send(router, SHORT, i + 0.5))
     if not ROUTERS[name].sampled:
         assert chosen == [0, 1, 2, 0, 1, 2]
     assert set(chosen) == {0, 1, 2}

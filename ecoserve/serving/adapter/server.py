@@ -84,26 +84,9 @@ def serve(
         locked(Path(settings.learn)).close()
     try:
         with multiprocess_dir() as folder:
-            args = parse(model, vllm_flags)
-            fill_in(args, policy, replay=settings.replay)
-            refuse_unsupported(args, os.environ)
-            if settings.learn is not None:
-                refuse_learning(args)
+            args = arguments(model, settings, vllm_flags, policy)
             check_address(args)
-            if note := cpu_defaults(args):
-                print(note, file=sys.stderr)
-            config = configuration(args, vllm_flags)
-            check_kv_blocks(config)
-            level = settings.level
-            if policy != STOCK:
-                level, why = choose_level(level, policy, config)
-                why = os.environ.pop(_FOUND, why)
-                publish_level(level, why, str(config.model_config.served_model_name))
-                if level == "order":
-                    serve_by_priority(args)
-                    print(f"ecoserve: level order: {why}", file=sys.stderr)
-            if settings.shadow and policy == STOCK:
-                raise ConfigError(f"policy {STOCK} leaves nothing to shadow", where="--shadow", fix=_OR_STOCK)
+            level = settle(args, settings, vllm_flags, policy)
             if settings.shadow:
                 SharedFile.of_this_server(LEVEL).write("shadow")
             os.environ.update(to_environment(settings.model_copy(update={"level": level})))
@@ -114,6 +97,39 @@ def serve(
         # The model's configuration did not show it: once more, in level order.
         os.environ[_FOUND] = error.what
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--level", "order"])
+
+
+def arguments(model: str, settings: MiddlewareSettings, vllm_flags: Sequence[str], policy: str) -> Namespace:
+    """vLLM's arguments with our parts in them. Raises ConfigError for flags that cannot work."""
+    args = parse(model, vllm_flags)
+    fill_in(args, policy, replay=settings.replay)
+    refuse_unsupported(args, os.environ)
+    if settings.learn is not None:
+        refuse_learning(args)
+    return args
+
+
+def settle(args: Namespace, settings: MiddlewareSettings, vllm_flags: Sequence[str], policy: str) -> str:
+    """Resolve vLLM's configuration as its server will; returns the level that serves, for which ``args`` are changed.
+
+    Raises:
+        ConfigError: for a configuration that cannot work. UnknownToFullError: for one that needs another level.
+    """
+    if note := cpu_defaults(args):
+        print(note, file=sys.stderr)
+    config = configuration(args, vllm_flags)
+    check_kv_blocks(config)
+    level: str = settings.level
+    if policy != STOCK:
+        level, why = choose_level(settings.level, policy, config)
+        why = os.environ.pop(_FOUND, why)
+        publish_level(level, why, str(config.model_config.served_model_name))
+        if level == "order":
+            serve_by_priority(args)
+            print(f"ecoserve: level order: {why}", file=sys.stderr)
+    if settings.shadow and policy == STOCK:
+        raise ConfigError(f"policy {STOCK} leaves nothing to shadow", where="--shadow", fix=_OR_STOCK)
+    return level
 
 
 def level_of(model: str) -> tuple[Level, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ecoserve.errors import RunError
 from ecoserve.lengths import LengthDistribution
-from ecoserve.serving.routing import PREFIX_TOKENS, Offer, OpenWork, Router
+from ecoserve.serving.routing import PREFIX_TOKENS, Offer, OpenWork, Router, past_lengths
 from ecoserve.serving.runs import EngineTotals, KVPoint, RequestRow
 from ecoserve.serving.simulate.engine import LazyRequest
 from ecoserve.serving.simulate.replica import ARRIVE, Live, Recorder, Replica
@@ -76,6 +76,7 @@ def run_replicas(
     """
     router = router or Router("round-robin", range(len(replicas)))
     open_work = [OpenWork(r.kv_tokens) for r in replicas]
+    history = past_lengths()
     seen_s = -math.inf
     every = max(1, PREFIX_TOKENS // replicas[0].scheduler.block_size)
     ordered = sorted(arrivals, key=lambda a: a.at_s)
@@ -92,7 +93,8 @@ def run_replicas(
         nonlocal ended
         ended += 1
         open_work[replica_of[row.request_id]].ended(row.request_id)
-        router.ended(row.output_tokens, row.status == "completed")
+        if row.output_tokens:
+            history.record(row.output_tokens, row.status == "completed")
         for a in following.pop(row.request_id, ()):
             a.at_s = rows[a.request.request_id].arrival_s = replica.now + a.wait_s
             heappush(pending, (a.at_s, len(rows) + ended, a))
@@ -119,10 +121,11 @@ def run_replicas(
                     router.report(replica.index, replica.report(work, seen_s))
             # The hashes of its blocks are the chain of its prompt's beginnings.
             chain = request.block_hashes[every - 1 :: every]
-            offer = Offer(row.request_id, row.prompt_tokens, a.lengths, request.max_tokens, chain)
-            choice = router.choose(offer, a.at_s)
-            index = choice.replica
-            open_work[index].opened(offer.name, offer.prompt_tokens, choice.lengths, choice.cached_tokens)
+            lengths = a.lengths or history.distribution(request.max_tokens)
+            offer = Offer(row.request_id, row.prompt_tokens, lengths, chain)
+            index = router.choose(offer)
+            router.sent(offer, index, a.at_s)
+            open_work[index].opened(offer)
             replica_of[row.request_id] = index
             replicas[index].hand(Live(request, a.response_tokens, row), a.abort_at_s)
         elif first is not None:

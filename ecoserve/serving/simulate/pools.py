@@ -19,7 +19,7 @@ from typing import Any, Final
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
 from vllm.v1.outputs import KVConnectorOutput
 
-from ecoserve.serving.routing import HORIZONS, Offer, OpenWork, Report, Router
+from ecoserve.serving.routing import HORIZONS, Offer, OpenWork, Report, Router, past_lengths
 from ecoserve.serving.runs import RequestRow
 from ecoserve.serving.simulate.engine import WORD, make_request
 from ecoserve.serving.simulate.kv_link import KVLink
@@ -168,6 +168,7 @@ class DecodePool:
         self._router = router
         self._link = link
         self._work = [OpenWork(r.kv_tokens) for r in replicas]
+        self._history = past_lengths()
         self._from: dict[str, PrefillReplica] = {}
         for place, replica in enumerate(replicas):
             replica.pool = self
@@ -178,14 +179,16 @@ class DecodePool:
         self._from[request.request_id] = source
         for place, (replica, work) in enumerate(zip(self._replicas, self._work, strict=True)):
             self._router.report(place, replica.report(work, now))
-        offer = Offer(request.request_id, request.num_prompt_tokens, None, request.max_tokens)
-        choice = self._router.choose(offer, now)
-        self._work[choice.replica].opened(offer.name, offer.prompt_tokens, choice.lengths)
-        self._replicas[choice.replica].receive(live, now)
+        lengths = self._history.distribution(request.max_tokens)
+        offer = Offer(request.request_id, request.num_prompt_tokens, lengths)
+        place = self._router.choose(offer)
+        self._router.sent(offer, place, now)
+        self._work[place].opened(offer)
+        self._replicas[place].receive(live, now)
 
     def ended(self, replica: DecodeReplica, row: RequestRow) -> None:
         self._work[self._replicas.index(replica)].ended(row.request_id)
-        self._router.ended(row.output_tokens)
+        self._history.record(row.output_tokens)
         del self._from[row.request_id]
 
     def _fetch(self, place: int, output: Any) -> None:
