@@ -25,15 +25,14 @@ from ecoserve.serving.routing import HORIZONS, ROUTERS, Offer, Report, Router
 from ecoserve.serving.simulate import run as runs
 from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
-#: Rules that see no lengths, and the sources of lengths of those that do.
-BLIND: Final = ("round-robin", "least-requests", "power-of-two", "vllm-dp", "prefix-affinity")
+#: Sources of lengths of the rule that uses them.
 LENGTHS: Final = ("none", "tau:0.6", "true")
 KEPT: Final = (
     "requests", "completed", "ttft_p50_ms", "ttft_p99_ms", "e2el_mean_ms", "e2el_p50_ms", "e2el_p99_ms",
     "slo_attainment", "prefix_hits", "preemptions", "kv_used_mean", "duration_s", "output_tokens_per_s",
 )  # fmt: skip
 ENGINE: Final = {
-    "gpu": "h100_sxm", "model": "llama-3.1-8b", "depth": 2, "prefix_caching": True, "policy": "vllm", "split": None,
+    "gpu": "h100_sxm", "model": "llama-3.1-8b", "depth": 2, "prefix_caching": True, "split": None,
 }  # fmt: skip
 
 
@@ -52,7 +51,7 @@ class Load:
 LOADS: Final = {
     "azure": Load("traces/azure_2023_conv.csv", 300, {"max_tokens": 1000, "max_model_len": 16384}, faster=6.0),
     "thinking": Load(
-        "thinking_lengths.jsonl.gz", 150, {"max_tokens": 12000, "max_model_len": 16384, "blocks": 2000}, 2.75
+        "thinking_lengths.jsonl.gz", 120, {"max_tokens": 12000, "max_model_len": 16384, "blocks": 2000}, 2.75
     ),
     "agents": Load("traces/coding_agent_sessions.jsonl.gz", 125, {"max_tokens": 8000, "max_model_len": 72000}, 6.0),
 }
@@ -61,19 +60,48 @@ SLOS: Final = {"azure": (1000.0, 50.0), "thinking": (1000.0, 30.0), "agents": (3
 
 
 def planned() -> Iterator[dict[str, Any]]:
-    """The runs, the most telling first."""
-    blind = [(r, "none") for r in BLIND]
-    for load in ("azure", "agents", "thinking"):
-        for router, lengths in [*blind[1::2], *(("least-work", kind) for kind in LENGTHS), *blind[::2]]:
-            yield {"load": load, "replicas": 8, "router": router, "lengths": lengths, "stale_ms": 100.0}
-    for router, lengths in (("least-requests", "none"), *(("least-work", k) for k in LENGTHS[:2])):
+    """The runs."""
+    work = [("least-work", kind) for kind in LENGTHS]
+    rules = {
+        "azure": [("least-requests", "none"), ("vllm-dp", "none"), *work, ("power-of-two", "none")],
+        "agents": [("least-requests", "none"), ("prefix-affinity", "none"), *work[:2], ("vllm-dp", "none")],
+        "thinking": [("least-requests", "none"), *work, ("vllm-dp", "none"), ("round-robin", "none")],
+    }
+    for load, several in rules.items():
+        for router, lengths in several:
+            yield {
+                "load": load,
+                "replicas": 8,
+                "router": router,
+                "lengths": lengths,
+                "stale_ms": 100.0,
+                "policy": "vllm",
+            }
+    # Our scheduler in the replicas: what it holds back counts as waiting.
+    for router, lengths in (("vllm-dp", "none"), ("least-requests", "none"), ("least-work", "none")):
+        at = {"load": "thinking", "replicas": 8, "router": router, "lengths": lengths, "stale_ms": 100.0}
+        yield {**at, "policy": "ecoserve"}
+    for router, lengths in (("least-work", "tau:0.6"), ("vllm-dp", "none")):
         for stale_ms in (50.0, 200.0, 1000.0):
-            yield {"load": "azure", "replicas": 8, "router": router, "lengths": lengths, "stale_ms": stale_ms}
+            yield {
+                "load": "azure",
+                "replicas": 8,
+                "router": router,
+                "lengths": lengths,
+                "stale_ms": stale_ms,
+                "policy": "vllm",
+            }
     for router, lengths in (
-        ("least-requests", "none"), ("least-work", "tau:0.6"), ("least-work-of-two", "tau:0.6"), ("vllm-dp", "none"),
-        ("power-of-two", "none"), ("least-work", "none"),
+        ("least-work", "tau:0.6"), ("least-requests", "none"), ("least-work-of-two", "tau:0.6"), ("vllm-dp", "none"),
     ):  # fmt: skip
-        yield {"load": "azure", "replicas": 64, "router": router, "lengths": lengths, "stale_ms": 100.0}
+        yield {
+            "load": "azure",
+            "replicas": 64,
+            "router": router,
+            "lengths": lengths,
+            "stale_ms": 100.0,
+            "policy": "vllm",
+        }
 
 
 def run(data: Path, folder: Path, at: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +112,7 @@ def run(data: Path, folder: Path, at: dict[str, Any]) -> dict[str, Any]:
         trace = str(_faster(data / load.trace, folder, load.faster * n))
     ttft_ms, tpot_ms = SLOS[at["load"]]
     settings = SimulateSettings(
-        **ENGINE, **load.settings, trace=trace, requests=requests,
+        **ENGINE, **load.settings, trace=trace, policy=at["policy"], requests=requests,
         rate_rps=load.rate_rps and load.rate_rps * n, time_unit="s" if load.faster else None,
         replicas=n, router=at["router"], router_stale_ms=at["stale_ms"], lengths=at["lengths"],
         slo_ttft_ms=ttft_ms, slo_tpot_ms=tpot_ms,
@@ -135,6 +163,7 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("result", type=Path, nargs="?", default=RESULTS / "routing.json")
+    parser.add_argument("--only", metavar="LOAD", help="runs of this load only")
     given = parser.parse_args()
     # The peak demand of a load with no waiting is another run, which this study does not need.
     runs.demand_peak_blocks = lambda settings: 0  # type: ignore[assignment]
@@ -144,7 +173,7 @@ def main() -> None:
     result["decision"] = decision_cost()
     with tempfile.TemporaryDirectory() as folder:
         for at in planned():
-            if not any(at.items() <= row.items() for row in result["runs"]):
+            if given.only in (None, at["load"]) and not any(at.items() <= row.items() for row in result["runs"]):
                 result["runs"].append(run(given.data, Path(folder), at))
                 write(given.result, result)
                 print(result["runs"][-1], flush=True)

@@ -109,6 +109,8 @@ class EcoServeScheduler(PausingScheduler):
                 fix="enable chunked prefill, or leave the setting out",
             )
         path = self.settings.event_log
+        if path is not None and (rank := self.parallel_config.data_parallel_index):
+            path = path.with_stem(f"{path.stem}-rank{rank}")
         self.event_log = EventLog(path, self.settings.event_log_mb) if path is not None else None
         self.kv_layout = KVLayout(
             self.vllm_config, self.kv_cache_config, self.kv_cache_manager.coordinator.single_type_managers

@@ -50,7 +50,7 @@ class SchedulerSettings(BaseModel):
     target_forward_tokens: int | None = Field(
         None, ge=1, description="prompts fill each forward up to this many tokens; None: max_num_batched_tokens"
     )
-    event_log: Path | None = Field(None, description="file for one JSON line per event")
+    event_log: Path | None = Field(None, description="file for one JSON line per event; data-parallel ranks add -rankN")
     event_log_mb: float = Field(256.0, gt=0, description="size at which the event log ends, MB")
     padding: float = Field(
         0.15, ge=0, le=4, description="exact, pipelined: added to the predicted length, as a fraction of it"

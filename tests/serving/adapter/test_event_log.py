@@ -40,6 +40,24 @@ def test_every_event_of_a_run_is_one_line_and_the_counters_agree(tmp_path: Path)
     assert seen["recomputed"] + seen["paused"] + seen["re_reserved"] > 10
 
 
+def test_each_data_parallel_rank_has_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import ParallelConfig
+
+    case = same(random_case(0), knobs=(("event_log", str(tmp_path / "events.jsonl")),))
+    first = play(case).scheduler
+    made = ParallelConfig.__post_init__
+
+    def second_rank(self: ParallelConfig) -> None:
+        made(self)
+        self.data_parallel_index = 1
+
+    monkeypatch.setattr(ParallelConfig, "__post_init__", second_rank)
+    second = play(case).scheduler
+    for scheduler, name in ((first, "events.jsonl"), (second, "events-rank1.jsonl")):
+        scheduler.event_log.close()
+        assert (tmp_path / name).read_text().count('"finished"') == scheduler.counters.finished > 0
+
+
 def test_a_log_ends_at_its_size_and_scheduling_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = EventLog(tmp_path / "events.jsonl", most_mb=0.001)
     for _ in range(1000):
