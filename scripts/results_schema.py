@@ -13,16 +13,23 @@ from ecoserve.sweep.summary import (
     SCHEMA_FILE,
     FailureRow,
     Meta,
+    ModelledFigure,
     PredictorRow,
+    PredictorTime,
     RunRow,
     SearchRow,
+    StepTime,
     Summary,
     TraceInfo,
+    TrialRow,
     json_schema,
 )
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "results-schema.md"
-MODELS: tuple[type[BaseModel], ...] = (Summary, RunRow, SearchRow, FailureRow, PredictorRow, Meta, TraceInfo)
+MODELS: tuple[type[BaseModel], ...] = (
+    *(Summary, RunRow, SearchRow, FailureRow, PredictorRow, TrialRow, StepTime, ModelledFigure, PredictorTime),
+    *(Meta, TraceInfo),
+)
 
 
 def schema_text() -> str:

@@ -51,6 +51,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("push-predictor", "Publish a predictor on the Hugging Face hub.", at="predictors:push"),
     Entry("serve", "Serve a model, scheduled by predicted lengths.", passes_options_on=True),
     Entry("deploy", "Serve a model by replicas on a Ray cluster."),
+    Entry("try", "Is it worth it here? vLLM and ours on one engine.", passes_options_on=True, at="trial:try_here"),
     Entry("replay", "Replay a trace at a URL or on an engine here."),
     Entry("simulate", "Run a trace on modelled GPUs, in virtual time."),
     Entry("plan", "How many GPUs a load needs for its SLO."),

@@ -25,7 +25,7 @@ from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.core.policies import DEFAULT, ORDER
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
-from ecoserve.serving.workload import LoadRequest, LoadSettings
+from ecoserve.serving.workload import PLAIN_IDS, LoadRequest, LoadSettings
 
 Progress = Callable[[int, int], None]
 
@@ -36,8 +36,6 @@ _GENERATED: Final = (
     *("content", "text", "reasoning", "reasoning_content", "reasoning_details", "tool_calls", "function_call"),
     *("refusal", "audio", "token_ids"),
 )
-#: Token ids that every vocabulary has and that mean nothing special, for prompts of which only the length is known.
-_PLAIN_IDS: Final = (300, 1000)
 #: Series of the server that have a label, and the beginning of the name that the label completes: a field of
 #: ``Counters``, or the level.
 _LEVEL: Final = "level_"
@@ -163,8 +161,7 @@ class _Client:
         if request.messages:
             body["messages"] = request.messages
         else:
-            low, high = _PLAIN_IDS
-            body["prompt"] = [int(i) for i in self.rng.integers(low, high, request.prompt_tokens)]
+            body["prompt"] = [int(i) for i in self.rng.integers(*PLAIN_IDS, request.prompt_tokens)]
         extra = request.extra_args(replay=s.replay)
         if extra:
             body["vllm_xargs"] = extra

@@ -11,7 +11,7 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from heapq import heappop, heappush
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ecoserve.errors import ConfigError, RunError
 from ecoserve.serving.adapter.policies import REPLAY, policy_arguments
 from ecoserve.serving.core.counters import Counters
 from ecoserve.serving.runs import EngineTotals, KVSeries, RequestRow, RunResult
-from ecoserve.serving.workload import LoadRequest, LoadSettings
+from ecoserve.serving.workload import PLAIN_IDS, LoadRequest, LoadSettings
 
 
 class SchedulerWatch:
@@ -128,11 +128,51 @@ def run_engine(settings: EngineRunSettings, progress: Progress | None = None) ->
     load = settings.load(longest or 2**31)
     engine = start_engine(arguments, settings.threads)
     try:
-        rows, totals = _Drive(engine, settings, load, progress).run()
+        return run_on(engine, settings, load, progress)
     finally:
         stop_engine(engine)
+
+
+def run_on(
+    engine: Any,
+    settings: EngineRunSettings,
+    load: Sequence[LoadRequest],
+    progress: Progress | None = None,
+    enough: Callable[[float], bool] | None = None,
+) -> RunResult:
+    """Run a load through an idle engine. ``enough`` is asked after each step, with the seconds since the load began;
+    at its yes what is open is aborted: such rows have no end.
+    """
+    rows, totals = _Drive(engine, settings, load, progress).run(enough or (lambda now: False))
     labels = {"engine": "in-process", "blocks": settings.blocks, "arrivals": settings.arrivals, "clock": settings.clock}
     return settings.result(rows, totals, labels)
+
+
+def set_policy(engine: Any, policy: str, settings: Mapping[str, Any]) -> None:
+    """Give an idle engine the scheduler of ``policy``, made as the engine made its own, with an empty prefix cache.
+
+    Raises:
+        ConfigError: for a policy or setting that is not known, or a configuration that the scheduler does not know.
+    """
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+    core, config = engine.engine_core.engine_core, engine.vllm_config
+    while core.scheduler.has_requests() or core.batch_queue:
+        engine.step()  # the model runner forgets what has ended
+    arguments = policy_arguments(policy, settings)
+    config.scheduler_config.scheduler_cls = arguments["scheduler_cls"]
+    config.scheduler_config.policy = arguments.get("scheduling_policy", "fcfs")
+    config.additional_config = {**config.additional_config, **arguments.get("additional_config", {})}
+    kv_cache_config = core.scheduler.kv_cache_config
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
+    core.scheduler = config.scheduler_config.get_scheduler_cls()(
+        vllm_config=config,
+        kv_cache_config=kv_cache_config,
+        structured_output_manager=core.structured_output_manager,
+        block_size=block_size,
+        hash_block_size=hash_block_size,
+        log_stats=core.log_stats,
+    )
 
 
 def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
@@ -159,8 +199,21 @@ def engine_arguments(settings: EngineRunSettings) -> dict[str, Any]:
 
 def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
     """vLLM's ``LLMEngine`` in this process, on ``threads`` CPU threads; ConfigError with vLLM's message."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    prepare(threads)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what vLLM imports, and nothing an operator could act on
+            from vllm import EngineArgs, LLMEngine
+
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except (ValueError, OSError, TypeError) as error:
+        raise ConfigError(_line(error), where=f"vLLM engine for {arguments['model']}") from error
+
+
+def prepare(threads: int | None) -> None:
+    """Set what vLLM reads from the environment for an engine in this process; before vLLM is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -171,14 +224,6 @@ def start_engine(arguments: dict[str, Any], threads: int | None) -> Any:
         import torch
 
         torch.set_num_threads(threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what vLLM imports, and nothing an operator could act on
-            from vllm import EngineArgs, LLMEngine
-
-            return LLMEngine.from_engine_args(EngineArgs(**arguments))
-    except (ValueError, OSError, TypeError) as error:
-        raise ConfigError(_line(error), where=f"vLLM engine for {arguments['model']}") from error
 
 
 def stop_engine(engine: Any) -> None:
@@ -219,7 +264,9 @@ class _Drive:
         self.limit = int(engine.model_config.max_model_len)
         self.clock = _CpuClock() if settings.clock == "cpu" else _WallClock()
         self.watch = SchedulerWatch(engine.engine_core.engine_core.scheduler, self.clock.now)
-        prompts = Prompts(engine.get_tokenizer(), self.limit - settings.max_tokens, settings.seed)
+        prompts = Prompts(engine, self.limit - settings.max_tokens, settings.seed)
+        #: without a tokenizer vLLM does not know which token ends a response
+        self.end = None if prompts.tokenizer else _end(engine.model_config)
         asked = {r.name: (r, prompts.of(r)) for r in sorted(load, key=lambda r: r.arrival_s)}
         self.rows = {name: r.row(len(prompt)) for name, (r, prompt) in asked.items()}
         self.pending = [(r.arrival_s, i, r, p) for i, (r, p) in enumerate(asked.values()) if r.after is None]
@@ -230,7 +277,7 @@ class _Drive:
         self.internal: dict[str, str] = {}
         self.begin = self.clock.now()
 
-    def run(self) -> tuple[list[RequestRow], EngineTotals]:
+    def run(self, enough: Callable[[float], bool]) -> tuple[list[RequestRow], EngineTotals]:
         self._warm_up()
         total, done = len(self.rows), 0
         self.begin = begin = self.clock.now()
@@ -246,6 +293,9 @@ class _Drive:
             now = self.clock.now() - begin
             done += sum(self._note(output, now) for output in outputs)
             self.progress(done, total)
+            if enough(now):
+                self.engine.abort_request([name for name in self.internal if self.rows[name].finish_s is None])
+                break
         totals = self.watch.totals()
         for name, internal in self.internal.items():
             self.rows[name].preemptions = self.watch.preemptions_of.get(internal, 0)
@@ -289,6 +339,7 @@ class _Drive:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra,
+            stop_token_ids=self.end,
         )
         internal: str = self.engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params, priority=priority)
         return internal
@@ -316,32 +367,41 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def _end(model_config: Any) -> list[int]:
+    """The token that ends a response, as the model's configuration has it; of several the first."""
+    end = model_config.hf_config.eos_token_id
+    return [end[0] if isinstance(end, list) else 0 if end is None else end]
+
+
 class Prompts:
     """Token ids of a load's prompts: its chats by the served model's chat template, as an API server would make them.
 
     Prompts of more than ``longest`` tokens are cut there. Of traces with lengths only, random words of the right
-    number.
+    number; of an engine without a tokenizer, random tokens that have no meaning.
     """
 
-    def __init__(self, tokenizer: Any, longest: int, seed: int) -> None:
+    def __init__(self, engine: Any, longest: int, seed: int) -> None:
         if longest < 1:
             raise ConfigError("max_tokens leaves no room for a prompt", fix="lower it, or raise max_model_len")
-        self._tokenizer = tokenizer
+        self.tokenizer = None if engine.model_config.skip_tokenizer_init else engine.get_tokenizer()
         self._longest = longest
         self._rng = np.random.default_rng(seed)
-        special = set(tokenizer.all_special_ids)
-        self._words = np.array([i for i in range(len(tokenizer)) if i not in special])
+        if self.tokenizer is None:
+            self._words = np.arange(*PLAIN_IDS)
+        else:
+            special = set(self.tokenizer.all_special_ids)
+            self._words = np.array([i for i in range(len(self.tokenizer)) if i not in special])
 
     def of(self, request: LoadRequest) -> list[int]:
         chat = request.messages
-        if not chat:
+        if not chat or self.tokenizer is None:
             count = min(request.prompt_tokens, self._longest)
             return [int(i) for i in self._rng.choice(self._words, count)]
-        if getattr(self._tokenizer, "chat_template", None):
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if getattr(self.tokenizer, "chat_template", None):
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
-            ids = self._tokenizer.encode("\n".join(m["content"] for m in chat))
+            ids = self.tokenizer.encode("\n".join(m["content"] for m in chat))
         if not ids:
             raise RunError(f"the tokenizer makes nothing of the prompt of {request.name}")
         return list(ids[: self._longest])

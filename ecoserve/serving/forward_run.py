@@ -147,6 +147,35 @@ def time_forwards(engine: Any, largest: int, prompt_tokens: int, progress: Progr
     return ForwardRun(times, prompt_tokens, median(a[0] for a in alone), median(a[1] for a in alone))
 
 
+#: Steps of decodes that are timed.
+_DECODES: Final = 16
+
+
+def time_decodes(engine: Any, batch: int, prompt_tokens: int) -> tuple[int, int, float] | None:
+    """(``batch``, mean tokens of the contexts, seconds of a step) of decodes alone; None if they do not fit."""
+    scheduler = engine.engine_core.engine_core.scheduler
+    limit = int(engine.model_config.max_model_len)
+    steps_before = -(-batch * prompt_tokens // scheduler.max_num_scheduled_tokens) + 2 * _DECODES
+    longest = prompt_tokens + steps_before + _DECODES
+    blocks = batch * -(-longest // int(scheduler.block_size))
+    if longest > limit or batch > scheduler.max_num_running_reqs or blocks > scheduler.usable_blocks:
+        return None
+    asks = _Asks(engine)
+    names = [asks.add(prompt_tokens, limit - prompt_tokens) for _ in range(batch)]
+    waiting = set(names)
+    while waiting:
+        waiting -= {o.request_id for o in engine.step()}
+    for _ in range(_DECODES // 2):
+        engine.step()
+    begun = time.perf_counter()
+    for _ in range(_DECODES):
+        engine.step()
+    seconds = (time.perf_counter() - begun) / _DECODES
+    context = sum(r.num_computed_tokens for r in scheduler.running) / batch
+    engine.abort_request(names)
+    return batch, round(context), seconds
+
+
 class _Asks:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -154,17 +183,19 @@ class _Asks:
         self._words = max(2, int(engine.model_config.get_vocab_size()) - 10)
         self._number = 0
 
-    def _add(self, tokens: int, max_tokens: int) -> None:
+    def add(self, tokens: int, max_tokens: int) -> str:
         from vllm import SamplingParams, TokensPrompt
 
         self._number += 1
         prompt = [10 + (self._number * 31 + i * 7) % (self._words - 1) for i in range(tokens)]
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-        self._engine.add_request(f"forward-{self._number}", TokensPrompt(prompt_token_ids=prompt), params)
+        name = f"forward-{self._number}"
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
+        return name
 
     def forward(self, size: int, prompt_tokens: int) -> float:
         for at in range(0, size, prompt_tokens):
-            self._add(min(prompt_tokens, size - at), 1)
+            self.add(min(prompt_tokens, size - at), 1)
         begun = time.perf_counter()
         while self._engine.has_unfinished_requests():
             self._engine.step()
@@ -172,7 +203,7 @@ class _Asks:
 
     def alone(self, prompt_tokens: int, further: int) -> tuple[float, float]:
         """(seconds to the first token, seconds for each further one) of one request."""
-        self._add(prompt_tokens, 1 + further)
+        self.add(prompt_tokens, 1 + further)
         begun = time.perf_counter()
         first = None
         while self._engine.has_unfinished_requests():

@@ -27,6 +27,8 @@ from ecoserve.serving.runs import EngineTotals, RequestRow, RunResult
 #: The policy of vLLM's own scheduler that goes by request priorities.
 _BY_PRIORITY: Final = "vllm-priority"
 _priority: Final = RequestPriority()
+#: Token ids that every vocabulary has and that mean nothing special, for prompts of which only the length is known.
+PLAIN_IDS: Final = (300, 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import yaml
 from ecoserve.files import write_atomically
 from ecoserve.pages import Page, Section, render_page, write
 from ecoserve.sweep.reporting import settings as metrics
-from ecoserve.sweep.reporting import tables
+from ecoserve.sweep.reporting import tables, trial_parts
 from ecoserve.sweep.reporting.accuracy_figures import accuracy_figure, accuracy_map, knob_map, pressure_figure
 from ecoserve.sweep.reporting.rate_figures import attainment_figure, latency_figure, pareto_figure, scale_figure
 from ecoserve.sweep.reporting.report_data import Details, ReportData
@@ -21,7 +21,7 @@ from ecoserve.sweep.reporting.request_figures import (
     kv_figure,
     underprediction_figure,
 )
-from ecoserve.sweep.reporting.statements import STATEMENTS, TILES, headline
+from ecoserve.sweep.reporting.statements import STATEMENTS, TILES, care, headline
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.summary import Meta, Summary
 
@@ -156,6 +156,34 @@ SECTIONS: Final[tuple[Section[ReportData], ...]] = (
 )
 
 
+#: The report of ``ecoserve try``: sections that it can have, and its own.
+TRIAL_SECTIONS: Final[tuple[Section[ReportData], ...]] = (
+    Section(
+        "rows",
+        "Row by row",
+        "The same requests at the same times on one engine; only the scheduler and its lengths differ.",
+        [trial_parts.rows_table],
+        missing="a finished run",
+    ),
+    Section(
+        "model",
+        "The modelled GPU beside this one",
+        "What ecoserve simulate would have said.",
+        [trial_parts.steps_table, trial_parts.modelled_table],
+        missing="a GPU that is modelled",
+    ),
+    Section(
+        "predictor-times",
+        "Time of the predictor",
+        "Predictions are made before the runs; a server makes them beside the engine.",
+        [trial_parts.predictor_times_table],
+        missing="a predictor",
+    ),
+    *(section for section in SECTIONS if section.id in ("rates", "kv", "wrong", "fairness", "lengths")),
+)
+_TRIAL_STATEMENTS: Final = (trial_parts.against_priority, trial_parts.what_ran, care)
+
+
 def write_report(folder: ResultFolder) -> Path:
     """Write the folder's ``summary.json`` and ``report.html`` from its runs; returns the report's path."""
     folder.write_summary()
@@ -173,6 +201,8 @@ def write_figure_files(folder: ResultFolder, out: Path) -> list[Path]:
 def render(summary: Summary, details: Details | None = None) -> str:
     """The whole page as text; plots of requests and of KV use over time need ``details``."""
     report, meta = ReportData(summary, details), summary.meta
+    trial = summary.trial is not None
+    sections, statements = (TRIAL_SECTIONS, _TRIAL_STATEMENTS) if trial else (SECTIONS, STATEMENTS)
     settings = yaml.safe_dump(meta.settings, sort_keys=False, allow_unicode=True) if meta.settings else ""
     page = Page(
         kind="ecoserve report",
@@ -180,10 +210,10 @@ def render(summary: Summary, details: Details | None = None) -> str:
         subtitle=_subtitle(meta),
         banner=_SYNTHETIC if meta.synthetic else None,
         notes=meta.notes,
-        headline=headline(report),
+        headline=summary.trial.sentence if summary.trial else headline(report),
         tiles=[tile for make in TILES if (tile := make(report))],
-        statements=[statement for make in STATEMENTS if (statement := make(report))],
-        sections=[section.build(report) for section in SECTIONS],
+        statements=[statement for make in statements if (statement := make(report))],
+        sections=[section.build(report) for section in sections],
         missing_title="Not in this folder",
         glossary=GLOSSARY,
         facts=_facts(meta, summary),

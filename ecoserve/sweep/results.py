@@ -22,7 +22,16 @@ from ecoserve.files import write_atomically
 from ecoserve.options import problem
 from ecoserve.serving.runs import KVPoint, RunResult
 from ecoserve.sweep.identity import PlannedRun
-from ecoserve.sweep.summary import FailureRow, Meta, PredictorRow, RunRow, SearchRow, Summary, with_current_names
+from ecoserve.sweep.summary import (
+    FailureRow,
+    Meta,
+    PredictorRow,
+    RunRow,
+    SearchRow,
+    Summary,
+    TrialRow,
+    with_current_names,
+)
 from ecoserve.sweep.tables import (
     hashes,
     read_kv,
@@ -40,6 +49,12 @@ _AGAIN: Final = "delete it and run again with --resume"
 #: libyaml's if installed: plans of a thousand runs are written again and again.
 _Dumper: Final = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def refuse_full(path: Path, fix: str = "name another folder") -> None:
+    """Raise ConfigError if ``path`` is a folder that holds something."""
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError("the folder is not empty", where=str(path), fix=fix)
 
 
 class ResultFolder:
@@ -61,9 +76,8 @@ class ResultFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise ConfigError("is not a folder", where=str(path), fix="name a folder for the results")
-        if not resume and path.is_dir() and any(path.iterdir()):
-            fix = "continue its runs with --resume, or name another folder"
-            raise ConfigError("the folder is not empty", where=str(path), fix=fix)
+        if not resume:
+            refuse_full(path, "continue its runs with --resume, or name another folder")
         try:
             for part in (path, path / "runs", path / "requests"):
                 part.mkdir(parents=True, exist_ok=True)
@@ -137,6 +151,10 @@ class ResultFolder:
         known = self._predictors() | {name: PredictorRow.model_validate(metrics)}
         write_json(self.path / "predictor.json", {n: row.model_dump(mode="json") for n, row in known.items()})
 
+    def set_trial(self, row: TrialRow) -> None:
+        """Write what a trial found beside its runs."""
+        write_json(self.path / "trial.json", row.model_dump(mode="json"))
+
     def set_searches(self, rows: Iterable[SearchRow]) -> None:
         write_json(self.path / "searches.json", {"searches": [row.model_dump(mode="json") for row in rows]})
 
@@ -187,6 +205,7 @@ class ResultFolder:
                 failures=failures,
                 searches=self._searches(),
                 predictor=self._predictors(),
+                trial=self._optional("trial.json", TrialRow) or None,
                 meta=self.meta.model_copy(update=hashes(rows)),
             )
         except ValidationError as error:

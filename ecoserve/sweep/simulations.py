@@ -211,22 +211,28 @@ def _notes(settings: SimulateSettings, trace: Trace, recorded: bool) -> Iterator
     # Estimated tokens have a note of their own.
     yield from (w for w in trace.report.warnings if not w.startswith("tokens of"))
     yield from (text for text in trace.report.stated if text == LOCAL_TIMES)
-    rows = [r for r in trace.records if r.response_tokens]
     fits = settings.max_model_len - settings.max_tokens
-    usable = [r for r in rows if prompt_length(r) <= fits]
-    if len(usable) < len(rows):
-        yield f"{len(rows) - len(usable)} of {len(rows)} rows are skipped: their prompts exceed {fits} tokens"
-    cut = sum((r.response_tokens or 0) > settings.max_tokens for r in usable)
-    if cut:
-        yield f"{cut} of {len(usable)} answers are cut at max_tokens {settings.max_tokens}"
-    if recorded and len(usable) > settings.requests:
-        yield f"the first {settings.requests} of {len(usable)} requests are run"
-    if not recorded and len(usable) < settings.requests:
-        yield f"{len(usable)} rows make {settings.requests} requests: some are drawn more than once"
+    yield from fit_notes(trace, fits, settings.max_tokens)
+    usable = sum(prompt_length(r) <= fits for r in trace.records if r.response_tokens)
+    if recorded and usable > settings.requests:
+        yield f"the first {settings.requests} of {usable} requests are run"
+    if not recorded and usable < settings.requests:
+        yield f"{usable} rows make {settings.requests} requests: some are drawn more than once"
     if trace.length_source.startswith("characters"):
         yield "response lengths are estimated from characters; a tokenizer would count them"
     if settings.charge_scheduler == "measured":
         yield "scheduling is charged as measured on this machine: runs do not repeat exactly"
+
+
+def fit_notes(trace: Trace, longest: int, max_tokens: int) -> Iterator[str]:
+    """How many rows have too long prompts, more than ``longest`` tokens, and how many responses are cut."""
+    rows = [r for r in trace.records if r.response_tokens]
+    usable = [r for r in rows if prompt_length(r) <= longest]
+    if len(usable) < len(rows):
+        yield f"{len(rows) - len(usable)} of {len(rows)} rows are skipped: their prompts exceed {longest} tokens"
+    cut = sum((r.response_tokens or 0) > max_tokens for r in usable)
+    if cut:
+        yield f"{cut} of {len(usable)} answers are cut at max_tokens {max_tokens}"
 
 
 #: Key of the summary, title, factor and form of each column; values are means over the seeds.

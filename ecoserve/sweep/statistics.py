@@ -68,13 +68,13 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(len(values), fmean(values), min(values), max(values)) if values else None
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     from scipy.stats import t  # half a second of import, needed by reports only
 
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * error
+    half = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return mean - half, mean + half
 
 
@@ -89,13 +89,34 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], better: Bette
     relative = None if relatives is None else fmean(relatives)
     center = fmean(differences) if relative is None else relative
     interval = t_interval(differences if relatives is None else relatives)
-    verdict: Verdict = "no difference shown"
-    if interval is None:
-        verdict = "too few seeds"
-    elif not interval[0] <= 0 <= interval[1] and (relative is None or abs(relative) >= SMALLEST_THAT_MATTERS):
-        verdict = "better" if (center < 0) == (better == "lower") else "worse"
+    matters = relative is None or abs(relative) >= SMALLEST_THAT_MATTERS
+    verdict = _verdict(center, interval, matters, better)
     low, high = interval or (None, None)
     return Comparison(len(seeds), fmean(a), fmean(b), fmean(differences), relative, low, high, verdict)
+
+
+def paired_ratio(
+    ours: Mapping[int, float], theirs: Mapping[int, float], better: Better, confidence: float
+) -> Comparison | None:
+    """The same by the ratio of the values, all positive: its geometric mean and interval, each less one."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    a, b = [ours[s] for s in seeds], [theirs[s] for s in seeds]
+    logs = [math.log(x / y) for x, y in zip(a, b, strict=True)]
+    relative = math.expm1(fmean(logs))
+    interval = t_interval(logs, confidence)
+    verdict = _verdict(relative, interval, abs(relative) >= SMALLEST_THAT_MATTERS, better)
+    low, high = (None, None) if interval is None else map(math.expm1, interval)
+    return Comparison(len(seeds), fmean(a), fmean(b), fmean(a) - fmean(b), relative, low, high, verdict)
+
+
+def _verdict(center: float, interval: tuple[float, float] | None, matters: bool, better: Better) -> Verdict:
+    if interval is None:
+        return "too few seeds"
+    if interval[0] <= 0 <= interval[1] or not matters:
+        return "no difference shown"
+    return "better" if (center < 0) == (better == "lower") else "worse"
 
 
 def statistic_of(name: str) -> Callable[[Floats], Floats]:

@@ -204,6 +204,52 @@ class PredictorRow(_Row):
     latency_p99_ms: float | None = _wall("Time to predict for one request, 99th percentile.")
 
 
+class StepTime(BaseModel):
+    """A step of decodes alone, as measured and as modelled."""
+
+    batch: int = count("Decoding requests.")
+    context_tokens: int = tokens("Tokens of their contexts, mean.")
+    measured_ms: float = key("Time of a step on this GPU.", "ms")
+    modelled_ms: float = key("The same by the GPU's model.", "ms")
+
+
+class ModelledFigure(BaseModel):
+    """A figure of one repeat at capacity, as measured and in virtual time on the modelled GPU."""
+
+    policy: str = key("Scheduling policy.")
+    metric: str = key("Key of a run.")
+    measured: float = key("As measured, in the metric's unit.")
+    modelled: float = key("On the modelled GPU.")
+
+
+class PredictorTime(BaseModel):
+    """How long a predictor takes on this machine."""
+
+    name: str = key("The predictor, or what was trained.")
+    device: str = key("`cpu` or `cuda`.")
+    one_prompt_ms: float | None = maybe("One prompt alone, median.", "ms")
+    prompts_per_s: float = key("Prompts in batches, or rows learned from.", "prompts/s")
+
+
+class TrialRow(BaseModel):
+    """What ``ecoserve try`` found, beside its runs."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    sentence: str = key("What it buys, where it does not, and how sure that is.", default="")
+    level: str = key("Level that served: `full` or `order`.")
+    level_reason: str = key("Why that level.")
+    repeats: int = count("Repeats of every row at every rate that were finished.", 0)
+    order_seed: int = key("Seed of the order in which rows and rates were run.")
+    ended: str = key("Why it ended: `done`, `time`, or `interrupted`.", default="done")
+    capacity_rps: float | None = maybe("What vLLM's default can serve, by calibration.", "requests/s")
+    engine_start_s: float | None = maybe("Seconds until the engine could serve.", "s")
+    wall_s: float | None = maybe("Seconds of the whole trial, report not included.", "s")
+    steps: list[StepTime] = key("Step times, where the GPU is modelled.", default=[])
+    modelled: list[ModelledFigure] = key("Figures of the modelled GPU, where there is one.", default=[])
+    predictor_times: list[PredictorTime] = key("Times of the predictor.", default=[])
+
+
 class TraceInfo(_Row):
     """Where the requests came from."""
 
@@ -244,6 +290,7 @@ class Summary(BaseModel):
     failures: list[FailureRow] = key("Runs that failed.", default=[])
     searches: list[SearchRow] = key("Results of the searches, if the plan has one.", default=[])
     predictor: dict[str, PredictorRow] = key("Predictors by name (`encoder`, `lightgbm`, ...).", default={})
+    trial: TrialRow | None = maybe("What `ecoserve try` found, beside its runs.")
     meta: Meta = Field(default_factory=Meta, description="What ran, where, and how to run it again.")
 
     @model_serializer(mode="wrap")

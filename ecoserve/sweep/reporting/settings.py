@@ -81,6 +81,7 @@ TTFT: Final = Metric("ttft_mean_ms", "TTFT", "ms", "Time to first token, from ar
 TTFT_P99: Final = Metric(
     "ttft_p99_ms", "TTFT p99", "ms", "Time to first token: 99 of 100 requests have less.", "s", 1e-3
 )
+TPOT: Final = Metric("tpot_mean_ms", "TPOT", "ms", "Time per output token after the first; mean.")
 TPOT_P99: Final = Metric("tpot_p99_ms", "TPOT p99", "ms", "Time per output token: 99 of 100 requests have less.")
 THROUGHPUT: Final = Metric(
     "output_tokens_per_s", "Throughput", "tokens/s", "Generated tokens of finished answers per second."

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ecoserve.errors import ConfigError
 from ecoserve.serving.simulate.gpu.hardware import Gpu
-from ecoserve.serving.simulate.gpu.shapes import ModelShape
+from ecoserve.serving.simulate.gpu.shapes import ModelShape, as_config
 
 _ATTENTION: Final = {"context": "context_attention", "generation": "generation_attention"}
 _LOGITS: Final = "generation_logits_gemm"
@@ -55,7 +55,7 @@ class KernelTimes:
         with _quietly(shape, gpu), tempfile.TemporaryDirectory(prefix="ecoserve-model-") as folder:
             from aiconfigurator_core.sdk.engine import EngineHandle
 
-            Path(folder, "config.json").write_text(json.dumps(_as_config(shape)), encoding="utf-8")
+            Path(folder, "config.json").write_text(json.dumps(as_config(shape)), encoding="utf-8")
             self._engine: Any = EngineHandle.compile(
                 folder,
                 gpu.name,
@@ -157,30 +157,6 @@ def _check(shape: ModelShape, gpu: Gpu, tp: int, expert_ranks: int) -> None:
         )
     if shape.weights != "bfloat16" and not gpu.flops_fp8:
         raise ConfigError(f"{gpu.name} has no fp8", where="model", fix="take a model in bfloat16")
-
-
-def _as_config(shape: ModelShape) -> dict[str, Any]:
-    """The shape as a configuration that aiconfigurator reads."""
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": shape.max_model_len,
-        "tie_word_embeddings": shape.tied_embeddings,
-        "torch_dtype": "bfloat16",
-    }
-    if shape.experts:
-        config["architectures"] = ["Qwen3MoeForCausalLM" if shape.qk_norm else "MixtralForCausalLM"]
-        config["num_experts_per_tok"] = shape.experts_per_token
-        config["moe_intermediate_size"] = shape.intermediate
-        config["num_experts" if shape.qk_norm else "num_local_experts"] = shape.experts
-    return config
 
 
 @contextmanager

@@ -101,6 +101,30 @@ class ModelShape(BaseModel):
         return int(2 * self.layers * self.kv_heads * self.head_dim * (2 if self.kv_cache == "bfloat16" else 1))
 
 
+def as_config(shape: ModelShape) -> dict[str, Any]:
+    """The shape as a ``config.json`` of the kind of model that has such sizes; Qwen2 is written as a Llama."""
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_model_len,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "torch_dtype": "bfloat16",
+    }
+    if shape.experts:
+        config["architectures"] = ["Qwen3MoeForCausalLM" if shape.qk_norm else "MixtralForCausalLM"]
+        config["num_experts_per_tok"] = shape.experts_per_token
+        config["moe_intermediate_size"] = shape.intermediate
+        config["num_experts" if shape.qk_norm else "num_local_experts"] = shape.experts
+    return config
+
+
 def load_shape(model: str) -> ModelShape:
     """The shape of a model: a folder with a ``config.json``, such a file, or a built-in shape's name (in any case).
 
