@@ -17,13 +17,13 @@ from ecoserve.cli.common import (
     OutputOption,
     QuietOption,
     SeedOption,
-    chosen_split,
     emit_json,
     progress_of,
     stderr_console,
 )
 from ecoserve.cli.options import takes
 from ecoserve.serving.engine_run import EngineRunSettings
+from ecoserve.serving.workload import chosen_split
 
 _MAX_TOKENS = "the longest recorded response, or half of the model's limit"
 
