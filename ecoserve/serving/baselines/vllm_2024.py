@@ -24,12 +24,20 @@ class WholePromptScheduler(CountingScheduler):
     With prefix caching, a prompt that fits only for its cached part may share a forward with decodes.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: whether decodes stalled in the last step and no prompt started: vLLM had reasons that are not looked at here
+        self._in_vain = False
+
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        if self._prompt_fits():
+        stalls = not self._in_vain and self._prompt_fits()
+        if stalls:
             for request in self.running:
                 # vLLM's own way to leave a decode out of one step, the next.
                 request.next_decode_eligible_step = self.current_step + 2
-        return super().schedule(throttle_prefills)
+        output = super().schedule(throttle_prefills)
+        self._in_vain = stalls and not output.total_num_scheduled_tokens
+        return output
 
     def _prompt_fits(self) -> bool:
         """Whether vLLM will start the first waiting prompt in this step."""

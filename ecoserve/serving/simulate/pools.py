@@ -142,7 +142,7 @@ class PrefillReplica(PoolReplica):
 
     def _end(self, row: RequestRow) -> None:
         whole = self._whole.pop(row.request_id)
-        if row.output_tokens >= whole.response_tokens:
+        if row.status != "completed" or row.output_tokens >= whole.response_tokens:
             super()._end(row)
             return
         del self.live[row.request_id]

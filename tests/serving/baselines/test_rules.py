@@ -156,6 +156,13 @@ def test_vllm_2024_computes_whole_prompts_while_decodes_stall(depth: int) -> Non
     assert min(i for i, step in enumerate(steps) if "r3" in step) > third + 5
 
 
+def test_vllm_2024_goes_on_where_a_prompt_that_seems_to_fit_does_not() -> None:
+    """Two groups of layers take twice the blocks that one does: decodes must not stall for ever."""
+    scheduler = stock("vllm-2024", **SMALL | {"kv_blocks": 30, "kv_groups": "full + window 64"})
+    arrivals = [Arrival(0.0, a_request(f"r{i}", 120), 40) for i in range(3)]
+    assert [r.output_tokens for r in drive(scheduler, arrivals).rows] == [40] * 3
+
+
 def test_multires_takes_the_request_nearest_to_what_is_free() -> None:
     scheduler = stock("multires", kv_blocks=100, max_model_len=1500, max_num_batched_tokens=1000, max_num_seqs=8)
     # Compute free: 1000 of 1000, KV: 100 of 100 blocks. Distances squared: 0.25 + 0.16, 0.01 + 0.64, 0.81 + 0.81.
