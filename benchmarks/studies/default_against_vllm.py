@@ -27,6 +27,15 @@ ALPACA: Final = {
     "max_model_len": 1024,
 }
 _H100: Final = {"gpu": "h100_sxm", "model": "llama-3.1-8b", "max_tokens": 1024, "max_model_len": 8192}
+#: Answers with their thinking, of 42 models; half of the blocks that vLLM would take for 200 requests.
+_THINKING: Final = {
+    **_H100,
+    "trace": "thinking_lengths.jsonl.gz",
+    "max_tokens": 16384,
+    "max_model_len": 20480,
+    "rate_rps": 40.0,
+    "split": None,
+}
 #: Loads; rates at which vLLM's default meets a half to nine tenths of its SLOs.
 LOADS: Final[dict[str, dict[str, Any]]] = {
     "alpaca": {**ALPACA, "rate_rps": 40.0, "lengths": "predicted"},
@@ -57,6 +66,18 @@ LOADS: Final[dict[str, dict[str, Any]]] = {
         "rate_rps": 45.0,
         "blocks": 3000,
         "split": "all",
+    },
+    "thinking": {**_THINKING, "blocks": 2000},
+    "thinking and windows": {**_THINKING, "blocks": 9800, "kv_groups": "full + 5 window 1024"},
+    # Closed loops: turn n + 1 comes a think time after answer n, with the prefix that they share.
+    "coding agents": {
+        **_H100,
+        "trace": "traces/coding_agent_sessions.jsonl.gz",
+        "max_tokens": 4096,
+        "max_model_len": 32768,
+        "rate_rps": 20.0,
+        "split": None,
+        "prefix_caching": True,
     },
 }
 #: Forwards among which vLLM's best is chosen, tokens.

@@ -24,6 +24,7 @@ MOST_TOOLS: Final = 128
 _EFFORTS: Final = frozenset(("none", "minimal", "low", "medium", "high", "xhigh", "max"))
 _KINDS: Final = {"enabled": True, "adaptive": True, "disabled": False}
 _SWITCHES: Final = ("enable_thinking", "thinking")
+_BUDGETS: Final = ("thinking_token_budget", "thinking_budget", "budget_tokens")
 _FORMATS: Final = frozenset(("json_object", "json_schema", "structural_tag"))
 _GRAMMARS: Final = ("json", "json_object", "regex", "choice", "grammar")
 
@@ -32,8 +33,8 @@ _GRAMMARS: Final = ("json", "json_object", "regex", "choice", "grammar")
 class RequestParameters:
     """The parameters of one request that bear on the length of its answer; ``tools``: how many it may call.
 
-    ``thinking``: ``"on"``, ``"off"``, or the effort asked for (``"low"``, ``"high"``, ...). ``response_format``:
-    ``"json_object"``, ``"json_schema"``, ``"regex"``, ...; ``None`` for free text.
+    ``thinking``: ``"on"``, ``"off"``, the effort asked for (``"low"``, ``"high"``, ...), or its budget in tokens, as
+    digits. ``response_format``: ``"json_object"``, ``"json_schema"``, ``"regex"``, ...; ``None`` for free text.
     """
 
     max_tokens: int | None = None
@@ -82,21 +83,30 @@ def tools_of(body: Mapping[str, Any]) -> int:
 
 
 def thinking_of(body: Mapping[str, Any]) -> str | None:
-    """The switch for thinking, or the effort, by any of the names that servers have for them."""
+    """The switch for thinking, the effort, or the budget, by any of the names that servers have for them."""
     reasoning = body.get("reasoning")
     for effort in (body.get("reasoning_effort"), reasoning.get("effort") if isinstance(reasoning, Mapping) else None):
         if isinstance(effort, str) and effort in _EFFORTS:
             return "off" if effort == "none" else effort
     template = body.get("chat_template_kwargs")
-    for holder in (body, template if isinstance(template, Mapping) else {}):
+    holders = [part for part in (body, template, body.get("vllm_xargs")) if isinstance(part, Mapping)]
+    switched: bool | None = None
+    for holder in holders:
         for name in _SWITCHES:
             switch = holder.get(name)
             if isinstance(switch, Mapping):
                 kind = switch.get("type")
                 switch = _KINDS.get(kind) if isinstance(kind, str) else None
-            if isinstance(switch, bool):
-                return "on" if switch else "off"
-    return None
+            if switched is None and isinstance(switch, bool):
+                switched = switch
+    # A limit beside the messages is the whole response's.
+    inner = [part for part in (body.get("thinking"), reasoning) if isinstance(part, Mapping)]
+    budgets = [part.get(name) for part in inner for name in (*_BUDGETS, "max_tokens")]
+    budgets += [holder.get(name) for holder in holders for name in _BUDGETS]
+    budget = next((n for n in budgets if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
+    if switched is False or budget == 0:
+        return "off"
+    return str(min(budget, LARGEST_LIMIT)) if budget is not None else "on" if switched else None
 
 
 def format_of(body: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ earlier turns. Scores of the word model. The request's parameters, for predictor
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase, digits
@@ -112,9 +113,16 @@ def _parameters_row(view: RequestView) -> list[float]:
         # A stop string that is a line end means one paragraph; what others say is left to the words.
         float(any(not s.strip() and "\n" in s for s in given.stop)),
         float(given.tools),
-        -1.0 if given.thinking is None else float(_THINKING.get(given.thinking, 3)),
+        _thinking(given.thinking),
         float(given.response_format is not None),
     ]
+
+
+def _thinking(said: str | None) -> float:
+    """Thinking from off to most, -1 where a request does not say; a budget of 1,024 tokens is low, of 8,192 high."""
+    if said is None:
+        return -1.0
+    return min(5.0, math.log2(1 + int(said[:7]) / 512)) if said.isdecimal() else float(_THINKING.get(said, 3))
 
 
 def _count(kind: Callable[[str], bool], among_ascii: str, text: str) -> int:
