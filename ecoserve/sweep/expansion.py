@@ -13,7 +13,8 @@ from ecoserve.errors import ConfigError
 from ecoserve.options import checked
 from ecoserve.serving.core.policies import LENGTH_BLIND, POLICIES
 from ecoserve.serving.core.settings import SchedulerSettings
-from ecoserve.sweep.identity import PlannedRun
+from ecoserve.serving.simulate.settings import SimulateSettings
+from ecoserve.sweep.identity import PlannedRun, canonical
 from ecoserve.sweep.plan import KNOB, Condition, SweepPlan
 from ecoserve.sweep.worker import perform, settings_model, takes
 
@@ -72,12 +73,23 @@ def points_of(plan: SweepPlan, condition: str | None) -> Iterator[Point]:
                 yield Point(settings, names, tuple(merged["rates"] or ()), tuple(merged["seeds"]))
 
 
+#: Settings that change nothing about what can be refused before a run.
+_OF_THE_LOAD: Final = ("rate_rps", "seed", "requests", "trace", "split", "slo_scale")
+
+
 def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
-    """Refuse what a run function of ours would refuse in every run: raises ConfigError for the first."""
+    """Refuse what a run function of ours would refuse in every run: raises ConfigError for the first.
+
+    In virtual time that is what ``ecoserve simulate`` refuses, by the same check, once for all runs that differ in
+    their load alone.
+    """
     model = settings_model(plan.run)
+    refused_later: dict[str, SimulateSettings] = {}
     for run in runs:
-        if model is not None:
-            checked(model, run.settings, "settings")
+        settings = None if model is None else checked(model, run.settings, "settings")
+        if isinstance(settings, SimulateSettings):
+            machine = {k: v for k, v in run.settings.items() if k not in _OF_THE_LOAD}
+            refused_later.setdefault(canonical(machine), settings)
         policy = str(run.settings["policy"])
         if policy not in POLICIES:
             continue
@@ -87,6 +99,11 @@ def check(plan: SweepPlan, runs: Iterable[PlannedRun]) -> None:
             SchedulerSettings.parse({**known, "policy": policy})
         except ConfigError as error:
             raise ConfigError(f"{error.where}: {error.what}", where="knobs", fix=error.fix) from error
+    if refused_later:
+        from ecoserve.serving.simulate.run import check as refuse  # imports vLLM
+
+        for settings in refused_later.values():
+            refuse(settings)
 
 
 def _loads(axes: Mapping[str, Any]) -> Iterator[Part]:

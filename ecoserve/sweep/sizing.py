@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any, Final, Literal
@@ -31,7 +31,7 @@ from ecoserve.serving.workload import LoadRequest, prompt_length
 from ecoserve.sweep.identity import PlannedRun
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.search import Searches
-from ecoserve.sweep.statistics import blocks, central, statistic_of
+from ecoserve.sweep.statistics import Floats, blocks, central, statistic_of
 
 #: vLLM at its best: priority = the predicted length, and the best of several sizes of a forward.
 BEST: Final = "vllm-best"
@@ -39,8 +39,10 @@ BEST: Final = "vllm-best"
 TUNINGS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
     BEST: [{"policy": "vllm-priority", "max_num_batched_tokens": n} for n in (1024, 512, 2048)]
 }
-#: Replicas grow by this factor until they hold: the estimate knows no bursts.
+#: Replicas grow by this factor until they hold.
 _FACTOR: Final = 1.4
+#: Seconds over which a burst is averaged to estimate how many replicas it needs.
+_BURST_S: Final = 10.0
 #: Requests of which it is asked whether an idle engine holds their SLO.
 _ASKED: Final = 2000
 #: Parts of the window, by arrival, of which the worst is shown.
@@ -87,12 +89,15 @@ class SizingRow(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve: a run's settings without replicas and seed, and the number of replicas to begin with."""
+    """One way to serve: a run's settings without replicas and seed; the number of replicas to begin with; and how many
+    are busy on average if they always run full batches.
+    """
 
     settings: Mapping[str, Any]
     tuning: Mapping[str, Any]
     tp: int
     start: int
+    busy: float = 1.0
 
     def run(self, replicas: int, seed: int, **more: Any) -> PlannedRun:
         settings = {**self.settings, "replicas": replicas, "seed": seed, **more}
@@ -229,7 +234,7 @@ class Sizing:
             share=self.share,
             state=self.state,
             trials=trials,
-            at_full_batches=min((c.tp * c.start for c in self.candidates), default=None),
+            at_full_batches=min((c.tp * math.ceil(c.busy) for c in self.candidates), default=None),
             slower=self.slower,
             slower_by=self.slower_by,
             refused=list(self.refused),
@@ -315,12 +320,14 @@ def prepare(
         lengths = "none" if policy in LENGTH_BLIND else settings["lengths"]
         names = {"gpu": gpu, "policy": policy, "lengths": lengths, "router": router}
         for wanted in shares:
-            able = [candidate for candidate, idle in found if idle >= wanted]
-            slow = [
-                f"{gpu} tp {c.tp}: even an idle engine holds the SLO for {idle:.1%} only"
-                for c, idle in found
-                if idle < wanted
-            ]
+            able, slow = [], []
+            for candidate, works, idle in found:
+                if idle >= wanted:
+                    start = max(1, math.ceil(float(np.quantile(works, wanted))))
+                    able.append(replace(candidate, start=start))
+                else:
+                    slow.append(f"{gpu} tp {candidate.tp}: even an idle engine holds the SLO for {idle:.1%} only")
+            able.sort(key=lambda c: c.tp * c.start)
             sizings.append(Sizing(names, wanted, able, seeds, most, slower_by, list(dict.fromkeys(refused + slow))))
     if not any(sizing.candidates for sizing in sizings):
         raise ConfigError(
@@ -334,8 +341,10 @@ def prepare(
 def _candidates(
     settings: Mapping[str, Any], load: Sequence[LoadRequest], tps: Sequence[int], most: int, gpu: str, policy: str,
     router: str,
-) -> tuple[list[tuple[Candidate, float]], list[str]]:  # fmt: skip
-    """Ways to serve with the share of requests whose SLO an idle engine holds, and those that are refused with why."""
+) -> tuple[list[tuple[Candidate, Floats, float]], list[str]]:  # fmt: skip
+    """Ways to serve, each with the engines that are busy around every request and the share of requests whose SLO an
+    idle engine holds; and those that are refused, with why.
+    """
     found, refused = [], []
     for tp, tuning in itertools.product(tps, TUNINGS.get(policy, [{"policy": policy}])):
         own = {**settings, **tuning, "gpu": gpu, "tp": tp, "router": router}
@@ -350,23 +359,29 @@ def _candidates(
         except ConfigError as error:
             refused.append(f"{gpu} tp {tp}: {error.what}")
             continue
-        start = max(1, math.ceil(_busy_s(run, machine, load) / (load[-1].arrival_s or math.inf)))
-        found.append((Candidate(own, tuning, tp, start), _held_idle(run, machine, load)))
+        average, around = _busy(run, machine, load)
+        found.append((Candidate(own, tuning, tp, 1, average), around, _held_idle(run, machine, load)))
     if not found:
         raise ConfigError("; ".join(dict.fromkeys(refused)), where="plan")
-    return sorted(found, key=lambda pair: pair[0].tp * pair[0].start), list(dict.fromkeys(refused))
+    return found, list(dict.fromkeys(refused))
 
 
-def _busy_s(settings: SimulateSettings, machine: Machine, load: Sequence[LoadRequest]) -> float:
-    """Seconds of one engine for the load, if it always ran full forwards of prompts and full batches of decodes."""
+def _busy(settings: SimulateSettings, machine: Machine, load: Sequence[LoadRequest]) -> tuple[float, Floats]:
+    """Engines that the load keeps busy if all run full forwards of prompts and full batches of decodes: on average,
+    and in the seconds before each request.
+    """
     forward = settings.max_num_batched_tokens
-    prompts = [r.prompt_tokens for r in load]
-    responses = [r.response_tokens for r in load]
-    context = int(fmean(prompts) + fmean(responses) / 2) + 1
+    prompts = np.asarray([r.prompt_tokens for r in load], dtype=np.float64)
+    responses = np.asarray([r.response_tokens for r in load], dtype=np.float64)
+    arrivals = np.asarray([r.arrival_s for r in load])
+    context = int(prompts.mean() + responses.mean() / 2) + 1
     batch = max(1, min(settings.max_num_seqs, machine.blocks * settings.block_size // context))
     prefill = machine.cost.seconds(StepWork(forward, 0, forward, [(forward, 0)])) / forward
     decode = machine.cost.seconds(StepWork(0, batch, batch * context, [], batch * context, context)) / batch
-    return sum(prompts) * prefill + sum(responses) * decode
+    work = np.concatenate(([0.0], np.cumsum(prompts * prefill + responses * decode)))
+    before = np.searchsorted(arrivals, arrivals - _BURST_S)
+    around = (work[1:] - work[before]) / _BURST_S
+    return float(work[-1] / (arrivals[-1] or _BURST_S)), around
 
 
 def _held_idle(settings: SimulateSettings, machine: Machine, load: Sequence[LoadRequest]) -> float:

@@ -58,13 +58,13 @@ def test_loads_multiply_and_label_their_runs(tmp_path):
         tmp_path,
         "{trace: [a.json, b.json], rates: [4, 8], seeds: [0, 1], policies: vllm, slo_scales: [3, 5], replicas: [1, 2],"
         " routers: vllm-dp,"
-        " gpus: [{gpu: l40s, model: llama-13b}, {gpu: h100_sxm, model: llama-13b, tp: 2, blocks: 900}]}",
+        " gpus: [{gpu: l40s, model: llama-2-13b}, {gpu: h100_sxm, model: llama-2-13b, tp: 2, blocks: 900}]}",
     )
     assert len(runs) == 2 * 2 * 2 * 2 * 2 * 2
     last = runs[-1]
     assert {k: v for k, v in last.labels.items() if k not in ("engine", "condition")} == {
         "trace": "b.json", "slo_scale": 5.0, "replicas": 2, "router": "vllm-dp",
-        "gpu": "h100_sxm", "model": "llama-13b", "tp": 2, "blocks": 900,
+        "gpu": "h100_sxm", "model": "llama-2-13b", "tp": 2, "blocks": 900,
     }  # fmt: skip
     assert last.settings["trace"] == str(tmp_path / "b.json")
     assert (last.settings["slo_scale"], last.settings["router"], last.settings["blocks"]) == (5.0, "vllm-dp", 900)
@@ -174,7 +174,7 @@ def test_a_simulated_gpu_may_measure_a_knob_itself(tmp_path):
     (run,) = expanded(
         tmp_path,
         "{trace: synthetic, rates: 8, seeds: 0, policies: ecoserve, lengths: none,"
-        " knobs: {target_forward_tokens: auto}, settings: {gpu: l40s, model: llama-13b}}",
+        " knobs: {target_forward_tokens: auto}, settings: {gpu: l40s, model: llama-2-13b}}",
     )
     assert run.settings["scheduler"] == {"target_forward_tokens": "auto"}
 

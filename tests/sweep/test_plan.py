@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ecoserve.serving.core.policies import LENGTH_BLIND
 from ecoserve.sweep.expansion import expand, points_of
 from ecoserve.sweep.identity import PlannedRun, fingerprint
 from ecoserve.sweep.plan import SweepPlan
+from ecoserve.sweep.search import Searches
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -30,7 +33,7 @@ requests: 50
 conditions:
   pressure: {blocks: 100}
   no-pressure: {blocks: 9000, rates: 8, lengths: [true, none]}
-settings: {max_num_seqs: 64}
+settings: {max_num_seqs: 64, max_tokens: 500, max_model_len: 1600}
 """
 
 
@@ -123,6 +126,9 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, message):
 
 def test_a_modelled_gpu_is_a_setting_and_its_model_may_lie_beside_the_plan(tmp_path):
     (tmp_path / "own").mkdir()
+    sizes = {"num_hidden_layers": 2, "hidden_size": 1024, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4096, **sizes}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     text = """
 trace: synthetic
 rates: 8
@@ -134,6 +140,27 @@ conditions: {a: {settings: {model: own}}}
         assert plan.settings["model"] == found
         assert {r.settings["model"] for r in expand(plan)} == {str(tmp_path / "own")}
     assert {(r.settings["gpu"], r.settings["tp"]) for r in expand(plan)} == {("h100_sxm", 2)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("gpu: l40s, model: llama-13b", "max_model_len 4096 is more than llama-13b's 2048"),
+        ("blocks: 100", "100 KV blocks of 16 tokens cannot hold"),
+        ("gpu: l40s, model: llama-3.1-70b", "does not fit"),
+        ("max_tokens: 4096", "leaves no room for a prompt"),
+        ("max_num_batched_tokens: 64", "max_num_batched_tokens (64) must be greater"),
+    ],
+)
+def test_a_sweep_refuses_what_simulate_refuses(settings, said, tmp_path):
+    """``ecoserve simulate`` and ``plan`` call the same check, and test it in their own words."""
+    for text in (f"rates: 8, settings: {{{settings}}}", f"search: {SEARCH}, settings: {{{settings}}}"):
+        plan = SweepPlan.load(write(tmp_path, f"{{trace: synthetic, policies: vllm, {text}}}"))
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            Searches.of(plan) if plan.search else expand(plan)
+
+
+SEARCH = "{range: [1, 8], metric: slo_attainment, at_least: 0.9}"
 
 
 def test_missing_plan(tmp_path):

@@ -113,6 +113,7 @@ def check(settings: SimulateSettings) -> Machine:
         raise ConfigError(
             f"max_model_len {settings.max_model_len} is more than {settings.model}'s {machine.max_model_len}",
             where="simulate",
+            fix="lower it, or take a model with a longer context, as llama-2-13b in place of llama-13b",
         )
     LengthSource.parse(settings.lengths)
     _prompt_room(settings)
