@@ -3,9 +3,9 @@
     python benchmarks/studies/plan_azure.py DATA --folder FOLDER --json benchmarks/results/plan_azure.json
     python benchmarks/studies/plan_azure.py --tables        # the table of docs/results/results.md from that file
 
-``DATA`` holds the traces. Of each the first 1,500 requests are taken, with their bursts: about ten minutes of code, five
-of conversations. Each policy is asked with two routers: the fewest open requests, and the least expected work. What is
-finished in ``FOLDER`` is not run again.
+``DATA`` holds the traces. Of each the first 1,500 requests are taken, with their bursts: about ten minutes of code,
+five of conversations. Each policy is asked with two routers: the fewest open requests, and the least expected work.
+What is finished in ``FOLDER`` is not run again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def plan(load: str, data: Path, folder: Path) -> dict[str, Any]:
     for row in found["answers"]:
         best = max(row["fewer"], key=lambda t: t["attainment"], default=None)
         answers.append(
-            {k: row[k] for k in KEPT}
-            | {"answer": row["answer"], "fewer": best, "trials": len(row["trials"])}
+            {k: row[k] for k in KEPT} | {"answer": row["answer"], "fewer": best, "trials": len(row["trials"])}
         )
     text = " ".join(["ecoserve", *(w.replace(str(data), "DATA") for w in words)])
     return {"command": text, "unsure": found["unsure"], "answers": answers}

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from ecoserve.errors import ConfigError
 from ecoserve.options import checked
 from ecoserve.schema import key, maybe, share
-from ecoserve.serving.core.policies import LENGTH_BLIND
+from ecoserve.serving.core.policies import LENGTH_BLIND, SPLIT
 from ecoserve.serving.runs import RequestRow, Slo
 from ecoserve.serving.simulate.cost import StepWork, alone_s
 from ecoserve.serving.simulate.run import SimulateSettings, check
@@ -35,9 +35,12 @@ from ecoserve.sweep.statistics import Floats, blocks, central, statistic_of
 
 #: vLLM at its best: priority = the predicted length, and the best of several sizes of a forward.
 BEST: Final = "vllm-best"
+#: Of a tuning: the share of the replicas that only compute prompts.
+_POOL: Final = "prefill_share"
 #: Tunings of a policy among which the best counts; any other policy has one, its own name's.
 TUNINGS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
-    BEST: [{"policy": "vllm-priority", "max_num_batched_tokens": n} for n in (1024, 512, 2048)]
+    BEST: [{"policy": "vllm-priority", "max_num_batched_tokens": n} for n in (1024, 512, 2048)],
+    SPLIT: [{"policy": SPLIT, _POOL: share} for share in (0.5, 0.3, 0.7)],
 }
 #: Replicas grow by this factor until they hold.
 _FACTOR: Final = 1.4
@@ -99,8 +102,15 @@ class Candidate:
     start: int
     busy: float = 1.0
 
+    @property
+    def least(self) -> int:
+        """Replicas that it takes: with pools one for prompts and one for decodes."""
+        return 2 if _POOL in self.tuning else 1
+
     def run(self, replicas: int, seed: int, **more: Any) -> PlannedRun:
         settings = {**self.settings, "replicas": replicas, "seed": seed, **more}
+        if _POOL in self.tuning:
+            settings["prefill_replicas"] = min(replicas - 1, max(1, round(self.tuning[_POOL] * replicas)))
         return PlannedRun.of(settings, {"engine": "virtual", "condition": None})
 
 
@@ -169,7 +179,7 @@ class Sizing:
     def _search(self) -> Generator[list[_Ask], None, None]:
         for i, candidate in enumerate(self.candidates):
             most = (self.gpus - 1 if self.answer else self.most) // candidate.tp
-            if most >= 1:
+            if most >= candidate.least:
                 found = yield from self._fewest(i, most, most if self.answer else min(candidate.start, most))
                 self.answer = self.answer if found is None else (i, found)
         self.state = "found" if self.answer else "out of GPUs"
@@ -183,7 +193,8 @@ class Sizing:
 
     def _fewest(self, candidate: int, most: int, first: int) -> Generator[list[_Ask], None, int | None]:
         """The fewest replicas of a candidate, at most ``most``, ``first`` tried first; None if ``most`` do not hold."""
-        low, high, n, step = 0, most + 1, first, 1
+        least = self.candidates[candidate].least
+        low, high, n, step = least - 1, most + 1, max(first, least), 1
         while high - low > 1:
             if (yield from self._holds(candidate, n, self.seeds[:1])):
                 high = n
@@ -191,15 +202,15 @@ class Sizing:
                 low = n
             if high > most:
                 n = min(most, max(n + 1, math.ceil(_FACTOR * n)))
-            elif low == 0:
-                n, step = max(1, n - step), 2 * step
+            elif low < least:
+                n, step = max(least, n - step), 2 * step
             else:
                 n = (low + high) // 2
         # The first seed has found the place; the mean over all of them decides there.
         n = high
         while n <= most and not (yield from self._holds(candidate, n, self.seeds)):
             n += 1
-        while 1 < n <= most and (yield from self._holds(candidate, n - 1, self.seeds)):
+        while least < n <= most and (yield from self._holds(candidate, n - 1, self.seeds)):
             n -= 1
         return n if n <= most else None
 
@@ -348,13 +359,14 @@ def _candidates(
     found, refused = [], []
     for tp, tuning in itertools.product(tps, TUNINGS.get(policy, [{"policy": policy}])):
         own = {**settings, **tuning, "gpu": gpu, "tp": tp, "router": router}
+        pools = {"replicas": 2} if own.pop(_POOL, None) else {}
         if tuning["policy"] in LENGTH_BLIND:
             own["lengths"] = "none"
         if tp > most:
             refused.append(f"{gpu} tp {tp}: more than {most} GPUs")
             continue
         try:
-            run = checked(SimulateSettings, own, "plan")
+            run = checked(SimulateSettings, own | pools, "plan")
             machine = check(run)
         except ConfigError as error:
             refused.append(f"{gpu} tp {tp}: {error.what}")

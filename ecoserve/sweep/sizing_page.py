@@ -77,7 +77,8 @@ _SECTIONS: Final[tuple[Section[Sequence[SizingRow]], ...]] = (
 
 def shape_of(trial: Trial) -> str:
     """``3 × tp 2, 1,024 tokens a forward``."""
-    more = [f"{n:,} tokens a forward" for key, n in trial.tuning.items() if key == "max_num_batched_tokens"]
+    forms = {"max_num_batched_tokens": "{:,} tokens a forward", "prefill_share": "{:.0%} of them for prompts"}
+    more = [forms[key].format(value) for key, value in trial.tuning.items() if key in forms]
     return ", ".join([f"{trial.replicas} × tp {trial.tp}", *more])
 
 

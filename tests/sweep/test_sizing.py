@@ -80,6 +80,15 @@ def test_searches_share_runs_that_have_ended() -> None:
     assert (low.gpus, high.gpus) == (5, 7)
 
 
+def test_pools_have_an_engine_each_and_keep_their_share() -> None:
+    pools = Candidate({"tp": 1, "policy": "distserve"}, {"prefill_share": 0.3}, 1, 1)
+    runs = [pools.run(n, 0).settings for n in (2, 3, 10)]
+    assert [(s["replicas"], s["prefill_replicas"]) for s in runs] == [(2, 1), (3, 1), (10, 3)]
+    search = Sizing({}, 0.9, [pools], (0,), 64, slower_by=0.0)
+    run(search, held=lambda tp, n, seed: 1.0)
+    assert search.gpus == 2
+
+
 def test_a_failed_run_ends_its_search() -> None:
     search = sizing({1: 2})
     together = Searches([search])
