@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 #: set to anything but 0 or nothing, this prints the traceback of whatever ended the command
 DEBUG_VARIABLE = "ECOSERVE_DEBUG"
 
+#: Packages that some commands need, and the extra that brings them.
+EXTRA_OF = {
+    "torch": "encoder",
+    "transformers": "encoder",
+    "accelerate": "encoder",
+    "aiconfigurator_core": "gpu-models",
+    "datasets": "hub",
+    "vllm": "cuda] or ecoserve[cpu",
+}
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -154,15 +164,24 @@ def guard(action: Callable[[], Any]) -> int:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _stop("interrupted", EXIT_INTERRUPTED, label="ecoserve")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            return _unexpected(error)
+        return _stop(f"this needs {package}; pip install 'ecoserve[{EXTRA_OF[package]}]'", EXIT_BAD_INPUT)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`). Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: users get a line, not a traceback
-        first = " ".join(str(error).split())[:300]
-        what = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        return _stop(f"unexpected {what}; {DEBUG_VARIABLE}=1 shows the traceback", EXIT_FAILED)
+        return _unexpected(error)
     return result if isinstance(result, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    first = " ".join(str(error).split())[:300]
+    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return _stop(f"unexpected {what}; {DEBUG_VARIABLE}=1 shows the traceback", EXIT_FAILED)
 
 
 def _stop(message: str, code: int, *, label: str = "error") -> int:

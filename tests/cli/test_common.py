@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoserve.cli import common
+from ecoserve.cli import common, doctor
 from ecoserve.errors import CheckpointError, EcoServeError, RunError, ThresholdError, TraceError
 from ecoserve.files import write_atomically
 
@@ -169,3 +170,26 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
     common.stderr_console().print("shown " + "x" * 300)
     assert capsys.readouterr() == ("", "shown " + "x" * 300 + "\n")
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("torch.nn", "error: this needs torch; pip install 'ecoserve[encoder]'"),
+        ("vllm", "error: this needs vllm; pip install 'ecoserve[cuda] or ecoserve[cpu]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    package: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call() -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    assert common.guard(call) == 2
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_extras_that_are_named_exist() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    named = {*common.EXTRA_OF.values(), *doctor.EXTRAS} - {common.EXTRA_OF["vllm"]}
+    assert named <= set(project["optional-dependencies"])

