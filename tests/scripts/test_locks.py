@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 #: asked for by locked packages and left out of cpu.lock on purpose; its head says why
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton", "sentence-transformers"}
-EXTRAS = {build: (build, "encoder", "gpu-models", "hub", "ray", "figures", "docs", "dev") for build in ("cpu", "cuda")}
+EXTRAS = {build: (build, "encoder", "gpu-models", "hub", "figures", "docs", "dev") for build in ("cpu", "cuda")}
 
 
 def pins_of(accelerator: str, python: tuple[int, int] = (3, 11)) -> dict[str, str]:
