@@ -67,41 +67,21 @@ def planned() -> Iterator[dict[str, Any]]:
         "agents": [("least-requests", "none"), ("prefix-affinity", "none"), *work[:2], ("vllm-dp", "none")],
         "thinking": [("least-requests", "none"), *work, ("vllm-dp", "none"), ("round-robin", "none")],
     }
+    common = {"replicas": 8, "stale_ms": 100.0, "policy": "vllm", "seed": 0}
     for load, several in rules.items():
         for router, lengths in several:
-            yield {
-                "load": load,
-                "replicas": 8,
-                "router": router,
-                "lengths": lengths,
-                "stale_ms": 100.0,
-                "policy": "vllm",
-            }
+            yield {**common, "load": load, "router": router, "lengths": lengths}
+    for seed in (1, 2):
+        for router, lengths in (("least-requests", "none"), *work[:2]):
+            yield {**common, "load": "thinking", "router": router, "lengths": lengths, "seed": seed}
     # Our scheduler in the replicas: what it holds back counts as waiting.
-    for router, lengths in (("vllm-dp", "none"), ("least-requests", "none"), ("least-work", "none")):
-        at = {"load": "thinking", "replicas": 8, "router": router, "lengths": lengths, "stale_ms": 100.0}
-        yield {**at, "policy": "ecoserve"}
-    for router, lengths in (("least-work", "tau:0.6"), ("vllm-dp", "none")):
+    for router, lengths in (("vllm-dp", "none"), ("least-requests", "none"), work[0]):
+        yield {**common, "load": "thinking", "router": router, "lengths": lengths, "policy": "ecoserve"}
+    for router, lengths in (work[1], ("vllm-dp", "none")):
         for stale_ms in (50.0, 200.0, 1000.0):
-            yield {
-                "load": "azure",
-                "replicas": 8,
-                "router": router,
-                "lengths": lengths,
-                "stale_ms": stale_ms,
-                "policy": "vllm",
-            }
-    for router, lengths in (
-        ("least-work", "tau:0.6"), ("least-requests", "none"), ("least-work-of-two", "tau:0.6"), ("vllm-dp", "none"),
-    ):  # fmt: skip
-        yield {
-            "load": "azure",
-            "replicas": 64,
-            "router": router,
-            "lengths": lengths,
-            "stale_ms": 100.0,
-            "policy": "vllm",
-        }
+            yield {**common, "load": "azure", "router": router, "lengths": lengths, "stale_ms": stale_ms}
+    for router, lengths in (work[1], ("vllm-dp", "none"), ("least-work-of-two", "tau:0.6")):
+        yield {**common, "load": "azure", "router": router, "lengths": lengths, "replicas": 64}
 
 
 def run(data: Path, folder: Path, at: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +92,7 @@ def run(data: Path, folder: Path, at: dict[str, Any]) -> dict[str, Any]:
         trace = str(_faster(data / load.trace, folder, load.faster * n))
     ttft_ms, tpot_ms = SLOS[at["load"]]
     settings = SimulateSettings(
-        **ENGINE, **load.settings, trace=trace, policy=at["policy"], requests=requests,
+        **ENGINE, **load.settings, trace=trace, policy=at["policy"], seed=at["seed"], requests=requests,
         rate_rps=load.rate_rps and load.rate_rps * n, time_unit="s" if load.faster else None,
         replicas=n, router=at["router"], router_stale_ms=at["stale_ms"], lengths=at["lengths"],
         slo_ttft_ms=ttft_ms, slo_tpot_ms=tpot_ms,
