@@ -179,7 +179,7 @@ TRIAL_SECTIONS: Final[tuple[Section[ReportData], ...]] = (
         [trial_parts.predictor_times_table],
         missing="a predictor",
     ),
-    *(section for section in SECTIONS if section.id in ("rates", "kv", "wrong", "fairness", "lengths")),
+    *(section for section in SECTIONS if section.id in ("wrong", "fairness", "lengths", "failures")),
 )
 _TRIAL_STATEMENTS: Final = (trial_parts.against_priority, trial_parts.what_ran, care)
 
@@ -211,7 +211,7 @@ def render(summary: Summary, details: Details | None = None) -> str:
         banner=_SYNTHETIC if meta.synthetic else None,
         notes=meta.notes,
         headline=summary.trial.sentence if summary.trial else headline(report),
-        tiles=[tile for make in TILES if (tile := make(report))],
+        tiles=[] if trial else [tile for make in TILES if (tile := make(report))],
         statements=[statement for make in statements if (statement := make(report))],
         sections=[section.build(report) for section in sections],
         missing_title="Not in this folder",
