@@ -93,7 +93,9 @@ def check_packages() -> Iterator[Check]:
     for requirement in sorted(groups[""], key=lambda item: item.name):
         yield check_requirement(requirement)
     for extra, use in EXTRAS.items():
-        missing = [r.name for r in groups.get(extra, []) if r.name != PACKAGE and installed_version(r.name) is None]
+        wanted = [r for r in groups.get(extra, []) if r.name != PACKAGE]
+        missing = [r.name for r in wanted if installed_version(r.name) is None]
+        yield from (check_requirement(r) for r in wanted if r.name not in missing)
         if missing:
             fix = f"pip install 'ecoserve[{extra}]' {use}"
             yield Check(f"extra {extra}", "warning", f"{', '.join(missing)} not installed", fix)

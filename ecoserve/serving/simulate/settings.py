@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import Field
 
 from ecoserve.errors import ConfigError
+from ecoserve.serving.adapter.contract import vllm_version
 from ecoserve.serving.forward_run import profile_sizes, target_forward_size
 from ecoserve.serving.routing import RouterName
 from ecoserve.serving.simulate.cost import LinearCost, StepCost, StepWork
@@ -100,7 +101,11 @@ class Machine:
 
 
 def machine_of(settings: SimulateSettings) -> Machine:
-    """The machine that the settings describe; ConfigError for a GPU or model that is unknown or does not fit."""
+    """The machine that the settings describe.
+
+    ConfigError for a GPU or model that is unknown or does not fit, and where there is no vLLM, whose scheduler is run.
+    """
+    vllm_version()
     s = settings
     if not s.on_gpu:
         if s.model is not None or s.tp != 1 or s.link is not None:

@@ -149,7 +149,7 @@ def _system_file(name: str) -> dict[str, Any]:
         raise ConfigError(
             f"there are no kernel times of {name} ({error})",
             where="gpu",
-            fix="install aiconfigurator-core as pyproject.toml names it",
+            fix="pip install 'ecoserve[gpu-models]'",
         ) from None
     system: dict[str, Any] = yaml.safe_load(text)
     return system
