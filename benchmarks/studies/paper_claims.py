@@ -1,7 +1,7 @@
 """The paper's claims against every system that it names, today's vLLM, DistServe and a bound, on a modelled A100.
 
     python benchmarks/studies/paper_claims.py benchmarks/results/paper_claims.json --data DATA \\
-        [--loads sharegpt,alpaca,arxiv] [--rows NAME;NAME] [--seeds 3] [--cpu-s 1200] [--page docs/results/paper.md]
+        [--loads sharegpt,alpaca,arxiv] [--rows NAME;NAME] [--seeds 3] [--cpu-s 1200] [--page FILE.md]
 
 llama-13b, two steps in flight, virtual time; requests carry an SLO of 5 times what an idle engine needs. Predicted
 lengths rank with tau 0.6, as a trained predictor's do on Alpaca. For every row a search finds the highest rate at which
