@@ -71,7 +71,7 @@ def cli_page() -> str:
         "Exit codes: 0 done, 1 failed while running, 2 bad input, 3 done but a stated bound was missed.",
     ]
     for entry in COMMANDS:
-        app = typer.Typer()
+        app = typer.Typer(add_completion=False)
         app.command(context_settings=entry.context_settings)(entry.load())
         command: Any = typer.main.get_command(app)
         arguments = [p for p in command.params if p.param_type_name == "argument"]

@@ -214,7 +214,9 @@ def render(summary: Summary, details: Details | None = None) -> str:
         tiles=[] if trial else [tile for make in TILES if (tile := make(report))],
         statements=[statement for make in statements if (statement := make(report))],
         sections=[section.build(report) for section in sections],
-        missing_title="Not in this folder",
+        missing_title="Not in this folder"
+        if summary.runs
+        else "Nothing is drawn without a finished run; sections need",
         glossary=GLOSSARY,
         facts=_facts(meta, summary),
         facts_title="Settings and versions",

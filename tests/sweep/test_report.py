@@ -245,7 +245,7 @@ def test_only_failed_runs(tmp_path):
     execute(expand(plan())[:3], folder, function="small_runs:refuses", jobs=0)
     write_report(folder)
     page = page_of(folder)
-    assert "3 runs failed and are missing from every figure." in page.visible
+    assert "All 3 runs failed, so there is nothing to show." in page.visible
     assert "synthetic: no such trace" in page.visible
 
 

@@ -207,7 +207,7 @@ def where_not(report: ReportData) -> Statement | None:
 def care(report: ReportData) -> Statement | None:
     parts = []
     failed = len(report.summary.failures)
-    if failed:
+    if failed and report.summary.runs:
         what = "run failed and is" if failed == 1 else "runs failed and are"
         parts.append(f"{failed} {what} missing from every figure")
     if any(len({run.seed for run in s.runs}) < 3 for s in report.settings):
@@ -285,6 +285,9 @@ def headline(report: ReportData) -> str:
     if not ours or not comparison:
         if report.summary.runs:
             return "There is no run of the baseline next to another setting yet, so nothing can be compared."
+        if failed := len(report.summary.failures):
+            runs = "The only run" if failed == 1 else f"All {failed} runs"
+            return f"{runs} failed, so there is nothing to show."
         return "Nothing has been run in this folder yet."
     lengths = {
         "predicted": "With predicted lengths",
