@@ -18,10 +18,6 @@ PAGES = [README, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *DOCS]
 LONGEST = 120
 
 
-#: DESIGN's list, beyond what test_words.py asks of every file.
-PRIVATE = re.compile(r"\b(?:books|how-manieth|believ\w*|told)\b", re.IGNORECASE)
-
-
 def prose(text: str) -> list[tuple[int, str]]:
     """Lines with their numbers, without code and tables, which do not wrap."""
     lines, code = [], False
@@ -105,17 +101,6 @@ def test_words_are_spelled_right() -> None:
     program = Path(sys.executable).with_name("typos")
     answer = subprocess.run([program, "--format", "brief", *PAGES], cwd=ROOT, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (0, "")
-
-
-def test_words_are_the_fields() -> None:
-    found = [
-        f"{path.relative_to(ROOT)}:{number}: {line[:60]}"
-        for path in PAGES
-        if path.name not in ("paper-terms.md", "CHANGELOG.md")
-        for number, line in prose(path.read_text(encoding="utf-8"))
-        if PRIVATE.search(line)
-    ]
-    assert found == []
 
 
 def test_the_readme_is_short_and_shows_what_was_measured() -> None:
