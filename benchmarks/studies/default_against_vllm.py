@@ -105,12 +105,14 @@ FIGURES: Final = {
 }
 
 
-def run(load: str, row: str, seed: int, requests: int, data: Path, predictor: Path) -> dict[str, float]:
-    """One run's figures."""
+def run(
+    load: str, row: str, seed: int, requests: int, data: Path, predictor: Path, **changed: Any
+) -> dict[str, float]:
+    """One run's figures; ``changed``: settings in place of the load's."""
     from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
     settings = ROWS.get(row) or {"policy": "ecoserve", "lengths": row.removeprefix("ecoserve, ")}
-    chosen = {"lengths": "tau:0.6", **LOADS[load], **settings, "seed": seed, "requests": requests}
+    chosen = {"lengths": "tau:0.6", **LOADS[load], **settings, "seed": seed, "requests": requests, **changed}
     if chosen["lengths"] == "predicted":
         chosen["lengths"] = f"predicted:{predictor}"
     chosen["trace"] = str(data / chosen["trace"])

@@ -160,7 +160,7 @@ class Admission:
         holders = [t for t in self.ledger.holders() if not t.idle]
         before = holders
         if not isinstance(policy, Pooled):
-            places = policy.ordering.places([*holders, task], forecast.rests([*holders, task]))
+            places = policy.ordering.places([*holders, task], forecast.likely_rests([*holders, task]))
             mine = (task.priority, places[-1])
             before = [t for t, place in zip(holders, places[:-1], strict=True) if (t.priority, place) <= mine]
         own = sum(t.blocks - t.shared_blocks - t.passing_shared for t in holders)

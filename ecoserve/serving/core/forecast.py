@@ -28,6 +28,8 @@ from ecoserve.serving.core.tasks import Task, TaskState
 
 #: The spread of the forecast this many steps ahead counts half.
 REACTION_STEPS: Final = 30.0
+#: A chance that counts as none.
+_GONE: Final = 1e-9
 
 
 @lru_cache(maxsize=16)
@@ -64,11 +66,21 @@ class Forecast:
     Args:
         upper: the longest response there can be, tokens. rho: common share of the lengths' spread, 0 to 1.
         points: grid points in time. table: grid points of the survival functions.
+        quantile: of the remaining tokens, by which requests are ranked; None: by their mean.
     """
 
-    def __init__(self, kv_use: KVUse, upper: int, rho: float = 0.0, points: int = 48, table: int = 128) -> None:
+    def __init__(
+        self,
+        kv_use: KVUse,
+        upper: int,
+        rho: float = 0.0,
+        points: int = 48,
+        table: int = 128,
+        quantile: float | None = None,
+    ) -> None:
         self.kv_use = kv_use
         self.rho = rho
+        self._quantile = quantile
         #: tokens that a decode gains in a step
         self.tokens_per_step = 1.0
         self._steps = np.unique(np.concatenate([[0], np.geomspace(1, max(2, upper), points).astype(int)])).astype(float)
@@ -78,6 +90,7 @@ class Forecast:
         self._place = np.arange(len(grid), dtype=float)
         self._alive = np.ones((64, len(grid)))
         self._area = np.ones((64, len(grid)))
+        self._likely = np.ones((64, len(grid)))
         self._free_rows = list(range(63, -1, -1))
 
     # -- the rows ------------------------------------------------------------------------------------------
@@ -87,8 +100,9 @@ class Forecast:
         if task.row < 0:
             if not self._free_rows:
                 rows = len(self._alive)
-                self._alive = np.concatenate([self._alive, np.ones_like(self._alive)])
-                self._area = np.concatenate([self._area, np.ones_like(self._area)])
+                for name in ("_alive", "_area", "_likely"):
+                    table = getattr(self, name)
+                    setattr(self, name, np.concatenate([table, np.ones_like(table)]))
                 self._free_rows = list(range(2 * rows - 1, rows - 1, -1))
             task.row = self._free_rows.pop()
         alive = task.lengths.survival_at(self._grid)
@@ -97,6 +111,9 @@ class Forecast:
         pieces = np.diff(self._grid) * (alive[1:] + alive[:-1]) / 2.0
         self._area[task.row, :-1] = np.cumsum(pieces[::-1])[::-1]
         self._area[task.row, -1] = 0.0
+        if self._quantile is not None:
+            likely = np.interp((self._quantile - 1.0) * alive, -alive, self._grid)
+            self._likely[task.row] = np.where(alive > _GONE, likely, self._grid)
 
     def leave(self, task: Task) -> None:
         if task.row >= 0:
@@ -122,8 +139,17 @@ class Forecast:
         """Expected remaining tokens of each request, given those that are out; at least 1."""
         rows = self._rows(tasks)
         generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
-        alive = np.maximum(self._at(self._alive, rows, generated), 1e-9)
+        alive = np.maximum(self._at(self._alive, rows, generated), _GONE)
         rests: Floats = np.maximum(1.0, self._at(self._area, rows, generated) / alive)
+        return rests
+
+    def likely_rests(self, tasks: Sequence[Task]) -> Floats:
+        """Remaining tokens of each request at the quantile by which requests are ranked, given those that are out."""
+        if self._quantile is None:
+            return self.rests(tasks)
+        rows = self._rows(tasks)
+        generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
+        rests: Floats = np.maximum(1.0, self._at(self._likely, rows, generated) - generated)
         return rests
 
     def usage(self, tasks: Sequence[Task], within_steps: float = math.inf) -> Usage:

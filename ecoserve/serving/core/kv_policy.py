@@ -101,7 +101,7 @@ NEXT_STEPS: Final = 10.0
 def ranks(tasks: Sequence[Task], forecast: Forecast, ordering: Ordering) -> tuple[Floats, Floats]:
     """Client priority and place of each request, to be compared in this order; lower goes first."""
     priority = np.fromiter((t.priority for t in tasks), dtype=float, count=len(tasks))
-    return priority, ordering.places(tasks, forecast.rests(tasks))
+    return priority, ordering.places(tasks, forecast.likely_rests(tasks))
 
 
 class Ranked(KVPolicy):

@@ -111,7 +111,7 @@ class Planner:
         self.counters = counters
         self.recorder = recorder
         self.ledger = Ledger(usable_blocks, kv_use)
-        self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0)
+        self.forecast = Forecast(kv_use, max_model_len, settings.rho or 0.0, quantile=settings.ordering_quantile)
         self.pace = Pace(settings.target_forward_tokens or max_step_tokens, stages=stages)
         self._max_model_len = max_model_len
         self.forward_size = ForwardSize(settings, max_step_tokens, self.forecast, chunked_prefill, kv_use.least_chunk)

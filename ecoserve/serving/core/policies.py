@@ -63,6 +63,7 @@ STOCK_POLICIES: Final[dict[str, Stock]] = {
     "vllm": Stock(),
     "vllm-watermark": Stock({"watermark": 0.05}),
     "vllm-priority": Stock({"scheduling_policy": "priority"}, lengths=True),
+    "vllm-priority-watermark": Stock({"scheduling_policy": "priority", "watermark": 0.05}, lengths=True),
     ORDER: Stock({"scheduling_policy": "priority"}, lengths=True),
     "vllm-2024": Stock(
         {"enable_chunked_prefill": False, "watermark": 0.01}, f"{_BASELINES}.vllm_2024.WholePromptScheduler"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_expected_rests_are_the_means_of_the_posteriors(tasks: list[Task]) -> No
         task.row = -1  # of another forecast
     known = [t.expected_rest() for t in tasks]
     np.testing.assert_allclose(coarse(upper=UPPER).rests(tasks), known, rtol=0.2, atol=4.0)
+
+
+@settings(max_examples=60)
+@given(holders(), st.sampled_from([0.2, 0.5, 0.8]))
+def test_likely_rests_are_the_quantiles_of_the_posteriors(tasks: list[Task], quantile: float) -> None:
+    forecast = Forecast(KVUse([Group(BLOCK)]), UPPER, points=EVERY, table=EVERY, quantile=quantile)
+    rests = forecast.likely_rests([*(replace(t) for t in tasks for _ in range(64)), *tasks])[-len(tasks) :]
+    for task, rest in zip(tasks, rests, strict=True):
+        at = task.generated + np.array([rest - 1.0, rest + 1.0])
+        before, after = task.lengths.survival_at(at) / task.lengths.survival(task.generated)
+        assert before >= 1.0 - quantile - 1e-6 or rest == 1.0
+        assert after <= 1.0 - quantile + 1e-6
 
 
 def test_futures_drawn_at_random_have_this_mean_and_spread() -> None:

@@ -190,7 +190,7 @@ def test_no_request_is_overtaken_by_what_arrives_too_late(name: str, early: Task
     by = ordering(name, ageing_tokens_per_s=ageing)
 
     def size(task: Task) -> float:
-        return task.expected_rest() + PROMPT_WEIGHT * task.prompt_tokens
+        return by.rest(task) + PROMPT_WEIGHT * task.prompt_tokens
 
     bound = max(0.0, (size(early) - size(late)) / ageing)
     if late.arrival_s > early.arrival_s + bound + 1e-6:
