@@ -6,9 +6,13 @@
 ``srpt``   shortest remaining response first, with linear ageing
 ``hrrn``   highest response ratio first: (wait + service) / service
 ``edf``    earliest deadline first; a request without one counts as due ``max_wait_s`` after arrival
-``slo``    as ``srpt``, but a request that can no longer meet its deadline counts :data:`LATE` times its size
+``slo``    least product of remaining and whole response first, with linear ageing; a request that can no longer meet
+           its deadline counts :data:`LATE` times its size
 ``paper``  by ranges (:mod:`ecoserve.serving.baselines.paper_ordering`)
 =========  ==================================================================================================
+
+Remaining tokens first is best for the mean latency of a queue, their product with the whole length for its mean
+slowdown, the latency over what the request needs by itself, which is what SLOs bound. ``slo`` takes the root of it.
 
 *Size* is the mean of the response's length distribution, or its ``ordering_quantile``, plus the prompt's cost.
 
@@ -26,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -89,6 +93,7 @@ class Pace:
 
 
 SortKey = tuple[float, ...]
+N = TypeVar("N", float, Floats)
 
 #: ``slo``: a late request counts this many times its size. Were it put last (docs/log.md), one of two tokens would wait
 #: behind all requests that can still be in time, and save them next to nothing.
@@ -144,18 +149,32 @@ class Ordering:
 class BySize(Ordering):
     """Base of orderings by aged size."""
 
+    @staticmethod
+    def length(rest: N, generated: N) -> N:
+        """The response's part of the size: numbers or arrays of tokens that are expected to remain, and are out."""
+        raise NotImplementedError
+
     def places(self, tasks: Sequence[Task], rests: Floats) -> Floats:
-        return rests + self.settings.ageing_tokens_per_s * super().places(tasks, rests)
+        generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
+        return self.length(rests, generated) + self.settings.ageing_tokens_per_s * super().places(tasks, rests)
+
+    def size(self, task: Task, prompt: bool) -> float:
+        return self.length(self.rest(task), float(task.generated)) + self.prompt_size(task, prompt)
+
+    def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
+        return self.aged(task, self.size(task, prompt))
 
 
 class SJF(BySize):
-    def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
-        return self.aged(task, self.rest(task) + task.generated + self.prompt_size(task, prompt))
+    @staticmethod
+    def length(rest: N, generated: N) -> N:
+        return rest + generated
 
 
 class SRPT(BySize):
-    def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
-        return self.aged(task, self.rest(task) + self.prompt_size(task, prompt))
+    @staticmethod
+    def length(rest: N, generated: N) -> N:
+        return rest
 
 
 class HRRN(Ordering):
@@ -177,11 +196,15 @@ class EDF(Ordering):
 class SLO(BySize):
     """``slo``; its keys move only once a request with an SLO has arrived."""
 
+    @staticmethod
+    def length(rest: N, generated: N) -> N:
+        return (rest * (rest + generated)) ** 0.5
+
     def on_arrival(self, task: Task) -> None:
         self.moves = self.moves or task.has_slo()
 
     def rank(self, task: Task, now: float, prompt: bool) -> SortKey:
-        size = self.rest(task) + self.prompt_size(task, prompt)
+        size = self.size(task, prompt)
         late = not self.overdue(task, now) and not self.can_meet(task, now, prompt)
         return self.aged(task, size * LATE if late else size)
 
