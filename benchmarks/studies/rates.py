@@ -12,6 +12,7 @@ Runs that are in the file already are not run again.
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any, Final
@@ -114,7 +115,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1500)
     given = parser.parse_args()
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]
-    words += ["--seeds", given.seeds, "--requests", given.requests]
+    words += ["--loads", shlex.quote(given.loads), "--seeds", given.seeds, "--requests", given.requests]
     rates = Rates(given.output, common.command("rates", *words), given.data, given.predictor)
     for load in given.loads.split(","):
         rates.measure(load, given.seeds, given.requests)
