@@ -36,7 +36,7 @@ import numpy as np
 
 from ecoserve.serving.core.kv_use import Floats
 from ecoserve.serving.core.settings import SchedulerSettings
-from ecoserve.serving.core.tasks import Task
+from ecoserve.serving.core.tasks import Task, TaskState
 
 #: The pace before a step was seen.
 FIRST_GUESS_S = 0.02
@@ -102,6 +102,10 @@ LATE: Final = 3.0
 #: A prompt token costs about this share of a generated one: prompts are computed in parallel.
 PROMPT_WEIGHT: Final = 0.1
 
+#: A newcomer takes the place of a holder only if it is shorter by this share of the tokens whose KV is to be computed
+#: for it, and by the same share of the holder's, which is computed again.
+PREEMPTION_WEIGHT: Final = 0.2
+
 
 class Ordering:
     """Base of all orderings, and ``fcfs``. Times are on the clock of :attr:`Task.arrival_s`."""
@@ -155,8 +159,13 @@ class BySize(Ordering):
         raise NotImplementedError
 
     def places(self, tasks: Sequence[Task], rests: Floats) -> Floats:
-        generated = np.fromiter((t.generated for t in tasks), dtype=float, count=len(tasks))
-        return self.length(rests, generated) + self.settings.ageing_tokens_per_s * super().places(tasks, rests)
+        count = len(tasks)
+        generated = np.fromiter((t.generated for t in tasks), dtype=float, count=count)
+        prompts = np.fromiter((t.prompt_tokens for t in tasks), dtype=float, count=count)
+        waiting = np.fromiter((t.state is TaskState.WAITING for t in tasks), dtype=bool, count=count)
+        costs = np.where(waiting, PREEMPTION_WEIGHT, -PREEMPTION_WEIGHT) * (prompts + generated)
+        aged = self.settings.ageing_tokens_per_s * super().places(tasks, rests)
+        return self.length(rests, generated) + costs + aged
 
     def size(self, task: Task, prompt: bool) -> float:
         return self.length(self.rest(task), float(task.generated)) + self.prompt_size(task, prompt)
