@@ -65,7 +65,7 @@ def write(file: Path, content: Any) -> None:
 
 def read(file: str | Path) -> dict[str, Any]:
     """A result file, by its path or by its name in benchmarks/results; empty if it is missing."""
-    path = RESULTS / file
+    path = Path(file) if Path(file).exists() else RESULTS / file
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 

@@ -159,16 +159,42 @@ def tables(runs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     return out
 
 
+#: Rows of the table in docs/results/results.md.
+SHOWN: Final = ("vllm", "vllm at its best", "ecoserve", "ecoserve, no lengths")
+HEAD: Final = (
+    *("load", "", "in SLO", "ms/token", "latency, s", "p99", "TTFT, s", "TPOT p99, ms", "tokens/s", "preemptions"),
+)
+
+
+def table(content: dict[str, Any]) -> str:
+    lines = []
+    for load, rows in content["tables"].items():
+        for name in (n for n in SHOWN if n in rows):
+            f = rows[name]
+            low, high = f["in_slo_range"]
+            best = f" ({f['row'].split()[-1]})" if name == "vllm at its best" else ""
+            share = f"{100 * f['in_slo']:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
+            figures = [f"{f['normalized_ms']:.0f}", f"{f['e2el_s']:.2f}", f"{f['e2el_p99_s']:.1f}", f"{f['ttft_s']:.2f}"]
+            figures += [f"{f['tpot_p99_ms']:.0f}", f"{f['tokens_per_s']:,.0f}", f"{f['preemptions']:.0f}"]
+            lines.append([f"{load}, {LOADS[load]['rate_rps']:g}/s" if name == "vllm" else "", name + best, share, *figures])
+    return common.markdown(HEAD, lines)
+
+
 def main() -> int:
     parser = common.arguments_of(__doc__)
+    parser.add_argument("--page", type=Path, help="document whose table is made anew from OUTPUT; nothing is run")
     parser.add_argument("output", type=Path, help="JSON file to write")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the traces")
-    parser.add_argument("--predictor", type=Path, required=True, help="checkpoint for Alpaca's lengths")
+    parser.add_argument("--data", type=Path, help="folder of the traces")
+    parser.add_argument("--predictor", type=Path, help="checkpoint for Alpaca's lengths")
     parser.add_argument("--loads", help="names of loads, separated by commas")
     parser.add_argument("--rows", help="names of rows, or 'ecoserve, LENGTHS', separated by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=600)
     given = parser.parse_args()
+    if given.page:
+        content = common.read(given.output)
+        common.renew(given.page, "default_against_vllm", {given.output.stem: lambda: table(content)})
+        return 0
     runs = list(common.read(given.output).get("runs", []))
     known = {(r["load"], r["row"], r["seed"], r["requests"]) for r in runs}
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]

@@ -102,18 +102,38 @@ class Rates:
         common.write(self.output, {"command": self.command, "tables": self.tables, "runs": self.runs})
 
 
+HEAD: Final = ("load", "", "rate, req/s", "in SLO", "mean, s", "p99, s", "TPOT p99, ms", "tokens/s", "preemptions")
+
+
+def table(content: dict[str, Any]) -> str:
+    lines = []
+    for load, rows in content["tables"].items():
+        for name, row in rows.items():
+            f = row["at vLLM's best"]
+            best = f" ({row['row'].removeprefix('vllm priority ')})" if name == "vllm at its best" else ""
+            figures = [f"{100 * f['in_slo']:.1f} %", f"{f['e2el_s']:.2f}", f"{f['e2el_p99_s']:.1f}"]
+            figures += [f"{f['tpot_p99_ms']:.0f}", f"{f['tokens_per_s']:,.0f}", f"{f['preemptions']:.0f}"]
+            lines.append([load if name == "vllm" else "", name + best, f"{row['rate']:.2f}", *figures])
+    return common.markdown(HEAD, lines)
+
+
 def main() -> int:
     for forward in FORWARDS:
         for policy, words in (("vllm-priority", ""), ("vllm-priority-watermark", ", watermark 0.05")):
             loads.ROWS[f"vllm priority {forward}{words}"] = {"policy": policy, "max_num_batched_tokens": forward}
     parser = common.arguments_of(__doc__)
     parser.add_argument("output", type=Path, help="JSON file to write")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the traces")
-    parser.add_argument("--predictor", type=Path, required=True, help="checkpoint for Alpaca's lengths")
+    parser.add_argument("--data", type=Path, help="folder of the traces")
+    parser.add_argument("--predictor", type=Path, help="checkpoint for Alpaca's lengths")
     parser.add_argument("--loads", default=",".join(LOADS), help="names of loads, separated by commas")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--page", type=Path, help="document whose table is made anew from OUTPUT; nothing is run")
     given = parser.parse_args()
+    if given.page:
+        content = common.read(given.output)
+        common.renew(given.page, "rates", {given.output.stem: lambda: table(content)})
+        return 0
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]
     words += ["--loads", shlex.quote(given.loads), "--seeds", given.seeds, "--requests", given.requests]
     rates = Rates(given.output, common.command("rates", *words), given.data, given.predictor)
