@@ -105,9 +105,7 @@ FIGURES: Final = {
 }
 
 
-def run(
-    load: str, row: str, seed: int, requests: int, data: Path, predictor: Path, **changed: Any
-) -> dict[str, float]:
+def run(load: str, row: str, seed: int, requests: int, data: Path, predictor: Path, **changed: Any) -> dict[str, float]:
     """One run's figures; ``changed``: settings in place of the load's."""
     from ecoserve.serving.simulate.run import SimulateSettings, simulate
 
@@ -174,9 +172,16 @@ def table(content: dict[str, Any]) -> str:
             low, high = f["in_slo_range"]
             best = f" ({f['row'].split()[-1]})" if name == "vllm at its best" else ""
             share = f"{100 * f['in_slo']:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
-            figures = [f"{f['normalized_ms']:.0f}", f"{f['e2el_s']:.2f}", f"{f['e2el_p99_s']:.1f}", f"{f['ttft_s']:.2f}"]
+            figures = [
+                f"{f['normalized_ms']:.0f}",
+                f"{f['e2el_s']:.2f}",
+                f"{f['e2el_p99_s']:.1f}",
+                f"{f['ttft_s']:.2f}",
+            ]
             figures += [f"{f['tpot_p99_ms']:.0f}", f"{f['tokens_per_s']:,.0f}", f"{f['preemptions']:.0f}"]
-            lines.append([f"{load}, {LOADS[load]['rate_rps']:g}/s" if name == "vllm" else "", name + best, share, *figures])
+            lines.append(
+                [f"{load}, {LOADS[load]['rate_rps']:g}/s" if name == "vllm" else "", name + best, share, *figures]
+            )
     return common.markdown(HEAD, lines)
 
 

@@ -165,7 +165,8 @@ class BySize(Ordering):
         waiting = np.fromiter((t.state is TaskState.WAITING for t in tasks), dtype=bool, count=count)
         costs = np.where(waiting, PREEMPTION_WEIGHT, -PREEMPTION_WEIGHT) * (prompts + generated)
         aged = self.settings.ageing_tokens_per_s * super().places(tasks, rests)
-        return self.length(rests, generated) + costs + aged
+        places: Floats = self.length(rests, generated) + costs + aged
+        return places
 
     def size(self, task: Task, prompt: bool) -> float:
         return self.length(self.rest(task), float(task.generated)) + self.prompt_size(task, prompt)
@@ -207,7 +208,8 @@ class SLO(BySize):
 
     @staticmethod
     def length(rest: N, generated: N) -> N:
-        return (rest * (rest + generated)) ** 0.5
+        root: N = (rest * (rest + generated)) ** 0.5
+        return root
 
     def on_arrival(self, task: Task) -> None:
         self.moves = self.moves or task.has_slo()
