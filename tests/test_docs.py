@@ -19,11 +19,12 @@ LONGEST = 120
 
 
 def prose(text: str) -> list[tuple[int, str]]:
-    """Lines with their numbers, without code and tables, which do not wrap."""
-    lines, code = [], False
+    """Lines with their numbers, without code, tables and what a script has made, which do not wrap."""
+    lines, code, made = [], False, False
     for number, line in enumerate(text.splitlines(), 1):
         code ^= line.lstrip().startswith("```")
-        if not (code or line.lstrip().startswith(("|", "```")) or line.startswith("    ")):
+        made = (made or ": made by " in line) and not line.startswith("<!-- end of ")
+        if not (code or made or line.lstrip().startswith(("|", "```")) or line.startswith("    ")):
             lines.append((number, line))
     return lines
 
