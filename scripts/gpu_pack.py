@@ -75,7 +75,9 @@ def without_other_architectures(library: bytes, arch: int) -> bytes:
     at = library.find(_MAGIC)
     while at >= 0:
         _, _, header, size = _CONTAINER.unpack_from(library, at)
-        entries = list(_entries(library, at + header, at + header + size))
+        end = at + header + size
+        # These four bytes are found in other data too.
+        entries = list(_entries(library, at + header, end)) if end <= len(library) else []
         own = [e for e in entries if e[0] == _ELF and e[1] == arch]
         older = [e for e in entries if e[0] != _ELF and e[1] <= arch]
         kept = own or older[-1:]
@@ -83,13 +85,13 @@ def without_other_architectures(library: bytes, arch: int) -> bytes:
             if entry not in kept:
                 start, length = entry[2:]
                 out[start : start + length] = bytes(length)
-        at = library.find(_MAGIC, at + header + size if entries else at + 4)
+        at = library.find(_MAGIC, end if entries else at + 4)
     return bytes(out)
 
 
 def _entries(library: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(kind, architecture, place and length of the code) of each entry of a container."""
-    while at + _ENTRY.size <= min(end, len(library)):
+    while at + _ENTRY.size <= end:
         kind, _, header, size, arch = _ENTRY.unpack_from(library, at)
         if header < _ENTRY.size or at + header + size > end:
             return

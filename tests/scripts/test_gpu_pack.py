@@ -8,6 +8,8 @@ import pytest
 from gpu_pack import without_other_architectures
 
 PTX, ELF = 1, 2
+#: The mark of a container, in other data: its size is no size.
+STRAY = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 2**60)
 
 
 def entry(kind: int, arch: int, code: bytes) -> bytes:
@@ -29,7 +31,13 @@ def container(*entries: bytes) -> bytes:
     ],
 )
 def test_only_one_architecture_stays(entries: list[tuple[int, int, bytes]], kept: set[bytes]) -> None:
-    library = b"\x7fELF text " + container(*(entry(*e) for e in entries)) + b" data " + container(entry(ELF, 90, b"z"))
+    library = (
+        b"\x7fELF text "
+        + container(*(entry(*e) for e in entries))
+        + b" data "
+        + STRAY
+        + container(entry(ELF, 90, b"z"))
+    )
     pruned = without_other_architectures(library, 90)
     assert len(pruned) == len(library)
     assert pruned.startswith(b"\x7fELF text ")
