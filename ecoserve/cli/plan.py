@@ -61,7 +61,7 @@ class PlanOptions(BaseModel):
 
 @takes(
     SimulateSettings,
-    "trace requests max_tokens length_field tokenizer time_unit strict",
+    "trace requests max_tokens length_field tokenizer format time_unit strict",
     panel="Load",
     defaults=_DEFAULTS,
 )

@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from ecoserve.sweep.summary import Meta
+from ecoserve.data import Trace
+from ecoserve.sweep.summary import Meta, TraceInfo
 
 #: Distributions whose versions can change a result; the CUDA and the CPU build of vLLM are one source.
 _DISTRIBUTIONS: Final = (
@@ -123,6 +124,17 @@ def short_lengths(lengths: str) -> str:
 
 def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def trace_info(source: str, trace: Trace) -> TraceInfo:
+    """What a result file says of the trace that was read from ``source``."""
+    return TraceInfo(
+        source=source,
+        format=trace.format,
+        sha256=fingerprint(Path(source)) if Path(source).is_file() else trace.sha256,
+        length_source=trace.length_source,
+        records=len(trace),
+    )
 
 
 def fingerprint(path: Path) -> str:

@@ -27,10 +27,10 @@ from ecoserve.serving.simulate.perfetto import TraceFile
 from ecoserve.serving.simulate.run import SimulateSettings, check, simulate
 from ecoserve.serving.simulate.settings import SIMULATION, machine_of
 from ecoserve.serving.workload import chosen_split, prompt_length
-from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint, short_lengths
+from ecoserve.sweep.identity import PlannedRun, describe_run, short_lengths, trace_info
 from ecoserve.sweep.plan import SYNTHETIC, located
 from ecoserve.sweep.results import ResultFolder
-from ecoserve.sweep.summary import NO_PRESSURE_TO, Meta, RunRow, Summary, TraceInfo
+from ecoserve.sweep.summary import NO_PRESSURE_TO, Meta, RunRow, Summary
 from ecoserve.sweep.tables import hashes, run_row
 
 if TYPE_CHECKING:
@@ -140,17 +140,11 @@ def prepare(
 
 def simulated(settings: SimulateSettings, title: str, command: str) -> Meta:
     """What simulations of one load have in common; their notes are about it."""
-    trace, source = settings.read_trace(), Path(settings.trace)
+    trace = settings.read_trace()
     return describe_run(title, [command]).model_copy(
         update={
             "synthetic": settings.trace.partition(":")[0] == SYNTHETIC,
-            "trace": TraceInfo(
-                source=settings.trace,
-                format=trace.format,
-                sha256=fingerprint(source) if source.is_file() else trace.sha256,
-                length_source=trace.length_source,
-                records=len(trace),
-            ),
+            "trace": trace_info(settings.trace, trace),
             "scheduler_mode": f"virtual time, pipeline depth {settings.depth}",
             "model_runner": "none",
             "settings": {k: v for k, v in _plain(settings).items() if k not in _AXES},

@@ -24,14 +24,14 @@ from ecoserve.serving.engine_run import EngineRunSettings, prepare, run_on, set_
 from ecoserve.serving.length_source import LengthSource
 from ecoserve.serving.trial_engine import Capacity, Planned, calibrate, facts, plan_engine, start
 from ecoserve.serving.workload import LoadRequest
-from ecoserve.sweep.identity import PlannedRun, describe_run, fingerprint
+from ecoserve.sweep.identity import PlannedRun, describe_run, trace_info
 from ecoserve.sweep.plan import SYNTHETIC
 from ecoserve.sweep.report import write_report
 from ecoserve.sweep.reporting.report_data import ReportData
 from ecoserve.sweep.reporting.trial_parts import sentence
 from ecoserve.sweep.results import ResultFolder
 from ecoserve.sweep.simulations import fit_notes
-from ecoserve.sweep.summary import Meta, TraceInfo, TrialRow
+from ecoserve.sweep.summary import Meta, TrialRow
 from ecoserve.sweep.trial_beside import (
     modelled_figures,
     modelled_machine,
@@ -177,19 +177,12 @@ def _beside(trial: Trial, asked: Asked, planned: Planned, found: Mapping[str, An
 
 def _meta(asked: Asked, trace: Trace) -> Meta:
     settings = asked.settings
-    source = Path(settings.trace)
     clock = "CPU time of one thread" if settings.clock == "cpu" else "wall-clock time"
     predictor = Path(asked.predictor).name if asked.predictor else None
     return describe_run(f"ecoserve try {Path(asked.model).name}", [asked.command]).model_copy(
         update={
             "synthetic": settings.trace.partition(":")[0] == SYNTHETIC,
-            "trace": TraceInfo(
-                source=settings.trace,
-                format=trace.format,
-                sha256=fingerprint(source) if source.is_file() else trace.sha256,
-                length_source=trace.length_source,
-                records=len(trace),
-            ),
+            "trace": trace_info(settings.trace, trace),
             "served_predictor": predictor,
             "notes": [
                 *trace.report.warnings,
