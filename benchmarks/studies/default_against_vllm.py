@@ -200,6 +200,8 @@ def main() -> int:
         content = common.read(given.output)
         common.renew(given.page, "default_against_vllm", {given.output.stem: lambda: table(content)})
         return 0
+    if given.data is None or given.predictor is None:
+        parser.error("--data and --predictor are needed for runs")
     runs = list(common.read(given.output).get("runs", []))
     known = {(r["load"], r["row"], r["seed"], r["requests"]) for r in runs}
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]

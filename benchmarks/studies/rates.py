@@ -134,6 +134,8 @@ def main() -> int:
         content = common.read(given.output)
         common.renew(given.page, "rates", {given.output.stem: lambda: table(content)})
         return 0
+    if given.data is None or given.predictor is None:
+        parser.error("--data and --predictor are needed for runs")
     words = ["benchmarks/results/" + given.output.name, "--data", "DATA", "--predictor", "CHECKPOINT"]
     words += ["--loads", shlex.quote(given.loads), "--seeds", given.seeds, "--requests", given.requests]
     rates = Rates(given.output, common.command("rates", *words), given.data, given.predictor)

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from core_rig import a_task
 from hypothesis import given
@@ -13,7 +14,7 @@ from ecoserve.lengths import LengthDistribution
 from ecoserve.serving.core.orderings import PROMPT_WEIGHT, Ordering, Pace
 from ecoserve.serving.core.policies import ORDERINGS, load
 from ecoserve.serving.core.settings import SchedulerSettings
-from ecoserve.serving.core.tasks import Task
+from ecoserve.serving.core.tasks import Task, TaskState
 
 NAMES = tuple(ORDERINGS)
 QUEUES = ("prompt", "generation")
@@ -53,6 +54,23 @@ def test_sjf_asks_for_the_whole_and_srpt_for_the_rest() -> None:
     tasks = [arrived("nearly done", 0.0, 200, generated=195), arrived("short", 0.0, 100, generated=1)]
     assert order(tasks, "sjf", "generation") == ["short", "nearly done"]
     assert order(tasks, "srpt", "generation") == ["nearly done", "short"]
+
+
+@pytest.mark.parametrize(("length", "first"), [(62, "short"), (65, "most is out")])
+def test_slo_asks_for_the_product_of_rest_and_whole(length: int, first: str) -> None:
+    # 40 tokens of 100 remain: the root of 40 x 100 is 63.2.
+    tasks = [arrived("most is out", 0.0, 100, generated=60), arrived("short", 0.0, length)]
+    assert order(tasks, "slo", "generation")[0] == first
+    assert order(tasks, "srpt", "generation")[0] == "most is out"
+
+
+@pytest.mark.parametrize(("length", "before"), [(80, True), (85, False)])
+def test_a_newcomer_goes_before_a_holder_only_if_it_saves_what_is_computed_again(length: int, before: bool) -> None:
+    # The holder: the root of 100 x 150, 122.5, less 0.2 x 150 tokens, is 92.5. The newcomer: its length and 0.2 x 50.
+    holds = arrived("holds", 0.0, 150, prompt_tokens=100, generated=50, state=TaskState.DECODE)
+    comes = arrived("comes", 0.0, length, prompt_tokens=50)
+    holder, newcomer = ordering("slo").places([holds, comes], np.array([100.0, float(length)]))
+    assert bool(newcomer < holder) == before
 
 
 def test_a_quantile_in_place_of_the_mean() -> None:
